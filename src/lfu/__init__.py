@@ -1,0 +1,36 @@
+"""Learning from the Undesirable: fine-tune a language model on little data without making it dumber.
+
+`LfUStep` is the method in plain PyTorch, for any training loop; `LfUConfig` and `LfUTrainer` bring it to TRL.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lfu.config import LfUConfig as LfUConfig
+    from lfu.objective import LfUStep as LfUStep
+    from lfu.objective import Record as Record
+    from lfu.trainer import LfUTrainer as LfUTrainer
+
+# Imported on first use: `import lfu` and `lfu --help` must not wait for torch, transformers and trl.
+_HOME = {
+    "LfUConfig": "lfu.config",
+    "LfUStep": "lfu.objective",
+    "LfUTrainer": "lfu.trainer",
+    "Record": "lfu.objective",
+}
+__all__ = ["LfUConfig", "LfUStep", "LfUTrainer", "Record", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lfu' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,176 @@
+"""`LfUConfig`: TRL's `SFTConfig` plus the knobs of Learning from the Undesirable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Union
+
+import torch
+from trl import SFTConfig
+
+# The strengths the paper reports, by one word (METHOD: alpha, lambda; base models, instruct models, RepS).
+PRESETS: dict[str, tuple[float, float]] = {
+    "base": (0.1, 5.0),
+    "instruct": (0.001, 500.0),
+    "reps": (0.1, 0.1),
+}
+METHODS = {
+    "lfu": "Learning from the Undesirable (arXiv 2511.13052)",
+    "lfu_reps": "the same with representation steering as the auxiliary: auxiliary=steering, preset=reps",
+    "sft": "plain supervised fine-tuning: lam=0, TRL's SFTTrainer bit for bit",
+}
+
+
+def _one_of(name: str, value: str, choices) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
+@dataclass
+class LfUConfig(SFTConfig):
+    r"""Every field of `trl.SFTConfig`, and those below. Defaults are the paper's, training settings included.
+
+    `alpha` and `lam` left at `None` take the values of `preset`; what is given explicitly wins.
+
+    Raises:
+        ValueError: for any value outside its documented range, naming the field and the allowed values.
+    """
+
+    # -- the paper's training settings ------------------------------------------------------------------------------
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate (paper: 1e-4, with LoRA)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (paper: cosine)."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up steps; below 1 a share of all steps (paper: 0.1)."}
+    )
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Number of epochs (paper: 3)."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Micro-batch size per device (paper: 4)."})
+    gradient_accumulation_steps: int = field(
+        default=4, metadata={"help": "Micro-batches per update (paper: 4, so 16 rows an update)."}
+    )
+    max_length: int | None = field(default=2048, metadata={"help": "Cut-off length in tokens (paper: 2048)."})
+
+    # -- Learning from the Undesirable ------------------------------------------------------------------------------
+    method: str = field(default="lfu", metadata={"help": f"Fine-tuning method: {', '.join(METHODS)}."})
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "alpha and lam in one word: base (0.1, 5), instruct (0.001, 500), reps (0.1, 0.1). "
+            "Default: reps for the steering auxiliary, else base."
+        },
+    )
+    alpha: float | None = field(
+        default=None, metadata={"help": "Length of the normalised ascent step (Eq. 2), > 0. Default: the preset's."}
+    )
+    lam: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
+        default=None,
+        metadata={
+            "help": "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT; 'auto' holds the gradient "
+            "ratio at `strength`. Default: the preset's."
+        },
+    )
+    strength: float = field(
+        default=0.5,
+        metadata={"help": "Target of lam='auto': ||grad(lam * consistency)|| / ||grad(SFT)||, > 0."},
+    )
+    auxiliary: str | None = field(
+        default=None, metadata={"help": "What the ascent moves: lora (default), steering or own."}
+    )
+    aux_rank: int = field(default=8, metadata={"help": "Rank of the LoRA auxiliary."})
+    aux_scaling: float = field(default=2.0, metadata={"help": "Scaling of the LoRA auxiliary (LoRA's alpha / rank)."})
+    aux_targets: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which linear layers get a LoRA auxiliary: comma-separated name endings, such as "
+            "'q_proj,v_proj'. Default: every linear layer of every block."
+        },
+    )
+    steering_norm: bool = field(
+        default=False,
+        metadata={"help": "Steering in the norm-preserving form of the authors' code instead of h + d (paper)."},
+    )
+    consistency: str = field(
+        default="mse", metadata={"help": "Consistency term (Eq. 5): mse, cosine, contrastive or logit_kl (Eq. 7)."}
+    )
+    mse_reduction: str = field(
+        default="mean", metadata={"help": "Over the hidden dimension: mean (authors' code) or sum (paper's text)."}
+    )
+    temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrastive consistency."})
+    layers: str = field(
+        default="all", metadata={"help": "Compared layers: all, early, middle, late (thirds), or a range '5-12'."}
+    )
+    final_norm: bool = field(
+        default=True,
+        metadata={"help": "Compare the last layer after the final norm, as transformers' hidden_states[K] is."},
+    )
+    positions: str = field(
+        default="predict",
+        metadata={"help": "Compared tokens: predict (positions that predict answer tokens: paper) or answer (code)."},
+    )
+    direction: str = field(
+        default="perturbed",
+        metadata={
+            "help": "Where the consistency gradient flows: perturbed (through h': paper) or clean (through h, as in "
+            "the authors' RepS code; moves the model towards the undesirable)."
+        },
+    )
+    ascent_batch: str = field(
+        default="same", metadata={"help": "Batch of the ascent: same, or independent (a second, own shuffle)."}
+    )
+    ascent_steps: int = field(default=1, metadata={"help": "Normalised ascent steps (Eq. 2), >= 1."})
+    same_dropout: bool = field(
+        default=True, metadata={"help": "Clean and perturbed pass see the same dropout masks and embedding noise."}
+    )
+    on_bad_batch: str = field(
+        default="skip",
+        metadata={"help": "No labelled token, zero ascent gradient, non-finite values: skip and record, or raise."},
+    )
+    advice: bool = field(default=True, metadata={"help": "Warn, once each, when the logged figures look wrong."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not (torch.cuda.is_available() or torch.xpu.is_available()):
+            self.bf16 = False  # TRL's default bf16=True is some 20 times slower than float32 on most CPUs
+        super().__post_init__()
+        self._resolve_method()
+        self._check()
+
+    def _resolve_method(self) -> None:
+        _one_of("method", self.method, METHODS)
+        if self.auxiliary is None:
+            self.auxiliary = "steering" if self.method == "lfu_reps" else "lora"
+        if self.method == "lfu_reps" and self.auxiliary != "steering":
+            raise ValueError(f"method='lfu_reps' means auxiliary='steering', got auxiliary={self.auxiliary!r}")
+        if self.preset is None:
+            self.preset = "reps" if self.auxiliary == "steering" else "base"
+        _one_of("preset", self.preset, PRESETS)
+        alpha, lam = PRESETS[self.preset]
+        self.alpha = alpha if self.alpha is None else float(self.alpha)
+        if self.method == "sft":
+            if self.lam not in (None, 0, 0.0, "0", "0.0"):
+                raise ValueError(f"method='sft' means lam=0, got lam={self.lam!r}: drop one of the two")
+            self.lam = 0.0
+        elif self.lam is None:
+            self.lam = lam
+        elif self.lam != "auto":
+            try:
+                self.lam = float(self.lam)
+            except ValueError:
+                raise ValueError(f"lam must be a number >= 0 or 'auto', got {self.lam!r}") from None
+
+    def _check(self) -> None:
+        _one_of("auxiliary", str(self.auxiliary), ("lora", "steering", "own"))
+        _one_of("consistency", self.consistency, ("mse", "cosine", "contrastive", "logit_kl"))
+        _one_of("mse_reduction", self.mse_reduction, ("mean", "sum"))
+        _one_of("positions", self.positions, ("predict", "answer"))
+        _one_of("direction", self.direction, ("perturbed", "clean"))
+        _one_of("ascent_batch", self.ascent_batch, ("same", "independent"))
+        _one_of("on_bad_batch", self.on_bad_batch, ("skip", "raise"))
+        for name in ("alpha", "strength", "temperature", "aux_scaling"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        if self.lam != "auto" and not (math.isfinite(float(self.lam)) and float(self.lam) >= 0):  # type: ignore[arg-type]
+            raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {self.lam!r}")
+        for name in ("aux_rank", "ascent_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")

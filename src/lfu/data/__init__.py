@@ -1,0 +1,1 @@
+"""Data for fine-tuning and its measurements: built-in sets and generators."""

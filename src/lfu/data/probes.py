@@ -1,0 +1,32 @@
+"""Built-in probe sets: what a model knew before fine-tuning, to be measured again after it."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+
+def general_knowledge() -> list[dict[str, Any]]:
+    """Multiple-choice questions of general knowledge.
+
+    Rows: ``{"id": str, "category": str, "question": str, "choices": list of 4 str, "answer": int}``, where
+    ``answer`` is the index (0..3) of the one right choice. Every call reads the file anew, so callers may change
+    what they get.
+    """
+    return _read_jsonl("general_knowledge.jsonl")
+
+
+def plain_text() -> list[dict[str, Any]]:
+    """Short passages of general English prose, for measuring perplexity.
+
+    Rows: ``{"id": str, "text": str}``, 50 to 90 words a passage.
+    """
+    return _read_jsonl("plain_text.jsonl")
+
+
+def _read_jsonl(name: str) -> list[dict[str, Any]]:
+    """The rows of ``builtin/<name>`` in this package; FileNotFoundError if the package was built without it."""
+    text = files("lfu.data").joinpath("builtin").joinpath(name).read_text(encoding="utf-8")
+    # Not splitlines(): it would also break at the rarer line separators that JSON leaves unescaped.
+    return [json.loads(line) for line in text.split("\n") if line]

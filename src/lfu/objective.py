@@ -1,0 +1,390 @@
+"""One micro-batch of Learning from the Undesirable (Eq. 6), in plain PyTorch, by the exact 2F+2B shortcut.
+
+Written down naively the method costs three forwards and three backwards. But the auxiliary starts as an exact no-op,
+so the SFT loss of theta and of theta_aux are one number, and one forward and backward with the zero auxiliary attached
+gives both d l/d theta and d l/d aux. That graph is freed; one perturbed forward without the head, one backward: 2F+2B.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lfu.anatomy import anatomy, layer_range
+from lfu.consistency import consistency_of
+from lfu.representations import Reader, answer_positions
+from lfu.rng import Replay, generators
+from lfu.strength import SplitGradients, Strength, sample_of
+from lfu.undesirable import Auxiliary, Own, ascend, auxiliary_of
+
+Batch = Mapping[str, Any]
+Loss = Callable[[nn.Module, Batch, "float | torch.Tensor"], torch.Tensor]
+
+
+def sft_loss(model: nn.Module, batch: Batch, num_items: float | torch.Tensor) -> torch.Tensor:
+    """Eq. 1: the token negative log-likelihood of the answer, summed and divided by `num_items`.
+
+    Args:
+        model: a causal language model that returns logits `(B, T, V)`.
+        batch: `input_ids`, `labels` `(B, T)`, anything else the model takes.
+        num_items: labelled tokens of all micro-batches of one update.
+
+    Returns:
+        a scalar in nats a token; in float32, or float64 if the logits are. Zero, still connected to the model, for a
+        batch without a labelled token.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "num_items_in_batch")}
+    logits = model(**{**inputs, "use_cache": False}).logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    targets = batch["labels"][:, 1:].to(logits.device)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum") / num_items
+
+
+@dataclass
+class Record:
+    """What happened in one micro-batch. Plain numbers; losses in nats a token.
+
+    Attributes:
+        sft_loss: mean over this micro-batch's answer tokens (Eq. 1).
+        consistency: mean over its answer tokens and the compared layers (Eq. 5).
+        consistency_per_layer: layer -> mean over answer tokens; layer K + 1 stands for the logits.
+        displacement: layer -> ||h' - h|| / ||h||, Frobenius norms over the answer tokens.
+        ascent_grad_norm: ||g|| of Eq. 2 at the first step, for the mean loss of the ascent batch.
+        gradient_ratio: ||grad(lam * consistency)|| / ||grad(SFT)|| on (a sample of) theta.
+        gradient_cosine: cosine between the two.
+        lam: the weight used.
+        tokens: N, the answer tokens.
+        skipped: why the consistency (or, for a non-finite loss, everything) was left out; else None.
+    """
+
+    sft_loss: float = math.nan
+    consistency: float = 0.0
+    consistency_per_layer: dict[int, float] = field(default_factory=dict)
+    displacement: dict[int, float] = field(default_factory=dict)
+    ascent_grad_norm: float = 0.0
+    gradient_ratio: float = 0.0
+    gradient_cosine: float = 0.0
+    lam: float = 0.0
+    tokens: int = 0
+    skipped: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Eq. 6."""
+        return self.sft_loss + self.lam * self.consistency
+
+
+class BadBatch(ArithmeticError):
+    """Raised under `on_bad_batch="raise"`; the gradients are what they were before the micro-batch or finite."""
+
+
+class LfUStep:
+    """Leaves the gradient of Eq. 6, `l_SFT(theta) + lam * l_cons`, on theta, for one micro-batch a call.
+
+    ```python
+    step = LfUStep(model, alpha=0.1, lam=5.0)
+    for batch in loader:                 # input_ids, attention_mask, labels
+        record = step(batch)             # forward, backward, ascent, perturbed forward, backward
+        optimizer.step()
+        optimizer.zero_grad()
+    ```
+
+    Args:
+        model: a causal language model of transformers, or a `PeftModel` around one. Theta is what requires a gradient.
+        auxiliary: what the ascent moves: `lora`, `steering`, `own`, or an `Auxiliary` with options of its own.
+        alpha: length of each normalised ascent step (Eq. 2), > 0.
+        lam: weight of the consistency, >= 0 (0: plain SFT, nothing attached), or `auto`: see `strength`.
+        consistency: `mse`, `cosine`, `contrastive`, `logit_kl`, or a module with the same call.
+        layers: compared layers: `all`, `early`, `middle`, `late`, or a range such as `5-12`.
+        final_norm: layer K is compared after the final norm, as transformers' hidden_states[K].
+        positions: `predict` or `answer`, see `answer_positions`.
+        direction: `perturbed`: through h' towards detach(h) (paper, 2F+2B). `clean`: through h towards detach(h')
+            (the authors' RepS code, 3F+2B); its first-order effect has the opposite sign: it draws the model towards
+            the undesirable.
+        ascent_batch: `same`, or `independent`: each call is given a second batch for the ascent (3F+3B).
+        ascent_steps: normalised ascent steps; each beyond the first costs a forward and a backward.
+        same_dropout: the perturbed pass sees the clean pass's dropout masks and embedding noise. Otherwise h' - h is
+            mostly the difference of two random masks, and the consistency trains against dropout, not the undesirable.
+        on_bad_batch: no labelled token, a zero ascent gradient, a non-finite value: `skip` the consistency and say so
+            in the record, or `raise`. A non-finite loss or gradient is never left on theta.
+        strength: the gradient ratio that lam="auto" holds.
+        seed: of the auxiliary's random parts.
+        blocks: where the blocks are, if they can't be found (see `anatomy`).
+        loss_fn: `(model, batch, num_items) -> scalar`, Eq. 1.
+        backward: runs a backward pass on a scalar; `accelerator.backward` in a Trainer.
+        autocast: makes the context for the perturbed forward, which goes round the model's own wrappers.
+        grad_scaler: a `torch.amp.GradScaler` whose scale the gradients carry; it then looks after non-finite ones.
+
+    Raises:
+        ValueError: any argument outside its range, a layer range outside the model, nothing to attach to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        auxiliary: str | Auxiliary = "lora",
+        alpha: float = 0.1,
+        lam: float | str = 5.0,
+        consistency: str | nn.Module = "mse",
+        layers: str = "all",
+        final_norm: bool = True,
+        positions: str = "predict",
+        direction: str = "perturbed",
+        ascent_batch: str = "same",
+        ascent_steps: int = 1,
+        same_dropout: bool = True,
+        on_bad_batch: str = "skip",
+        strength: float = 0.5,
+        seed: int = 42,
+        blocks: str | None = None,
+        loss_fn: Loss = sft_loss,
+        backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+        grad_scaler: Any = None,
+    ):
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise ValueError(f"alpha must be a finite number > 0, got {alpha!r}")
+        if lam != "auto" and not (isinstance(lam, (int, float)) and math.isfinite(lam) and lam >= 0):
+            raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {lam!r}")
+        if ascent_steps < 1:
+            raise ValueError(f"ascent_steps must be at least 1, got {ascent_steps!r}")
+        for name, value, choices in (
+            ("positions", positions, ("predict", "answer")),
+            ("direction", direction, ("perturbed", "clean")),
+            ("ascent_batch", ascent_batch, ("same", "independent")),
+            ("on_bad_batch", on_bad_batch, ("skip", "raise")),
+        ):
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+        self.model, self.alpha, self.ascent_steps, self.seed = model, alpha, ascent_steps, seed
+        self.positions, self.direction, self.ascent_batch = positions, direction, ascent_batch
+        self.same_dropout, self.on_bad_batch = same_dropout, on_bad_batch
+        self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
+        self.anatomy = anatomy(model, blocks)
+        depth = len(self.anatomy.blocks)
+        self.consistency = consistency_of(consistency)
+        compared = layer_range(layers, depth)
+        self.reads_logits = getattr(self.consistency, "reads", "layers") == "logits"
+        self.reader = Reader(self.anatomy, [depth] if self.reads_logits else compared, final_norm or self.reads_logits)
+        self.auxiliary = auxiliary_of(auxiliary)
+        self.auxiliary.bind(self.anatomy)
+        # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
+        self.strength = Strength(strength, start=1e-3 * strength / alpha) if lam == "auto" else None
+        self._lam = 0.0 if lam == "auto" else float(lam)
+        self.calls = 0
+
+    @property
+    def lam(self) -> float:
+        """The weight the next micro-batch will use."""
+        return self._lam if self.strength is None else self.strength.lam
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs: the number of calls, and the running estimate of lam="auto"."""
+        state = {"calls": float(self.calls)}
+        if self.strength is not None:
+            state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.calls = int(state["calls"])
+        if self.strength is not None and "weight" in state:
+            self.strength.mean_log, self.strength.weight = state["mean_log"], state["weight"]
+
+    def __call__(
+        self,
+        batch: Batch,
+        *,
+        ascent_batch: Batch | None = None,
+        num_items: float | torch.Tensor | None = None,
+        first_pass: Callable[[], torch.Tensor] | None = None,
+        index: int | None = None,
+    ) -> Record:
+        """Add the gradient of Eq. 6 to theta's `.grad`.
+
+        Args:
+            batch: `input_ids`, `labels` `(B, T)`, and anything else the model takes.
+            ascent_batch: the second batch, for `ascent_batch="independent"`.
+            num_items: what the token sums of both terms are divided by; with gradient accumulation the labelled tokens
+                of all micro-batches of the update, so that they add up to one big batch. Default: this batch's own.
+            first_pass: runs the SFT forward and backward in place of `loss_fn` and `backward`, and returns the loss;
+                for a non-finite loss it must leave zero gradients.
+            index: number of the micro-batch, from which the auxiliary's randomness is derived. Default: counts calls.
+
+        Raises:
+            ValueError: `ascent_batch` missing or not wanted.
+            BadBatch: under `on_bad_batch="raise"`.
+        """
+        if (ascent_batch is not None) != (self.ascent_batch == "independent"):
+            raise ValueError("pass `ascent_batch` to the call if, and only if, the step has ascent_batch='independent'")
+        index, self.calls = self.calls if index is None else index, self.calls + 1
+        where = answer_positions(batch["labels"], self.positions)
+        items = max(len(where), 1) if num_items is None else num_items
+        record = Record(tokens=len(where), lam=self.lam)
+        theta = self.anatomy.theta()
+        replay = Replay(self.anatomy.device, self.same_dropout)
+        run_first = first_pass or (lambda: self._sft_pass(batch, items))
+        if self.lam == 0:
+            self._keep_loss(record, run_first(), items)
+            return record
+        self.auxiliary.reset(generators(self.seed, index))
+        split = SplitGradients(theta, theta if isinstance(self.auxiliary, Own) else sample_of(theta))
+        try:
+            with self._zero_auxiliary(), self.reader.reading(where, detach=True) as clean:
+                self._keep_loss(record, run_first(), items)
+            if record.skipped is None and len(where) == 0:
+                record.skipped = "no labelled token"
+            if record.skipped is None:
+                target = self._readout(clean)
+                gradients = self._first_gradients(ascent_batch, items)
+                split.set_aside()
+                self._ascend(record, gradients, ascent_batch or batch, items)
+            if record.skipped is None:
+                self._consistency_pass(record, batch, where, items, replay, clean, target, split)
+        finally:
+            self.auxiliary.discard()
+            split.join()
+            self._drop_non_finite(record, theta)
+        if record.skipped and self.on_bad_batch == "raise":
+            raise BadBatch(f"micro-batch {index}: {record.skipped}")
+        return record
+
+    # -- the clean pass (Eq. 1, Eq. 3) --------------------------------------------------------------------------------
+
+    def _sft_pass(self, batch: Batch, items: float | torch.Tensor) -> torch.Tensor:
+        loss = self.loss_fn(self.model, batch, items)
+        if torch.isfinite(loss):
+            self.backward(loss)
+        return loss.detach()
+
+    def _zero_auxiliary(self) -> AbstractContextManager[None]:
+        """With an independent ascent batch the clean pass owes the auxiliary nothing."""
+        return self.auxiliary.attached() if self.ascent_batch == "same" else nullcontext()
+
+    def _keep_loss(self, record: Record, loss: torch.Tensor, items: float | torch.Tensor) -> None:
+        record.sft_loss = float(loss) * float(items) / max(record.tokens, 1)
+        if not math.isfinite(record.sft_loss):
+            record.skipped = "non-finite loss"
+
+    def _readout(self, hidden: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """What the consistency compares: the representations, or the logits `(N, V)` made from the last one."""
+        if not self.reads_logits:
+            return hidden
+        depth = len(self.anatomy.blocks)
+        return {depth + 1: self.anatomy.logits(hidden[depth])}
+
+    # -- the ascent (Eq. 2) -------------------------------------------------------------------------------------------
+
+    def _first_gradients(self, ascent_batch: Batch | None, items: float | torch.Tensor) -> list[torch.Tensor | None]:
+        if ascent_batch is None:
+            return self.auxiliary.take_gradients()  # the clean backward left them
+        return self._ascent_gradients(ascent_batch, items)
+
+    def _ascent_gradients(self, batch: Batch, items: float | torch.Tensor) -> list[torch.Tensor | None]:
+        """One forward and backward for the auxiliary alone; theta's gradients are not touched."""
+        with self.auxiliary.attached():
+            loss = self.loss_fn(self.model, batch, items)
+            if self.grad_scaler is not None:
+                loss = self.grad_scaler.scale(loss)  # the normalised step does not see it, fp16 gradients need it
+            return list(torch.autograd.grad(loss, list(self.auxiliary.parameters()), allow_unused=True))
+
+    def _ascend(self, record: Record, gradients: list, batch: Batch, items: float | torch.Tensor) -> None:
+        norm = ascend(self.auxiliary, gradients, self.alpha)
+        scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+        count = len(answer_positions(batch["labels"]))
+        record.ascent_grad_norm = norm * float(items) / max(count, 1) / scale
+        for _ in range(self.ascent_steps - 1):
+            if norm == 0 or not math.isfinite(norm):
+                break
+            norm = ascend(self.auxiliary, self._ascent_gradients(batch, items), self.alpha)
+        if norm == 0:
+            record.skipped = "zero ascent gradient"
+        elif not math.isfinite(norm):
+            record.skipped = "non-finite ascent gradient"
+
+    # -- the perturbed pass (Eq. 4, Eq. 5) ----------------------------------------------------------------------------
+
+    def _consistency_pass(
+        self,
+        record: Record,
+        batch: Batch,
+        where: torch.Tensor,
+        items: float | torch.Tensor,
+        replay: Replay,
+        clean: dict[int, torch.Tensor],
+        target: dict[int, torch.Tensor],
+        split: SplitGradients,
+    ) -> None:
+        self.auxiliary.freeze()
+        through_h = self.direction == "clean"
+        with self.auxiliary.attached(), torch.set_grad_enabled(not through_h):
+            with replay(), self.autocast(), self._reading(where) as moved:
+                self.reader.run(batch)
+                moving = self._readout(moved)
+            displaced = {layer: moved[layer].detach() for layer in moved}
+            if not through_h:
+                self._consistency_backward(record, target, moving, items, split)
+        if through_h:
+            self.auxiliary.discard()
+            with replay(), self.autocast(), self._reading(where) as again:
+                self.reader.run(batch)
+                target, moving = moving, self._readout(again)
+            self._consistency_backward(record, target, moving, items, split)
+        record.displacement = _displacement(clean, displaced)
+
+    @contextmanager
+    def _reading(self, where: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
+        with self.reader.reading(where, detach=False, stop=True) as hidden:
+            yield hidden
+
+    def _consistency_backward(
+        self,
+        record: Record,
+        target: dict[int, torch.Tensor],
+        moving: dict[int, torch.Tensor],
+        items: float | torch.Tensor,
+        split: SplitGradients,
+    ) -> None:
+        """Eq. 5 and its backward: token sums over layers, divided by `items` and the number of layers."""
+        device = self.anatomy.device
+        sums = {layer: self.consistency(target[layer].detach(), moving[layer]).sum().to(device) for layer in moving}
+        total = torch.stack(list(sums.values())).sum() / len(sums) / items
+        per_layer = (torch.stack([s.detach() for s in sums.values()]).double() / record.tokens).tolist()
+        record.consistency_per_layer = dict(zip(sums, per_layer))
+        record.consistency = math.fsum(per_layer) / len(per_layer)
+        if not math.isfinite(record.consistency):
+            record.skipped = "non-finite consistency"
+            return
+        self.backward(record.lam * total)
+        sft, cons, record.gradient_cosine = split.norms()
+        record.gradient_ratio = cons / sft if sft > 0 else math.inf
+        if not math.isfinite(cons):
+            record.skipped = "non-finite consistency gradient"
+        elif self.strength is not None:
+            self.strength.update(record.gradient_ratio / record.lam)
+
+    # -- never NaN in the weights -------------------------------------------------------------------------------------
+
+    def _drop_non_finite(self, record: Record, theta: list[nn.Parameter]) -> None:
+        """After a non-finite gradient, zero its entries; under fp16 the GradScaler skips the whole update instead."""
+        if record.skipped and record.skipped.startswith("non-finite") and self.grad_scaler is None:
+            for p in theta:
+                if p.grad is not None:
+                    p.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _displacement(clean: dict[int, torch.Tensor], moved: dict[int, torch.Tensor]) -> dict[int, float]:
+    """Layer -> ||h' - h|| / ||h||, read off the device at once."""
+    device = next(iter(clean.values())).device
+    ratios = [
+        (torch.linalg.vector_norm(moved[layer].float() - h.float()) / torch.linalg.vector_norm(h.float())).to(device)
+        for layer, h in clean.items()
+    ]
+    return dict(zip(clean, torch.stack(ratios).tolist()))

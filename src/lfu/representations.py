@@ -1,0 +1,103 @@
+"""Reading h[l, t] (Eq. 3 and 4): hooks on the blocks, the answer positions, and a forward that stops in time.
+
+Hooks, because TRL's fused LM head returns no hidden states. Only the answer tokens are kept: N x d a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from lfu.anatomy import Anatomy
+
+# what the loss needs and the decoder does not
+_LOSS_ONLY = ("labels", "num_items_in_batch", "shift_labels")
+
+
+class _Stop(Exception):
+    """Raised by the hook on the last compared layer: nothing after it is needed."""
+
+
+def answer_positions(labels: torch.Tensor, which: str = "predict") -> torch.Tensor:
+    """Flat indices `(N,)` into the B*T positions of a batch whose representations are compared.
+
+    Args:
+        labels: `(B, T)`, -100 where no loss is taken; the label at t is predicted from position t-1.
+        which: `predict`, the positions that predict an answer token (paper: h[l,t] = M(x, y_<t)), or `answer`, the
+            answer tokens' own positions (the authors' code). Both have the N of the loss's mean.
+    """
+    labelled = labels != -100
+    labelled[:, 0] = False  # never predicted
+    if which == "predict":
+        labelled = labelled.roll(-1, dims=1)
+    return labelled.flatten().nonzero().squeeze(1)
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """The hidden states `(B, T, d)` in what a block or a decoder returns."""
+    if isinstance(output, torch.Tensor):
+        return output
+    return output.last_hidden_state if hasattr(output, "last_hidden_state") else output[0]
+
+
+def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    """The same block output with other hidden states."""
+    return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+
+
+class Reader:
+    """Reads the chosen layers' representations at the answer positions.
+
+    Args:
+        anatomy: the model's parts.
+        layers: layer numbers in 1..K, ascending.
+        final_norm: layer K is read after the final norm, as transformers' hidden_states[K] is.
+    """
+
+    def __init__(self, anatomy: Anatomy, layers: list[int], final_norm: bool = True):
+        self.anatomy, self.layers = anatomy, layers
+        depth = len(anatomy.blocks)
+        self.sources: dict[int, nn.Module] = {layer: anatomy.blocks[layer - 1] for layer in layers}
+        if final_norm and depth in self.sources:
+            self.sources[depth] = anatomy.decoder
+
+    @contextmanager
+    def reading(
+        self, positions: torch.Tensor, *, detach: bool, stop: bool = False
+    ) -> Iterator[dict[int, torch.Tensor]]:
+        """Within it, a forward fills the yielded dict: layer -> `(N, d)`.
+
+        With `stop`, the forward ends (see `run`) after the last compared layer. Gradient checkpointing may run a
+        block again during the backward: what was read first stays.
+        """
+        found: dict[int, torch.Tensor] = {}
+        last = self.layers[-1]
+
+        def hook(layer: int):
+            def read(module: nn.Module, args: Any, output: Any) -> None:
+                if layer in found:
+                    return
+                hidden = hidden_of(output)
+                hidden = hidden.detach() if detach else hidden
+                found[layer] = hidden.flatten(0, 1).index_select(0, positions.to(hidden.device))
+                if stop and layer == last:
+                    raise _Stop
+
+            return read
+
+        handles = [source.register_forward_hook(hook(layer)) for layer, source in self.sources.items()]
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, batch: Mapping[str, Any]) -> None:
+        """One forward of the decoder, without the head, up to the last layer that a `reading(stop=True)` wants."""
+        inputs = {name: value for name, value in batch.items() if name not in _LOSS_ONLY}
+        with suppress(_Stop):
+            self.anatomy.decoder(**{**inputs, "use_cache": False})

@@ -1,0 +1,50 @@
+"""Randomness: one source for the auxiliaries, and the same dropout masks twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+Generators = Callable[[torch.device], torch.Generator]
+
+
+def generators(seed: int, index: int) -> Generators:
+    """A generator per device, for micro-batch number `index` of a run seeded `seed`.
+
+    Nothing is carried from one micro-batch to the next, so a resumed run draws what the uninterrupted one would.
+    """
+    made: dict[torch.device, torch.Generator] = {}
+
+    def on(device: torch.device) -> torch.Generator:
+        if device not in made:
+            mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + (device.index or 0)) % 2**63
+            made[device] = torch.Generator(device).manual_seed(mixed)
+        return made[device]
+
+    return on
+
+
+class Replay:
+    """Remembers the random state at its making; `with replay():` runs from that state and then puts back today's.
+
+    So the perturbed pass sees the dropout masks and NEFTune noise of the clean one, and the run's own stream of
+    random numbers is the one that plain SFT would have had.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool = True):
+        self.enabled = enabled
+        self.devices = [device] if device.type == "cuda" else []
+        self.state = (torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.devices])
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if not self.enabled:
+            yield
+            return
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.state[0])
+            for device, state in zip(self.devices, self.state[1]):
+                torch.cuda.set_rng_state(state, device)
+            yield

@@ -1,0 +1,80 @@
+"""What an auxiliary is. A new kind is one file with a subclass, and a line in `KINDS`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lfu.anatomy import Anatomy
+from lfu.rng import Generators
+
+
+class Auxiliary(ABC):
+    """Components beside theta that start as an exact no-op, are moved by one ascent (Eq. 2), and are thrown away.
+
+    The life of one micro-batch: `reset`, then with `attached` a forward and backward (the no-op: no output bit
+    changes), `take_gradients`, a move by `ascend`, with `attached` the perturbed forward and backward, `discard`.
+
+    They live outside the module tree, attached by forward hooks: never in a state dict, an optimizer or a reducer.
+    """
+
+    @abstractmethod
+    def bind(self, anatomy: Anatomy) -> None:
+        """Look at the model. Raises ValueError where there is nothing to attach to."""
+
+    @abstractmethod
+    def reset(self, generators: Generators) -> None:
+        """Fresh components, an exact no-op; any drawing from `generators` alone."""
+
+    @abstractmethod
+    def parameters(self) -> Sequence[torch.Tensor]:
+        """The leaf tensors that the next ascent step moves; a tensor whose gradient must be zero may be left out."""
+
+    @abstractmethod
+    def attached(self) -> AbstractContextManager[None]:
+        """Within it the model runs as theta_aux. Backward belongs inside too (gradient checkpointing recomputes)."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget the move: theta is again bit for bit what it was."""
+
+    def take_gradients(self) -> list[torch.Tensor | None]:
+        """The gradients a shared backward left on `parameters()`, taken off them."""
+        gradients = [p.grad for p in self.parameters()]
+        for p in self.parameters():
+            p.grad = None
+        return gradients
+
+    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
+        """Add one step a parameter, in the parameters' order; None is no step."""
+        with torch.no_grad():
+            for p, step in zip(self.parameters(), steps, strict=True):
+                if step is not None:
+                    p.add_(step.to(p.dtype))
+
+    def freeze(self) -> None:
+        """From here on the components are constants (Eq. 5 has no second-order terms)."""
+        for p in self.parameters():
+            p.requires_grad_(False)
+
+
+@contextmanager
+def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Install forward hooks, and take them off whatever happens."""
+    handles = []
+    try:
+        handles.extend(module.register_forward_hook(hook) for module, hook in hooks)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def component_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a component: float32 unless the weights are wider, so that a small move is not rounded away."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,57 @@
+"""The `own` auxiliary: theta itself is moved by the ascent and put back (what the authors' code does for LoRA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from lfu.anatomy import Anatomy
+from lfu.rng import Generators
+from lfu.undesirable.auxiliary import Auxiliary
+
+
+class Own(Auxiliary):
+    """No components beside theta: its trainable parameters take the step, and the copies put them back.
+
+    The consistency gradient is taken AT the moved weights: backward ends before `discard`. (The authors' code puts the
+    weights back before backward runs, so its gradient mixes both: a defect that is not copied here.)
+    """
+
+    def __init__(self) -> None:
+        self.anatomy: Anatomy | None = None
+        self.theta: list[nn.Parameter] = []
+        self.copies: list[torch.Tensor] = []
+
+    def bind(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
+
+    def reset(self, generators: Generators) -> None:
+        assert self.anatomy is not None
+        self.discard()
+        self.theta = self.anatomy.theta()
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self.theta
+
+    def take_gradients(self) -> list[torch.Tensor | None]:
+        return [p.grad for p in self.theta]  # left in place: they are the SFT part of Eq. 6
+
+    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
+        if not self.copies:
+            self.copies = [p.detach().clone() for p in self.theta]
+        super().move(steps)
+
+    def attached(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def freeze(self) -> None:
+        """Nothing to do: theta goes on requiring its gradient."""
+
+    def discard(self) -> None:
+        with torch.no_grad():
+            for p, copy in zip(self.theta, self.copies):
+                p.copy_(copy)
+        self.copies = []

@@ -1,0 +1,95 @@
+"""The RepS auxiliary: one steering vector d_l per layer, zero at the start, added to the block's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lfu.anatomy import Anatomy
+from lfu.representations import hidden_of, with_hidden
+from lfu.rng import Generators
+from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
+
+
+class Steering(Auxiliary):
+    """`h'[l] = h[l] + d_l` at every token, carried forward through the remaining layers (paper, RepS).
+
+    Args:
+        preserve_norm: the authors' code instead: d_l is added to `h / ||h||`, and the sum scaled back to `||h||`.
+    """
+
+    def __init__(self, preserve_norm: bool = False):
+        self.preserve_norm = preserve_norm
+        self.blocks: list[nn.Module] = []
+        self.width = 0
+        self.vectors: list[torch.Tensor] = []
+        self.moved = False
+
+    def bind(self, anatomy: Anatomy) -> None:
+        self.blocks = anatomy.blocks
+        self.width = anatomy.model.config.get_text_config().hidden_size
+
+    def reset(self, generators: Generators) -> None:
+        self.moved = False
+        self.vectors = []
+        for block in self.blocks:
+            weight = next(block.parameters())
+            dtype = component_dtype(weight.dtype)
+            self.vectors.append(torch.zeros(self.width, dtype=dtype, device=weight.device, requires_grad=True))
+
+    def parameters(self) -> list[torch.Tensor]:
+        return self.vectors
+
+    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
+        super().move(steps)
+        self.moved = True
+
+    def attached(self) -> AbstractContextManager[None]:
+        return forward_hooks([(block, self._hook(d)) for block, d in zip(self.blocks, self.vectors, strict=True)])
+
+    def discard(self) -> None:
+        self.vectors = []
+
+    def _hook(self, d: torch.Tensor):
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = hidden_of(output)
+            if not self.moved:
+                return with_hidden(output, _ZeroSteering.apply(hidden, d, self.preserve_norm))
+            return with_hidden(output, self._steer(hidden, d.to(hidden.dtype)))
+
+        return hook
+
+    def _steer(self, hidden: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        if not self.preserve_norm:
+            return hidden + d
+        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        steered = hidden / norm + d
+        return norm * steered / torch.linalg.vector_norm(steered, dim=-1, keepdim=True)
+
+
+class _ZeroSteering(torch.autograd.Function):
+    """Steering by d = 0: changes no bit, and has the gradient with respect to d.
+
+    dl/dd = sum over tokens of g = dl/dh, or, preserving the norm, of `||h|| (g - u (u . g))` with `u = h / ||h||`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, d: torch.Tensor, preserve_norm: bool):
+        ctx.dtype = d.dtype
+        ctx.save_for_backward(*([hidden] if preserve_norm else []))
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor):
+        (grad,) = gradients
+        per_token = grad.to(ctx.dtype)
+        if ctx.saved_tensors:
+            hidden = ctx.saved_tensors[0].to(ctx.dtype)
+            norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+            unit = hidden / norm
+            per_token = norm * (per_token - unit * (unit * per_token).sum(-1, keepdim=True))
+        return grad, per_token.flatten(0, -2).sum(0), None

@@ -1,0 +1,17 @@
+"""Offline, on one thread, and the same seed at the start of each test."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tiny models: threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

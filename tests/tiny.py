@@ -1,0 +1,95 @@
+"""Tiny random models built from configs, and batches for them: everything in the suite runs on these."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch.overrides import TorchFunctionMode
+
+VOCAB = 61
+_SMALL = dict(
+    vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=4, max_position_embeddings=64, tie_word_embeddings=True,
+    bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)  # fmt: skip
+CONFIGS: dict[str, Any] = {
+    "llama": lambda **kw: transformers.LlamaConfig(**_SMALL | kw),
+    "qwen": lambda **kw: transformers.Qwen3Config(**_SMALL | kw),
+    "mistral": lambda **kw: transformers.MistralConfig(**_SMALL | dict(tie_word_embeddings=False) | kw),
+    "gemma": lambda **kw: transformers.Gemma2Config(**_SMALL | dict(query_pre_attn_scalar=4) | kw),
+    "gpt2": lambda **kw: transformers.GPT2Config(
+        **dict(vocab_size=VOCAB, n_embd=16, n_layer=4, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2,
+               resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) | kw
+    ),
+}  # fmt: skip
+FAMILIES = list(CONFIGS)
+
+
+def tiny_model(family: str = "llama", *, theta: str = "full", dtype=torch.float64, seed: int = 0, **config: Any) -> Any:
+    """A random model of 4 layers, d = 16. `theta`: full, lora, dora, or subset (the attention of the upper half)."""
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**config)).to(dtype)
+    for p in model.parameters():  # the default initialisation is so small that all layers look alike
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.2)
+    if theta in ("lora", "dora"):
+        targets = "all-linear" if family != "gpt2" else ["c_attn", "c_proj", "c_fc"]
+        config_ = LoraConfig(
+            r=2, lora_alpha=4, target_modules=targets, use_dora=theta == "dora", fan_in_fan_out=family == "gpt2"
+        )
+        model = get_peft_model(model, config_, autocast_adapter_dtype=False)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(p, std=0.1)  # as after some training: theta is not at its own zero
+        model = model.to(dtype)
+    elif theta == "subset":
+        for name, p in model.named_parameters():
+            p.requires_grad_(any(f".{i}." in name for i in (2, 3)) and "attn" in name)
+    model.train()
+    return model
+
+
+def tiny_batch(seed: int = 0, rows: int = 3, length: int = 10) -> dict[str, torch.Tensor]:
+    """Right-padded rows of different lengths; the prompt's and the padding's labels are -100."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCAB, (rows, length), generator=g)
+    mask, labels = torch.ones_like(ids), ids.clone()
+    for i in range(rows):
+        end = length - i
+        ids[i, end:], mask[i, end:], labels[i, end:] = 0, 0, -100
+        labels[i, : 3 + i % 2] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class Float64Throughout(TorchFunctionMode):
+    """Models compute norms, softmaxes and rotary tables in float32 whatever their dtype; within this, in float64.
+
+    Without it two orders of the same arithmetic differ by 1e-7 and the oracle could not be asked for 1e-10.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.float:
+            return args[0].double()
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        return func(*args, **kwargs)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """name -> gradient (zeros where there is none) of each trainable parameter."""
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for n, p in model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """max over parameters of max|a - b|, over the largest entry of b."""
+    assert a.keys() == b.keys()
+    return max(float((a[n] - b[n]).abs().max()) for n in a) / max(float(b[n].abs().max()) for n in b)
