@@ -71,8 +71,9 @@ class Oracle:
         temperature: float = 0.1,
         scaling: float = 2.0,
     ):
-        self.model: Any = copy.deepcopy(model)
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        duplicate: Any = copy.deepcopy(model)
+        base = duplicate.get_base_model() if hasattr(duplicate, "get_base_model") else duplicate
+        self.model = duplicate
         stack = base.transformer.h if hasattr(base, "transformer") else base.model.layers
         for i, block in enumerate(stack):
             stack[i] = Tap(block)
@@ -98,7 +99,7 @@ class Oracle:
             and not hasattr(module, "base_layer")  # PEFT's wrapper is called Linear too
         }
 
-    # -- theta_aux ----------------------------------------------------------------------------------------------------
+    # -- theta_aux -----------------------------------------------------------------------------------------------------
 
     def start(self, a_matrices: list[torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """The zero auxiliary. `a_matrices`: the A of each linear layer, in the order of `linear_weights`."""
@@ -137,7 +138,7 @@ class Oracle:
                 weights[name] = weights[name] + aux[name]
         return weights
 
-    # -- the equations ------------------------------------------------------------------------------------------------
+    # -- the equations -------------------------------------------------------------------------------------------------
 
     def forward(self, weights: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> tuple[Any, dict]:
         """Logits and h[l], l = 1..K, at every token."""
@@ -162,12 +163,8 @@ class Oracle:
 
     def sft(self, logits: torch.Tensor, labels: torch.Tensor, items: float) -> torch.Tensor:
         """Eq. 1."""
-        total = logits.new_zeros(())
-        for row, target in zip(logits.log_softmax(-1), labels):
-            for t in range(1, len(target)):
-                if target[t] != -100:
-                    total = total - row[t - 1, target[t]]
-        return total / items
+        b, t = (labels[:, 1:] != -100).nonzero(as_tuple=True)  # answer token at t + 1, predicted at t
+        return -logits.log_softmax(-1)[b, t, labels[b, t + 1]].sum() / items
 
     def ascent(self, aux: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> float:
         """Eq. 2, on aux in place; returns ||g||."""
@@ -199,11 +196,11 @@ class Oracle:
     def select(self, logits: torch.Tensor, hidden: dict, labels: torch.Tensor) -> dict[int, torch.Tensor]:
         """The compared tensors `(N, .)` a layer: at t-1 for an answer token at t (paper), or at t (code)."""
         shift = 1 if self.positions == "predict" else 0
-        where = [(b, t - shift) for b in range(len(labels)) for t in range(1, labels.shape[1]) if labels[b, t] != -100]
-        pick = lambda h: torch.stack([h[b, t] for b, t in where])
+        b, t = (labels[:, 1:] != -100).nonzero(as_tuple=True)
+        t = t + 1 - shift
         if self.consistency == "logit_kl":
-            return {0: pick(logits)}
-        return {layer: pick(hidden[layer]) for layer in self.layers}
+            return {0: logits[b, t]}
+        return {layer: hidden[layer][b, t] for layer in self.layers}
 
     def cons(self, clean: dict[int, torch.Tensor], moved: dict[int, torch.Tensor], items: float) -> torch.Tensor:
         """Eq. 5, with the gradient where `direction` puts it."""

@@ -31,7 +31,13 @@ LAYERS = ["all", "early", "middle", "late", "2-3"]
 def pair(model, auxiliary="lora", *, consistency="mse", layers="all", alpha=0.1, lam=5.0, **options):
     """The step and the oracle with the same settings."""
     step = LfUStep(
-        model, auxiliary=AUXILIARIES[auxiliary](), consistency=consistency, layers=layers, alpha=alpha, lam=lam, **options
+        model,
+        auxiliary=AUXILIARIES[auxiliary](),
+        consistency=consistency,
+        layers=layers,
+        alpha=alpha,
+        lam=lam,
+        **options,
     )
     options.pop("ascent_batch", None)
     oracle = Oracle(

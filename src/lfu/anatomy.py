@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 try:
     from peft.tuners.tuners_utils import BaseTunerLayer
 except ImportError:  # peft is a dependency, but theta may be anything
-    BaseTunerLayer = ()  # type: ignore[assignment,misc]
+    BaseTunerLayer = ()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class LfUConfig(SFTConfig):
         ValueError: for any value outside its documented range, naming the field and the allowed values.
     """
 
-    # -- the paper's training settings ------------------------------------------------------------------------------
+    # -- the paper's training settings ---------------------------------------------------------------------------------
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate (paper: 1e-4, with LoRA)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (paper: cosine)."})
     warmup_steps: float = field(
@@ -50,7 +50,7 @@ class LfUConfig(SFTConfig):
     )
     max_length: int | None = field(default=2048, metadata={"help": "Cut-off length in tokens (paper: 2048)."})
 
-    # -- Learning from the Undesirable ------------------------------------------------------------------------------
+    # -- Learning from the Undesirable ---------------------------------------------------------------------------------
     method: str = field(default="lfu", metadata={"help": f"Fine-tuning method: {', '.join(METHODS)}."})
     preset: str | None = field(
         default=None,
@@ -128,7 +128,8 @@ class LfUConfig(SFTConfig):
     advice: bool = field(default=True, metadata={"help": "Warn, once each, when the logged figures look wrong."})
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and not (torch.cuda.is_available() or torch.xpu.is_available()):
+        bf16: bool | None = self.bf16  # type: ignore[has-type]
+        if bf16 is None and not (torch.cuda.is_available() or torch.xpu.is_available()):
             self.bf16 = False  # TRL's default bf16=True is some 20 times slower than float32 on most CPUs
         super().__post_init__()
         self._resolve_method()

@@ -6,6 +6,8 @@ gradient goes through `moving`. The mean over answer tokens and layers is taken 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -97,5 +99,5 @@ def consistency_of(kind: str | nn.Module, *, reduction: str = "mean", temperatur
         return kind
     if kind not in KINDS:
         raise ValueError(f"unknown consistency {kind!r}: choose one of {', '.join(KINDS)}")
-    options = {"mse": {"reduction": reduction}, "contrastive": {"temperature": temperature}}
+    options: dict[str, dict[str, Any]] = {"mse": {"reduction": reduction}, "contrastive": {"temperature": temperature}}
     return KINDS[kind](**options.get(kind, {}))

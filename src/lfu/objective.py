@@ -256,7 +256,7 @@ class LfUStep:
             raise BadBatch(f"micro-batch {index}: {record.skipped}")
         return record
 
-    # -- the clean pass (Eq. 1, Eq. 3) --------------------------------------------------------------------------------
+    # -- the clean pass (Eq. 1, Eq. 3) ---------------------------------------------------------------------------------
 
     def _sft_pass(self, batch: Batch, items: float | torch.Tensor) -> torch.Tensor:
         loss = self.loss_fn(self.model, batch, items)
@@ -280,7 +280,7 @@ class LfUStep:
         depth = len(self.anatomy.blocks)
         return {depth + 1: self.anatomy.logits(hidden[depth])}
 
-    # -- the ascent (Eq. 2) -------------------------------------------------------------------------------------------
+    # -- the ascent (Eq. 2) --------------------------------------------------------------------------------------------
 
     def _first_gradients(self, ascent_batch: Batch | None, items: float | torch.Tensor) -> list[torch.Tensor | None]:
         if ascent_batch is None:
@@ -309,7 +309,7 @@ class LfUStep:
         elif not math.isfinite(norm):
             record.skipped = "non-finite ascent gradient"
 
-    # -- the perturbed pass (Eq. 4, Eq. 5) ----------------------------------------------------------------------------
+    # -- the perturbed pass (Eq. 4, Eq. 5) -----------------------------------------------------------------------------
 
     def _consistency_pass(
         self,
@@ -370,7 +370,7 @@ class LfUStep:
         elif self.strength is not None:
             self.strength.update(record.gradient_ratio / record.lam)
 
-    # -- never NaN in the weights -------------------------------------------------------------------------------------
+    # -- never NaN in the weights --------------------------------------------------------------------------------------
 
     def _drop_non_finite(self, record: Record, theta: list[nn.Parameter]) -> None:
         """After a non-finite gradient, zero its entries; under fp16 the GradScaler skips the whole update instead."""

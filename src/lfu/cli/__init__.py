@@ -1,0 +1,60 @@
+"""The command `lfu`: one file a verb, imported when the verb is used, so that `lfu --help` need not wait for torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from lfu.errors import UserError, did_you_mean, one_line
+
+# verb -> what it does; the code is `run(argv) -> int` in the file of that name
+VERBS = {
+    "train": "fine-tune a model with LfU: lfu train --config smollm2",
+    "export": "merge an adapter into its base model: lfu export ADAPTER_DIR OUT_DIR",
+    "recipes": "list the shipped recipes, or print one: lfu recipes gsm8k",
+}
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb.
+
+    Args:
+        argv: the arguments after `lfu`; by default the process's own.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user's (one line on stderr), 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        from lfu import __version__
+
+        print(f"lfu {__version__}")
+        return 0
+    verb = argv[0]
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}: use one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
+        return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
+    except UserError as error:
+        print(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt as stop:
+        print(f"lfu {verb}: interrupted. {stop}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
+    return f"""usage: lfu VERB ...
+
+Learning from the Undesirable: fine-tune a language model without making it forget.
+
+{verbs}
+
+  lfu VERB --help tells more; lfu --version prints the version."""

@@ -1,0 +1,73 @@
+"""`lfu export ADAPTER_DIR OUT_DIR`: merge an adapter into its base model, as an ordinary transformers folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from lfu.cli import output
+from lfu.cli.parser import LineParser
+from lfu.errors import UserError, one_line
+
+
+def run(argv: list[str]) -> int:
+    """Merges and saves.
+
+    Raises:
+        UserError: if ADAPTER_DIR is no adapter, OUT_DIR holds something or can't be written, or the merge fails.
+    """
+    parser = LineParser(prog="lfu export", description=__doc__)
+    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="folder with adapter_config.json")
+    parser.add_argument("out", metavar="OUT_DIR", help="new folder for the full model")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "bfloat16", "float16", "float32"],
+        help="type of the saved weights; auto: the base model's",
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings along")
+    given = parser.parse_args(argv)
+    adapter, out = Path(given.adapter), Path(given.out)
+    _check(adapter, out)
+    with output.no_empty_leftovers(out):
+        merge(adapter, out, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
+    print(f"Merged {adapter} into {out}")
+    return 0
+
+
+def _check(adapter: Path, out: Path) -> None:
+    from lfu.models import is_adapter
+
+    if not adapter.is_dir():
+        raise UserError(f"{adapter}: no such folder; give the output folder of lfu train")
+    if not is_adapter(adapter):
+        full = " (it is a full model already)" if (adapter / "config.json").is_file() else ""
+        raise UserError(f"{adapter}: not an adapter, there is no adapter_config.json in it{full}")
+    output.check_writable(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: exists and is not empty: choose a new folder")
+
+
+def merge(adapter: Path, out: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> None:
+    """Writes the merged model beside `out`, then renames it, so that `out` is complete or not there.
+
+    Raises:
+        UserError: if the base model or the adapter can't be loaded, or the merged weights are not finite.
+    """
+    from lfu.models import load_model
+
+    model, tokenizer = load_model(str(adapter), dtype=dtype, trust_remote_code=trust_remote_code)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise UserError(f"{adapter}: can't be merged: {one_line(error)}") from error
+    out = out.absolute()
+    work = out.with_name(f".{out.name}.{os.getpid()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        merged.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        os.replace(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

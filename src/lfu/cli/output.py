@@ -1,0 +1,66 @@
+"""The folder a verb writes to: checked before anything is loaded, and left as it was if the verb fails early."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lfu.errors import UserError
+
+MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
+CHECKPOINT = re.compile(r"checkpoint-\d+")
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError if a folder `path` can't be made or written to. Leaves nothing behind."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not existing.is_dir():
+        what = "is a file" if existing == path else f"lies under {existing}, which is a file"
+        raise UserError(f"output folder {path} {what}: choose another --output_dir")
+    try:
+        # Tried, not asked: permissions alone don't tell on read-only or special file systems.
+        with tempfile.TemporaryDirectory(dir=existing, prefix=".lfu-"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output folder {path} can't be written ({error.strerror}): choose another --output_dir"
+        ) from error
+
+
+def earlier_run(path: Path) -> list[Path]:
+    """What an earlier run left in `path`: its model's files and its checkpoint folders."""
+    if not path.is_dir():
+        return []
+    return sorted(
+        entry
+        for entry in path.iterdir()
+        if (MODEL_FILES.fullmatch(entry.name) if entry.is_file() else CHECKPOINT.fullmatch(entry.name))
+    )
+
+
+def remove(entries: list[Path]) -> None:
+    """Deletes files and folders."""
+    for entry in entries:
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+@contextmanager
+def no_empty_leftovers(path: Path) -> Iterator[None]:
+    """If the block fails, removes `path` and the parents it brought, as far as they are new and still empty."""
+    new = [folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            try:
+                folder.rmdir()
+            except OSError:  # not made, or no longer empty: something worth keeping was written
+                break
+        raise

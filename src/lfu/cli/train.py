@@ -1,0 +1,200 @@
+"""`lfu train`: from flags and recipes to a fine-tuned model in a folder. What is cheap to check is checked first."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lfu.cli import output
+from lfu.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lfu.cli.arguments import DataArguments, ModelArguments
+    from lfu.config import LfUConfig
+
+
+def run(argv: list[str]) -> int:
+    """Trains, saves, and prints a summary.
+
+    Raises:
+        UserError: for anything the user can put right; the output folder is then as it was before.
+        KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
+    """
+    with warnings.catch_warnings():
+        # Deprecated names that TRL itself uses: nothing the user could act on.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+        return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
+    from lfu.cli.arguments import parse
+
+    config, model_arguments, data_arguments = parse(argv)
+    folder = Path(config.output_dir)
+    resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
+    rows, eval_rows = _load_data(config, model_arguments, data_arguments)
+    with output.no_empty_leftovers(folder):
+        trainer = _build_trainer(config, model_arguments, rows, eval_rows)
+        if data_arguments.overwrite_output_dir and trainer.is_world_process_zero():
+            output.remove(output.earlier_run(folder))
+        start = time.monotonic()
+        try:
+            trainer.train(resume_from_checkpoint=resume_from)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from stop
+    trainer.save_model(str(folder))  # the tokenizer too
+    if config.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(_summary(trainer, folder, len(rows), time.monotonic() - start))
+    return 0
+
+
+# -- before anything is loaded --------------------------------------------------------------------------------------
+
+
+def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | None:
+    """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
+    output.check_writable(folder)
+    checkpoint = _checkpoint(config.resume_from_checkpoint, folder)
+    if checkpoint and overwrite:
+        raise UserError(
+            "--resume_from_checkpoint goes on with a run, --overwrite_output_dir drops it: give one of them"
+        )
+    earlier = output.earlier_run(folder)
+    if earlier and not checkpoint and not overwrite:
+        raise UserError(
+            f"output folder {folder} holds an earlier run ({earlier[0].name}): choose another --output_dir, "
+            "go on with --resume_from_checkpoint true, or replace it with --overwrite_output_dir"
+        )
+    return checkpoint
+
+
+def _checkpoint(wanted: str | None, folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if wanted is None or str(wanted).lower() in ("false", "no", "0", ""):
+        return None
+    if str(wanted).lower() in ("true", "yes", "1"):
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is None:
+            raise UserError(f"nothing to resume: {folder} holds no checkpoint: start without --resume_from_checkpoint")
+        wanted = last
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no trainer_state.json in it)")
+    return str(wanted)
+
+
+def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) -> tuple[Dataset, Dataset | None]:
+    """The rows to train and to evaluate on, in TRL's shapes. Needs the tokenizer, not the model."""
+    from lfu.data.load import load_rows
+    from lfu.data.templates import count_too_long, to_training_rows
+    from lfu.models import load_tokenizer
+
+    eval_rows = None
+    rows = load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)
+    if data.eval_data:
+        eval_config = data.data_config if data.eval_data == data.data else None
+        eval_rows = load_rows(
+            data.eval_data, split=data.eval_split or "test", config=eval_config, limit=data.eval_limit
+        )
+        if config.eval_strategy == "no":
+            config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True
+    elif config.eval_strategy != "no":
+        raise UserError(
+            f"eval_strategy is {config.eval_strategy.value}, and there is nothing to evaluate: give --eval_data"
+        )
+    tokenizer = load_tokenizer(
+        str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    options = {"template": data.template, "system": data.system, "tokenizer": tokenizer}
+    rows = to_training_rows(rows, **options)
+    eval_rows = to_training_rows(eval_rows, **options) if eval_rows is not None else None
+    if "messages" in rows.column_names and not config.assistant_only_loss:
+        _say("note: the loss is on every turn of the conversations; --assistant_only_loss true takes the answers only")
+    if too_long := count_too_long(rows, tokenizer, config.max_length):
+        _say(
+            f"warning: {too_long} of {len(rows)} rows are longer than max_length {config.max_length} and are cut there"
+        )
+    return rows, eval_rows
+
+
+# -- model and trainer ----------------------------------------------------------------------------------------------
+
+
+def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, eval_rows: Dataset | None) -> Any:
+    from trl import get_peft_config, get_quantization_config
+
+    from lfu import LfUTrainer
+    from lfu.models import is_adapter, load_model
+
+    name = str(arguments.model_name_or_path)
+    go_on = is_adapter(name)
+    if go_on and not arguments.use_peft:
+        raise UserError(f"model {name} is an adapter: merge it first (lfu export {name} OUT_DIR) to train all weights")
+    model, tokenizer = load_model(
+        name,
+        dtype=str(arguments.dtype),
+        revision=arguments.model_revision,
+        trust_remote_code=config.trust_remote_code,
+        attn_implementation=arguments.attn_implementation,
+        quantization_config=get_quantization_config(arguments),
+        trainable=True,
+    )
+    if go_on:
+        _say(f"training the adapter {name} further: the lora_ flags do not apply")
+    try:
+        return LfUTrainer(
+            model=model,
+            args=config,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            peft_config=None if go_on else get_peft_config(arguments),
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(one_line(error)) from error
+
+
+# -- what the user reads --------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(f"lfu train: {text}", file=sys.stderr)
+
+
+def _how_to_resume(folder: Path, step: int) -> str:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        return f"Stopped after step {step}; no checkpoint was saved yet (--save_steps 50 saves one every 50 steps)."
+    return f"Stopped after step {step}; go on from {last} with the same command and --resume_from_checkpoint true"
+
+
+def _summary(trainer: Any, folder: Path, rows: int, seconds: float) -> str:
+    last: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        last |= entry
+    tokens = f", {last['num_tokens']:,.0f} tokens" if "num_tokens" in last else ""
+    names = ("train_loss", "loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
+    losses = ", ".join(f"{name.removeprefix('lfu/')} {float(last[name]):.4g}" for name in names if name in last)
+    lines = [
+        f"Trained on {rows:,} rows{tokens}, {trainer.state.global_step:,} steps in {_duration(seconds)}.",
+        *([f"Last logged: {losses}."] if losses else []),
+        f"Saved in {folder}",
+    ]
+    if (folder / "adapter_config.json").is_file():
+        lines.append(f"Next, merge the adapter into a full model: lfu export {folder} {folder}-merged")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

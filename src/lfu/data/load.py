@@ -1,0 +1,248 @@
+"""Rows from wherever the user keeps them: a file, a folder, the hub, or the built-in word problems."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from lfu.errors import UserError, one_line
+
+BUILT_IN = "word_problems"
+BUILT_IN_ROWS = {"train": 400, "test": 100}
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+# How the splits are called in file names; the first name is the one the user gives.
+SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def load_rows(
+    name_or_path: str, *, split: str = "train", config: str | None = None, limit: int | None = None
+) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        name_or_path: a json, jsonl, csv or parquet file; a folder of such files; a name on the hub; or
+            `word_problems`, the built-in set (`word_problems:200` for 200 rows of it).
+        split: the split of a hub data set, of the built-in set, or of a folder whose files are named after splits.
+            A single file is one split whatever this says.
+        config: the configuration of a hub data set that has several (`main` for openai/gsm8k).
+        limit: at most so many rows, from the start.
+
+    Raises:
+        UserError: if there is no such data set, it can't be read (with file and line), or it has no rows.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"the number of rows must be at least 1, got {limit}")
+    path = Path(name_or_path).expanduser()
+    if name_or_path.partition(":")[0] == BUILT_IN:
+        return _built_in(name_or_path, split, limit)
+    if path.is_dir():
+        return _table(_folder_rows(path, split), limit, path)
+    if path.exists():
+        return _table(_file_rows(path), limit, path)
+    if _is_path(name_or_path):
+        raise UserError(f"data {name_or_path}: no such file or folder.{_close_files(path)}")
+    return _from_hub(name_or_path, split, config, limit)
+
+
+def _built_in(name: str, split: str, limit: int | None) -> Dataset:
+    from lfu.data.word_problems import word_problems
+
+    count = name.partition(":")[2]
+    if count and not count.isdecimal():
+        raise UserError(f"data {name}: write the number of rows after the colon, as in {BUILT_IN}:200")
+    n = int(count) if count else BUILT_IN_ROWS.get(split, 100)
+    try:
+        rows = word_problems(split, n if limit is None else min(n, limit))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"data {name}: {one_line(error)}") from error
+    return Dataset.from_list(rows)
+
+
+# -- local files ----------------------------------------------------------------------------------------------------
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name that exists nowhere here was meant as a path: it looks like one, or can't be a hub name."""
+    return name.startswith((".", "/", "~")) or Path(name).suffix.lower() in SUFFIXES or name.count("/") > 1
+
+
+def _close_files(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" There is no folder {folder} either."
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir() or entry.suffix.lower() in SUFFIXES]
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
+    return f" In {folder} there is {', '.join(close)}: did you mean that?" if close else " Check the path."
+
+
+def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"data {folder}: the folder holds no {', '.join(SUFFIXES)} file")
+    split = next((name for name, names in SPLIT_NAMES.items() if split in names), split)
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        by_split.setdefault(_split_of(file), []).append(file)
+    # Files named after no split at all are one set together, which counts as the training set.
+    wanted = by_split.get(split) or (by_split.get("") if split == "train" else None)
+    if not wanted:
+        named = ", ".join(sorted(filter(None, by_split))) or "none"
+        raise UserError(f"data {folder}: no file for split {split!r}; splits by file name: {named}")
+    for file in wanted:
+        yield from _file_rows(file)
+
+
+def _split_of(file: Path) -> str:
+    """`train` for train.jsonl, train-00000-of-00002.parquet or gsm8k_train.csv; an empty text where no split shows."""
+    words = file.stem.lower().replace("_", "-").replace(".", "-").split("-")
+    return next((split for split, names in SPLIT_NAMES.items() if set(words) & set(names)), "")
+
+
+def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
+    readers = {".json": _json_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"data {path}: can't read {path.suffix or 'a file without suffix'}; use {', '.join(SUFFIXES)}")
+    try:
+        yield from reader(path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"data {path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"data {path}: can't be read ({error.strerror or one_line(error)})") from error
+
+
+def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:  # -sig: a byte order mark is skipped
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _parse_object(line, f"{path}, line {number}")
+
+
+def _parse_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data {where}: not valid JSON ({one_line(error)}): mend or remove the line") from error
+    if not isinstance(row, dict):
+        raise UserError(f'data {where}: a row must be an object {{"column": value}}, this is a {type(row).__name__}')
+    return row
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("{"):  # one object a line under the name .json is common
+            yield from _jsonl_rows(path)
+            return
+        raise UserError(f"data {path}: not valid JSON ({one_line(error)})") from error
+    if isinstance(content, dict):
+        lists = [
+            value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
+        # {"data": [rows]} is common; else a file that is one object is a file of one row.
+        content = lists[0] if len(content) == 1 and lists else [content]
+    if not isinstance(content, list):
+        raise UserError(f"data {path}: must hold a list of rows, this is a {type(content).__name__}")
+    for number, row in enumerate(content, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"data {path}, row {number}: must be an object, this is a {type(row).__name__}")
+        yield row
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # long answers: the default is 128 KiB a field
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="", strict=True)
+        try:
+            for row in reader:
+                if "" in row or None in row.values():
+                    columns = len(reader.fieldnames or [])
+                    raise UserError(
+                        f"data {path}, line {reader.line_num}: the row does not have the header's {columns} fields: "
+                        "put texts with commas or line breaks in double quotes"
+                    )
+                yield row
+        except csv.Error as error:
+            raise UserError(f"data {path}, line {reader.line_num}: not valid CSV ({one_line(error)})") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"data {path}: not a readable parquet file ({one_line(error)})") from error
+
+
+def _table(rows: Iterable[dict[str, Any]], limit: int | None, where: Path) -> Dataset:
+    """The rows as a data set in memory. A column that some rows lack is None there, wherever it first appears."""
+    kept = list(islice(rows, limit))
+    if not kept:
+        raise UserError(f"data {where}: empty, there is no row in it")
+    columns = {key: None for row in kept for key in row}
+    try:
+        return Dataset.from_dict({column: [row.get(column) for row in kept] for column in columns})
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
+        raise UserError(f"data {where}: {_mixed_column(kept, list(columns)) or one_line(error)}") from error
+
+
+def _mixed_column(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Names the first column whose values are of several kinds, with the first row that differs."""
+    for column in columns:
+        first: type | None = None
+        for number, row in enumerate(rows, start=1):
+            kind = type(row.get(column))
+            kind = float if kind is int else kind  # numbers mix well
+            if kind is type(None):
+                continue
+            if first is not None and kind is not first:
+                return (
+                    f"column {column!r} is {first.__name__} at first and {kind.__name__} in row {number}: make it one"
+                )
+            first = kind
+    return ""
+
+
+# -- the hub --------------------------------------------------------------------------------------------------------
+
+
+def _from_hub(name: str, split: str, config: str | None, limit: int | None) -> Dataset:
+    rows = _download(name, split, config)
+    if not len(rows):
+        raise UserError(f"data {name}: split {split!r} is empty")
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def _download(name: str, split: str, config: str | None) -> Dataset:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, config, split=split)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise UserError(f"data {name}: {one_line(error)}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"data {name}: no file of that name here, and from the hub: {one_line(error)}. "
+            "Check the name, --data_config and --data_split; without a network give a local file or word_problems"
+        ) from error
+    # A loading script would be code from the hub; the hub's own conversion of the same set to parquet is data only.
+    try:
+        return load_dataset(name, config, split=split, revision="refs/convert/parquet")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"data {name}: comes as a loading script, which is not run, and has no parquet copy ({one_line(error)}): "
+            "download the file and give its path"
+        ) from error

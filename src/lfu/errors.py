@@ -1,0 +1,38 @@
+"""What a user can put right, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """A user's mistake. The command line prints it as one line on stderr and exits with code 2, without a traceback.
+
+    The message says what is wrong, where, and what to do.
+    """
+
+
+@contextmanager
+def value_errors_are_the_users() -> Iterator[None]:
+    """Turns a `ValueError` raised inside into a `UserError`, for calls that check what the user gave.
+
+    Raises:
+        UserError: with the ValueError's message on one line.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
+def one_line(error: object) -> str:
+    """The text of an error (or of anything) with all white space, line breaks included, made single spaces."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` with up to three names close to `word`, or an empty text where none is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,92 @@
+"""Recipes: YAML mappings of flags, by name or path, merged from left to right.
+
+`llama-3.1-8b,gsm8k,reps` reads models/llama-3.1-8b.yaml, then data/gsm8k.yaml, then variants/reps.yaml: a key in a
+later file replaces the same key of an earlier one, and `null` takes it back to its default. Nothing else is done to
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lfu.errors import UserError, did_you_mean, one_line
+
+FOLDER = Path(__file__).parent
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name, in the order models, data sets, variants, complete ones."""
+    groups = ("models", "data", "variants", ".")
+    return {path.stem: path for group in groups for path in sorted((FOLDER / group).glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a shipped recipe's name, or of a path.
+
+    Raises:
+        UserError: if there is neither, with the closest names.
+    """
+    recipes = shipped()
+    if name in recipes:
+        return recipes[name]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    raise UserError(
+        f"recipe {name}: no such file, and no shipped recipe (see: lfu recipes).{did_you_mean(name, recipes)}"
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in one recipe file, keys with underscores.
+
+    Raises:
+        UserError: if it can't be read or is no YAML mapping.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: not valid YAML ({one_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"recipe {path}: can't be read ({error.strerror})") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"recipe {path}: must be a mapping (`learning_rate: 2e-4`), this is a {type(settings).__name__}"
+        )
+    return {str(key).replace("-", "_"): value for key, value in settings.items()}
+
+
+def parts(spec: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The files that `spec` (names or paths, separated by commas) stands for, each with its settings.
+
+    Raises:
+        UserError: as `find` and `read`.
+    """
+    names = [spec] if Path(spec).expanduser().is_file() else [name.strip() for name in spec.split(",") if name.strip()]
+    if not names:
+        raise UserError("recipe: the name is empty (see: lfu recipes)")
+    paths = [find(name) for name in names]
+    return [(path, read(path)) for path in paths]
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The settings written as command-line flags, so that one parser checks recipes and flags alike."""
+    flags: list[str] = []
+    for key, value in settings.items():
+        if isinstance(value, list):
+            flags += [f"--{key}", *(_word(item) for item in value)]
+        elif value is not None:
+            flags.append(f"--{key}={_word(value)}")
+    return flags
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

@@ -1,0 +1,254 @@
+"""`lfu train` on a tiny model: what it writes, resuming, interruption, and every wrong input it must catch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny_folder import save_model
+from transformers import AutoTokenizer
+
+import lfu
+from lfu.cli import main
+from lfu.models import load_model
+
+FAST = (
+    "--max_steps 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --disable_tqdm true"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a small training file."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {i} + {i}?", "answer": f"{i} + {i} = {2 * i}"} for i in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def train(model, *flags, output="out", data="rows.jsonl"):
+    """`lfu train` with a few quick steps; a flag given twice takes its last value."""
+    words = [word for flag in flags for word in flag.split()]
+    return main(["train", "--model", model, "--data", data, "--output_dir", str(output), *FAST.split(), *words])
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in Path(folder).rglob("*"))
+
+
+# -- what it does ----------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_by_default(here, model, capsys):
+    assert train(model) == 0
+    out = capsys.readouterr().out
+    assert "Trained on 8 rows" in out
+    assert "4 steps" in out
+    assert "lfu export out out-merged" in out
+    settings = json.loads(Path("out/adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (8, 16, 0.0)
+    targets = {name.rpartition(".")[2] for name in settings["target_modules"]}
+    assert targets == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    tuned, tokenizer = load_model("out")
+    assert isinstance(tuned, PeftModel)
+    assert tokenizer.chat_template
+
+
+def test_all_weights(here, model, capsys):
+    assert train(model, "--use_peft false") == 0
+    assert "lfu export" not in capsys.readouterr().out
+    before, after = load_model(model)[0].state_dict(), load_model("out")[0].state_dict()
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["model.norm.weight"], after["model.norm.weight"])
+
+
+def test_plain_sft_through_the_same_door(here, model):
+    assert train(model, "--method sft --use_peft false") == 0
+    assert Path("out/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("flags", ["--lam auto", "--config reps", "--auxiliary own --layers early"])
+def test_the_methods_variants(here, model, capsys, flags):
+    assert train(model, flags, "--logging_steps 2") == 0
+    assert "sft_loss" in capsys.readouterr().out.splitlines()[-3]
+
+
+def test_evaluation_data(here, model, capsys):
+    assert train(model, "--eval_data word_problems:4 --eval_limit 2") == 0
+    assert "eval_loss" in capsys.readouterr().out
+    assert train(model, "--eval_split test --eval_limit 2", data="word_problems:4", output="out2") == 0
+
+
+def test_a_recipe_and_flags(here, model):
+    Path("my.yaml").write_text(f"model_name_or_path: {model}\ndata: rows.jsonl\noutput_dir: from-recipe\nlora_r: 2\n")
+    assert main(["train", "--config", "my.yaml", *FAST.split(), "--output_dir", "from-flag"]) == 0
+    assert json.loads(Path("from-flag/adapter_config.json").read_text())["r"] == 2
+    assert not Path("from-recipe").exists()
+
+
+def test_rows_that_will_be_cut_are_counted(here, model, capsys):
+    assert train(model, "--max_length 40 --max_steps 1") == 0
+    assert "rows are longer than max_length 40 and are cut there" in capsys.readouterr().err
+
+
+def test_conversations_are_trained_on_as_trl_does(here, model, capsys):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    assert train(model, data="chat.jsonl") == 0
+    assert "--assistant_only_loss true" in capsys.readouterr().err
+
+
+def test_an_adapter_can_be_trained_further(here, model, capsys):
+    assert train(model) == 0
+    assert train("out", output="more") == 0
+    assert "training the adapter out further" in capsys.readouterr().err
+    first, second = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("out", "more"))
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert train("out", "--use_peft false", output="full") == 2
+    assert "merge it first" in capsys.readouterr().err
+
+
+def test_resume_ends_where_the_whole_run_ends(here, model):
+    saving = "--save_strategy steps --save_steps 2"
+    assert train(model, saving, output="whole") == 0
+    assert train(model, saving, f"--resume_from_checkpoint {here}/whole/checkpoint-2", output="resumed") == 0
+    whole, resumed = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_resume_true_takes_the_last_checkpoint(here, model, capsys):
+    assert train(model, "--save_steps 2") == 0
+    assert train(model, "--save_steps 2 --max_steps 6 --resume_from_checkpoint true") == 0
+    assert Path("out/checkpoint-6").is_dir()
+
+
+def test_overwriting_drops_the_earlier_run_only(here, model, capsys):
+    assert train(model, "--save_steps 2") == 0
+    Path("out/notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert train(model) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+    assert train(model, "--overwrite_output_dir --use_peft false --save_steps 3") == 0
+    names = files("out")
+    assert {"notes.txt", "model.safetensors", "checkpoint-3"} <= set(names)
+    assert not {"adapter_model.safetensors", "adapter_config.json", "checkpoint-2"} & set(names)
+
+
+def interrupt_at(monkeypatch, step):
+    original = lfu.LfUTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(lfu.LfUTrainer, "training_step", training_step)
+
+
+@pytest.mark.parametrize(("step", "hint"), [(3, "--resume_from_checkpoint true"), (1, "no checkpoint was saved yet")])
+def test_ctrl_c_says_how_to_go_on(here, model, monkeypatch, capsys, step, hint):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        assert train(model, "--save_steps 2") == 130
+    err = capsys.readouterr().err
+    told = [line for line in err.splitlines() if line.startswith("lfu train: interrupted. Stopped after step")]
+    assert len(told) == 1
+    assert hint in told[0]
+    assert "Traceback" not in err
+    if step == 3:
+        assert train(model, "--save_steps 2 --resume_from_checkpoint true") == 0
+
+
+# -- what can be wrong -----------------------------------------------------------------------------------------------
+
+CHEAP = {  # found before the model is loaded: flags, and what the one line says
+    "missing file": ("--data rowz.jsonl", r"rowz.jsonl: no such file or folder. In . there is rows.jsonl"),
+    "empty file": ("--data empty.jsonl", "empty.jsonl: empty"),
+    "rows without an answer": ("--data blank.jsonl", "1 of 2 data rows have no answer in column 'answer' (row 2)"),
+    "broken line": ("--data broken.jsonl", "broken.jsonl, line 2: not valid JSON"),
+    "unknown columns": ("--data other.jsonl", "'questoin': Did you mean question"),
+    "not on the hub": ("--data nobody/nothing", "data nobody/nothing: no file of that name here"),
+    "unknown method": ("--method lfuu", "unknown method 'lfuu': choose one of lfu, lfu_reps, sft"),
+    "unknown auxiliary": ("--auxiliary loraa", "unknown auxiliary 'loraa'"),
+    "alpha 0": ("--alpha 0", "alpha must be a finite number > 0, got 0.0"),
+    "alpha below 0": ("--alpha -0.1", "alpha must be a finite number > 0, got -0.1"),
+    "lam below 0": ("--lam -1", "lam must be a finite number >= 0"),
+    "no number": ("--learning_rate fast", "invalid float value: 'fast'"),
+    "unknown flag": ("--learning_rat 1", "unknown flag --learning_rat. Did you mean learning_rate"),
+    "no flag": ("more.jsonl", "unexpected argument 'more.jsonl'"),
+    "template": ("--template vicuna", "invalid choice: 'vicuna'"),
+    "missing recipe": ("--config nothing.yaml", "recipe nothing.yaml: no such file"),
+    "no model": ("--model nowhere/at/all", "model nowhere/at/all does not exist"),
+    "no model on the hub": ("--model nobody/nothing", "model nobody/nothing can't be loaded"),
+    "under a file": ("--output_dir rows.jsonl/out", "lies under rows.jsonl, which is a file"),
+    "a file": ("--output_dir rows.jsonl", "output folder rows.jsonl is a file"),
+    "not writable": ("--output_dir /proc/lfu-out", "can't be written"),
+    "nothing to resume": ("--resume_from_checkpoint true", "nothing to resume"),
+    "no checkpoint": ("--resume_from_checkpoint rows.jsonl", "not a checkpoint folder"),
+    "nothing to evaluate": ("--eval_strategy epoch", "give --eval_data"),
+    "4 bit, all weights": ("--load_in_4bit --use_peft false", "quantised weights can't be trained"),
+}
+
+
+@pytest.mark.parametrize("case", CHEAP)
+def test_cheap_checks_come_first_and_say_one_line(here, model, case, capsys, monkeypatch):
+    flags, message = CHEAP[case]
+    if flags.endswith("/proc/lfu-out") and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+    Path("empty.jsonl").write_text("")
+    Path("blank.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": "q", "answer": " "}\n')
+    Path("broken.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n')
+    Path("other.jsonl").write_text('{"questoin": "q", "answer": "a"}\n')
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("loaded"))
+    before = files(here)
+    assert train(model, flags) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1, err
+    assert err[0].startswith("lfu train: error: ")
+    assert message.lower() in err[0].replace(f"{here}/", "").lower()
+    assert files(here) == before
+
+
+def test_no_model_and_no_data(here, model, capsys):
+    assert main(["train", "--data", "rows.jsonl"]) == 2
+    assert "no model: give --model_name_or_path" in capsys.readouterr().err
+    assert main(["train", "--model", model]) == 2
+    assert "no training data: give --data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--layers 2-9", "2-9"),
+        ("--aux_targets nothing_proj", "nothing_proj"),
+        ("--lora_target_modules nothing_proj", "nothing_proj"),
+        ("--eos_token <nothing>", "<nothing>"),
+        ("--save_strategy best --eval_data rows.jsonl", "metric_for_best_model"),
+    ],
+)
+def test_what_does_not_fit_the_model_leaves_nothing(here, model, flags, message, capsys):
+    assert train(model, flags, output="new/out") == 2
+    err = capsys.readouterr().err
+    told = [line for line in err.splitlines() if line.startswith("lfu train: ")]
+    assert len(told) == 1
+    assert message in told[0]
+    assert "Traceback" not in err
+    assert files(here) == ["rows.jsonl"]
+
+
+def test_saved_files_are_ordinary(here, model):
+    assert train(model, "--save_steps 4") == 0
+    assert AutoTokenizer.from_pretrained("out").eos_token == "<|im_end|>"
+    assert not [name for name in files("out") if "aux" in name]
+    weights = load_file("out/adapter_model.safetensors")
+    assert {name.split(".")[-2] for name in weights} == {"lora_A", "lora_B"}

@@ -1,0 +1,151 @@
+"""Loading rows: every kind of file, folders, the built-in set, and what is said about broken ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from lfu.data.load import load_rows
+from lfu.errors import UserError
+
+ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)]
+
+
+def write(path, rows=ROWS):
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".csv":
+        path.write_text("question,answer\n" + "".join(f"{r['question']},{r['answer']}\n" for r in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet"])
+def test_reads_each_kind_of_file(tmp_path, suffix):
+    path = write(tmp_path / f"rows.{suffix}")
+    assert load_rows(str(path)).to_list() == ROWS
+    assert load_rows(str(path), limit=2).to_list() == ROWS[:2]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, suffix):
+    path = write(tmp_path / f"rows.{suffix}")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_rows(str(path)).to_list() == ROWS
+
+
+@pytest.mark.parametrize(
+    "text", ['{"question": "q", "answer": "a"}\n{"question": "r"}\n', '{"data": [{"question": "q"}]}']
+)
+def test_json_in_its_other_shapes(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    assert load_rows(str(path))[0]["question"] == "q"
+
+
+def test_a_column_that_only_later_rows_have_is_kept(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"question": "q"}, {"question": "r", "answer": "a"}])
+    assert load_rows(str(path))["answer"] == [None, "a"]
+
+
+def test_a_folder_is_read_by_split(tmp_path):
+    write(tmp_path / "train-00000-of-00002.jsonl", ROWS[:1])
+    write(tmp_path / "train-00001-of-00002.jsonl", ROWS[1:2])
+    write(tmp_path / "dev.jsonl", ROWS[2:])
+    assert load_rows(str(tmp_path)).to_list() == ROWS[:2]
+    assert load_rows(str(tmp_path), split="validation").to_list() == ROWS[2:]
+    with pytest.raises(UserError, match=r"no file for split 'test'.*train, validation"):
+        load_rows(str(tmp_path), split="test")
+
+
+def test_a_folder_without_split_names_is_the_training_set(tmp_path):
+    write(tmp_path / "a.jsonl", ROWS[:1])
+    write(tmp_path / "b.csv", ROWS[1:])
+    assert load_rows(str(tmp_path)).to_list() == ROWS
+
+
+def test_the_built_in_set():
+    assert len(load_rows("word_problems:7")) == 7
+    assert len(load_rows("word_problems:7", limit=3)) == 3
+    train, test = load_rows("word_problems:7"), load_rows("word_problems:7", split="test")
+    assert not set(train["question"]) & set(test["question"])
+
+
+BROKEN = {
+    "line.jsonl": ('{"a": 1}\n{"a": 2\n', r"line\.jsonl, line 2: not valid JSON"),
+    "list.jsonl": ("[1, 2]\n", r"line 1: a row must be an object"),
+    "rows.json": ("[{]", r"rows\.json: not valid JSON"),
+    "number.json": ("3", "must hold a list of rows"),
+    "inner.json": ('[{"a": 1}, 2]', "row 2: must be an object"),
+    "short.csv": ("a,b\n1,2\n3\n", r"short\.csv, line 3: .*2 fields"),
+    "long.csv": ("a,b\n1,2,3\n", r"long\.csv, line 2: .*2 fields"),
+    "quote.csv": ('a,b\n1,"2\n', r"quote\.csv, line \d: not valid CSV"),
+    "bad.parquet": ("no parquet", "not a readable parquet file"),
+    "mixed.jsonl": ('{"a": 1}\n{"a": "x"}\n', "column 'a' is float at first and str in row 2"),
+    "empty.jsonl": ("\n\n", "empty"),
+    "empty.json": ("[]", "empty"),
+    "empty.csv": ("a,b\n", "empty"),
+    "rows.pkl": ("x", r"can't read \.pkl; use \.json"),
+    "rows.py": ("x", r"can't read \.py"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named_with_its_line(tmp_path, name):
+    text, message = BROKEN[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_rows(str(tmp_path / name))
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes('{"a": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_rows(str(tmp_path / "rows.jsonl"))
+
+
+def test_a_missing_file_gets_close_names(tmp_path):
+    write(tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match=r"no such file.*there is train\.jsonl"):
+        load_rows(str(tmp_path / "trian.jsonl"))
+    with pytest.raises(UserError, match="There is no folder"):
+        load_rows(str(tmp_path / "nowhere" / "train.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("word_problems:many", {}, "number of rows after the colon"),
+        ("word_problems:0", {}, "at least 1"),
+        ("word_problems", {"split": "dev"}, "unknown split 'dev'"),
+        ("word_problems", {"limit": 0}, "must be at least 1"),
+        ("nobody/no-such-set", {}, "from the hub"),
+    ],
+)
+def test_what_else_can_be_wrong(name, options, message):
+    with pytest.raises(UserError, match=message):
+        load_rows(name, **options)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(UserError, match="holds no"):
+        load_rows(str(tmp_path))
+
+
+def test_a_hub_set_with_a_script_is_taken_from_its_parquet_copy(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, *, split, revision=None):
+        asked.append(revision)
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found lima.py")
+        return Dataset.from_list(ROWS)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load_rows("GAIR/lima", limit=2).to_list() == ROWS[:2]
+    assert asked == [None, "refs/convert/parquet"]

@@ -1,0 +1,170 @@
+"""Every accepted shape of data, in each template, as TRL sees it; and what is said about the rest."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+from tiny_folder import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from lfu.data.templates import ALPACA, alpaca_prompt, count_too_long, to_training_rows
+from lfu.errors import UserError
+
+
+def convert(row, template="chat", system=None, chat=True):
+    rows = row if isinstance(row, list) else [row]
+    return to_training_rows(
+        Dataset.from_list(rows), template=template, tokenizer=byte_tokenizer(chat=chat), system=system
+    )[0]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+ARC = {"question": "Q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2", "id": "7"}
+CHAT = {
+    "question": ({"question": "q", "answer": "2+2=<<2+2=4>>4\n#### 4"}, ["q"], "2+2=<<2+2=4>>4\n#### 4"),
+    "instruction": ({"instruction": "q", "output": "a"}, ["q"], "a"),
+    "instruction with input": ({"instruction": "q", "input": "i", "output": "a"}, ["q\n\ni"], "a"),
+    "dolly's own names": ({"instruction": "q", "context": "i", "response": "a", "category": "c"}, ["q\n\ni"], "a"),
+    "arc of the hub": (ARC, ["Q?\nA. x\nB. y"], "B. y"),
+    "arc by letter": (ARC | {"choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"}, None, "A. x"),
+    "choices and index": ({"question": "Q?", "choices": ["x", "y"], "answer": 0}, ["Q?\nA. x\nB. y"], "A. x"),
+    "lima": ({"conversations": ["q", "a", "r", "b"], "source": "s"}, ["q", "a", "r"], "b"),
+    "lima, question last": ({"conversations": ["q", "a", "r"]}, ["q"], "a"),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q"], "a"),
+}
+
+
+@pytest.mark.parametrize("shape", CHAT)
+def test_shapes_as_chat(shape):
+    row, prompt, completion = CHAT[shape]
+    converted = convert(row)
+    assert converted["completion"] == [assistant(completion)]
+    if prompt:
+        assert [message["content"] for message in converted["prompt"]] == prompt
+        assert converted["prompt"][-1]["role"] == "user"
+    assert set(converted) == {"prompt", "completion"}
+
+
+@pytest.mark.parametrize("shape", CHAT)
+def test_shapes_as_alpaca(shape):
+    row, _, completion = CHAT[shape]
+    converted = convert(row, "alpaca")
+    assert converted["completion"] == completion
+    assert converted["prompt"].startswith("Below is an instruction")
+    assert converted["prompt"].endswith("### Response:\n")
+
+
+def test_alpaca_with_and_without_input():
+    assert alpaca_prompt("q") == f"{ALPACA}\n\n### Instruction:\nq\n\n### Response:\n"
+    with_input = alpaca_prompt("q", "i")
+    assert "paired with an input" in with_input
+    assert with_input.endswith("### Instruction:\nq\n\n### Input:\ni\n\n### Response:\n")
+    assert convert({"instruction": "q", "input": " ", "output": "a"}, "alpaca")["prompt"] == alpaca_prompt("q")
+
+
+def test_a_system_message():
+    row = {"question": "q", "answer": "a"}
+    assert convert(row, system="Be brief.")["prompt"][0] == {"role": "system", "content": "Be brief."}
+    assert convert(row, "alpaca", system="Be brief.")["prompt"].startswith("Be brief.\n\n### Instruction")
+    with pytest.raises(UserError, match="system message can't be added"):
+        convert({"prompt": "q", "completion": "a"}, system="Be brief.")
+
+
+def test_auto_follows_the_tokenizer():
+    row = {"question": "q", "answer": "a"}
+    assert convert(row, "auto") == convert(row, "chat")
+    assert convert(row, "auto", chat=False) == convert(row, "alpaca")
+    assert convert(row, "none") == {"prompt": "q\n", "completion": "a"}
+    with pytest.raises(UserError, match="no chat template"):
+        convert(row, "chat", chat=False)
+    with pytest.raises(UserError, match="unknown template 'vicuna'"):
+        convert(row, "vicuna")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [user("q"), assistant("a")]},
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [user("q")], "completion": [assistant("a")]},
+        {"text": "anything"},
+    ],
+)
+def test_trls_own_shapes_stay(row):
+    assert convert(row | {"id": 3, "question": "not looked at"} if "text" not in row else row) == row
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"question": "q", "answer": blank} for blank in (None, "", "  \n")]
+    + [
+        {"messages": [user("q")]},
+        {"messages": []},
+        {"messages": [user("q"), assistant("  ")]},
+        {"prompt": "q", "completion": ""},
+        {"instruction": "q", "output": None},
+        {"question": "q", "choices": ["x", "y"], "answer": None},
+    ],
+)
+def test_rows_without_an_answer_are_counted_and_named(bad):
+    good = {
+        "messages": [user("q"), assistant("a")], "question": "q", "answer": "a", "prompt": "q", "completion": "a",
+        "instruction": "q", "output": "a", "choices": ["x", "y"],
+    }  # fmt: skip
+    good = {key: good[key] for key in bad} | ({"answer": 1} if "choices" in bad else {})
+    with pytest.raises(UserError, match=r"2 of 3 data rows have no answer in column .* \(row 2, 3\)"):
+        convert([good, bad, bad])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"instructions": "q", "output": "a"}, "'instructions': Did you mean instruction"),
+        ({"question": "q", "anwser": "a"}, "'anwser': Did you mean answer"),
+        ({"foo": 1}, "columns foo are of no known shape. Accepted: messages; prompt"),
+        ({"question": "q", "choices": ["x"], "answer": 1}, "row 1: answer 1 is none of the 1 choices"),
+        ({"question": "q", "choices": ["x"], "answer": "Z"}, "row 1: answer 'Z' is none"),
+        ({"conversations": ["q"]}, "row 1: needs at least a question and an answer"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "row 1: turns must alternate"),
+        ({"text": " "}, "no text in column 'text'"),
+        ({"question": " ", "answer": "a"}, "no text in column 'question'"),
+    ],
+)
+def test_other_rows_are_refused(row, message):
+    with pytest.raises(UserError, match=message):
+        convert(row)
+
+
+def test_conversations_need_a_chat_template():
+    with pytest.raises(UserError, match="no chat template"):
+        convert({"messages": [user("q"), assistant("a")]}, "auto", chat=False)
+
+
+@pytest.mark.parametrize("template", ["chat", "alpaca", "none"])
+def test_what_trl_trains_on_is_the_answer_and_the_end_token(tmp_path, template):
+    tokenizer = byte_tokenizer()
+    rows = to_training_rows(
+        Dataset.from_list([{"question": "How many?", "answer": "Four.\n#### 4"}]),
+        template=template,
+        tokenizer=tokenizer,
+    )
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=2, eos_token_id=2, pad_token_id=0)  # fmt: skip
+    args = SFTConfig(str(tmp_path), report_to="none", bf16=False, use_cpu=True, max_length=None)
+    trainer = SFTTrainer(LlamaForCausalLM(config), args, train_dataset=rows, processing_class=tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trained = batch["input_ids"][batch["labels"] != -100]
+    assert tokenizer.decode(trained).rstrip("\n") == "Four.\n#### 4<|im_end|>"
+    # count_too_long sees the row as long as TRL does
+    length = batch["input_ids"].shape[1]
+    assert count_too_long(rows, tokenizer, length) == 0
+    assert count_too_long(rows, tokenizer, length - 1) == 1
+    assert count_too_long(rows, tokenizer, None) == 0

@@ -1,0 +1,345 @@
+"""LfUStep at the edges: bad batches, what it costs, what it records, an auxiliary of one's own, wrong arguments."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import FAMILIES, gradients, relative_difference, tiny_batch, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from lfu import LfUStep
+from lfu.anatomy import anatomy, layer_range
+from lfu.objective import BadBatch, sft_loss
+from lfu.representations import answer_positions
+from lfu.strength import Strength, sample_of
+from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend
+from lfu.undesirable.auxiliary import forward_hooks
+
+# -- what it does to the loss ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lora", "steering", "own"])
+def test_the_ascent_raises_the_sft_loss_by_alpha_times_the_norm(kind):
+    """Eq. 2 to first order: l(aux + alpha g/||g||) = l + alpha ||g||."""
+    model = tiny_model("llama")
+    step = LfUStep(model, auxiliary=kind, alpha=1e-4)
+    step.auxiliary.reset(lambda device: torch.Generator(device).manual_seed(0))
+    batch = tiny_batch()
+    with step.auxiliary.attached():
+        loss = sft_loss(model, batch, 1.0)
+        loss.backward()
+        norm = ascend(step.auxiliary, step.auxiliary.take_gradients(), step.alpha)
+        moved = sft_loss(model, batch, 1.0)
+    assert float(moved - loss) == pytest.approx(1e-4 * norm, rel=0.05)
+
+
+def test_direction_says_which_way_the_model_goes():
+    """METHOD: through h' theta moves AGAINST the ascent, the SFT loss falls with it; through h it moves along."""
+    cosines = {}
+    for direction in ("perturbed", "clean"):
+        record = LfUStep(tiny_model("llama"), alpha=1e-3, direction=direction)(tiny_batch())
+        cosines[direction] = record.gradient_cosine
+    assert cosines["perturbed"] > 0.1
+    assert cosines["clean"] == pytest.approx(-cosines["perturbed"], rel=0.05)
+
+
+def test_strength_is_first_order_in_lam_times_alpha():
+    """The two settings of the paper, 0.1 x 5 and 0.001 x 500, are of one strength; the loss values are not."""
+    one, other = (LfUStep(tiny_model("llama"), alpha=a, lam=w)(tiny_batch()) for a, w in ((0.01, 5.0), (0.0001, 500.0)))
+    assert one.gradient_ratio == pytest.approx(other.gradient_ratio, rel=0.05)
+    assert one.consistency / other.consistency == pytest.approx(1e4, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["lora", "steering", "own"])
+def test_training_with_it_learns(kind):
+    model = tiny_model("llama", theta="lora", dtype=torch.float32)
+    step = LfUStep(model, auxiliary=kind, alpha=0.01)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(15):
+        losses.append(step(tiny_batch()).sft_loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def _flops(run) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["lora", "steering", "own"])
+@pytest.mark.parametrize("theta", ["full", "lora"])
+def test_costs_two_forwards_and_two_backwards(kind, theta):
+    """FLOPs: SFT + the decoder's forward and backward + the low-rank products; no head in the second pass."""
+    model = tiny_model("llama", theta=theta, dtype=torch.float32, hidden_size=64, intermediate_size=96, head_dim=16)
+    batch = tiny_batch(rows=2, length=48)
+    sft = _flops(lambda: sft_loss(model, batch, 1.0).backward())
+    decoder = _flops(
+        lambda: anatomy(model).decoder(**{k: batch[k] for k in ("input_ids", "attention_mask")})[0].sum().backward()
+    )
+    rank = 2
+    auxiliary = LoRA(rank=rank) if kind == "lora" else {"steering": Steering, "own": Own}[kind]()
+    step = _flops(lambda: LfUStep(model, auxiliary=auxiliary)(batch))
+    assert decoder < sft
+    extra = 0.25 if kind == "lora" else 0.0  # rank 2 of 64: B A x forward and back, and its gradient
+    assert step <= (sft + decoder) * (1 + extra) * 1.001
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_early_range_stops_early(family):
+    """The perturbed forward runs no block, norm or head after the last compared layer."""
+    model = tiny_model(family)
+    parts = anatomy(model)
+    runs = [0] * 4
+    head_runs = 0
+
+    def count(i):
+        def hook(*_):
+            runs[i] += 1
+
+        return hook
+
+    def count_head(*_):
+        nonlocal head_runs
+        head_runs += 1
+
+    parts.model.get_output_embeddings().register_forward_hook(count_head)
+    for i, block in enumerate(parts.blocks):
+        block.register_forward_pre_hook(count(i))
+    LfUStep(model, layers="1-2")(tiny_batch())
+    assert runs == [2, 2, 1, 1]
+    assert head_runs == 1
+
+
+def test_memory_kept_between_the_passes_is_that_of_the_answer_tokens():
+    batch = tiny_batch()
+    step = LfUStep(tiny_model("llama"))
+    where = answer_positions(batch["labels"])
+    with step.reader.reading(where, detach=True) as found:
+        step.reader.run(batch)
+    assert {tuple(h.shape) for h in found.values()} == {(len(where), 16)}
+    assert len(where) == int((batch["labels"][:, 1:] != -100).sum())
+
+
+# -- bad batches -------------------------------------------------------------------------------------------------------
+
+
+def _no_labels():
+    batch = tiny_batch()
+    return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+
+
+def test_no_labelled_token():
+    model = tiny_model("llama")
+    record = LfUStep(model)(_no_labels())
+    assert record.skipped == "no labelled token"
+    assert record.sft_loss == record.consistency == 0
+    assert all(not g.any() for g in gradients(model).values())
+
+
+def test_zero_ascent_gradient():
+    """A model that already gives every token the same: no direction, no consistency, the SFT gradient stays."""
+    model = tiny_model("mistral")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()
+    record = LfUStep(model)(tiny_batch())
+    assert record.skipped == "zero ascent gradient"
+    assert model.get_output_embeddings().weight.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["lora", "steering", "own"])
+def test_non_finite_loss_leaves_earlier_gradients(kind):
+    model = tiny_model("llama", dtype=torch.float32)
+    step = LfUStep(model, auxiliary=kind)
+    step(tiny_batch())
+    earlier = gradients(model)
+    broken = LfUStep(model, auxiliary=kind, loss_fn=lambda m, b, n: sft_loss(m, b, n) * float("inf"))
+    record = broken(tiny_batch(1))
+    assert record.skipped == "non-finite loss"
+    assert relative_difference(gradients(model), earlier) == 0
+
+
+@pytest.mark.parametrize("where", [1, 2])
+@pytest.mark.parametrize("kind", ["lora", "steering", "own"])
+def test_non_finite_gradients_never_stay(kind, where):
+    """A finite loss whose clean (1) or perturbed (2) backward overflows."""
+    model = tiny_model("llama", dtype=torch.float32)
+    calls = 0
+
+    def backward(loss):
+        nonlocal calls
+        calls += 1
+        (loss * (float("inf") if calls == where else 1.0)).backward()
+
+    record = LfUStep(model, auxiliary=kind, backward=backward)(tiny_batch())
+    assert record.skipped.startswith("non-finite")
+    assert all(torch.isfinite(g).all() for g in gradients(model).values())
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_raise_on_request():
+    model = tiny_model("llama")
+    with pytest.raises(BadBatch, match="no labelled token"):
+        LfUStep(model, on_bad_batch="raise")(_no_labels())
+
+
+@given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_answer_positions(mask, shift):
+    """As many as the loss averages over; at t - 1 (paper) or t (code) of each answer token after the first position."""
+    labels = torch.tensor([[5 if m else -100 for m in mask], [-100] * 6])
+    want = [t - (1 - shift) for t in range(1, 6) if mask[t]]
+    assert answer_positions(labels, ("predict", "answer")[shift]).tolist() == want
+
+
+# -- lam = auto --------------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(1e-6, 1e6), st.floats(0.01, 10))
+def test_strength_finds_a_constant_ratio_at_once(unit, target):
+    control = Strength(target, start=1e-9)
+    assert control.lam == 1e-9
+    control.update(unit)
+    assert control.lam * unit == pytest.approx(target)
+    control.update(math.nan)
+    control.update(0.0)
+    assert control.lam * unit == pytest.approx(target)
+
+
+def test_state_round_trip():
+    model = tiny_model("llama")
+    step, twin = LfUStep(model, lam="auto"), LfUStep(model, lam="auto")
+    for s in range(3):
+        step(tiny_batch(s))
+    twin.load_state_dict(step.state_dict())
+    assert twin.lam == step.lam
+    assert step(tiny_batch(3)) == twin(tiny_batch(3))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_sample_of_theta_fits(sizes, limit):
+    theta = [torch.nn.Parameter(torch.zeros(n)) for n in sizes]
+    chosen = sample_of(theta, limit)
+    assert chosen
+    assert sum(p.numel() for p in chosen) <= max(limit, min(sizes))
+    if sum(sizes) <= limit:
+        assert len(chosen) == len(theta)
+
+
+def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
+    found = []
+    for limit in (10**9, 300):
+        monkeypatch.setattr("lfu.objective.sample_of", lambda theta, limit=limit: sample_of(theta, limit))
+        model = tiny_model("llama")
+        LfUStep(model)(tiny_batch())
+        LfUStep(model)(tiny_batch(1))
+        found.append(gradients(model))
+    assert relative_difference(*found) < 1e-14
+
+
+# -- an auxiliary of one's own -----------------------------------------------------------------------------------------
+
+
+class EmbeddingShift(Auxiliary):
+    """One vector added to every token embedding: a fourth kind in one class."""
+
+    def bind(self, anatomy):
+        self.site = anatomy.model.get_input_embeddings()
+
+    def reset(self, generators):
+        self.shift = torch.zeros(self.site.embedding_dim, dtype=torch.float64, requires_grad=True)
+
+    def parameters(self):
+        return [self.shift]
+
+    @contextmanager
+    def attached(self):
+        with forward_hooks([(self.site, lambda module, args, output: output + self.shift)]):
+            yield
+
+    def discard(self):
+        self.shift = torch.zeros_like(self.shift)
+
+
+def test_a_fourth_auxiliary_fits_in_one_class():
+    record = LfUStep(tiny_model("llama"), auxiliary=EmbeddingShift())(tiny_batch())
+    assert record.skipped is None
+    assert record.consistency > 0
+
+
+def test_lora_targets():
+    step = LfUStep(tiny_model("llama"), auxiliary=LoRA(targets=["q_proj", "down_proj"]))
+    assert len(step.auxiliary.sites) == 2 * 4
+
+
+# -- wrong arguments ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 0}, "alpha must be"),
+        ({"alpha": -0.1}, "alpha must be"),
+        ({"alpha": math.inf}, "alpha must be"),
+        ({"lam": -1}, "lam must be"),
+        ({"lam": "some"}, "lam must be"),
+        ({"auxiliary": "magic"}, "unknown auxiliary 'magic': choose one of lora, steering, own"),
+        ({"consistency": "magic"}, "unknown consistency"),
+        ({"layers": "9"}, "this model has|it has layers 1-4"),
+        ({"layers": "3-2"}, "layers 1-4"),
+        ({"positions": "magic"}, "unknown positions"),
+        ({"direction": "magic"}, "unknown direction"),
+        ({"ascent_steps": 0}, "ascent_steps"),
+        ({"blocks": "norm"}, "not an nn.ModuleList"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        LfUStep(tiny_model("llama"), **options)
+
+
+def test_independent_batch_must_match_the_setting():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="ascent_batch"):
+        LfUStep(model)(tiny_batch(), ascent_batch=tiny_batch())
+    with pytest.raises(ValueError, match="ascent_batch"):
+        LfUStep(model, ascent_batch="independent")(tiny_batch())
+
+
+def test_models_it_cannot_work_with():
+    import transformers
+
+    t5 = transformers.T5Config(vocab_size=32, d_model=16, d_ff=16, num_layers=2, num_heads=2, d_kv=8)
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        LfUStep(transformers.T5ForConditionalGeneration(t5))
+    with pytest.raises(ValueError, match="not a transformers model"):
+        LfUStep(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="no language-model head"):
+        LfUStep(tiny_model("llama").model)
+    bare = tiny_model("llama")
+    for block in bare.model.layers:
+        block.self_attn, block.mlp = torch.nn.Identity(), torch.nn.Identity()
+    with pytest.raises(ValueError, match="no linear layer"):
+        LfUStep(bare)
+
+
+@given(st.integers(1, 80))
+def test_thirds_cover_every_layer_once(depth):
+    if depth < 3:
+        return
+    thirds = [layer_range(name, depth) for name in ("early", "middle", "late")]
+    assert [layer for third in thirds for layer in third] == layer_range("all", depth) == list(range(1, depth + 1))
+    if depth == 32:
+        assert [(t[0], t[-1]) for t in thirds] == [(1, 11), (12, 22), (23, 32)]

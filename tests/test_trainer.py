@@ -1,0 +1,387 @@
+"""LfUTrainer as a TRL user meets it: SFTTrainer when off, every data format, checkpoints, resume, metrics, refusals."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, PromptTuningConfig
+from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from lfu import LfUConfig, LfUStep, LfUTrainer
+from lfu.advice import LfUAdvice
+from lfu.trainer import STATE_FILE
+
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
+CHAT = (
+    "{% for m in messages %}{{ m['role'] + ' ' }}{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] + ' </s> ' }}{% endgeneration %}{% else %}{{ m['content'] + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+)
+
+
+def tokenizer():
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    made.chat_template = CHAT
+    return made
+
+
+ROWS = [(f"{'abcdefgh'[i]} plus {i} a b", f"{i} c d {'xyz'[i % 3]}") for i in range(8)]
+DATA = {
+    "prompt_completion": [{"prompt": p, "completion": " " + c} for p, c in ROWS],
+    "conversational": [
+        {"prompt": [{"role": "user", "content": p}], "completion": [{"role": "assistant", "content": c}]}
+        for p, c in ROWS
+    ],
+    "messages": [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]} for p, c in ROWS],
+    "text": [{"text": f"{p} {c}"} for p, c in ROWS],
+}
+LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", lora_dropout=0.1)
+
+
+def settings(folder, kind=LfUConfig, **options):
+    base = dict(
+        output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, save_strategy="no",
+        report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, max_length=32, seed=7,
+    )  # fmt: skip
+    if kind is LfUConfig:
+        base["advice"] = False
+    return kind(**{**base, **options})
+
+
+def trainer(folder, *, kind=LfUTrainer, data="prompt_completion", model=None, peft=None, callbacks=None, **options):
+    config = settings(folder, SFTConfig if kind is SFTTrainer else LfUConfig, **options)
+    return kind(
+        model=tiny_model("llama", dtype=torch.float32) if model is None else model,
+        args=config,
+        train_dataset=Dataset.from_list(DATA[data]),
+        processing_class=tokenizer(),
+        peft_config=peft,
+        callbacks=callbacks,
+    )
+
+
+def weights(t):
+    return {k: v.clone() for k, v in t.model.state_dict().items()}
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert not different, different
+
+
+# -- off is off --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peft", [None, LORA])
+@pytest.mark.parametrize("off", [{"lam": 0}, {"method": "sft"}], ids=str)
+def test_lam_zero_is_sft_trainer_bit_for_bit(tmp_path, peft, off):
+    found = []
+    for kind in (SFTTrainer, LfUTrainer):
+        t = trainer(
+            tmp_path / kind.__name__, kind=kind, peft=peft, neftune_noise_alpha=5, **({} if kind is SFTTrainer else off)
+        )
+        t.train()
+        found.append((weights(t), [entry.get("loss") for entry in t.state.log_history]))
+    assert_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert t.step is None
+
+
+@pytest.mark.parametrize("auxiliary", ["lora", "steering", "own"])
+def test_the_sft_part_is_sft_trainers(tmp_path, auxiliary):
+    """First update: the logged sft_loss of an LfU run is the loss of the plain run (same data, dropout, noise)."""
+    plain = trainer(tmp_path / "sft", kind=SFTTrainer, peft=LORA, max_steps=1)
+    plain.train()
+    lfu = trainer(tmp_path / "lfu", peft=LORA, max_steps=1, auxiliary=auxiliary)
+    lfu.train()
+    assert lfu.state.log_history[0]["lfu/sft_loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-2)
+    assert lfu.state.log_history[0]["mean_token_accuracy"] == plain.state.log_history[0]["mean_token_accuracy"]
+
+
+def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
+    """One update of 2 x 2 rows: what Trainer hands to the optimizer is what LfUStep leaves, with TRL's own loss."""
+    caught = {}
+
+    class Catch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            caught.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    t = trainer(tmp_path, max_steps=1, callbacks=[Catch()], max_grad_norm=0.0, gradient_checkpointing=False)
+    twin = tiny_model("llama", dtype=torch.float32)
+    twin.load_state_dict(weights(t))
+    batches = list(t.get_train_dataloader())[:2]
+    t.train()
+    step = LfUStep(twin, seed=7)
+    items = sum(int((b["labels"][:, 1:] != -100).sum()) for b in batches)
+    for batch in batches:
+        step(batch, num_items=items)
+    assert caught
+    for name, p in twin.named_parameters():
+        torch.testing.assert_close(caught[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+# -- what TRL users know -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("prompt_completion", {}),
+        ("prompt_completion", {"completion_only_loss": False}),
+        ("conversational", {}),
+        ("messages", {"assistant_only_loss": True}),
+        ("text", {}),
+        ("text", {"packing": True, "max_length": 24}),
+        ("prompt_completion", {"padding_free": True, "max_length": None}),
+        ("prompt_completion", {"loss_type": "dft"}),
+        ("prompt_completion", {"neftune_noise_alpha": 5.0}),
+        ("prompt_completion", {"gradient_checkpointing": False}),
+        ("prompt_completion", {"bf16": True}),
+        ("prompt_completion", {"label_smoothing_factor": 0.1}),
+        ("prompt_completion", {"ascent_batch": "independent"}),
+        ("prompt_completion", {"ascent_steps": 2}),
+        ("prompt_completion", {"auxiliary": "steering", "steering_norm": True}),
+        ("prompt_completion", {"auxiliary": "own", "consistency": "logit_kl"}),
+        ("prompt_completion", {"direction": "clean", "consistency": "contrastive", "layers": "early"}),
+        ("prompt_completion", {"method": "lfu_reps", "lam": "auto"}),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_trains_on_every_format_and_option(tmp_path, data, options):
+    t = trainer(tmp_path, data=data, peft=LORA, **options)
+    before = weights(t)
+    t.train()
+    logs = t.state.log_history[0]
+    for key in ("lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "lfu/displacement", "lfu/ascent_grad_norm"):
+        assert logs[key] > 0, key
+    assert logs["lfu/skipped"] == 0
+    assert -1 <= logs["lfu/gradient_cosine"] <= 1
+    after = weights(t)
+    assert any(not torch.equal(before[k], after[k]) for k in after if "lora" in k)
+    assert all(torch.isfinite(v).all() for v in after.values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_perturbed_pass_runs_in_the_models_precision(tmp_path, mixed):
+    """With a move too small to act, h' is h bit for bit: the pass round the model's wrappers is under its autocast."""
+    t = trainer(tmp_path, peft=LORA, bf16=mixed, alpha=1e-30, max_steps=1)
+    t.train()
+    assert all(v == 0 for v in t.last_record.displacement.values())
+
+
+def test_dropout_masks_are_shared_unless_asked_otherwise(tmp_path):
+    moved = {}
+    for shared in (True, False):
+        heavy = LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", lora_dropout=0.5)
+        model = tiny_model("llama", dtype=torch.float32)
+        t = trainer(tmp_path / str(shared), model=model, peft=heavy, alpha=1e-30, same_dropout=shared, max_steps=3)
+        t.train()
+        moved[shared] = max(t.last_record.displacement.values())
+    assert moved[True] == 0
+    assert moved[False] > 1e-3
+
+
+def test_evaluation_is_sft_trainers(tmp_path):
+    t = trainer(tmp_path, max_steps=1)
+    t.train()
+    t.model.eval()
+    loss = t.evaluate(Dataset.from_list(DATA["prompt_completion"]))["eval_loss"]
+    plain = trainer(tmp_path / "sft", kind=SFTTrainer, model=t.model)
+    assert plain.evaluate(Dataset.from_list(DATA["prompt_completion"]))["eval_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options", [{}, {"lam": "auto"}, {"ascent_batch": "independent"}, {"auxiliary": "own"}], ids=str
+)
+def test_resume_is_bit_exact(tmp_path, peft, options):
+    """Stopped after 2 of 5 updates and resumed, against uninterrupted; dropout is on in the adapter."""
+    whole = trainer(tmp_path / "whole", peft=peft, max_steps=5, **options)
+    whole.train()
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    kept = dict(save_strategy="steps", save_steps=2, max_steps=5)
+    trainer(tmp_path / "cut", peft=peft, callbacks=[Stop()], **kept, **options).train()
+    rest = trainer(tmp_path / "cut", peft=peft, **kept, **options)
+    rest.train(resume_from_checkpoint=True)
+    assert_equal(weights(whole), weights(rest))
+    assert whole.last_record == rest.last_record
+
+
+def test_checkpoints_hold_no_auxiliary(tmp_path):
+    for name, peft in (("full", None), ("lora", LORA)):
+        t = trainer(tmp_path / name, peft=peft, save_strategy="steps", save_steps=4)
+        t.train()
+        plain = trainer(tmp_path / f"{name}-sft", kind=SFTTrainer, peft=peft, save_strategy="steps", save_steps=4)
+        plain.train()
+        ours = {p.name for p in (tmp_path / name / "checkpoint-4").iterdir()}
+        theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-4").iterdir()}
+        assert ours - theirs == {STATE_FILE}
+        assert set(json.loads((tmp_path / name / "checkpoint-4" / STATE_FILE).read_text())) == {"calls"}
+        base = tiny_model("llama", dtype=torch.float32)
+        loaded = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint-4")
+            if peft is None
+            else PeftModel.from_pretrained(base, tmp_path / name / "checkpoint-4")
+        )
+        assert_equal(weights(t), dict(loaded.state_dict()))
+
+
+# -- lam = auto and the advice -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("auxiliary", "alpha"), [("lora", 0.1), ("lora", 0.001), ("steering", 0.01), ("own", 0.01)])
+def test_auto_lam_holds_the_gradient_ratio(tmp_path, auxiliary, alpha):
+    """Whatever the auxiliary and alpha, after a few updates the ratio is near the target."""
+    t = trainer(tmp_path, lam="auto", strength=0.3, auxiliary=auxiliary, alpha=alpha, max_steps=12, learning_rate=1e-3)
+    t.train()
+    ratios = [entry["lfu/gradient_ratio"] for entry in t.state.log_history if "lfu/gradient_ratio" in entry]
+    assert sum(ratios[4:]) / len(ratios[4:]) == pytest.approx(0.3, rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"lam": 1e-6}, "almost nothing"),
+        ({"lam": 1e4}, "dominates"),
+        ({"alpha": 30.0, "lam": 1e-3}, "too large"),
+        ({"learning_rate": 3.0, "lam": 1e-3, "lr_scheduler_type": "constant"}, None),
+    ],
+    ids=str,
+)
+def test_advice_is_given_once_with_numbers(tmp_path, options, kind):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_steps=20, advice=True, **options).train()
+    messages = [str(w.message) for w in caught if issubclass(w.category, LfUAdvice)]
+    if kind is not None:
+        matching = [m for m in messages if kind in m]
+        assert len(matching) == 1
+        assert any(c.isdigit() for c in matching[0])
+    assert len(set(messages)) == len(messages)
+
+
+def test_a_healthy_run_gets_no_advice(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_steps=20, advice=True, lam="auto", alpha=0.01, learning_rate=1e-4).train()
+    assert [str(w.message) for w in caught if issubclass(w.category, LfUAdvice)] == []
+
+
+# -- bad batches -------------------------------------------------------------------------------------------------------
+
+
+def test_a_nan_in_the_loss_never_reaches_the_weights(tmp_path):
+    """One micro-batch whose loss is NaN: recorded, skipped, and the run goes on."""
+
+    t = trainer(tmp_path)
+    head, calls = t.model.model.norm, 0
+
+    def poison(module, args, output):
+        nonlocal calls
+        if module.training and torch.is_grad_enabled():
+            calls += 1
+            return output * float("nan") if calls == 3 else None
+        return None
+
+    head.register_forward_hook(poison)
+    t.train()
+    assert all(torch.isfinite(v).all() for v in weights(t).values())
+    skipped = [entry["lfu/skipped"] for entry in t.state.log_history if "lfu/skipped" in entry]
+    assert sum(skipped) == 0.5  # one of the two micro-batches of one update
+
+
+def test_rows_without_a_labelled_token_are_skipped(tmp_path):
+    t = trainer(tmp_path, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    batch = {
+        "input_ids": torch.tensor([[4, 5, 6]]),
+        "attention_mask": torch.ones(1, 3, dtype=torch.long),
+        "labels": torch.full((1, 3), -100),
+    }
+    t.create_optimizer_and_scheduler(1)
+    loss = t.training_step(t.model, batch, num_items_in_batch=1)
+    assert float(loss) == 0
+    assert t.last_record.skipped == "no labelled token"
+    assert all(p.grad is None or not p.grad.any() for p in t.model.parameters())
+
+
+# -- refused at construction -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": "3-9"}, "layers 1-4"),
+        ({"layers": "first"}, "use all, early"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
+        ({"torch_compile": True}, "torch_compile"),
+        ({"optim": "lomo"}, "backward pass"),
+        ({"aux_targets": "nonsense"}, "no linear layer is called nonsense"),
+    ],
+    ids=str,
+)
+def test_refusals_name_the_reason(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 0}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"lam": -1}, "lam"),
+        ({"lam": "much"}, "lam"),
+        ({"method": "magic"}, "unknown method 'magic': choose one of"),
+        ({"auxiliary": "magic"}, "unknown auxiliary"),
+        ({"preset": "magic"}, "unknown preset"),
+        ({"consistency": "magic"}, "unknown consistency"),
+        ({"positions": "magic"}, "unknown positions"),
+        ({"ascent_steps": 0}, "ascent_steps"),
+        ({"method": "sft", "lam": 1.0}, "means lam=0"),
+        ({"method": "lfu_reps", "auxiliary": "lora"}, "steering"),
+        ({"strength": 0.0}, "strength"),
+    ],
+    ids=str,
+)
+def test_config_refuses(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        settings(tmp_path, **options)
+
+
+def test_presets_are_the_papers_and_explicit_values_win(tmp_path):
+    pick = lambda **o: (settings(tmp_path, **o).alpha, settings(tmp_path, **o).lam)
+    assert pick() == (0.1, 5.0)
+    assert pick(preset="instruct") == (0.001, 500.0)
+    assert pick(method="lfu_reps") == pick(auxiliary="steering") == (0.1, 0.1)
+    assert pick(preset="instruct", lam=1) == (0.001, 1.0)
+
+
+def test_prompt_tuning_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="virtual tokens"):
+        trainer(tmp_path, peft=PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+
+
+def test_plain_sft_config_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="LfUConfig"):
+        LfUTrainer(model=tiny_model("llama"), args=settings(tmp_path, SFTConfig))
