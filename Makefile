@@ -1,4 +1,4 @@
-# Each target makes .venv itself; nothing else needs to be installed but Python 3.10 or newer.
+# Each target makes .venv itself; nothing else needs to be installed but Python 3.11 or newer.
 VENV ?= .venv
 PYTHON ?= python3
 PY = $(VENV)/bin/python

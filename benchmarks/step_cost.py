@@ -5,7 +5,7 @@
 Per theta (LoRA r 8 on all linear layers, or all weights): SFT (F+B), the naive step of tests/oracle.py (3F+3B), and
 `LfUStep` with each auxiliary (2F+2B). Rounds are interleaved: each variant once a round, its time divided by SFT's of
 the same round, and the median of these ratios reported. Memory: the peak resident set of a process of its own that
-loads the model and takes two steps with AdamW's state in place; `above_model` leaves out what the loaded model takes.
+loads the model and takes two AdamW updates of two micro-batches each; `above_model` leaves out what the loaded model takes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -110,22 +109,24 @@ def time_theta(theta: str, options: argparse.Namespace) -> dict[str, Any]:
 def peak_memory(theta: str, variant: str, options: argparse.Namespace) -> dict[str, float]:
     """Peak resident set, in MB, of two steps in this process: `total`, and `above_model`."""
     model = make_model(theta, options.layers)
-    loaded = _resident_now()
+    loaded = _status("VmRSS")
     run = make_step(variant, model, make_batch(options.batch, options.length))
     theta_parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(theta_parameters, lr=1e-6)
     for _ in range(2):
-        run()
+        for _ in range(2):  # two micro-batches an update, so that there are earlier gradients to keep
+            run()
         if variant != "oracle":
             optimizer.step()
             optimizer.zero_grad()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _status("VmHWM")
     return {"total": round(peak), "above_model": round(peak - loaded)}
 
 
-def _resident_now() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def _status(name: str) -> float:
+    """A figure of this process's memory in MB. (Not getrusage: its maximum is inherited from the parent.)"""
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith(f"{name}:")).split()[1]) / 1024
 
 
 def memory_of(theta: str, variant: str, options: argparse.Namespace) -> dict[str, float]:

@@ -13,8 +13,9 @@ from tiny import FAMILIES, gradients, relative_difference, tiny_batch, tiny_mode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lfu import LfUStep
+from lfu.advice import WINDOW, Advice
 from lfu.anatomy import anatomy, layer_range
-from lfu.objective import BadBatch, sft_loss
+from lfu.objective import BadBatch, Record, sft_loss
 from lfu.representations import answer_positions
 from lfu.strength import Strength, sample_of
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend
@@ -187,10 +188,170 @@ def test_non_finite_gradients_never_stay(kind, where):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("limit", [10**9, 300], ids=["all measured", "sampled"])
+@pytest.mark.parametrize("where", [1, 2])
+def test_a_non_finite_tensor_outside_the_sample_never_stays(monkeypatch, where, limit):
+    """One weight's gradient overflows in one backward; measured tensors keep what earlier micro-batches gave."""
+    monkeypatch.setattr("lfu.objective.sample_of", lambda theta: sample_of(theta, limit))
+    model = tiny_model("llama", dtype=torch.float32)
+    LfUStep(model)(tiny_batch())
+    earlier = gradients(model)
+    calls = 0
+    victim = "model.layers.0.mlp.up_proj.weight"
+
+    def backward(loss):
+        nonlocal calls
+        calls += 1
+        handle = model.get_parameter(victim).register_hook(lambda g: g * float("nan")) if calls == where else None
+        loss.backward()
+        if handle:
+            handle.remove()
+
+    record = LfUStep(model, backward=backward)(tiny_batch(1))
+    assert record.skipped.startswith("non-finite")
+    after = gradients(model)
+    assert all(torch.isfinite(g).all() for g in after.values())
+    if limit > 300:  # dropped as a whole, the earlier part intact
+        if where == 2:  # the SFT part of this one stays
+            plain = tiny_model("llama", dtype=torch.float32)
+            LfUStep(plain, lam=0)(tiny_batch(1))
+            earlier = {name: g + gradients(plain)[name] for name, g in earlier.items()}
+        assert relative_difference(after, earlier) < 1e-6
+
+
+def test_infinite_gradients_of_both_signs():
+    model = tiny_model("llama", dtype=torch.float32)
+    for i, p in enumerate(model.parameters()):
+        p.register_hook(lambda g, sign=(-1) ** i: torch.full_like(g, sign * float("inf")))
+    record = LfUStep(model)(tiny_batch())
+    assert record.skipped.startswith("non-finite")
+    assert all(torch.isfinite(g).all() for g in gradients(model).values())
+
+
+def test_theta_above_the_compared_layers_is_skipped_with_the_reason():
+    model = tiny_model("llama", theta="subset")
+    record = LfUStep(model, layers="1-2")(tiny_batch())
+    assert record.skipped == "theta lies above the compared layers"
+
+
+@pytest.mark.parametrize("kind", ["lora", "steering"])
+def test_models_that_change_a_linear_output_in_place(kind):
+    """OLMo's clip_qkv clamps q, k, v in place; the next block may do so with its input."""
+    import transformers
+
+    config = transformers.OlmoConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, clip_qkv=0.5
+    )
+    torch.manual_seed(0)
+    record = LfUStep(transformers.OlmoForCausalLM(config), auxiliary=kind)(tiny_batch())
+    assert record.consistency > 0
+
+
+def test_fused_experts_without_an_auxiliary_are_named():
+    import transformers
+
+    config = transformers.MixtralConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="get no LoRA auxiliary"):
+        LfUStep(transformers.MixtralForCausalLM(config))
+
+
+def test_norm_preserving_steering_survives_a_zero_hidden_state():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0].zero_()
+    batch = {k: v.flip(1) for k, v in tiny_batch().items()}  # left padding, token 0
+    assert LfUStep(model, auxiliary=Steering(preserve_norm=True))(batch).skipped is None
+
+
+def test_fp16_loss_scale_cancels():
+    """A GradScaler's scale on both backward passes: the same gradients once unscaled, the same record."""
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+        model = tiny_model("llama")
+        backward = torch.Tensor.backward if scaler is None else lambda loss, s=scaler: s.scale(loss).backward()
+        step = LfUStep(model, ascent_steps=2, backward=backward, grad_scaler=scaler)
+        record = step(tiny_batch())
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        found.append(({n: g / scale for n, g in gradients(model).items()}, record))
+    assert relative_difference(found[0][0], found[1][0]) < 1e-6
+    for name in ("sft_loss", "consistency", "gradient_ratio", "ascent_grad_norm"):
+        assert getattr(found[0][1], name) == pytest.approx(getattr(found[1][1], name), rel=1e-6)
+
+
+def test_bf16_resolves_the_papers_alpha_and_not_a_hundredth_of_it():
+    """lam * alpha held: at 0.1 the bf16 consistency gradient is the float32 one, at 0.001 it is noise, and is told."""
+    cosines, told = {}, {}
+    for alpha in (0.3, 0.001):
+        grads = []
+        for dtype in (torch.float32, torch.bfloat16):
+            model = tiny_model("llama", dtype=dtype, hidden_size=64, head_dim=16)
+            step = LfUStep(model, alpha=alpha, lam=0.5 / alpha)
+            sft = tiny_model("llama", dtype=dtype, hidden_size=64, head_dim=16)
+            sft_loss(sft, tiny_batch(), 17.0).backward()
+            record = step(tiny_batch())
+            total, plain = gradients(model), gradients(sft)
+            grads.append(torch.cat([(total[n].float() - plain[n].float()).flatten() for n in total]))
+        cosines[alpha] = float(torch.cosine_similarity(*grads, dim=0))
+        messages: list[str] = []
+        advice = Advice(alpha, 0.5 / alpha, warn=messages.append)
+        for _ in range(WINDOW):
+            advice.watch(record)
+        told[alpha] = any("too small for this precision" in m for m in messages)
+    assert cosines[0.3] > 0.9 > 0.5 > cosines[0.001]
+    assert told == {0.3: False, 0.001: True}
+
+
 def test_raise_on_request():
     model = tiny_model("llama")
     with pytest.raises(BadBatch, match="no labelled token"):
         LfUStep(model, on_bad_batch="raise")(_no_labels())
+    with pytest.raises(BadBatch, match="non-finite loss"):
+        LfUStep(model, lam=0, on_bad_batch="raise", loss_fn=lambda *a: torch.tensor(math.nan))(tiny_batch())
+
+
+def test_extra_ascent_passes_leave_the_random_stream_as_plain_sft():
+    ends = []
+    for options in ({"lam": 0}, {}, {"ascent_steps": 3}):
+        model = tiny_model("gpt2", resid_pdrop=0.1, dtype=torch.float32)
+        torch.manual_seed(5)
+        LfUStep(model, **options)(tiny_batch())
+        ends.append(torch.get_rng_state())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+# -- advice ------------------------------------------------------------------------------------------------------------
+
+
+def _advised(losses=(), records=()):
+    messages: list[str] = []
+    advice = Advice(0.1, 5.0, warn=messages.append)
+    for loss in losses:
+        advice.watch_loss(loss)
+    for record in records:
+        advice.watch(record)
+    return messages
+
+
+def test_oscillating_losses_are_told_once_and_falling_or_noisy_ones_not():
+    assert ["oscillates" in m for m in _advised([1.0, 3.0] * 20)] == [True]
+    assert _advised([3.0 * 0.9**i for i in range(40)]) == []
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    assert _advised([2.0 + 0.3 * float(x) for x in noise]) == []
+
+
+def test_a_run_that_skips_most_batches_is_told_why():
+    messages = _advised(records=[Record(skipped="zero ascent gradient")] * 40)
+    assert len(messages) == 1
+    assert "not connected" in messages[0]
+    assert _advised(records=[Record(skipped="no labelled token")] + [_healthy()] * 40) == []
+
+
+def _healthy() -> Record:
+    return Record(gradient_ratio=0.5, gradient_cosine=0.5, displacement={1: 0.05}, resolution=1e-7, tokens=5)
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 1))

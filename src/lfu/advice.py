@@ -14,6 +14,7 @@ from lfu.objective import Record
 WINDOW = 16
 NEGLIGIBLE, DOMINATING = 0.01, 3.0  # of the gradient ratio; SFT's own gradient is 1
 COLLAPSE = 0.5  # of the displacement ||h' - h|| / ||h||
+RESOLVED = 4  # displacements below so many machine epsilons are mostly rounding
 SWING, TURNS = 0.5, 0.85  # of the mean loss; share of changes that reverse the one before (by chance: 2/3)
 
 
@@ -35,15 +36,19 @@ class Advice:
         self.records: deque[Record] = deque(maxlen=WINDOW)
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.given: set[str] = set()
+        self.reasons: deque[str | None] = deque(maxlen=WINDOW)
 
     def watch(self, record: Record) -> None:
         """Take in one micro-batch."""
+        self.reasons.append(record.skipped)
+        self._skipping()
         if record.skipped:
             return
         self.records.append(record)
         if len(self.records) == WINDOW:
             self._strength()
             self._displacement()
+            self._resolution()
 
     def watch_loss(self, loss: float) -> None:
         """Take in the SFT loss of one update (all its micro-batches)."""
@@ -73,6 +78,27 @@ class Advice:
                 f"LfU dominates: the consistency gradient is {ratio:.2g} times SFT's, cosine {cosine:+.2f} (median of "
                 f"{WINDOW} micro-batches; {settings}), so the model hardly learns the task. Divide lam by about "
                 f"{ratio / 0.5:.0f}, or use lam='auto'.",
+            )
+
+    def _skipping(self) -> None:
+        reasons = [reason for reason in self.reasons if reason]
+        if len(self.reasons) == WINDOW and len(reasons) > WINDOW / 2:
+            self._once(
+                "skipping",
+                f"LfU was left out of {len(reasons)} of the last {WINDOW} micro-batches, so this is plain SFT at "
+                f"LfU's cost. Newest reason: {reasons[-1]}. A zero ascent gradient means that the "
+                "auxiliary is not connected.",
+            )
+
+    def _resolution(self) -> None:
+        displacement = median(median(r.displacement.values()) for r in self.records)
+        resolution = self.records[-1].resolution
+        if displacement < RESOLVED * resolution:
+            self._once(
+                "resolution",
+                f"alpha {self.alpha:g} is too small for this precision: hidden states move by {displacement:.1e} of "
+                f"their norm, and their dtype resolves {resolution:.1e}, so the consistency trains on rounding "
+                "noise (the gradient ratio then measures the noise, too). Raise alpha at the same lam * alpha, or use float32.",
             )
 
     def _displacement(self) -> None:

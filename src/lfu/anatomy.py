@@ -48,7 +48,7 @@ class Anatomy:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """The head applied to hidden states after the final norm: `(N, d) -> (N, V)`.
 
-        Follows the families that scale or cap their logits (Cohere, Granite, Gemma 2, Falcon-H1).
+        Follows the families that scale or cap their logits (Cohere, Granite, Gemma 2, Falcon-H1, HyperCLOVA X).
         """
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
@@ -56,7 +56,8 @@ class Anatomy:
             if getattr(config, name, None) is not None:
                 logits = logits * getattr(config, name)
         if getattr(config, "logits_scaling", None) is not None:
-            logits = logits / config.logits_scaling
+            multiplies = config.model_type == "hyperclovax"
+            logits = logits * config.logits_scaling if multiplies else logits / config.logits_scaling
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -87,7 +88,8 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
             raise ValueError(f"blocks={blocks!r} is a {type(found).__name__}, not an nn.ModuleList")
         return Anatomy(base, decoder, list(found))
     count = config.get_text_config().num_hidden_layers
-    for module in decoder.modules():
+    text = base.get_decoder() if hasattr(base, "get_decoder") else decoder  # not the vision tower of a VLM
+    for module in text.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return Anatomy(base, decoder, list(module))
     raise ValueError(

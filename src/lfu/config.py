@@ -125,6 +125,9 @@ class LfUConfig(SFTConfig):
         default="skip",
         metadata={"help": "No labelled token, zero ascent gradient, non-finite values: skip and record, or raise."},
     )
+    log_layers: bool = field(
+        default=False, metadata={"help": "Log consistency and displacement of every compared layer, too."}
+    )
     advice: bool = field(default=True, metadata={"help": "Warn, once each, when the logged figures look wrong."})
 
     def __post_init__(self) -> None:
@@ -138,7 +141,7 @@ class LfUConfig(SFTConfig):
     def _resolve_method(self) -> None:
         _one_of("method", self.method, METHODS)
         if self.auxiliary is None:
-            self.auxiliary = "steering" if self.method == "lfu_reps" else "lora"
+            self.auxiliary = "steering" if self.method == "lfu_reps" or self.preset == "reps" else "lora"
         if self.method == "lfu_reps" and self.auxiliary != "steering":
             raise ValueError(f"method='lfu_reps' means auxiliary='steering', got auxiliary={self.auxiliary!r}")
         if self.preset is None:

@@ -45,7 +45,6 @@ PHASES = {
     "compare": ("Compare, with intervals", 3.0),
     "page": ("Draw the figures and write the page", 6.0),
 }
-CHOSEN = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Settings:
     rows: int = 32
     epochs: int = 3
     batch_size: int = 4
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     warmup_steps: float = 0.0
     alpha: float = 0.1
     lam: float | str = "auto"
@@ -357,7 +356,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def _record(bench: Bench, measures: Mapping[str, Any], training: Mapping[str, Any], command: str) -> dict[str, Any]:
     """Everything that was set, measured and concluded, JSON-ready."""
-    from lfu.report.demo_summary import knowledge_transitions, summarise, verdict
+    from lfu.report.demo_summary import CHOSEN, knowledge_transitions, summarise, verdict
 
     try:
         summary = summarise(measures)

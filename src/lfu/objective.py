@@ -23,6 +23,7 @@ from lfu.representations import Reader, answer_positions
 from lfu.rng import Replay, generators
 from lfu.strength import SplitGradients, Strength, sample_of
 from lfu.undesirable import Auxiliary, Own, ascend, auxiliary_of
+from lfu.undesirable.ascent import global_norm
 
 Batch = Mapping[str, Any]
 Loss = Callable[[nn.Module, Batch, "float | torch.Tensor"], torch.Tensor]
@@ -59,6 +60,7 @@ class Record:
         ascent_grad_norm: ||g|| of Eq. 2 at the first step, for the mean loss of the ascent batch.
         gradient_ratio: ||grad(lam * consistency)|| / ||grad(SFT)|| on (a sample of) theta.
         gradient_cosine: cosine between the two.
+        resolution: machine epsilon of the hidden states' dtype; a displacement near it is rounding, not the ascent.
         lam: the weight used.
         tokens: N, the answer tokens.
         skipped: why the consistency (or, for a non-finite loss, everything) was left out; else None.
@@ -71,6 +73,7 @@ class Record:
     ascent_grad_norm: float = 0.0
     gradient_ratio: float = 0.0
     gradient_cosine: float = 0.0
+    resolution: float = 0.0
     lam: float = 0.0
     tokens: int = 0
     skipped: str | None = None
@@ -82,7 +85,7 @@ class Record:
 
 
 class BadBatch(ArithmeticError):
-    """Raised under `on_bad_batch="raise"`; the gradients are what they were before the micro-batch or finite."""
+    """Raised under `on_bad_batch="raise"`; the gradients on theta are finite."""
 
 
 class LfUStep:
@@ -113,7 +116,8 @@ class LfUStep:
         same_dropout: the perturbed pass sees the clean pass's dropout masks and embedding noise. Otherwise h' - h is
             mostly the difference of two random masks, and the consistency trains against dropout, not the undesirable.
         on_bad_batch: no labelled token, a zero ascent gradient, a non-finite value: `skip` the consistency and say so
-            in the record, or `raise`. A non-finite loss or gradient is never left on theta.
+            in the record, or `raise`. A non-finite loss leaves no gradient; of a non-finite gradient the measured
+            tensors (see `strength.sample_of`) drop the broken part, and elsewhere its entries become zero.
         strength: the gradient ratio that lam="auto" holds.
         seed: of the auxiliary's random parts.
         blocks: where the blocks are, if they can't be found (see `anatomy`).
@@ -177,7 +181,7 @@ class LfUStep:
         self.auxiliary = auxiliary_of(auxiliary)
         self.auxiliary.bind(self.anatomy)
         # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
-        self.strength = Strength(strength, start=1e-3 * strength / alpha) if lam == "auto" else None
+        self.strength = Strength(strength, start=1e-6 * strength / alpha) if lam == "auto" else None
         self._lam = 0.0 if lam == "auto" else float(lam)
         self.calls = 0
 
@@ -228,33 +232,54 @@ class LfUStep:
         where = answer_positions(batch["labels"], self.positions)
         items = max(len(where), 1) if num_items is None else num_items
         record = Record(tokens=len(where), lam=self.lam)
-        theta = self.anatomy.theta()
-        replay = Replay(self.anatomy.device, self.same_dropout)
         run_first = first_pass or (lambda: self._sft_pass(batch, items))
         if self.lam == 0:
             self._keep_loss(record, run_first(), items)
-            return record
+        else:
+            self._run(record, batch, ascent_batch, where, items, run_first, index)
+        if record.skipped and self.on_bad_batch == "raise":
+            raise BadBatch(f"micro-batch {index}: {record.skipped}")
+        return record
+
+    def _run(
+        self,
+        record: Record,
+        batch: Batch,
+        ascent_batch: Batch | None,
+        where: torch.Tensor,
+        items: float | torch.Tensor,
+        run_first: Callable[[], torch.Tensor],
+        index: int,
+    ) -> None:
+        """The clean pass, the ascent, the perturbed pass; whatever happens, nothing is left attached or set aside."""
+        theta = self.anatomy.theta()
+        replay = Replay((p.device for p in self.anatomy.model.parameters()), self.same_dropout)
         self.auxiliary.reset(generators(self.seed, index))
-        split = SplitGradients(theta, theta if isinstance(self.auxiliary, Own) else sample_of(theta))
+        own = isinstance(self.auxiliary, Own)  # it ascends on theta: this micro-batch's gradient must stand alone
+        split = SplitGradients(theta if own else sample_of(theta))
+        keep: int | None = 1  # of the parts; an error in the clean pass leaves the earlier micro-batches' alone
         try:
             with self._zero_auxiliary(), self.reader.reading(where, detach=True) as clean:
                 self._keep_loss(record, run_first(), items)
             if record.skipped is None and len(where) == 0:
                 record.skipped = "no labelled token"
             if record.skipped is None:
-                target = self._readout(clean)
-                gradients = self._first_gradients(ascent_batch, items)
+                with torch.no_grad(), self.autocast():
+                    target = self._readout(clean)
+                gradients = self._first_gradients(ascent_batch, items, replay)
                 split.set_aside()
-                self._ascend(record, gradients, ascent_batch or batch, items)
+                self._ascend(record, gradients, ascent_batch or batch, items, replay)
+                del gradients
+                if own:
+                    split.narrow(sample_of(theta))
+            keep = 2  # an error in the perturbed pass leaves the SFT part
             if record.skipped is None:
                 self._consistency_pass(record, batch, where, items, replay, clean, target, split)
+            keep = self._sound_parts(record)
         finally:
             self.auxiliary.discard()
-            split.join()
-            self._drop_non_finite(record, theta)
-        if record.skipped and self.on_bad_batch == "raise":
-            raise BadBatch(f"micro-batch {index}: {record.skipped}")
-        return record
+            split.join(keep)
+        self._check_finite(record, theta)
 
     # -- the clean pass (Eq. 1, Eq. 3) ---------------------------------------------------------------------------------
 
@@ -282,20 +307,25 @@ class LfUStep:
 
     # -- the ascent (Eq. 2) --------------------------------------------------------------------------------------------
 
-    def _first_gradients(self, ascent_batch: Batch | None, items: float | torch.Tensor) -> list[torch.Tensor | None]:
+    def _first_gradients(
+        self, ascent_batch: Batch | None, items: float | torch.Tensor, replay: Replay
+    ) -> list[torch.Tensor | None]:
         if ascent_batch is None:
             return self.auxiliary.take_gradients()  # the clean backward left them
-        return self._ascent_gradients(ascent_batch, items)
+        return self._ascent_gradients(ascent_batch, items, replay)
 
-    def _ascent_gradients(self, batch: Batch, items: float | torch.Tensor) -> list[torch.Tensor | None]:
+    def _ascent_gradients(self, batch: Batch, items: float | torch.Tensor, replay: Replay) -> list[torch.Tensor | None]:
         """One forward and backward for the auxiliary alone; theta's gradients are not touched."""
         with self.auxiliary.attached():
-            loss = self.loss_fn(self.model, batch, items)
+            with replay():
+                loss = self.loss_fn(self.model, batch, items)
             if self.grad_scaler is not None:
                 loss = self.grad_scaler.scale(loss)  # the normalised step does not see it, fp16 gradients need it
             return list(torch.autograd.grad(loss, list(self.auxiliary.parameters()), allow_unused=True))
 
-    def _ascend(self, record: Record, gradients: list, batch: Batch, items: float | torch.Tensor) -> None:
+    def _ascend(
+        self, record: Record, gradients: list, batch: Batch, items: float | torch.Tensor, replay: Replay
+    ) -> None:
         norm = ascend(self.auxiliary, gradients, self.alpha)
         scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
         count = len(answer_positions(batch["labels"]))
@@ -303,7 +333,7 @@ class LfUStep:
         for _ in range(self.ascent_steps - 1):
             if norm == 0 or not math.isfinite(norm):
                 break
-            norm = ascend(self.auxiliary, self._ascent_gradients(batch, items), self.alpha)
+            norm = ascend(self.auxiliary, self._ascent_gradients(batch, items, replay), self.alpha)
         if norm == 0:
             record.skipped = "zero ascent gradient"
         elif not math.isfinite(norm):
@@ -338,6 +368,7 @@ class LfUStep:
                 target, moving = moving, self._readout(again)
             self._consistency_backward(record, target, moving, items, split)
         record.displacement = _displacement(clean, displaced)
+        record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
 
     @contextmanager
     def _reading(self, where: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
@@ -362,22 +393,40 @@ class LfUStep:
         if not math.isfinite(record.consistency):
             record.skipped = "non-finite consistency"
             return
+        if not total.requires_grad:
+            record.skipped = "theta lies above the compared layers"
+            return
         self.backward(record.lam * total)
-        sft, cons, record.gradient_cosine = split.norms()
+        sft, cons, record.gradient_cosine = split.compare()
         record.gradient_ratio = cons / sft if sft > 0 else math.inf
-        if not math.isfinite(cons):
+        if not math.isfinite(sft):
+            record.skipped = "non-finite gradient"
+        elif not math.isfinite(cons):
             record.skipped = "non-finite consistency gradient"
         elif self.strength is not None:
             self.strength.update(record.gradient_ratio / record.lam)
 
     # -- never NaN in the weights --------------------------------------------------------------------------------------
 
-    def _drop_non_finite(self, record: Record, theta: list[nn.Parameter]) -> None:
-        """After a non-finite gradient, zero its entries; under fp16 the GradScaler skips the whole update instead."""
-        if record.skipped and record.skipped.startswith("non-finite") and self.grad_scaler is None:
-            for p in theta:
-                if p.grad is not None:
-                    p.grad.nan_to_num_(0.0, 0.0, 0.0)
+    def _sound_parts(self, record: Record) -> int | None:
+        """How many parts of the measured gradients to keep: all (None), not the consistency's, or the earlier alone.
+
+        Under fp16 all: the GradScaler must see what overflowed, to skip the update and lower its scale.
+        """
+        if self.grad_scaler is not None:
+            return None
+        broken = {"non-finite ascent gradient": 1, "non-finite gradient": 1, "non-finite consistency gradient": 2}
+        return broken.get(record.skipped or "")
+
+    def _check_finite(self, record: Record, theta: list[nn.Parameter]) -> None:
+        """The last word, over all of theta: entries that are not finite become zero, and the record says so."""
+        if self.grad_scaler is not None:
+            return
+        gradients = [p.grad for p in theta if p.grad is not None]
+        if not math.isfinite(global_norm(gradients)):
+            record.skipped = record.skipped or "non-finite gradient"
+            for g in gradients:
+                g.nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _displacement(clean: dict[int, torch.Tensor], moved: dict[int, torch.Tensor]) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -33,9 +33,9 @@ class Replay:
     random numbers is the one that plain SFT would have had.
     """
 
-    def __init__(self, device: torch.device, enabled: bool = True):
+    def __init__(self, devices: Iterable[torch.device], enabled: bool = True):
         self.enabled = enabled
-        self.devices = [device] if device.type == "cuda" else []
+        self.devices = sorted({d for d in devices if d.type == "cuda"}, key=str)
         self.state = (torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.devices])
 
     @contextmanager

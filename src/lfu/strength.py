@@ -7,13 +7,13 @@ strength, the gradient does. In the 2F+2B order the two gradients come from two 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from lfu.undesirable.ascent import global_norm
+from lfu.undesirable.ascent import global_norm_tensor
 
 # Above this many elements of theta, whole tensors are sampled: 2^24 float32 gradients are 64 MB.
 SAMPLE = 2**24
@@ -42,12 +42,11 @@ class SplitGradients:
     adds the parts up again; until then a plain `optimizer.step()` would miss some.
 
     Args:
-        theta: all trainable parameters.
-        measured: those among them that are kept apart.
+        measured: the parameters whose parts are kept apart; the gradients of the others just accumulate.
     """
 
-    def __init__(self, theta: Sequence[nn.Parameter], measured: Sequence[nn.Parameter]):
-        self.theta, self.measured = theta, measured
+    def __init__(self, measured: Sequence[nn.Parameter]):
+        self.measured = list(measured)
         self.parts: list[list[torch.Tensor | None]] = []
         self.set_aside()
 
@@ -57,24 +56,41 @@ class SplitGradients:
         for p in self.measured:
             p.grad = None
 
-    def norms(self) -> tuple[float, float, float]:
+    def narrow(self, measured: Sequence[nn.Parameter]) -> None:
+        """From now on keep the parts of these alone apart; those of the others are added up, and freed."""
+        kept = {id(p) for p in measured}
+        rows = list(zip(self.measured, zip(*self.parts)))
+        for p, row in rows:
+            if id(p) not in kept:
+                p.grad = _sum([*row, p.grad])
+        rows = [(p, row) for p, row in rows if id(p) in kept]
+        self.measured = [p for p, _ in rows]
+        self.parts = [list(part) for part in zip(*(row for _, row in rows))] or [[] for _ in self.parts]
+
+    def compare(self) -> tuple[float, float, float]:
         """`(||g_sft||, ||g_cons||, cosine)`: the second part, and what came since. The cosine is 0 where undefined."""
         sft, cons = self.parts[1], [p.grad for p in self.measured]
-        a, b = global_norm(sft), global_norm(cons)
-        dot = math.fsum(
-            torch.sum(x * y, dtype=torch.float64).item() for x, y in zip(sft, cons) if x is not None and y is not None
-        )
-        return a, b, dot / (a * b) if a * b > 0 else 0.0
+        dots = [torch.sum(x * y, dtype=torch.float64) for x, y in zip(sft, cons) if x is not None and y is not None]
+        a, b = global_norm_tensor(sft), global_norm_tensor(cons)
+        dot = torch.stack([d.to(a.device) for d in dots]).sum() if dots else torch.zeros_like(a)
+        norm_a, norm_b, product = torch.stack([a, b.to(a.device), dot]).tolist()
+        scale = norm_a * norm_b
+        return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
 
-    def join(self) -> None:
-        """Put the sum of the parts and of what is there now on `.grad`."""
+    def join(self, keep: int | None = None) -> None:
+        """Put the sum of the parts and of what is there now on `.grad`; with `keep`, of the first so many parts."""
         self.set_aside()
-        for i, p in enumerate(self.measured):
-            for part in self.parts:
-                gradient = part[i]
-                if gradient is not None:
-                    p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+        for p, row in zip(self.measured, zip(*self.parts[:keep])):
+            p.grad = _sum(row)
         self.parts = []
+
+
+def _sum(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+    total = None
+    for t in tensors:
+        if t is not None:
+            total = t if total is None else total.add_(t)
+    return total
 
 
 @dataclass

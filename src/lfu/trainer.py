@@ -207,6 +207,10 @@ class LfUTrainer(SFTTrainer):
             metrics["lfu/gradient_cosine"].append(record.gradient_cosine)
             metrics["lfu/ascent_grad_norm"].append(record.ascent_grad_norm)
             metrics["lfu/displacement"].append(fmean(record.displacement.values()))
+            if self.args.log_layers:
+                for name in ("consistency_per_layer", "displacement"):
+                    for layer, value in getattr(record, name).items():
+                        metrics[f"lfu/{name.removesuffix('_per_layer')}/{layer:02d}"].append(value)
         if self.args.advice:
             self.advice.watch(record)
             if self._micro[1] == 0 and self._update_losses:
@@ -216,13 +220,13 @@ class LfUTrainer(SFTTrainer):
                 self._update_losses.append(record.sft_loss)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.step is not None and self.args.should_save:
+        if self.step is not None and self.args.should_save:  # before trainer_state.json, which completes a checkpoint
             folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f"{STATE_FILE}.partial"
             partial.write_text(json.dumps(self.step.state_dict()))
             os.replace(partial, folder / STATE_FILE)
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -126,6 +126,14 @@ def test_resume_ends_where_the_whole_run_ends(here, model):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_resume_true_passes_over_a_checkpoint_that_a_killed_run_left_unfinished(here, model):
+    assert train(model, "--save_steps 2") == 0
+    unfinished = Path("out/checkpoint-6")
+    unfinished.mkdir()
+    (unfinished / "adapter_model.safetensors").write_bytes(b"half")
+    assert train(model, "--save_steps 2 --max_steps 5 --resume_from_checkpoint true") == 0
+
+
 def test_resume_true_takes_the_last_checkpoint(here, model, capsys):
     assert train(model, "--save_steps 2") == 0
     assert train(model, "--save_steps 2 --max_steps 6 --resume_from_checkpoint true") == 0

@@ -75,16 +75,20 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     return checkpoint
 
 
-def _checkpoint(wanted: str | None, folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
+def _complete_checkpoints(folder: Path) -> list[Path]:
+    """Oldest first. One that a killed run was still writing has no trainer_state.json, which is written last."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
+
+def _checkpoint(wanted: str | None, folder: Path) -> str | None:
     if wanted is None or str(wanted).lower() in ("false", "no", "0", ""):
         return None
     if str(wanted).lower() in ("true", "yes", "1"):
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None:
+        complete = _complete_checkpoints(folder)
+        if not complete:
             raise UserError(f"nothing to resume: {folder} holds no checkpoint: start without --resume_from_checkpoint")
-        wanted = last
+        wanted = str(complete[-1])
     if not (Path(wanted) / "trainer_state.json").is_file():
         raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no trainer_state.json in it)")
     return str(wanted)
@@ -169,12 +173,11 @@ def _say(text: str) -> None:
 
 
 def _how_to_resume(folder: Path, step: int) -> str:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if last is None:
+    complete = _complete_checkpoints(folder)
+    if not complete:
         return f"Stopped after step {step}; no checkpoint was saved yet (--save_steps 50 saves one every 50 steps)."
-    return f"Stopped after step {step}; go on from {last} with the same command and --resume_from_checkpoint true"
+    go_on = f"go on from {complete[-1]} with the same command and --resume_from_checkpoint true"
+    return f"Stopped after step {step}; {go_on}"
 
 
 def _summary(trainer: Any, folder: Path, rows: int, seconds: float) -> str:

@@ -11,11 +11,16 @@ from lfu.undesirable.auxiliary import Auxiliary
 
 
 def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:
-    """One L2 norm over all of them, summed in float64; 0.0 for nothing."""
-    norms = [torch.linalg.vector_norm(t, dtype=_wide(t)) for t in tensors if t is not None]
-    if not norms:
-        return 0.0
-    return math.sqrt(math.fsum(n**2 for n in torch.stack([n.double().cpu() for n in norms]).tolist()))
+    """One L2 norm over all of them, in float32 or wider a tensor, float64 between tensors; 0.0 for nothing."""
+    return float(global_norm_tensor(tensors))
+
+
+def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """`global_norm` as a float64 scalar still on the device of the first tensor, so that the caller waits once."""
+    squares = [torch.linalg.vector_norm(t, dtype=_wide(t)).double() for t in tensors if t is not None]
+    if not squares:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.linalg.vector_norm(torch.stack([n.to(squares[0].device) for n in squares]))
 
 
 def _wide(t: torch.Tensor) -> torch.dtype:

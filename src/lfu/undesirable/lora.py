@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -52,6 +53,19 @@ class LoRA(Auxiliary):
                     f"no linear layer is called {', '.join(self.targets)}: this model has {', '.join(have)}"
                 )
         self.sites = [module for _, module in linears]
+        if self.targets is None:
+            self._tell_of_uncovered(anatomy)
+
+    def _tell_of_uncovered(self, anatomy: Anatomy) -> None:
+        covered = {id(p) for site in self.sites for p in site.parameters()}
+        others = [p for block in anatomy.blocks for p in block.parameters() if p.dim() > 1 and id(p) not in covered]
+        if others:
+            warnings.warn(
+                f"{len(others)} weight tensors in the blocks of {type(anatomy.model).__name__} "
+                f"({sum(p.numel() for p in others):,} numbers; fused experts, most likely) are not linear layers and "
+                "get no LoRA auxiliary; auxiliary='steering' and 'own' reach the whole model",
+                stacklevel=2,
+            )
 
     def reset(self, generators: Generators) -> None:
         self.pairs, self.moved = [], False
@@ -100,7 +114,10 @@ class _ZeroB(torch.autograd.Function):
     def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float):
         ctx.save_for_backward(x, a)
         ctx.scaling, ctx.dtype = scaling, b.dtype
-        return y.view_as(y)
+        if y._is_view():  # GPT-2's Conv1D; a view of ours could not be changed in place by the model (OLMo's clamp_)
+            return y.clone()
+        ctx.mark_dirty(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):

@@ -66,9 +66,14 @@ class Steering(Auxiliary):
     def _steer(self, hidden: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         if not self.preserve_norm:
             return hidden + d
-        norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+        norm = _norm(hidden)
         steered = hidden / norm + d
-        return norm * steered / torch.linalg.vector_norm(steered, dim=-1, keepdim=True)
+        return norm * steered / _norm(steered)
+
+
+def _norm(hidden: torch.Tensor) -> torch.Tensor:
+    """`||h||` of each token, `(..., 1)`; a padding token may have h = 0, and 0 / 0 must not spread."""
+    return torch.linalg.vector_norm(hidden, dim=-1, keepdim=True).clamp_min(torch.finfo(hidden.dtype).tiny)
 
 
 class _ZeroSteering(torch.autograd.Function):
@@ -81,7 +86,7 @@ class _ZeroSteering(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, d: torch.Tensor, preserve_norm: bool):
         ctx.dtype = d.dtype
         ctx.save_for_backward(*([hidden] if preserve_norm else []))
-        return hidden.view_as(hidden)
+        return hidden.clone()  # a view could not be changed in place by the next block; what is saved is this one
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
@@ -89,7 +94,7 @@ class _ZeroSteering(torch.autograd.Function):
         per_token = grad.to(ctx.dtype)
         if ctx.saved_tensors:
             hidden = ctx.saved_tensors[0].to(ctx.dtype)
-            norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+            norm = _norm(hidden)
             unit = hidden / norm
             per_token = norm * (per_token - unit * (unit * per_token).sum(-1, keepdim=True))
         return grad, per_token.flatten(0, -2).sum(0), None
