@@ -97,8 +97,8 @@ class Advice:
             self._once(
                 "resolution",
                 f"alpha {self.alpha:g} is too small for this precision: hidden states move by {displacement:.1e} of "
-                f"their norm, and their dtype resolves {resolution:.1e}, so the consistency trains on rounding "
-                "noise (the gradient ratio then measures the noise, too). Raise alpha at the same lam * alpha, or use float32.",
+                f"their norm, and their dtype resolves {resolution:.1e}: the consistency trains on rounding noise, "
+                "and the gradient ratio measures it. Raise alpha at the same lam * alpha, or use float32.",
             )
 
     def _displacement(self) -> None:

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -365,7 +365,7 @@ def _record(bench: Bench, measures: Mapping[str, Any], training: Mapping[str, An
     loose = {who: 100 * sum(m["match"]["correct_any"]) / len(m["match"]["correct_any"]) for who, m in measures.items()}
     return {
         "model": "SmolLM2-135M-Instruct" if bench.settings.model == "smollm2" else bench.settings.model,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,
         "machine": _machine(),
         "versions": _versions(),

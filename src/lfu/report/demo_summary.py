@@ -12,10 +12,11 @@ from lfu.evaluation.intervals import Interval, mean_interval, paired_difference,
 WHO = {"base": "untouched", "sft": "plain SFT", "lfu": "LfU"}
 PAIRS = (("sft", "base"), ("lfu", "base"), ("lfu", "sft"))
 CHOSEN = (
-    "The settings were chosen before any held-out problem was scored, on other problems of the training kind and on another "
-    "half of the prose. The rule was: where plain SFT clearly forgets. Of the learning rates 5e-5, 2e-4, 3e-4 and 5e-4, all "
-    "weights trained, 3e-4 is the lowest at which it did so; LoRA at 1e-3 forgot nothing. LfU runs at its automatic strength "
-    "of 0.5, the default; a strength of 2 and the paper's fixed weight of 5 neither learned nor kept more there."
+    "The settings were chosen before any held-out problem was scored, on other problems of the training kind and on "
+    "another half of the prose. The rule was: where plain SFT clearly forgets. Of the learning rates 5e-5, 2e-4, "
+    "3e-4 and 5e-4, all weights trained, 3e-4 is the lowest at which it did so; LoRA at 1e-3 forgot nothing. LfU runs "
+    "at its automatic strength of 0.5, the default; a strength of 2 and the paper's fixed weight of 5 neither learned "
+    "nor kept more there."
 )
 Measures = Mapping[str, Mapping[str, Any]]  # who -> measure -> per-item lists
 
