@@ -5,7 +5,8 @@
 Per theta (LoRA r 8 on all linear layers, or all weights): SFT (F+B), the naive step of tests/oracle.py (3F+3B), and
 `LfUStep` with each auxiliary (2F+2B). Rounds are interleaved: each variant once a round, its time divided by SFT's of
 the same round, and the median of these ratios reported. Memory: the peak resident set of a process of its own that
-loads the model and takes two AdamW updates of two micro-batches each; `above_model` leaves out what the loaded model takes.
+loads the model and takes two AdamW updates of two micro-batches each; `above_model` leaves out what the loaded model
+takes.
 """
 
 from __future__ import annotations
