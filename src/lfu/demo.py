@@ -37,11 +37,11 @@ NAMES = {"base": "the untouched model", "sft": "the SFT model", "lfu": "the LfU 
 PHASES = {
     "load": ("Load the model", 4.0),
     "data": ("Write the problems", 1.0),
-    "measure-base": ("Measure the untouched model", 45.0),
-    "train-sft": ("Train by plain SFT", 70.0),
-    "measure-sft": ("Measure the SFT model", 40.0),
-    "train-lfu": ("Train by LfU", 140.0),
-    "measure-lfu": ("Measure the LfU model", 40.0),
+    "measure-base": ("Measure the untouched model", 36.0),
+    "train-sft": ("Train by plain SFT", 52.0),
+    "measure-sft": ("Measure the SFT model", 32.0),
+    "train-lfu": ("Train by LfU", 96.0),
+    "measure-lfu": ("Measure the LfU model", 32.0),
     "compare": ("Compare, with intervals", 3.0),
     "page": ("Draw the figures and write the page", 6.0),
 }
@@ -53,7 +53,7 @@ class Settings:
 
     model: str = "smollm2"
     seed: int = 42
-    rows: int = 32
+    rows: int = 24
     epochs: int = 3
     batch_size: int = 4
     learning_rate: float = 3e-4
@@ -62,9 +62,9 @@ class Settings:
     lam: float | str = "auto"
     strength: float = 0.5
     max_length: int = 512
-    test_rows: int = 64  # held-out problems whose reference answers are scored
-    match_rows: int = 32  # the first of them, which the models also solve in their own words
-    max_new_tokens: int = 72  # the longest reference answer has fewer
+    test_rows: int = 48  # held-out problems whose reference answers are scored
+    match_rows: int = 48  # the first of them, which the models also solve in their own words
+    max_new_tokens: int = 64  # the longest reference answer has fewer
     questions: int | None = None  # None: all of the built-in ones
     texts: int | None = None  # None: all of the half that the settings were not chosen on
 
@@ -389,7 +389,8 @@ def _write_outputs(record: dict[str, Any], out: Path) -> None:
     from lfu.report.demo_page import page
 
     drawing = out / ".demo.png"
-    gain_and_loss(record["summary"], drawing)
+    what = f"{record['model']}, {record['settings']['rows']} training rows, one seed"
+    gain_and_loss(record["summary"], drawing, what)
     os.replace(drawing, out / "demo.png")
     _write(out / "record.json", _dump(record))
     _write(out / "index.html", page(record))

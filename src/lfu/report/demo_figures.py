@@ -14,6 +14,7 @@ matplotlib.use("Agg")  # no display needed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {"base": "#6b7280", "sft": "#d55e00", "lfu": "#0072b2"}
 NAMES = {"base": "untouched", "sft": "plain SFT", "lfu": "LfU"}
@@ -39,16 +40,20 @@ PANELS = {
 }
 
 
-def gain_and_loss(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The one picture: four panels, the upper ones what was learned, the lower ones what was kept. 1600 px wide."""
+def gain_and_loss(rows: Sequence[Mapping[str, Any]], path: Path, what: str) -> None:
+    """The one picture: four panels, the upper ones what was learned, the lower ones what was kept. 1600 px wide.
+
+    Args:
+        what: the model and how it was trained, for the line below the heading.
+    """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(10, 6.3))
         for axis, row in zip(axes.flat, rows):
             _change(axis, row)
         figure.subplots_adjust(left=0.11, right=0.97, top=0.80, bottom=0.10, hspace=0.85, wspace=0.32)
         figure.text(0.02, 0.955, "What fine-tuning gave, and what it took", size=17, weight="bold")
-        figure.text(0.02, 0.905, "Change against the untouched model; bars are 95 % intervals over the test items.",
-                    size=11, color="#4b5563")  # fmt: skip
+        below = f"{what}: change against the untouched model, with 95 % intervals over the test items."
+        figure.text(0.02, 0.908, below, size=10.5, color="#4b5563")
         for height, label in ((0.855, "LEARNED: the task it was trained on"), (0.415, "KEPT: everything else")):
             figure.text(0.02, height, label, size=10.5, weight="bold", color="#6b7280")
         figure.savefig(path, dpi=160)
@@ -85,6 +90,7 @@ def curve(histories: Mapping[str, Sequence[Mapping[str, float]]], key: str, titl
             axis.axhline(height, color="#6b7280", lw=1, ls=":", label=label)
         axis.set_title(title)
         axis.set_xlabel("training step")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid(axis="y", color="#e5e7eb", lw=0.8)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=10)
@@ -113,6 +119,7 @@ def _change(axis: Axes, row: Mapping[str, Any]) -> None:
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="#e5e7eb", lw=0.8)
     axis.set_axisbelow(True)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
     title, unit = PANELS[row["key"]]
     axis.set_title(title)
     axis.set_xlabel(f"← worse   {unit}   better →", size=9.5)
