@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 .PHONY: help demo test lint bench clean
 
 help:
-	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 10 minutes, CPU)"
+	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 7 minutes, CPU)"
 	@echo "make test    lint and the test suite"
 	@echo "make bench   step time and memory of LfU beside SFT and the naive step"
 	@echo "make lint    ruff and mypy"
