@@ -40,7 +40,7 @@ def test_the_ascent_raises_the_sft_loss_by_alpha_times_the_norm(kind):
 
 
 def test_direction_says_which_way_the_model_goes():
-    """METHOD: through h' theta moves AGAINST the ascent, the SFT loss falls with it; through h it moves along."""
+    """Through h' theta moves AGAINST the ascent, the SFT loss falls with it; through h it moves along."""
     cosines = {}
     for direction in ("perturbed", "clean"):
         record = LfUStep(tiny_model("llama"), alpha=1e-3, direction=direction)(tiny_batch())

@@ -9,7 +9,7 @@ from typing import Union
 import torch
 from trl import SFTConfig
 
-# The strengths the paper reports, by one word (METHOD: alpha, lambda; base models, instruct models, RepS).
+# The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
 PRESETS: dict[str, tuple[float, float]] = {
     "base": (0.1, 5.0),
     "instruct": (0.001, 500.0),
