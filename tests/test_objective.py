@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,7 @@ from lfu.anatomy import anatomy, layer_range
 from lfu.objective import BadBatch, Record, sft_loss
 from lfu.representations import answer_positions
 from lfu.strength import Strength, sample_of
-from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend
-from lfu.undesirable.auxiliary import forward_hooks
+from lfu.undesirable import LoRA, Own, Steering, ascend
 
 # -- what it does to the loss ------------------------------------------------------------------------------------------
 
@@ -412,29 +412,14 @@ def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
 # -- an auxiliary of one's own -----------------------------------------------------------------------------------------
 
 
-class EmbeddingShift(Auxiliary):
-    """One vector added to every token embedding: a fourth kind in one class."""
-
-    def bind(self, anatomy):
-        self.site = anatomy.model.get_input_embeddings()
-
-    def reset(self, generators):
-        self.shift = torch.zeros(self.site.embedding_dim, dtype=torch.float64, requires_grad=True)
-
-    def parameters(self):
-        return [self.shift]
-
-    @contextmanager
-    def attached(self):
-        with forward_hooks([(self.site, lambda module, args, output: output + self.shift)]):
-            yield
-
-    def discard(self):
-        self.shift = torch.zeros_like(self.shift)
-
-
-def test_a_fourth_auxiliary_fits_in_one_class():
-    record = LfUStep(tiny_model("llama"), auxiliary=EmbeddingShift())(tiny_batch())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_guides_auxiliary_fits_in_one_class(dtype):
+    """The code block of docs/guide.md, run as it stands there."""
+    guide = (Path(__file__).parent.parent / "docs" / "guide.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", guide, re.S) if "class EmbeddingShift" in b)
+    names: dict = {}
+    exec(block, names)
+    record = LfUStep(tiny_model("llama", dtype=dtype), auxiliary=names["EmbeddingShift"]())(tiny_batch())
     assert record.skipped is None
     assert record.consistency > 0
 
@@ -458,7 +443,7 @@ def test_lora_targets():
         ({"auxiliary": "magic"}, "unknown auxiliary 'magic': choose one of lora, steering, own"),
         ({"consistency": "magic"}, "unknown consistency"),
         ({"layers": "9"}, "this model has|it has layers 1-4"),
-        ({"layers": "3-2"}, "layers 1-4"),
+        ({"layers": "3-2"}, "backwards"),
         ({"positions": "magic"}, "unknown positions"),
         ({"direction": "magic"}, "unknown direction"),
         ({"ascent_steps": 0}, "ascent_steps"),
@@ -469,6 +454,13 @@ def test_lora_targets():
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         LfUStep(tiny_model("llama"), **options)
+
+
+def test_a_batch_without_labels_is_named():
+    batch = tiny_batch()
+    del batch["labels"]
+    with pytest.raises(ValueError, match="labels"):
+        LfUStep(tiny_model("llama"))(batch)
 
 
 def test_independent_batch_must_match_the_setting():

@@ -148,7 +148,10 @@ class LfUConfig(SFTConfig):
             self.preset = "reps" if self.auxiliary == "steering" else "base"
         _one_of("preset", self.preset, PRESETS)
         alpha, lam = PRESETS[self.preset]
-        self.alpha = alpha if self.alpha is None else float(self.alpha)
+        try:
+            self.alpha = alpha if self.alpha is None else float(self.alpha)
+        except (TypeError, ValueError):
+            raise ValueError(f"alpha must be a finite number > 0, got {self.alpha!r}") from None
         if self.method == "sft":
             if self.lam not in (None, 0, 0.0, "0", "0.0"):
                 raise ValueError(f"method='sft' means lam=0, got lam={self.lam!r}: drop one of the two")
@@ -158,7 +161,7 @@ class LfUConfig(SFTConfig):
         elif self.lam != "auto":
             try:
                 self.lam = float(self.lam)
-            except ValueError:
+            except (TypeError, ValueError):
                 raise ValueError(f"lam must be a number >= 0 or 'auto', got {self.lam!r}") from None
 
     def _check(self) -> None:

@@ -223,11 +223,13 @@ class LfUStep:
             index: number of the micro-batch, from which the auxiliary's randomness is derived. Default: counts calls.
 
         Raises:
-            ValueError: `ascent_batch` missing or not wanted.
+            ValueError: `labels` missing; `ascent_batch` missing or not wanted.
             BadBatch: under `on_bad_batch="raise"`.
         """
         if (ascent_batch is not None) != (self.ascent_batch == "independent"):
             raise ValueError("pass `ascent_batch` to the call if, and only if, the step has ascent_batch='independent'")
+        if "labels" not in batch:
+            raise ValueError("the batch has no `labels` (B, T): LfU needs to know which tokens are the answer's")
         index, self.calls = self.calls if index is None else index, self.calls + 1
         where = answer_positions(batch["labels"], self.positions)
         items = max(len(where), 1) if num_items is None else num_items

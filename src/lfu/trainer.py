@@ -75,7 +75,7 @@ class LfUTrainer(SFTTrainer):
         args = self.args
         return LfUStep(
             self.model,
-            auxiliary=_auxiliary(args),
+            auxiliary=self.make_auxiliary(),
             alpha=args.alpha,
             lam=args.lam,
             consistency=consistency_of(args.consistency, reduction=args.mse_reduction, temperature=args.temperature),
@@ -94,6 +94,16 @@ class LfUTrainer(SFTTrainer):
             autocast=self.accelerator.autocast,
             grad_scaler=self.accelerator.scaler,
         )
+
+    def make_auxiliary(self) -> Auxiliary:
+        """What the ascent moves, as `args` say; override it to train with an auxiliary of your own."""
+        args = self.args
+        if args.auxiliary == "steering":
+            return Steering(preserve_norm=args.steering_norm)
+        if args.auxiliary == "own":
+            return Own()
+        targets = [t.strip() for t in args.aux_targets.split(",") if t.strip()] if args.aux_targets else None
+        return LoRA(rank=args.aux_rank, scaling=args.aux_scaling, targets=targets)
 
     def _refuse_setup(self) -> None:
         """What shows only once TRL has set model and data up."""
@@ -235,15 +245,6 @@ class LfUTrainer(SFTTrainer):
             self.step.load_state_dict(json.loads(state.read_text()))
         elif self.step is not None and self.step.strength is not None:
             warnings.warn(f"{state} is missing: lam='auto' starts its estimate anew", LfUAdvice, stacklevel=2)
-
-
-def _auxiliary(args: LfUConfig) -> Auxiliary:
-    if args.auxiliary == "steering":
-        return Steering(preserve_norm=args.steering_norm)
-    if args.auxiliary == "own":
-        return Own()
-    targets = [t.strip() for t in args.aux_targets.split(",") if t.strip()] if args.aux_targets else None
-    return LoRA(rank=args.aux_rank, scaling=args.aux_scaling, targets=targets)
 
 
 def _refuse_settings(args: LfUConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 from lfu.cli import output
@@ -30,7 +31,8 @@ def run(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     adapter, out = Path(given.adapter), Path(given.out)
     _check(adapter, out)
-    with output.no_empty_leftovers(out):
+    with output.no_empty_leftovers(out), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
         merge(adapter, out, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
     print(f"Merged {adapter} into {out}")
     return 0
@@ -44,7 +46,7 @@ def _check(adapter: Path, out: Path) -> None:
     if not is_adapter(adapter):
         full = " (it is a full model already)" if (adapter / "config.json").is_file() else ""
         raise UserError(f"{adapter}: not an adapter, there is no adapter_config.json in it{full}")
-    output.check_writable(out)
+    output.check_writable(out, "OUT_DIR")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: exists and is not empty: choose a new folder")
 

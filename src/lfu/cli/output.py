@@ -15,19 +15,19 @@ MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, argument: str = "--output_dir") -> None:
     """Raises UserError if a folder `path` can't be made or written to. Leaves nothing behind."""
     existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not existing.is_dir():
         what = "is a file" if existing == path else f"lies under {existing}, which is a file"
-        raise UserError(f"output folder {path} {what}: choose another --output_dir")
+        raise UserError(f"output folder {path} {what}: choose another {argument}")
     try:
         # Tried, not asked: permissions alone don't tell on read-only or special file systems.
         with tempfile.TemporaryDirectory(dir=existing, prefix=".lfu-"):
             pass
     except OSError as error:
         raise UserError(
-            f"output folder {path} can't be written ({error.strerror}): choose another --output_dir"
+            f"output folder {path} can't be written ({error.strerror}): choose another {argument}"
         ) from error
 
 

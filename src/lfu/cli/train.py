@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
@@ -44,14 +45,17 @@ def _train(argv: list[str]) -> int:
             output.remove(output.earlier_run(folder))
         start = time.monotonic()
         try:
-            trainer.train(resume_from_checkpoint=resume_from)
+            if resume_from and _is_complete(resume_from, config):
+                trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
+            else:
+                trainer.train(resume_from_checkpoint=resume_from)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from stop
     trainer.save_model(str(folder))  # the tokenizer too
     if config.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        print(_summary(trainer, folder, len(rows), time.monotonic() - start))
+        print(_summary(trainer, folder, len(rows), time.monotonic() - start, _steps_of(resume_from)))
     return 0
 
 
@@ -180,7 +184,36 @@ def _how_to_resume(folder: Path, step: int) -> str:
     return f"Stopped after step {step}; {go_on}"
 
 
-def _summary(trainer: Any, folder: Path, rows: int, seconds: float) -> str:
+def _state_of(checkpoint: str) -> dict[str, Any]:
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+def _steps_of(checkpoint: str | None) -> int:
+    """The steps a checkpoint had behind it; 0 for none."""
+    return int(_state_of(checkpoint)["global_step"]) if checkpoint else 0
+
+
+def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
+    """Whether the run that these settings ask for ends at or before the checkpoint."""
+    state = _state_of(checkpoint)
+    if config.max_steps > 0:
+        return state["global_step"] >= config.max_steps
+    return (state["epoch"] or 0) >= config.num_train_epochs
+
+
+def _strength_hint(ratio: float) -> list[str]:
+    """A word on short runs, too, which end before the trainer's advice has seen enough micro-batches."""
+    from lfu.advice import DOMINATING, NEGLIGIBLE
+
+    if NEGLIGIBLE <= ratio <= DOMINATING:
+        return []
+    word = "hardly acts" if ratio < NEGLIGIBLE else "dominates"
+    return [f"Note: at a gradient ratio of {ratio:.2g} LfU {word}; --lam auto holds it at --strength (0.5)."]
+
+
+def _summary(trainer: Any, folder: Path, rows: int, seconds: float, done_before: int) -> str:
+    if done_before and trainer.state.global_step == 0:  # not one step was taken
+        return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
     last: dict[str, float] = {}
     for entry in trainer.state.log_history:
         last |= entry
@@ -188,13 +221,18 @@ def _summary(trainer: Any, folder: Path, rows: int, seconds: float) -> str:
     names = ("train_loss", "loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
     losses = ", ".join(f"{name.removeprefix('lfu/')} {float(last[name]):.4g}" for name in names if name in last)
     lines = [
-        f"Trained on {rows:,} rows{tokens}, {trainer.state.global_step:,} steps in {_duration(seconds)}.",
+        f"Trained on {rows:,} rows{tokens}, {_steps(trainer.state.global_step, done_before)} in {_duration(seconds)}.",
         *([f"Last logged: {losses}."] if losses else []),
+        *(_strength_hint(last["lfu/gradient_ratio"]) if "lfu/gradient_ratio" in last else []),
         f"Saved in {folder}",
     ]
     if (folder / "adapter_config.json").is_file():
         lines.append(f"Next, merge the adapter into a full model: lfu export {folder} {folder}-merged")
     return "\n".join(lines)
+
+
+def _steps(end: int, start: int) -> str:
+    return f"steps {start + 1:,} to {end:,}" if start else f"{end:,} steps"
 
 
 def _duration(seconds: float) -> str:
