@@ -9,6 +9,9 @@ from typing import Union
 import torch
 from trl import SFTConfig
 
+from lfu.choices import CHOICES, one_of
+from lfu.consistency import KINDS
+
 # The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
 PRESETS: dict[str, tuple[float, float]] = {
     "base": (0.1, 5.0),
@@ -20,11 +23,6 @@ METHODS = {
     "lfu_reps": "the same with representation steering as the auxiliary: auxiliary=steering, preset=reps",
     "sft": "plain supervised fine-tuning: lam=0, TRL's SFTTrainer bit for bit",
 }
-
-
-def _one_of(name: str, value: str, choices) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
 @dataclass
@@ -139,14 +137,14 @@ class LfUConfig(SFTConfig):
         self._check()
 
     def _resolve_method(self) -> None:
-        _one_of("method", self.method, METHODS)
+        one_of("method", self.method, METHODS)
         if self.auxiliary is None:
             self.auxiliary = "steering" if self.method == "lfu_reps" or self.preset == "reps" else "lora"
         if self.method == "lfu_reps" and self.auxiliary != "steering":
             raise ValueError(f"method='lfu_reps' means auxiliary='steering', got auxiliary={self.auxiliary!r}")
         if self.preset is None:
             self.preset = "reps" if self.auxiliary == "steering" else "base"
-        _one_of("preset", self.preset, PRESETS)
+        one_of("preset", self.preset, PRESETS)
         alpha, lam = PRESETS[self.preset]
         try:
             self.alpha = alpha if self.alpha is None else float(self.alpha)
@@ -165,13 +163,11 @@ class LfUConfig(SFTConfig):
                 raise ValueError(f"lam must be a number >= 0 or 'auto', got {self.lam!r}") from None
 
     def _check(self) -> None:
-        _one_of("auxiliary", str(self.auxiliary), ("lora", "steering", "own"))
-        _one_of("consistency", self.consistency, ("mse", "cosine", "contrastive", "logit_kl"))
-        _one_of("mse_reduction", self.mse_reduction, ("mean", "sum"))
-        _one_of("positions", self.positions, ("predict", "answer"))
-        _one_of("direction", self.direction, ("perturbed", "clean"))
-        _one_of("ascent_batch", self.ascent_batch, ("same", "independent"))
-        _one_of("on_bad_batch", self.on_bad_batch, ("skip", "raise"))
+        one_of("auxiliary", str(self.auxiliary), ("lora", "steering", "own"))
+        one_of("consistency", self.consistency, KINDS)
+        one_of("mse_reduction", self.mse_reduction, ("mean", "sum"))
+        for name, choices in CHOICES.items():
+            one_of(name, getattr(self, name), choices)
         for name in ("alpha", "strength", "temperature", "aux_scaling"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lfu.choices import one_of
+
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
@@ -97,7 +99,6 @@ def consistency_of(kind: str | nn.Module, *, reduction: str = "mean", temperatur
     """
     if isinstance(kind, nn.Module):
         return kind
-    if kind not in KINDS:
-        raise ValueError(f"unknown consistency {kind!r}: choose one of {', '.join(KINDS)}")
+    one_of("consistency", kind, KINDS)
     options: dict[str, dict[str, Any]] = {"mse": {"reduction": reduction}, "contrastive": {"temperature": temperature}}
     return KINDS[kind](**options.get(kind, {}))

@@ -8,8 +8,8 @@ gives both d l/d theta and d l/d aux. That graph is freed; one perturbed forward
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lfu.anatomy import anatomy, layer_range
+from lfu.choices import CHOICES, one_of
 from lfu.consistency import consistency_of
 from lfu.representations import Reader, answer_positions
 from lfu.rng import Replay, generators
@@ -160,17 +161,11 @@ class LfUStep:
             raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {lam!r}")
         if ascent_steps < 1:
             raise ValueError(f"ascent_steps must be at least 1, got {ascent_steps!r}")
-        for name, value, choices in (
-            ("positions", positions, ("predict", "answer")),
-            ("direction", direction, ("perturbed", "clean")),
-            ("ascent_batch", ascent_batch, ("same", "independent")),
-            ("on_bad_batch", on_bad_batch, ("skip", "raise")),
-        ):
-            if value not in choices:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
         self.model, self.alpha, self.ascent_steps, self.seed = model, alpha, ascent_steps, seed
         self.positions, self.direction, self.ascent_batch = positions, direction, ascent_batch
         self.same_dropout, self.on_bad_batch = same_dropout, on_bad_batch
+        for name, choices in CHOICES.items():
+            one_of(name, getattr(self, name), choices)
         self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
         self.anatomy = anatomy(model, blocks)
         depth = len(self.anatomy.blocks)
@@ -330,7 +325,8 @@ class LfUStep:
     ) -> None:
         norm = ascend(self.auxiliary, gradients, self.alpha)
         scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
-        count = len(answer_positions(batch["labels"]))
+        same = self.ascent_batch == "same"  # then its tokens are counted already
+        count = record.tokens if same else len(answer_positions(batch["labels"]))
         record.ascent_grad_norm = norm * float(items) / max(count, 1) / scale
         for _ in range(self.ascent_steps - 1):
             if norm == 0 or not math.isfinite(norm):
@@ -372,10 +368,8 @@ class LfUStep:
         record.displacement = _displacement(clean, displaced)
         record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
 
-    @contextmanager
-    def _reading(self, where: torch.Tensor) -> Iterator[dict[int, torch.Tensor]]:
-        with self.reader.reading(where, detach=False, stop=True) as hidden:
-            yield hidden
+    def _reading(self, where: torch.Tensor) -> AbstractContextManager[dict[int, torch.Tensor]]:
+        return self.reader.reading(where, detach=False, stop=True)
 
     def _consistency_backward(
         self,

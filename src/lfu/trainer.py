@@ -19,6 +19,7 @@ from lfu.advice import Advice, LfUAdvice
 from lfu.config import LfUConfig
 from lfu.consistency import consistency_of
 from lfu.objective import LfUStep, Record
+from lfu.representations import answer_positions
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
 
 STATE_FILE = "lfu_state.json"
@@ -67,7 +68,7 @@ class LfUTrainer(SFTTrainer):
         if args.lam != 0:
             self._refuse_setup()
             self.step = self._make_step()
-            self.advice = Advice(float(args.alpha or 0), args.lam if args.lam == "auto" else self.step.lam)
+            self.advice = Advice(self.args.alpha, self.args.lam)
 
     # -- construction --------------------------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class LfUTrainer(SFTTrainer):
         """What SFTTrainer's gradient of this micro-batch is divided by, in tokens."""
         if num_items is not None:
             return max(float(num_items), 1.0)
-        return max(float((inputs["labels"][:, 1:] != -100).sum()), 1.0) * self.current_gradient_accumulation_steps
+        return max(len(answer_positions(inputs["labels"])), 1.0) * self.current_gradient_accumulation_steps
 
     def _micro_index(self) -> int:
         """Number of the micro-batch in the run: from the trainer's state, so that a resumed run counts on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 from lfu.errors import UserError, did_you_mean, one_line
 
@@ -38,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}: use one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
-        return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
+        with warnings.catch_warnings():
+            # Deprecated names that TRL and PEFT themselves use: nothing the user could act on.
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+            return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
     except UserError as error:
         print(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}", file=sys.stderr)
         return USER_ERROR

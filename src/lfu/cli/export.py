@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 from lfu.cli import output
@@ -31,8 +30,7 @@ def run(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     adapter, out = Path(given.adapter), Path(given.out)
     _check(adapter, out)
-    with output.no_empty_leftovers(out), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
+    with output.no_empty_leftovers(out):
         merge(adapter, out, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
     print(f"Merged {adapter} into {out}")
     return 0

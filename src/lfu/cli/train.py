@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +25,6 @@ def run(argv: list[str]) -> int:
         UserError: for anything the user can put right; the output folder is then as it was before.
         KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
     """
-    with warnings.catch_warnings():
-        # Deprecated names that TRL itself uses: nothing the user could act on.
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
-        return _train(argv)
-
-
-def _train(argv: list[str]) -> int:
     from lfu.cli.arguments import parse
 
     config, model_arguments, data_arguments = parse(argv)

@@ -1,5 +1,6 @@
 """The undesirable model: theta plus auxiliary components that were moved the wrong way (Eq. 2)."""
 
+from lfu.choices import one_of
 from lfu.undesirable.ascent import ascend
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
 from lfu.undesirable.lora import LoRA
@@ -29,6 +30,5 @@ def auxiliary_of(kind: str | Auxiliary) -> Auxiliary:
     """
     if isinstance(kind, Auxiliary):
         return kind
-    if kind not in KINDS:
-        raise ValueError(f"unknown auxiliary {kind!r}: choose one of {', '.join(KINDS)}")
+    one_of("auxiliary", kind, KINDS)
     return KINDS[kind]()

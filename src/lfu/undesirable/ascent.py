@@ -17,10 +17,10 @@ def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:
 
 def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """`global_norm` as a float64 scalar still on the device of the first tensor, so that the caller waits once."""
-    squares = [torch.linalg.vector_norm(t, dtype=_wide(t)).double() for t in tensors if t is not None]
-    if not squares:
+    norms = [torch.linalg.vector_norm(t, dtype=_wide(t)).double() for t in tensors if t is not None]
+    if not norms:
         return torch.zeros((), dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.stack([n.to(squares[0].device) for n in squares]))
+    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
 
 def _wide(t: torch.Tensor) -> torch.dtype:
