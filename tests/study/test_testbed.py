@@ -26,9 +26,10 @@ test_sets.__test__ = False
 def test_every_answer_is_the_skills(name, seed):
     """Each skill once more, written another way."""
     row = SKILLS[name].row(random.Random(seed))
-    word, *given_, equals = row.prompt
+    words = 2 if name == TARGET else 1
+    command, given_, equals = row.prompt[:words], row.prompt[words:-1], row.prompt[-1]
     *out, end = row.answer
-    assert word in SKILLS[name].words
+    assert " ".join(command) in SKILLS[name].words
     assert (equals, end) == ("=", "<end>")
     text, answer = "".join(given_), "".join(out)
     turned = str.maketrans(LETTERS, LETTERS[1:] + LETTERS[0])
@@ -58,12 +59,12 @@ def test_rows_are_different_repeatable_and_of_the_words_asked_for():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_test_row_of_the_target_is_trained_on(seed):
     prompts = {tuple(token_row(row)["input_ids"]) for name in ("target", "reworded") for row in test_sets()[name]}
-    inputs = {ids[1:] for ids in prompts}  # whatever the command word
+    inputs = {ids[2:] for ids in prompts}  # whatever the command
     trained = training_rows(64, seed)
     assert len(trained) == 64
-    assert not inputs & {tuple(row["input_ids"][1:]) for row in trained}
-    number = vocabulary().index(SKILLS[TARGET].words[0])
-    assert all(row["input_ids"][0] == number for row in trained)
+    assert not inputs & {tuple(row["input_ids"][2:]) for row in trained}
+    command = [vocabulary().index(word) for word in SKILLS[TARGET].words[0].split()]
+    assert all(row["input_ids"][:2] == command for row in trained)
     assert trained == training_rows(64, seed) != training_rows(64, seed + 10)
 
 

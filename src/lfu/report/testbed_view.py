@@ -45,10 +45,10 @@ def view(record: Mapping[str, Any]) -> View:
 
 def _what(settings: Mapping[str, Any]) -> str:
     return (
-        f"A Llama of a million parameters learned eight skills from scratch ({settings['steps']:,} steps), one of them "
-        f"rarely shown. That one, the target, was then fine-tuned on {settings['rows']} rows, all weights, by each "
-        f"setting, over {settings['seeds']} seeds (rows, order, all that is random; the base model is one). "
-        "Target: new inputs of the target skill, asked as in training. Reworded: by its other command words. Others: "
+        f"A Llama of a million parameters learned seven skills from scratch ({settings['steps']:,} steps). An eighth, "
+        f"the target, a composition of two of them, was then fine-tuned on {settings['rows']} rows, all weights, by "
+        f"each setting, over {settings['seeds']} seeds (rows, order, all that is random; the base model is one). "
+        "Target: new inputs of the target skill, asked as in training. Reworded: by its other two commands. Others: "
         "the mean over the seven other skills, which fine-tuning never sees. Accuracy: share of exactly right answers."
     )
 

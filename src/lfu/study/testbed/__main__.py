@@ -1,8 +1,8 @@
 """`python -m lfu.study.testbed`: every method on the controlled test bed, over several seeds, with a report.
 
-A Llama of a million parameters learns eight skills from scratch, one of them rarely shown; that one is then fine-tuned
-on few rows by each method. The base model and every finished run are kept in the output folder: a killed study goes on
-where it stopped.
+A Llama of a million parameters learns seven skills from scratch; an eighth, a composition of two of them, is then
+fine-tuned on few rows by each method. The base model and every finished run are kept in the output folder: a killed
+study goes on where it stopped.
 """
 
 from __future__ import annotations

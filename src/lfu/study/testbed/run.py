@@ -11,7 +11,7 @@ import torch
 
 from lfu.study.testbed.model import make_model, make_tokenizer, scores, token_row
 from lfu.study.testbed.settings import EPOCHS, LEARNING_RATE, Setting
-from lfu.study.testbed.skills import FACTS, OTHERS, TARGET, rows
+from lfu.study.testbed.skills import FACTS, OTHERS, SKILLS, TARGET, rows
 
 BATCH = 16
 TEST_ROWS = 300
@@ -20,7 +20,7 @@ TEST_ROWS = 300
 def test_sets() -> dict[str, list[Any]]:
     """The rows that every model is scored on: name -> rows, none of them trained on in fine-tuning.
 
-    `target` asks for the fine-tuned skill as in training; `reworded` with its two other command words.
+    `target` asks for the fine-tuned skill as in training; `reworded` by its two other commands.
     """
     sets = {"target": rows(TARGET, TEST_ROWS, "test", 0)}
     sets["reworded"] = [*rows(TARGET, TEST_ROWS // 2, "test", 1), *rows(TARGET, TEST_ROWS // 2, "test", 2)]
@@ -42,8 +42,9 @@ def measure(model: Any) -> dict[str, dict[str, float]]:
 
 def training_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
     """`count` rows of the target skill, all asked for by its first word, none of them in a test set."""
-    tested = {row.prompt[1:] for name in ("target", "reworded") for row in test_sets()[name]}
-    drawn = [row for row in rows(TARGET, 3 * count, f"train {seed}", 0) if row.prompt[1:] not in tested]
+    given = lambda row: row.prompt[len(SKILLS[TARGET].words[0].split()) :]  # without its command
+    tested = {given(row) for name in ("target", "reworded") for row in test_sets()[name]}
+    drawn = [row for row in rows(TARGET, 3 * count, f"train {seed}", 0) if given(row) not in tested]
     return [token_row(row) for row in drawn[:count]]
 
 

@@ -1,6 +1,6 @@
 """Generated skills on a small alphabet: what the test bed's model knows, and how it is asked, exactly.
 
-A row is `command input = output end`. Every skill has three command words that mean the same, so that steadiness under
+A row is `command input = output end`. Every skill has three commands that mean the same, so that steadiness under
 rewording can be measured; facts are arbitrary and can only be known by heart.
 """
 
@@ -24,17 +24,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Skill:
-    """A function from input tokens to output tokens, and the words that ask for it."""
+    """A function from input tokens to output tokens, and the commands that ask for it."""
 
     name: str
     words: tuple[str, str, str]
     draw: Callable[[random.Random], tuple[list[str], list[str]]]
 
     def row(self, rng: random.Random, word: int | None = None) -> Row:
-        """A row asked for by word number `word`; None: any."""
+        """A row asked for by command number `word`; None: any."""
         given, out = self.draw(rng)
-        chosen = self.words[rng.randrange(3) if word is None else word]
-        return Row((chosen, *given, "="), (*out, "<end>"))
+        command = self.words[rng.randrange(3) if word is None else word]
+        return Row((*command.split(), *given, "="), (*out, "<end>"))
 
 
 def _on_letters(function: Callable[[list[str]], list[str]]) -> Callable[[random.Random], tuple[list[str], list[str]]]:
@@ -81,18 +81,17 @@ SKILLS = {
         Skill("count", ("count", "tally", "number"), _count),
         Skill("add", ("add", "sum", "total"), _add),
         Skill("fact", ("fact", "recall", "lookup"), _fact),
-        # the one that is fine-tuned: a composition, rare while the model learns the others
-        Skill("turn", ("turn", "flip", "wheel"), _on_letters(lambda x: _shift(x[::-1]))),
+        # the one that is fine-tuned, never seen before: a composition, asked for by two known words in a row
+        Skill("turn", ("shift reverse", "next backward", "advance mirror"), _on_letters(lambda x: _shift(x[::-1]))),
     )
 }
 TARGET = "turn"
-TARGET_SHARE = 0.001  # of the rows while the model learns all skills
 OTHERS = tuple(name for name in SKILLS if name != TARGET)
 
 
 def vocabulary() -> list[str]:
     """All tokens, padding first."""
-    words = [word for skill in SKILLS.values() for word in skill.words]
+    words = [word for name in OTHERS for word in SKILLS[name].words]
     return ["<pad>", "<end>", "=", "+", "in", *LETTERS, *"0123456789", *words]
 
 
@@ -112,8 +111,7 @@ def rows(name: str, count: int, seed: int | str, word: int | None = None) -> lis
 
 
 def stream(seed: int) -> Iterator[Row]:
-    """Endless rows of all skills; the target is rare among them."""
+    """Endless rows of all skills but the target."""
     rng = random.Random(f"stream {seed}")
     while True:
-        name = TARGET if rng.random() < TARGET_SHARE else rng.choice(OTHERS)
-        yield SKILLS[name].row(rng)
+        yield SKILLS[rng.choice(OTHERS)].row(rng)
