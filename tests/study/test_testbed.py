@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfu.report.testbed_view import above_front, front, summarise, view
+from lfu.report.testbed_view import above_curve, chosen_of, front, summarise, view
 from lfu.study.testbed import __main__ as bed
 from lfu.study.testbed.model import batch_of, make_model, make_tokenizer, scores, token_row
 from lfu.study.testbed.run import fine_tune, test_sets, training_rows
@@ -112,8 +112,26 @@ def test_the_front_is_what_nothing_beats(points):
     for p in points:
         beaten = any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)
         assert (p in edge) != beaten
-        assert not above_front(p, points)
-    assert above_front((6, 0), points)
+
+
+def test_a_method_is_held_against_sft_that_learned_as_much_in_the_same_seed():
+    entry = lambda family, target, others: {
+        "family": family, ("target", "accuracy"): target, ("others", "accuracy"): others,
+    }  # fmt: skip
+    base = {"target": {"accuracy": 0.0}, "others": {"accuracy": 1.0}}
+    summary = {
+        "sft": entry("sft", [0.8, 0.8], [0.4, 0.6]),
+        "sft small": entry("sft, learning rate", [0.4, 0.4], [0.8, 0.8]),
+        "sft bad": entry("sft, epochs", [0.4, 0.4], [0.3, 0.3]),
+        "kl 1": entry("kl", [0.6, 0.2], [0.7, 0.9]),  # on the curve: 0.6 and 0.9
+        "kl 2": entry("kl", [0.9, 0.9], [0.4, 0.7]),  # beyond its end: 0.4 and 0.6
+    }
+    above = above_curve(summary, base)
+    assert above["sft"] == above["sft small"] == pytest.approx([0, 0])
+    assert above["sft bad"] == pytest.approx([-0.5, -0.5])
+    assert above["kl 1"] == pytest.approx([0.1, 0.0])
+    assert above["kl 2"] == pytest.approx([0.0, 0.1])
+    assert chosen_of("kl", summary, above, 1) == "kl 1"
 
 
 def test_a_killed_study_goes_on_and_reports_the_same(tmp_path, monkeypatch, capsys):

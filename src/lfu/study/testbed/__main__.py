@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m lfu.study.testbed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/testbed"), help="folder for runs and report")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds: training rows, their order, all that is random")
+    parser.add_argument("--seeds", type=int, default=8, help="seeds: training rows, their order, all that is random")
     parser.add_argument("--rows", type=int, default=64, help="rows that are fine-tuned on")
     parser.add_argument("--steps", type=int, default=3000, help="steps in which the base model learns all skills")
     parser.add_argument("--families", nargs="+", help="only these curves (and SFT): lfu, kl, ...")

@@ -37,12 +37,28 @@ def _curve(family: str, method: str, key: str, values: tuple[Any, ...], **fixed:
     ]  # fmt: skip
 
 
+def _ablations() -> list[Setting]:
+    """LfU's own knobs one by one, the others at their defaults; of `lam`, the paper's fixed weight, too."""
+    auto: dict[str, Any] = {"lam": "auto"}
+    return [
+        *_curve("lfu, fixed lam", "lfu", "lam", (0.1, 1.0, 5.0, 50.0)),
+        *[
+            Setting("lfu, lam x alpha 0.5", f"alpha {alpha}", "lfu", {"alpha": alpha, "lam": 0.5 / alpha})
+            for alpha in (0.001, 0.01, 1.0, 10.0)
+        ],
+        *_curve("lfu, layers", "lfu", "layers", ("early", "middle", "late"), **auto),
+        *_curve("lfu, ascent steps", "lfu", "ascent_steps", (2, 4), **auto),
+        *_curve("lfu, consistency", "lfu", "consistency", ("cosine", "contrastive"), **auto),
+        *_curve("lfu, direction", "lfu", "direction", ("clean",), **auto),
+    ]
+
+
 def settings() -> list[Setting]:
     """All of them, SFT first."""
     ratios = (0.1, 0.5, 2.0)
     return [
         Setting("sft", "", "sft"),
-        *_curve("sft, learning rate", "sft", "learning_rate", (1e-4, 2e-4, 5e-4, 2e-3)),
+        *_curve("sft, learning rate", "sft", "learning_rate", (1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 2e-3)),
         *_curve("sft, epochs", "sft", "num_train_epochs", (3, 10, 60)),
         *_curve("lfu", "lfu", "strength", ratios, lam="auto"),
         *_curve("lfu alpha 0.001", "lfu", "strength", ratios, lam="auto", alpha=0.001),
@@ -53,7 +69,7 @@ def settings() -> list[Setting]:
         *_curve("logit_kl", "logit_kl", "strength", ratios, lam="auto"),
         *_curve("lfu, learning rate", "lfu", "learning_rate", (2e-4, 5e-4), lam="auto"),
         *_curve("lfu_reps, learning rate", "lfu_reps", "learning_rate", (2e-4, 5e-4), lam="auto"),
-        Setting("lfu, paper", "", "lfu"),
+        *_ablations(),
         *_curve("sam", "sam", "sam.rho", (0.05, 0.2, 1.0)),
         *_curve("neftune", "neftune", "neftune.alpha", (5.0, 15.0, 50.0)),
         *_curve("gem", "gem", "gem.beta", (0.5, 0.7, 0.9)),
