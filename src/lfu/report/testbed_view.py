@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lfu.report.blocks import Figure, Heading, Paragraph, Table, View
+from lfu.report.blocks import Block, Figure, Heading, Paragraph, Table, View
 from lfu.report.probe_figures import GRID, PALETTE, draw
 from lfu.study.choose import pareto_front
 
@@ -27,6 +27,7 @@ def view(record: Mapping[str, Any]) -> View:
     runs, base = record["results"]["runs"], record["results"]["base"]
     summary = summarise(runs)
     chosen = _chosen_table(summary, base)
+    at_chosen: list[Block] = [Heading("Each method at its chosen setting"), chosen] if chosen else []
     return View(
         title="Test bed: gain and forgetting, measured exactly",
         verdict=verdict(summary, base),
@@ -39,7 +40,7 @@ def view(record: Mapping[str, Any]) -> View:
                 "Means over seeds. Right: learned more. Up: kept more. The grey line is the front of all that SFT "
                 "reaches by learning rate and epochs alone: a method earns its place above it.",
             ),
-            *([Heading("Each method at its chosen setting"), chosen] if chosen else []),
+            *at_chosen,
             Heading("All settings"),
             _table(summary, base),
         ],
