@@ -155,3 +155,23 @@ def test_peak_memory_is_that_of_the_run():
         pytest.skip("this system doesn't tell")
     assert 250 * 2**20 < peak_of(300) - low < 350 * 2**20
     assert abs(peak_of(1) - low) < 50 * 2**20  # the peak before doesn't count
+
+
+def test_jobs_of_a_cluster_share_the_study_and_end_with_its_report(here, model, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    flags = "--methods sft,gem --measures none --max_steps 1"
+    assert run(model, flags, "--jobs 2 --submitit cluster=local,timeout_min=5") == 0
+    assert {r["state"] for r in results()["runs"]} == {"finished"}
+    assert "their logs are in out/jobs" in capsys.readouterr().err
+    assert list(Path("out/jobs").glob("*_log.out"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [("cluster=moon", "moon"), ("cluster=local,gpus=1", "gpus"), ("timeout_min", "must be KEY=VALUE")],
+)
+def test_a_wrong_word_for_the_cluster_is_one_line(here, model, options, says, capsys):
+    assert run(model, "--methods sft", f"--submitit {options}") == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error

@@ -11,7 +11,7 @@ import math
 import secrets
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ def run_study(
         return _list_presets()
     folder = Path(given.output_dir)
     output.check_writable(folder)
-    _need_packages()
+    _need_packages(["submitit"] if given.submitit is not None else [])
     from lfu.cli.arguments import parse
     from lfu.study.build import build
 
@@ -184,6 +184,11 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
         help="processes at once, each with its share of the CPU threads, or a GPU of its own where there are several; "
         "memory must hold N models in training (default: 1)",
     )  # fmt: skip
+    how.add_argument(
+        "--submitit", type=_submitit_of, metavar="KEY=VALUE,...",
+        help="run the --jobs processes on a cluster, by submitit: its parameters, as in "
+        "slurm_partition=gpu,gpus_per_node=1,timeout_min=240 (cluster=local: on this machine)",
+    )  # fmt: skip
     how.add_argument("--shard", type=_shard_of, metavar="I/N", help="do the I-th of N parts of the runs only")
     how.add_argument(
         "--only", action="append", type=_only_of, default=[], metavar="KEY=VALUE",
@@ -227,10 +232,10 @@ def _list_presets() -> int:
     return 0
 
 
-def _need_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+def _need_packages(more: Sequence[str] = ()) -> None:
+    missing = [name for name in (*PACKAGES, *more) if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"the report needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise UserError(f"this needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 # --- values of flags -----------------------------------------------------------------------------------------------
@@ -277,6 +282,16 @@ def _shard_of(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
         raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, as in 1/2, got {text!r}")
     return int(first), int(second)
+
+
+def _submitit_of(text: str) -> dict[str, str]:
+    pairs = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise argparse.ArgumentTypeError(f"must be KEY=VALUE,KEY=VALUE, got {part.strip()!r}")
+        pairs[name] = value
+    return pairs
 
 
 def _only_of(text: str) -> tuple[str, str]:
@@ -350,10 +365,15 @@ def _part(given: argparse.Namespace) -> Callable[[Any, str], bool]:
 
 
 def _work(study: Study, given: argparse.Namespace, command: list[str]) -> None:
+    from lfu.study.cluster import work_on_cluster
     from lfu.study.processes import work_in_processes
     from lfu.study.run import tidy, work
 
-    if given.jobs == 1 or given.worker:
+    if given.worker:
+        work(study)
+    elif given.submitit is not None:
+        work_on_cluster(study, given.jobs, command, given.submitit)
+    elif given.jobs == 1:
         work(study)
     else:
         work_in_processes(study, given.jobs, command)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from lfu.errors import UserError
 from lfu.study.study import Study
@@ -23,7 +22,7 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
         KeyboardInterrupt: so did one of them, or this one.
     """
     idle = 0  # rounds in which processes died and nothing else came of it
-    while (before := len(_mine(study))) and idle < 2:
+    while (before := len(study.mine())) and idle < 2:
         workers = [
             subprocess.Popen(
                 [sys.executable, *command, "--jobs", "1", "--worker", study.session],
@@ -39,11 +38,7 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
         if not any(codes):
             return
         # A process died. Whoever takes its run next knows that and calls it failed; the others go on.
-        idle = idle + 1 if len(_mine(study)) == before else 0
-
-
-def _mine(study: Study) -> list[Any]:
-    return [task for task in study.open_tasks(study.plan()) if study.part(task.run)]
+        idle = idle + 1 if len(study.mine()) == before else 0
 
 
 def _wait(workers: list[subprocess.Popen]) -> list[int]:

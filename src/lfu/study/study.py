@@ -154,6 +154,10 @@ class Study:
         """What is neither finished nor failed."""
         return [task for task in plan.tasks if not (self.shelf(task.run).failed or self.finished(task))]
 
+    def mine(self) -> list[Task]:
+        """The open tasks that are this process's part."""
+        return [task for task in self.open_tasks(self.plan()) if self.part(task.run)]
+
     def finished(self, task: Task) -> bool:
         """Whether the run got as far as the task wants it."""
         return self.shelf(task.run).finished(task.level)

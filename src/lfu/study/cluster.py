@@ -1,0 +1,47 @@
+"""On a cluster: workers as jobs of its own scheduler, by submitit. They share the study's folder, and take the runs
+one by one, as several processes on one machine do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from lfu.errors import UserError, one_line
+from lfu.study.study import Study
+
+
+def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Mapping[str, str]) -> None:
+    """Submits up to `jobs` workers and waits for them. Their logs are in `jobs/` of the study's folder.
+
+    Args:
+        command: after the name of the Python interpreter; it is given `--jobs 1 --worker SESSION` beside.
+        options: `cluster` (slurm or local; default: slurm where it is found), and what submitit's `update_parameters`
+            takes, as text: `timeout_min=240`, `gpus_per_node=1`, `slurm_partition=gpu`.
+
+    Raises:
+        UserError: an option that submitit doesn't know; runs are left because jobs ended early.
+        KeyboardInterrupt: the jobs are cancelled; finished runs are kept.
+    """
+    import submitit
+
+    given = dict(options)
+    logs = study.folder / "jobs"
+    try:
+        executor = submitit.AutoExecutor(folder=logs, cluster=given.pop("cluster", None))
+        executor.update_parameters(**{name: int(v) if v.isdecimal() else v for name, v in given.items()})
+    except (NameError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"--submitit: {one_line(error)}") from error
+    worker = [sys.executable, *command, "--jobs", "1", "--worker", study.session]
+    with executor.batch():
+        found = [executor.submit(subprocess.call, worker) for _ in range(min(jobs, len(study.mine())))]
+    study.say(f"jobs {', '.join(job.job_id for job in found)}; their logs are in {logs}")
+    try:
+        for job in found:
+            job.exception()  # waits
+    except KeyboardInterrupt:
+        for job in found:
+            job.cancel()
+        raise
+    if left := len(study.mine()):
+        raise UserError(f"{left} runs are not finished, their jobs ended early: see {logs}; the same command goes on")
