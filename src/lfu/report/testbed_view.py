@@ -73,12 +73,14 @@ def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [labelled[label] for label in pareto_front(labelled)]
 
 
-def above_curve(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Setting -> for each seed, how much more of the other skills it kept than plain SFT that learned as much.
+def ahead_of_sft(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Setting -> for each seed, how far it is ahead of all that plain SFT reaches, in shares of 1.
 
-    The yardstick at a target accuracy is the seed's own curve of plain SFT: its front over learning rates and epochs,
-    the untouched model at its left end, straight lines between. Beyond its right end its last point stands. In shares
-    of 1; SFT's own settings are 0 on the front and negative below it.
+    The yardstick is the seed's own front of plain SFT over learning rates and epochs, the untouched model at its left
+    end, straight lines between. A setting is ahead by t if it could lose t of the target and t of the other skills
+    before plain SFT does as well; behind by t (negative) if it would need t more of both. It is the additive epsilon
+    indicator (Zitzler et al., IEEE Trans. Evol. Comput. 7, 2003), which is as fair where the front is steep as where
+    it is flat. 0 for what lies on the front.
     """
     point = lambda entry, seed: (entry["target", "accuracy"][seed], entry["others", "accuracy"][seed])
     start = (base["target"]["accuracy"], base["others"]["accuracy"])
@@ -87,15 +89,28 @@ def above_curve(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> dict
     for seed in range(len(summary["sft"]["target", "accuracy"])):
         edge = front([start, *(point(entry, seed) for entry in plain)])
         for name, entry in summary.items():
-            target, others = point(entry, seed)
-            found[name].append(others - float(np.interp(target, [x for x, _ in edge], [y for _, y in edge])))
+            found[name].append(_ahead(point(entry, seed), edge))
     return found
 
 
-def chosen_of(family: str, summary: Mapping[str, Summary], above: Mapping[str, list[float]], choosing: int) -> str:
-    """The family's setting that is highest above SFT's curve in the first `choosing` seeds, in the mean."""
+def _ahead(point: tuple[float, float], edge: list[tuple[float, float]]) -> float:
+    """The t for which `point - (t, t)` lies on the edge, by bisection: moving down the diagonal crosses it once."""
+    targets, others = [x for x, _ in edge], [y for _, y in edge]
+    low, high = -1.0, 1.0
+    for _ in range(40):
+        t = (low + high) / 2
+        x, y = point[0] - t, point[1] - t
+        if x > targets[-1] or y > float(np.interp(x, targets, others)):
+            low = t
+        else:
+            high = t
+    return round((low + high) / 2, 9)
+
+
+def chosen_of(family: str, summary: Mapping[str, Summary], ahead: Mapping[str, list[float]], choosing: int) -> str:
+    """The family's setting that is highest ahead of SFT in the first `choosing` seeds, in the mean."""
     names = [name for name, entry in summary.items() if entry["family"] == family]
-    return max(names, key=lambda name: fmean(above[name][:choosing]))
+    return max(names, key=lambda name: fmean(ahead[name][:choosing]))
 
 
 def families_of(summary: Mapping[str, Summary]) -> list[str]:
@@ -109,7 +124,7 @@ def choosing_seeds(seeds: int) -> int:
 
 
 def verdict(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> list[str]:
-    """What plain SFT forgot, and which methods, their settings chosen on other seeds, are above its curve."""
+    """What plain SFT forgot, and which methods, their settings chosen on other seeds, are ahead of it."""
     sft = summary["sft"]
     seeds = len(sft["target", "accuracy"])
     lines = [
@@ -119,17 +134,18 @@ def verdict(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> list[str
     first = choosing_seeds(seeds)
     if not first:
         return [*lines, "With one seed nothing can be chosen on other seeds than it is reported on."]
-    above = above_curve(summary, base)
-    picked = [chosen_of(family, summary, above, first) for family in families_of(summary)]
-    sure = [name for name in picked if min(above[name][first:]) > 0]
-    worse = [name for name in picked if max(above[name][first:]) < 0]
-    gained = lambda name: f"{name} ({100 * fmean(above[name][first:]):+.1f} points)"
+    ahead = ahead_of_sft(summary, base)
+    picked = [chosen_of(family, summary, ahead, first) for family in families_of(summary)]
+    sure = [name for name in picked if min(ahead[name][first:]) > 0]
+    worse = [name for name in picked if max(ahead[name][first:]) < 0]
+    gained = lambda name: f"{name} ({100 * fmean(ahead[name][first:]):+.1f} points)"
     told = f"in all {seeds - first} seeds that did not choose"
     lines.append(
-        f"Kept more than plain SFT that learned as much, {told}: {', '.join(map(gained, sure)) or 'no method'}."
+        f"Ahead of all that plain SFT reaches by learning rate and epochs, {told}: "
+        f"{', '.join(map(gained, sure)) or 'no method'}."
     )
     if worse:
-        lines.append(f"Kept less, {told}: {', '.join(map(gained, worse))}.")
+        lines.append(f"Behind it, {told}: {', '.join(map(gained, worse))}.")
     return lines
 
 
@@ -170,42 +186,42 @@ def _table(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> Table:
             "",
         ]
     ]
-    above = above_curve(summary, base)
+    ahead = ahead_of_sft(summary, base)
     for name, entry in summary.items():
         cells = [cell(entry[w, m], percent if m == "accuracy" else plain) for w, m in MEASURES]
-        rows.append([name, *cells, cell(above[name], lambda x: f"{100 * x:+.1f}")])
+        rows.append([name, *cells, cell(ahead[name], lambda x: f"{100 * x:+.1f}")])
     return Table(
-        columns=["setting", "target %", "reworded %", "others %", "target NLL", "others NLL", "above SFT's curve"],
+        columns=["setting", "target %", "reworded %", "others %", "target NLL", "others NLL", "ahead of SFT"],
         rows=rows,
         caption="Mean ± standard deviation over seeds; NLL in nats a token.",
-        note=_ABOVE,
+        note=_AHEAD,
     )
 
 
 def _chosen_table(summary: Mapping[str, Summary], base: Mapping[str, Any]) -> Table | None:
     """Each method at the setting that the first seeds chose, on the other seeds."""
-    above = above_curve(summary, base)
-    seeds = len(above["sft"])
+    ahead = ahead_of_sft(summary, base)
+    seeds = len(ahead["sft"])
     first = choosing_seeds(seeds)
     if not first:
         return None
     rows = []
     for family in families_of(summary):
-        name = chosen_of(family, summary, above, first)
-        entry, gain = summary[name], above[name][first:]
+        name = chosen_of(family, summary, ahead, first)
+        entry, gain = summary[name], ahead[name][first:]
         shares = [f"{100 * fmean(entry[where, 'accuracy'][first:]):.1f}" for where in ("target", "reworded", "others")]
         spread = f" ± {100 * stdev(gain):.1f}" if len(gain) > 1 else ""
         positive = f"{sum(x > 0 for x in gain)} of {len(gain)}"
         rows.append([name, *shares, f"{100 * fmean(gain):+.1f}{spread}", positive])
     return Table(
-        columns=["setting", "target %", "reworded %", "others %", "above SFT's curve", "seeds above"],
+        columns=["setting", "target %", "reworded %", "others %", "ahead of SFT", "seeds ahead"],
         rows=rows,
         caption=f"Settings chosen on seeds 0 to {first - 1}, figures of the other {seeds - first}.",
-        note=_ABOVE,
+        note=_AHEAD,
     )
 
 
-_ABOVE = (
-    "Above SFT's curve: the share of other skills kept, minus what plain SFT keeps at the same target accuracy in the "
-    "same seed (its front over learning rates and epochs), in points."
+_AHEAD = (
+    "Ahead of SFT, in points: how much of the target and of the other skills at once a setting could lose before plain "
+    "SFT, with the best of its learning rates and epochs in the same seed, does as well. Negative: behind."
 )
