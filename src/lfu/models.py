@@ -10,10 +10,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lfu.errors import UserError, one_line
 from lfu.files import new_folder
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model, Tokenizer
 
 T = TypeVar("T")
 
@@ -32,7 +35,7 @@ def load_model(
     attn_implementation: str | None = None,
     quantization_config: Any = None,
     trainable: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[Model, Tokenizer]:
     """Loads a causal language model and its tokenizer.
 
     Args:
@@ -58,7 +61,7 @@ def load_model(
     return _load_full(name, options, model_options)
 
 
-def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer that `load_model` gives, without the model.
 
     Raises:
@@ -94,7 +97,7 @@ def adapter_base(folder: str | os.PathLike) -> str:
     return str(base)
 
 
-def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bool) -> tuple[Any, Any]:
+def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
     from peft import PeftModel
 
     # The revision is the adapter's, which is a local folder here: the base is taken at its default.
@@ -113,7 +116,7 @@ def _adapter_tokenizer(folder: str, options: dict) -> Any:
     )
 
 
-def _load_full(name: str, options: dict, model_options: dict) -> tuple[Any, Any]:
+def _load_full(name: str, options: dict, model_options: dict) -> tuple[Model, Tokenizer]:
     from transformers import AutoModelForCausalLM
 
     if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():

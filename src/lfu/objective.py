@@ -152,8 +152,8 @@ class LfUStep:
         blocks: str | None = None,
         loss_fn: Loss = sft_loss,
         backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
-        autocast: Callable[[], AbstractContextManager] = nullcontext,
-        grad_scaler: Any = None,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        grad_scaler: torch.amp.GradScaler | None = None,
     ):
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"alpha must be a finite number > 0, got {alpha!r}")

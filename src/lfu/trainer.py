@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -31,6 +31,9 @@ from lfu.methods.untouched import Untouched
 from lfu.objective import LfUStep, Record
 from lfu.representations import Reader, answer_positions
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model
 
 STATE_FILE = "lfu_state.safetensors"
 
@@ -62,7 +65,7 @@ class LfUTrainer(SFTTrainer):
     step: LfUStep | None = None
     advice: Advice | None = None
 
-    def __init__(self, model: Any, args: LfUConfig | None = None, *positional: Any, **named: Any):
+    def __init__(self, model: str | Model, args: LfUConfig | None = None, *positional: Any, **named: Any) -> None:
         if args is None:
             args = LfUConfig("lfu-output")
         if not isinstance(args, LfUConfig):

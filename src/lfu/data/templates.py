@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
 from lfu.errors import UserError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from lfu.annotations import Tokenizer
 
 TEMPLATES = ("auto", "chat", "alpaca", "none")
 ACCEPTED = (
@@ -39,7 +42,9 @@ Turns = list[str]
 Reader = Callable[[dict[str, Any]], tuple[Turns, str]]
 
 
-def to_training_rows(dataset: Dataset, *, template: str = "auto", tokenizer: Any, system: str | None = None) -> Dataset:
+def to_training_rows(
+    dataset: Dataset, *, template: str = "auto", tokenizer: Tokenizer, system: str | None = None
+) -> Dataset:
     """Turns a data set of any accepted shape into what `SFTTrainer` takes.
 
     Args:
@@ -231,7 +236,7 @@ def _is_blank(value: Any, column: str) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value == []
 
 
-def count_too_long(dataset: Dataset, tokenizer: Any, max_length: int | None) -> int:
+def count_too_long(dataset: Dataset, tokenizer: Tokenizer, max_length: int | None) -> int:
     """How many rows of `to_training_rows` have more than `max_length` tokens, and will be cut off there.
 
     Args:
@@ -254,7 +259,7 @@ def count_too_long(dataset: Dataset, tokenizer: Any, max_length: int | None) -> 
     return too_long
 
 
-def whole_text(row: dict[str, Any], tokenizer: Any, end: str) -> str:
+def whole_text(row: dict[str, Any], tokenizer: Tokenizer, end: str) -> str:
     """A training row as one text; `end` is put behind one that no chat template writes."""
     parts = [row[column] for column in ("messages", "prompt", "completion", "text") if column in row]
     if isinstance(parts[0], list):

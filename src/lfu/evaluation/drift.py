@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch.nn.functional import cosine_similarity
 
 from lfu.evaluation.hidden import Hidden, parts_of
 from lfu.evaluation.intervals import Interval, mean_interval
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model
 
 _CHUNK = 2**24  # weights taken to float64 at a time
 
@@ -59,7 +62,7 @@ class RepresentationDrift:
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
-def weight_drift(base: Any, tuned: Any) -> WeightDrift:
+def weight_drift(base: Model | None, tuned: Model) -> WeightDrift:
     """`||theta - theta0|| / ||theta0||`, in float64, over all parameters and over groups of them.
 
     Weights count as they act: an adapter as merged (see `effective_weights`). Tied weights count once; a head that is
@@ -96,7 +99,7 @@ def weight_drift(base: Any, tuned: Any) -> WeightDrift:
     return WeightDrift(parts["overall", "all"], within("block"), within("kind"), within("outside"))
 
 
-def effective_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+def effective_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """`(name, tensor)` of every parameter as it acts, under the name that it has without PEFT's wrappers.
 
     An adapter counts as merged into its layer. It is merged layer by layer, and the layer's own weights are put back
@@ -185,7 +188,7 @@ def _start(base: Any, tuned: Any) -> Mapping[str, Tensor]:
         return dict(effective_weights(tuned))  # no copies: adapters that are off are not merged
 
 
-def _tied_names(model: Any) -> dict[str, str]:
+def _tied_names(model: Model) -> dict[str, str]:
     """The head's weight -> the embedding's, by name."""
     inner = parts_of(model).model
     paths = {id(module): name for name, module in inner.named_modules()}
@@ -211,7 +214,7 @@ class _OnDisk(Mapping[str, Tensor]):
         return len(self.names)
 
 
-def keep_weights(model: Any, path: Path) -> None:
+def keep_weights(model: Model, path: Path) -> None:
     """Writes the model's effective weights to a safetensors file, for `weights_on_disk`."""
     from safetensors.torch import save_file
 
@@ -227,7 +230,7 @@ def weights_on_disk(path: Path) -> Iterator[Mapping[str, Tensor]]:
         yield _OnDisk(file)
 
 
-def _places(model: Any) -> Callable[[str], list[tuple[str, str]]]:
+def _places(model: Model) -> Callable[[str], list[tuple[str, str]]]:
     """A function from a parameter's name to the groups it belongs to: its block and kind, or `outside`."""
     parts = parts_of(model)
     paths = {id(module): name for name, module in parts.model.named_modules()}

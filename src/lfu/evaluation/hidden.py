@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from lfu.anatomy import Anatomy, anatomy
 from lfu.evaluation.score import Progress, Render, _batches, _encode, _pad_id, _shared, chat_pair, evaluating
 from lfu.representations import Reader, answer_positions
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Hidden:
     counts: list[int]
 
 
-def text_pieces(tokenizer: Any, texts: Sequence[str], window: int = 1024) -> list[Piece]:
+def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024) -> list[Piece]:
     """Plain texts as pieces of at most `window` tokens, nothing cut off.
 
     The first position of each is left out: there most models park one huge vector that is the same for every text
@@ -60,7 +63,7 @@ def text_pieces(tokenizer: Any, texts: Sequence[str], window: int = 1024) -> lis
 
 
 def answer_pieces(
-    tokenizer: Any, rows: Sequence[Mapping[str, Any]], *, render: Render | None = None, window: int | None = None
+    tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, render: Render | None = None, window: int | None = None
 ) -> list[Piece]:
     """Rows as pieces of which the answer's tokens count.
 
@@ -87,14 +90,19 @@ def answer_pieces(
     return pieces
 
 
-def longest_input(model: Any, most: int = 1024) -> int:
+def longest_input(model: Model, most: int = 1024) -> int:
     """The tokens that the model can read at once, `most` at most."""
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(known, most) if isinstance(known, int) and known > 0 else most
 
 
 def hidden_states(
-    model: Any, tokenizer: Any, pieces: Sequence[Piece], *, batch_size: int = 8, progress: Progress | None = None
+    model: Model,
+    tokenizer: Tokenizer,
+    pieces: Sequence[Piece],
+    *,
+    batch_size: int = 8,
+    progress: Progress | None = None,
 ) -> Hidden:
     """Reads the hidden states of every layer at the positions that count.
 
@@ -144,7 +152,7 @@ class Batch:
 
 
 def over_batches(
-    model: Any, tokenizer: Any, pieces: Sequence[Piece], batch_size: int, work: Callable[[Batch], None]
+    model: Model, tokenizer: Tokenizer, pieces: Sequence[Piece], batch_size: int, work: Callable[[Batch], None]
 ) -> None:
     """Calls `work` on each batch, in eval mode and without gradients.
 
@@ -161,7 +169,7 @@ def over_batches(
             work(Batch(indices, inputs, reader, answer_positions(inputs["labels"])))
 
 
-def parts_of(model: Any) -> Anatomy:
+def parts_of(model: Model) -> Anatomy:
     """`anatomy(model)`; ValueError for prompt tuning, which has no weights or hidden states of its own to compare."""
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):

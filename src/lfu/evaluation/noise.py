@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from lfu.evaluation.hidden import Batch, answer_pieces, longest_input, over_batc
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
 from lfu.evaluation.score import Progress, Render
 from lfu.rng import generators
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model, Tokenizer
 
 _DRAWS_APART = 2**24  # sequences that may be numbered within one draw
 
@@ -70,8 +73,8 @@ class NoiseScores:
 
 
 def noise_similarity(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     alpha: float = 5.0,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -16,6 +16,9 @@ import yaml
 from lfu.data.templates import TEMPLATES, alpaca_prompt
 from lfu.evaluation.intervals import Interval
 from lfu.evaluation.score import Progress, Render, answer_nll, chat_pair, exact_match, final_number
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model, Tokenizer
 
 TASKS = ("word_problems", "multiple_choice", "instruction")
 METRICS = ("auto", "accuracy", "nll")
@@ -123,7 +126,7 @@ def task_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return "word_problems" if numbers else "instruction"
 
 
-def render_of(tokenizer: Any, template: str = "auto") -> Render:
+def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
     """How `lfu train` would put a question: `chat`, `alpaca`, `none` (the bare question), or `auto`: chat if the
     tokenizer has a chat template, else alpaca.
 
@@ -146,8 +149,8 @@ def render_of(tokenizer: Any, template: str = "auto") -> Render:
 
 
 def prompt_scores(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     templates: Mapping[str, str],
     *,
@@ -197,7 +200,7 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
 
 
 def _answers(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch_size: int, max_new_tokens: int, task: str,
+    model: Model, tokenizer: Tokenizer, rows: list[dict[str, Any]], batch_size: int, max_new_tokens: int, task: str,
     wrap: Render, progress: Progress | None,
 ) -> TemplateScores:  # fmt: skip
     generates = task == "word_problems"
@@ -213,7 +216,12 @@ def _answers(
 
 
 def _choices(
-    model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch_size: int, wrap: Render, progress: Progress | None
+    model: Model,
+    tokenizer: Tokenizer,
+    rows: list[dict[str, Any]],
+    batch_size: int,
+    wrap: Render,
+    progress: Progress | None,
 ) -> TemplateScores:
     """Every choice is scored as the answer, without the end of the turn: that is no part of any choice."""
 

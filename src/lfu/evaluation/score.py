@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model, Tokenizer
 
 Progress = Callable[[int], None]  # called with the number of items just finished
 Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text
@@ -77,8 +80,8 @@ class MatchScores:
 
 
 def answer_nll(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 8,
@@ -106,8 +109,8 @@ def answer_nll(
 
 
 def perplexity(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
     batch_size: int = 8,
@@ -147,8 +150,8 @@ def perplexity(
 
 
 def multiple_choice(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 8,
@@ -183,8 +186,8 @@ def multiple_choice(
 
 
 def exact_match(
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     *,
     max_new_tokens: int = 128,
@@ -221,7 +224,7 @@ def exact_match(
 # --- text in, numbers out ------------------------------------------------------------------------------------------
 
 
-def chat_pair(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
+def chat_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, str]:
     """(prompt, answer) of a `{"question", "answer"}` row in the tokenizer's chat template.
 
     The prompt ends where the assistant's turn begins; the answer includes the end of that turn, as in TRL's
@@ -261,7 +264,7 @@ def _decimal(digits: str) -> Decimal:
     return Decimal(digits.replace(",", ""))
 
 
-def _encode(tokenizer: Any, text: str, special: bool = False) -> list[int]:
+def _encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own)."""
     return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
 
@@ -274,7 +277,7 @@ def _shared(one: Sequence[int], two: Sequence[int]) -> int:
     return min(len(one), len(two))
 
 
-def _choice_ids(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], list[list[int]]]:
+def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[list[int], list[list[int]]]:
     """(the prompt's tokens that all choices share, the rest of each choice)."""
     if not 0 <= row["answer"] < len(row["choices"]):
         raise ValueError(f"answer {row['answer']!r} is no index into the choices of {row['question']!r}")
@@ -291,7 +294,7 @@ def _choice_ids(tokenizer: Any, row: Mapping[str, Any]) -> tuple[list[int], list
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
     """Eval mode inside; afterwards every module's own train/eval flag is back as it was."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -303,7 +306,11 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def _token_nll(
-    model: Any, tokenizer: Any, pieces: Sequence[tuple[list[int], int]], batch_size: int, done: Callable[[int], None]
+    model: Model,
+    tokenizer: Tokenizer,
+    pieces: Sequence[tuple[list[int], int]],
+    batch_size: int,
+    done: Callable[[int], None],
 ) -> list[float]:
     """Summed NLL (nats) of each piece (ids, first scored position >= 1); calls `done(index)` after each."""
     values = [0.0] * len(pieces)
@@ -319,7 +326,9 @@ def _token_nll(
     return values
 
 
-def _choice_batch(model: Any, tokenizer: Any, items: Sequence[tuple[list[int], list[list[int]]]]) -> list[list[float]]:
+def _choice_batch(
+    model: Model, tokenizer: Tokenizer, items: Sequence[tuple[list[int], list[list[int]]]]
+) -> list[list[float]]:
     """Log-likelihood (nats) of every choice of every item: prompts once, then the choices on the shared cache."""
     ids, mask = _left_pad([prompt for prompt, _ in items], _pad_id(tokenizer), model.device)
     out = _forward(model, ids, mask, keep=1, use_cache=True)
@@ -345,7 +354,7 @@ def _choice_batch(model: Any, tokenizer: Any, items: Sequence[tuple[list[int], l
     return values
 
 
-def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+def _generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
     """Greedy continuations of the prompts, without special tokens."""
     config = getattr(model, "generation_config", None)
     stop = getattr(config, "eos_token_id", None)
@@ -355,7 +364,7 @@ def _generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_
 
 
 def greedy(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **more: Any
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **more: Any
 ) -> Tensor:
     """Greedy continuations `(B, new)` of prompts (token ids), padded behind the first of the tokens `ends`.
 
@@ -378,7 +387,7 @@ def greedy(
     return out[:, ids.shape[1] :]
 
 
-def _forward(model: Any, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -> Any:
+def _forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -> Any:
     """One forward pass; logits of the last `keep` positions only (0: all those of `ids`) if the model can.
 
     `mask` may be longer than `ids`: then its beginning belongs to the cache in `more`.
@@ -395,7 +404,7 @@ def _forward(model: Any, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -
     return out
 
 
-def _parameters_of(model: Any) -> set[str]:
+def _parameters_of(model: Model) -> set[str]:
     """Names of the forward arguments of the model proper, looked for behind PEFT's wrapper."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(base.forward).parameters)
@@ -414,7 +423,7 @@ def _left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Ten
     return ids, mask
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _pad_id(tokenizer: Tokenizer) -> int:
     """Any valid id will do: padding is masked everywhere."""
     found = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
     return next(token for token in found if token is not None)

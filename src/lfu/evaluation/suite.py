@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfu.errors import UserError
 from lfu.evaluation import cache
@@ -19,6 +19,9 @@ from lfu.evaluation.ranks import average_ranks
 from lfu.evaluation.record import describe_model
 from lfu.evaluation.shares import wilson
 from lfu.evaluation.tasks import Missing, Runnable, find
+
+if TYPE_CHECKING:
+    from lfu.annotations import Model, Tokenizer
 
 LISTED = 50  # lost items of a task that are put into the results for reading
 
@@ -89,7 +92,7 @@ def plan(
 
 
 def evaluate(
-    models: Mapping[str, tuple[Any, Any]],
+    models: Mapping[str, tuple[Model, Tokenizer]],
     plan: Plan,
     *,
     settings: Settings | None = None,
@@ -124,8 +127,8 @@ def evaluate(
 
 def score(
     label: str,
-    model: Any,
-    tokenizer: Any,
+    model: Model,
+    tokenizer: Tokenizer,
     plan: Plan,
     *,
     settings: Settings | None = None,
@@ -155,8 +158,8 @@ def score(
 
 
 def _one(
-    outcome: Outcome, label: str, model: Any, tokenizer: Any, task: Runnable, settings: Settings, key: str | None,
-    watch: Watch,
+    outcome: Outcome, label: str, model: Model, tokenizer: Tokenizer, task: Runnable, settings: Settings,
+    key: str | None, watch: Watch,
 ) -> None:  # fmt: skip
     """One model on one task, from the cache if it is there."""
     start = time.monotonic()

@@ -19,9 +19,19 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftConfig
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from lfu.annotations import Tokenizer
+    from lfu.config import LfUConfig
+    from lfu.trainer import LfUTrainer
 
 # Where a method can act -> what that means. Only penalties add up; every other place has room for one method.
 PLACES = {
@@ -48,9 +58,9 @@ class Preparation:
         say: tells the user one line.
     """
 
-    model: Any
-    tokenizer: Any
-    args: Any
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    args: LfUConfig
     say: Callable[[str], None]
 
 
@@ -69,9 +79,9 @@ class Micro:
             returns the loss, detached and scaled as `training_step` returns it.
     """
 
-    model: Any
+    model: nn.Module
     inputs: dict[str, Any]
-    num_items: Any
+    num_items: torch.Tensor | int | None
     items: float
     tokens: int
     index: int
@@ -99,7 +109,7 @@ class Batch:
         hidden: dict[int, torch.Tensor],
         items: float,
         share: float,
-        trainer: Any,
+        trainer: LfUTrainer,
     ):
         self.inputs, self.positions, self.hidden = inputs, positions, hidden
         self.items, self.share, self.trainer = items, share, trainer
@@ -142,25 +152,25 @@ class Method:
         """Which layers' hidden states (1..depth) `loss` wants to read. None by default."""
         return []
 
-    def configure(self, args: Any) -> None:
+    def configure(self, args: LfUConfig) -> None:
         """Sets what the method stands for in the config. Called again when a config is copied: idempotent.
 
         Raises:
             ValueError: a setting that the method cannot work with.
         """
 
-    def rows(self, rows: Any, run: Preparation) -> Any:
+    def rows(self, rows: Dataset, run: Preparation) -> Dataset:
         """The training rows to use in place of `rows`, a `datasets.Dataset` in one of TRL's shapes."""
         return rows
 
-    def adapter(self, config: Any, run: Preparation) -> Any:
+    def adapter(self, config: PeftConfig | None, run: Preparation) -> PeftConfig | None:
         """The PEFT config to use in place of `config` (None: full fine-tuning)."""
         return config
 
-    def setup(self, trainer: Any) -> None:
+    def setup(self, trainer: LfUTrainer) -> None:
         """Model (wrapped), data and accelerator are ready; nothing has been trained."""
 
-    def training_step(self, trainer: Any, micro: Micro) -> torch.Tensor:
+    def training_step(self, trainer: LfUTrainer, micro: Micro) -> torch.Tensor:
         """One micro-batch: leaves its gradient on theta, returns its loss as `micro.run` does."""
         return micro.run()
 
@@ -168,10 +178,10 @@ class Method:
         """The training loss of a micro-batch, given TRL's: a scalar in the graph, a sum over `batch.items`."""
         return loss
 
-    def after_update(self, trainer: Any) -> None:
+    def after_update(self, trainer: LfUTrainer) -> None:
         """The optimizer has just moved theta; `trainer.state.global_step` counts this update."""
 
-    def finish(self, trainer: Any) -> None:
+    def finish(self, trainer: LfUTrainer) -> None:
         """Training is over; theta may be replaced by what shall be kept. Called once, not in a killed run."""
 
     def state_dict(self) -> dict[str, torch.Tensor]:

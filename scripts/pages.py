@@ -1,0 +1,86 @@
+"""What the documentation site is made of, as a hook of mkdocs: pages from outside docs/, navigation, table of knobs.
+
+The Markdown files are written for a code host and stay as they are; what differs on the site is changed here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from links import slug  # noqa: E402
+
+# Page -> its name in the navigation, in reading order; pages that are not there (yet) are left out.
+ORDER = {
+    "index.md": "Start",
+    "guide.md": "Guide",
+    "method.md": "The method",
+    "methods.md": "All methods",
+    "evaluation.md": "Evaluation",
+    "probes.md": "Probes",
+    "probes-training.md": "Probes that train",
+    "compare.md": "Compare and sweep",
+    "results.md": "Results",
+    "performance.md": "Performance",
+    "reliability.md": "Reliability",
+    "families.md": "Model families",
+    "api.md": "API",
+    "contributing.md": "Contributing",
+    "changelog.md": "Changelog",
+}
+# Written for the repository's front page, shown on the site, too.
+OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
+
+
+def on_config(config: Any) -> Any:
+    """Every page is in the navigation, known ones in order; anchors are those of the code host."""
+    here = {path.name for path in Path(config.docs_dir).glob("*.md")} | set(OUTSIDE)
+    config.nav = [{title: page} for page, title in ORDER.items() if page in here]
+    config.nav += sorted(here - set(ORDER))
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slug
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the pages from outside docs/, with links that fit the site."""
+    for page, source in OUTSIDE.items():
+        files.append(File.generated(config, page, content=moved((ROOT / source).read_text(encoding="utf-8"))))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
+    """Links out of docs/ lead to the moved pages; the knobs of `LfUConfig` become a table."""
+    return markdown.replace("<!-- knobs of LfUConfig -->", knobs()) if page.file.src_uri == "api.md" else moved(markdown)
+
+
+def moved(markdown: str) -> str:
+    """`docs/guide.md` -> `guide.md`, `../CHANGELOG.md` -> `changelog.md`, `README.md` -> `index.md`."""
+    names = {source: page for page, source in OUTSIDE.items()}
+
+    def target(match: re.Match[str]) -> str:
+        path = match[1].removeprefix("../").removeprefix("docs/")
+        return names.get(path, path)
+
+    return LINK.sub(target, markdown)
+
+
+def knobs() -> str:
+    """Fields of `LfUConfig` beyond or other than those of trl's `SFTConfig`: name, type, default, help."""
+    from lfu import LfUConfig
+
+    own = LfUConfig.__annotations__
+    rows = ["| field | type | default | |", "| --- | --- | --- | --- |"]
+    for field in dataclasses.fields(LfUConfig):
+        if field.name in own:
+            kind = str(own[field.name]).replace("Union[float, str, None]", "float | str | None").replace("|", "\\|")
+            told = str(field.metadata.get("help", "")).replace("|", "\\|")
+            rows.append(f"| `{field.name}` | {kind} | `{field.default!r}` | {told} |")
+    return "\n".join(rows)

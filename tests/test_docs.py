@@ -1,0 +1,50 @@
+"""The documentation: nothing that it points to is missing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+from links import broken_in_markdown, broken_in_site, slug  # noqa: E402
+
+
+def test_every_link_image_and_anchor_exists():
+    assert broken_in_markdown(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "dead"),
+    [
+        ("[a](other.md)", None),
+        ("[a](other.md#two-words-2f--2b-exactly)", None),
+        ("[a](other.md#twice-1)", None),
+        ("[a](#here)", None),
+        ("[a](https://example.org/nowhere.md#x)", None),
+        ("```\n[a](gone.md)\n```", None),
+        ("[a](gone.md)", "gone.md"),
+        ("![a](gone.png)", "gone.png"),
+        ("| x |\n| --- |\n| [a](other.md#gone) |", "other.md#gone"),
+        ("[a](#gone)", "#gone"),
+        ("[a](other.md#twice-2)", "other.md#twice-2"),
+    ],
+)
+def test_a_dead_link_is_found(tmp_path, line, dead):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "other.md").write_text("# Two words: `2F` + 2B, *exactly*\n\n## Twice\n\n## Twice\n")
+    (tmp_path / "docs" / "page.md").write_text(f"# Here\n\n{line}\n")
+    assert broken_in_markdown(tmp_path) == ([f"docs/page.md: {dead}"] if dead else [])
+
+
+def test_dead_links_of_built_pages(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "index.html").write_text('<h1 id="a">x</h1><a href="sub/#b">y</a><a href="#a">z</a><img src="no.png">')
+    (tmp_path / "sub" / "index.html").write_text('<a href="../index.html#c">y</a><a id="b" href="https://e.org/#q"></a>')
+    assert broken_in_site(tmp_path) == ["index.html: no.png", "sub/index.html: ../index.html#c"]
+
+
+def test_slug_is_the_code_hosts():
+    assert slug("What it costs: 2F + 2B, exactly") == "what-it-costs-2f--2b-exactly"
