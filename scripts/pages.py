@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from pygments.formatters import HtmlFormatter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -53,12 +54,15 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages from outside docs/, with links that fit the site."""
     for page, source in OUTSIDE.items():
         files.append(File.generated(config, page, content=moved((ROOT / source).read_text(encoding="utf-8"))))
+    files.append(File.generated(config, "pygments.css", content=HtmlFormatter().get_style_defs(".highlight")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
     """Links out of docs/ lead to the moved pages; the knobs of `LfUConfig` become a table."""
-    return markdown.replace("<!-- knobs of LfUConfig -->", knobs()) if page.file.src_uri == "api.md" else moved(markdown)
+    return (
+        markdown.replace("<!-- knobs of LfUConfig -->", knobs()) if page.file.src_uri == "api.md" else moved(markdown)
+    )
 
 
 def moved(markdown: str) -> str:
@@ -78,9 +82,9 @@ def knobs() -> str:
 
     own = LfUConfig.__annotations__
     rows = ["| field | type | default | |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(LfUConfig):
-        if field.name in own:
-            kind = str(own[field.name]).replace("Union[float, str, None]", "float | str | None").replace("|", "\\|")
-            told = str(field.metadata.get("help", "")).replace("|", "\\|")
-            rows.append(f"| `{field.name}` | {kind} | `{field.default!r}` | {told} |")
+    fields = {field.name: field for field in dataclasses.fields(LfUConfig)}
+    for name in own:
+        kind = str(own[name]).replace("Union[float, str, None]", "float | str | None").replace("|", "\\|")
+        told = str(fields[name].metadata.get("help", "")).replace("|", "\\|")
+        rows.append(f"| `{name}` | {kind} | `{fields[name].default!r}` | {told} |")
     return "\n".join(rows)

@@ -42,7 +42,9 @@ def test_a_dead_link_is_found(tmp_path, line, dead):
 def test_dead_links_of_built_pages(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "index.html").write_text('<h1 id="a">x</h1><a href="sub/#b">y</a><a href="#a">z</a><img src="no.png">')
-    (tmp_path / "sub" / "index.html").write_text('<a href="../index.html#c">y</a><a id="b" href="https://e.org/#q"></a>')
+    (tmp_path / "sub" / "index.html").write_text(
+        '<a href="../index.html#c">y</a><a id="b" href="https://e.org/#q"></a>'
+    )
     assert broken_in_site(tmp_path) == ["index.html: no.png", "sub/index.html: ../index.html#c"]
 
 
