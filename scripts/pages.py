@@ -6,6 +6,7 @@ The Markdown files are written for a code host and stay as they are; what differ
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ ORDER = {
 # Written for the repository's front page, shown on the site, too.
 OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
+BAR = "\\|"
+CODE_WITH_BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 
 
 def on_config(config: Any) -> Any:
@@ -74,6 +77,16 @@ def moved(markdown: str) -> str:
         return names.get(path, path)
 
     return LINK.sub(target, markdown)
+
+
+def bars(markdown: str) -> str:
+    """`\\|` in code in a table is a bar on a code host; Python-Markdown would show the backslash, too."""
+
+    def code(match: re.Match[str]) -> str:
+        return f"<code>{html.escape(match[1]).replace(BAR, '&#124;')}</code>"
+
+    lines = markdown.split("\n")
+    return "\n".join(CODE_WITH_BAR.sub(code, line) if line.startswith("|") else line for line in lines)
 
 
 def knobs() -> str:
