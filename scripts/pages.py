@@ -63,9 +63,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
     """Links out of docs/ lead to the moved pages; the knobs of `LfUConfig` become a table."""
-    return (
-        markdown.replace("<!-- knobs of LfUConfig -->", knobs()) if page.file.src_uri == "api.md" else moved(markdown)
-    )
+    markdown = bars(moved(markdown))
+    return markdown.replace("<!-- knobs of LfUConfig -->", knobs()) if page.file.src_uri == "api.md" else markdown
 
 
 def moved(markdown: str) -> str:
