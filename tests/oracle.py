@@ -70,11 +70,13 @@ class Oracle:
         reduction: str = "mean",
         temperature: float = 0.1,
         scaling: float = 2.0,
+        blocks: str | None = None,
     ):
         duplicate: Any = copy.deepcopy(model)
         base = duplicate.get_base_model() if hasattr(duplicate, "get_base_model") else duplicate
         self.model = duplicate
-        stack = base.transformer.h if hasattr(base, "transformer") else base.model.layers
+        stack = base.transformer.h if hasattr(base, "transformer") else None
+        stack = base.get_submodule(blocks) if blocks else stack if stack is not None else base.model.layers
         for i, block in enumerate(stack):
             stack[i] = Tap(block)
         self.taps: list[Any] = list(stack)
@@ -88,16 +90,26 @@ class Oracle:
         self.theta = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def linear_weights(self) -> dict[str, bool]:
-        """Weights of all linear layers of all blocks, in module order, adapters' own left out: name -> is (in, out)."""
-        kinds = ("Linear", "Conv1D")
-        return {
+        """Weights of all linear layers of all blocks, in module order, adapters' own left out: name -> is (in, out).
+
+        Then the fused experts, `(experts, out, in)`. A weight that several layers share comes once.
+        """
+        kinds = {"Linear", "Conv1D"}
+        linear = {
             f"{name}.weight": type(module).__name__ == "Conv1D"
             for name, module in self.model.named_modules()
-            if type(module).__name__ in kinds
+            if kinds & {kind.__name__ for kind in type(module).__mro__}
             and ".block." in name
             and "lora_" not in name
             and not hasattr(module, "base_layer")  # PEFT's wrapper is called Linear too
         }
+        weights = dict(self.model.named_parameters())
+        experts = {
+            name: self.model.get_submodule(name.rpartition(".")[0]).is_transposed
+            for name, p in weights.items()
+            if p.dim() == 3 and "experts" in name
+        }
+        return {name: transposed for name, transposed in (linear | experts).items() if name in weights}
 
     # -- theta_aux -----------------------------------------------------------------------------------------------------
 
@@ -108,9 +120,10 @@ class Oracle:
         if self.auxiliary == "lora":
             assert a_matrices is not None
             for name, a in zip(self.linear_weights(), a_matrices, strict=True):
-                out = weights[name].numel() // a.shape[1]
+                *experts, rank, width = a.shape
+                out = weights[name][0].numel() // width if experts else weights[name].numel() // width
                 aux[f"{name}/A"] = a.clone()
-                aux[f"{name}/B"] = torch.zeros(out, a.shape[0], dtype=a.dtype)
+                aux[f"{name}/B"] = torch.zeros(*experts, out, rank, dtype=a.dtype)
         elif self.auxiliary == "steering":
             width = self.base.config.hidden_size
             aux = {str(i): torch.zeros(width, dtype=torch.float64) for i in range(len(self.taps))}
@@ -129,7 +142,7 @@ class Oracle:
         if self.auxiliary == "lora":
             for name, transposed in self.linear_weights().items():
                 delta = self.scaling * aux[f"{name}/B"] @ aux[f"{name}/A"]
-                weights[name] = weights[name] + (delta.T if transposed else delta)
+                weights[name] = weights[name] + (delta.mT if transposed else delta)
         elif self.auxiliary == "steering":
             for i, tap in enumerate(self.taps):
                 tap.shift = aux[str(i)]
@@ -152,10 +165,13 @@ class Oracle:
             return original(x)
 
         head.forward = read_head_input
+        own = [(module, dict(module._parameters), dict(module._buffers)) for module in self.model.modules()]
         try:
             logits = functional_call(self.model, weights, (), {**inputs, "use_cache": False}, tie_weights=True).logits
         finally:
             del head.forward
+            for module, parameters, buffers in own:  # PEFT's adapter on a parameter registers it anew in each forward
+                module._parameters, module._buffers = parameters, buffers
         hidden = {i: tap.kept for i, tap in enumerate(self.taps, start=1)}
         if self.final_norm:
             hidden[len(self.taps)] = last["h"]

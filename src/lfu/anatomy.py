@@ -17,6 +17,36 @@ try:
 except ImportError:  # peft is a dependency, but theta may be anything
     BaseTunerLayer = ()
 
+_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class FusedExperts:
+    """Experts held as one parameter: `(experts, out, in)`, or `(experts, in, out)` where their module says transposed."""
+
+    module: nn.Module
+    name: str
+
+    def is_one(self, weight: torch.Tensor) -> bool:
+        """Whether this parameter is such a tensor, in a dtype that can be computed in."""
+        count = getattr(self.module, "num_experts", None)
+        return weight.dim() == 3 and weight.shape[0] == count and weight.dtype in _COMPUTED_IN
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.module.get_parameter(self.name)
+
+    @property
+    def transposed(self) -> bool:
+        return bool(getattr(self.module, "is_transposed", False))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(experts, in_features, out_features)`."""
+        count, first, second = self.weight.shape
+        return (count, first, second) if self.transposed else (count, second, first)
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -33,13 +63,37 @@ class Anatomy:
     blocks: list[nn.Module]
 
     def linears(self) -> Iterator[tuple[str, nn.Module]]:
-        """`(name, module)` of every linear layer of every block, a PEFT-wrapped one as its wrapper."""
+        """`(name, module)` of every linear layer of every block, a PEFT-wrapped one as its wrapper, each module once."""
+        seen: set[int] = set()
         for number, block in enumerate(self.blocks, start=1):
-            yield from ((f"{number}.{name}", module) for name, module in _linears_below(block))
+            for name, module in _linears_below(block):
+                if id(module) not in seen:
+                    seen.add(id(module))
+                    yield f"{number}.{name}", module
+
+    def experts(self) -> Iterator[tuple[str, FusedExperts]]:
+        """`(name, experts)` of every fused expert tensor of every block, each once."""
+        seen: set[int] = set()
+        for number, block in enumerate(self.blocks, start=1):
+            for path, module in block.named_modules():
+                for name, weight in module.named_parameters(recurse=False):
+                    fused = FusedExperts(module, name)
+                    if fused.is_one(weight) and id(weight) not in seen:
+                        seen.add(id(weight))
+                        yield f"{number}.{path}.{name}".replace("base_layer.", ""), fused
 
     def theta(self) -> list[nn.Parameter]:
         """The parameters being fine-tuned: all that require a gradient, each once."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def final(self) -> nn.Module:
+        """The module whose output is the last hidden state after the final norm, and which every forward runs.
+
+        The decoder, or the text model inside it: OPT's head goes round the outer one, a vision model's has it inside.
+        """
+        text = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
+        return self.decoder if text is None or text is self.model else text
 
     @property
     def device(self) -> torch.device:
@@ -67,11 +121,13 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
 
     Args:
         model: a transformers causal language model, or a `PeftModel` around one.
-        blocks: dotted path, inside the decoder, of the `nn.ModuleList` of blocks, for an architecture that is laid
-            out in an unusual way. Default: the first list of `config.num_hidden_layers` modules.
+        blocks: dotted path, inside the decoder, of the `nn.ModuleList`, `Sequential` or `ModuleDict` of blocks, for
+            an architecture that is laid out in an unusual way. Default: the `nn.ModuleList` of
+            `config.num_hidden_layers` modules that holds the most weights.
 
     Raises:
-        ValueError: an encoder-decoder, a model without `config`, or one whose blocks cannot be found.
+        ValueError: an encoder-decoder, a model without `config`, one whose blocks cannot be found, or that runs one
+            block as several layers.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     config = getattr(base, "config", None)
@@ -82,20 +138,45 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
     decoder = base.base_model
     if decoder is base or base.get_output_embeddings() is None:
         raise ValueError(f"{type(base).__name__} has no language-model head: load it with AutoModelForCausalLM")
-    if blocks is not None:
-        found = decoder.get_submodule(blocks)
-        if not isinstance(found, nn.ModuleList):
-            raise ValueError(f"blocks={blocks!r} is a {type(found).__name__}, not an nn.ModuleList")
-        return Anatomy(base, decoder, list(found))
-    count = config.get_text_config().num_hidden_layers
-    text = base.get_decoder() if hasattr(base, "get_decoder") else decoder  # not the vision tower of a VLM
-    for module in text.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return Anatomy(base, decoder, list(module))
-    raise ValueError(
-        f"no list of {count} blocks found in {type(decoder).__name__}: name it with the argument `blocks`, "
-        "for example blocks='layers'"
-    )
+    found = _named_blocks(decoder, blocks) if blocks is not None else _find_blocks(base, decoder)
+    if len({id(block) for block in found}) < len(found):
+        raise ValueError(
+            f"{type(decoder).__name__} runs one block as several layers: LfU tells layers apart by their modules, so it "
+            "can't compare this model's"
+        )
+    return Anatomy(base, decoder, found)
+
+
+def _named_blocks(decoder: Any, path: str) -> list[nn.Module]:
+    try:
+        found = decoder.get_submodule(path)
+    except AttributeError:
+        lists = [name for name, module in decoder.named_modules() if isinstance(module, _CONTAINERS)]
+        raise ValueError(
+            f"blocks={path!r}: {type(decoder).__name__} has no such module; its lists of modules are "
+            f"{', '.join(lists[:8]) or 'none'}"
+        ) from None
+    if not isinstance(found, _CONTAINERS):
+        raise ValueError(
+            f"blocks={path!r} is a {type(found).__name__}, not an nn.ModuleList (or Sequential, or ModuleDict) of blocks"
+        )
+    if not len(found):
+        raise ValueError(f"blocks={path!r} is empty")
+    return list(found.children())
+
+
+def _find_blocks(base: Any, decoder: Any) -> list[nn.Module]:
+    """The list of `num_hidden_layers` modules that holds the most weights: not a list of norms or of embeddings."""
+    config = base.config.get_text_config()
+    count = getattr(config, "num_hidden_layers", None)
+    text = getattr(base, "get_decoder", lambda: None)() or decoder  # not the vision tower of a VLM
+    lists = [module for module in text.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if not lists:
+        raise ValueError(
+            f"no list of {count or 'num_hidden_layers'} blocks found in {type(decoder).__name__}: name it with the "
+            "argument `blocks`, for example blocks='layers'"
+        )
+    return list(max(lists, key=lambda found: sum(p.numel() for p in found.parameters())))
 
 
 def _linears_below(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -103,6 +184,8 @@ def _linears_below(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
         path = f"{prefix}{name}"
         if is_linear(child):
             yield path, child
+        elif isinstance(child, BaseTunerLayer):  # an adapter on something else, such as fused experts
+            yield from _linears_below(child.get_base_layer(), f"{path}.")
         else:
             yield from _linears_below(child, f"{path}.")
 

@@ -102,6 +102,13 @@ class LfUConfig(SFTConfig):
     layers: str = field(
         default="all", metadata={"help": "Compared layers: all, early, middle, late (thirds), or a range '5-12'."}
     )
+    blocks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the model keeps its list of blocks, for one whose layers are not found: a dotted path inside "
+            "the decoder, such as 'layers'."
+        },
+    )
     final_norm: bool = field(
         default=True,
         metadata={"help": "Compare the last layer after the final norm, as transformers' hidden_states[K] is."},

@@ -63,7 +63,7 @@ class Reader:
         depth = len(anatomy.blocks)
         self.sources: dict[int, nn.Module] = {layer: anatomy.blocks[layer - 1] for layer in layers}
         if final_norm and depth in self.sources:
-            self.sources[depth] = anatomy.decoder
+            self.sources[depth] = anatomy.final
 
     @contextmanager
     def reading(

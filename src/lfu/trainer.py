@@ -142,7 +142,7 @@ class LfUTrainer(SFTTrainer):
     @cached_property
     def anatomy(self) -> Anatomy:
         """The parts of the model."""
-        return anatomy(self.model)
+        return anatomy(self.model, self.args.blocks)
 
     @cached_property
     def untouched(self) -> Untouched:

@@ -140,6 +140,7 @@ def make_step(trainer: Any) -> LfUStep:
         on_bad_batch=args.on_bad_batch,
         strength=args.strength,
         seed=args.seed,
+        blocks=args.blocks,
         loss_fn=trainer.extra_loss,
         backward=trainer.accelerator.backward,
         autocast=trainer.accelerator.autocast,

@@ -1,29 +1,35 @@
-"""The LoRA auxiliary: a low-rank pair beside every linear layer, A random, B zero, fresh for each ascent."""
+"""The LoRA auxiliary: a low-rank pair beside every linear layer and expert, A random, B zero, fresh for each ascent."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lfu.anatomy import Anatomy, linear_shape, weight_of
+from lfu.anatomy import Anatomy, FusedExperts, linear_shape, weight_of
 from lfu.rng import Generators
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
+from lfu.undesirable.experts import with_low_rank
+
+_WORTH_TELLING = 0.05  # of a block's weights: less is routers and short convolutions
 
 
 class LoRA(Auxiliary):
     """`y + scaling * B A x` on linear layers, with B = 0 at the start of each ascent.
 
+    A fused expert tensor (see `experts.py`) gets a pair for each expert. Routers and convolutions get none.
+
     Args:
         rank: r; A is `(r, in)`, B is `(out, r)`.
         scaling: LoRA's alpha / r; 2 is the paper's fine-tuning adapter (16 / 8).
-        targets: endings of module names (`q_proj`) to attach to; None for every linear layer of every block.
+        targets: endings of names (`q_proj`, `experts.gate_up_proj`) to attach to; None for every linear layer and fused
+            expert tensor of every block.
 
     While B is zero the gradient with respect to A is zero, so the first ascent moves B alone; further ones
     (`ascent_steps` > 1) move both.
@@ -34,52 +40,94 @@ class LoRA(Auxiliary):
             raise ValueError(f"rank={rank}: must be at least 1")
         self.rank, self.scaling, self.targets = rank, scaling, targets
         self.sites: list[nn.Module] = []
+        self.names: list[str] = []
+        self.uses: list[tuple[nn.Module, int]] = []  # every layer to hook, with the number of its site
+        self.experts: list[FusedExperts] = []  # their pairs follow those of the sites
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.moved = False
+        self.moved = self.told = False
 
     def bind(self, anatomy: Anatomy) -> None:
-        linears = list(anatomy.linears())
-        if not linears:
+        linears, experts = dict(anatomy.linears()), dict(anatomy.experts())
+        if not linears and not experts:
             raise ValueError(
                 f"no linear layer found in the blocks of {type(anatomy.model).__name__}: "
                 "use auxiliary='steering', which needs none"
             )
         if self.targets is not None:
-            have = sorted({name.rsplit(".", 1)[-1] for name, _ in linears})
+            have = sorted({name.rsplit(".", 1)[-1] for name in (*linears, *experts)})
             endings = tuple(f".{target}" for target in self.targets)
-            linears = [(name, module) for name, module in linears if f".{name}".endswith(endings)]
-            if not linears:
+            linears = {name: site for name, site in linears.items() if f".{name}".endswith(endings)}
+            experts = {name: site for name, site in experts.items() if f".{name}".endswith(endings)}
+            if not linears and not experts:
                 raise ValueError(
                     f"no linear layer is called {', '.join(self.targets)}: this model has {', '.join(have)}"
                 )
-        self.sites = [module for _, module in linears]
+        number: dict[int, int] = {}  # of each weight; one that several layers share (Zamba2's attention) has one pair
+        self.uses, self.sites, self.names = [], [], []
+        for name, site in linears.items():
+            self.uses.append((site, number.setdefault(id(weight_of(site)), len(number))))
+            if len(number) > len(self.sites):
+                self.sites.append(site)
+                self.names.append(name)
+        self.experts = list(experts.values())
         if self.targets is None:
             self._tell_of_uncovered(anatomy)
 
     def _tell_of_uncovered(self, anatomy: Anatomy) -> None:
         covered = {id(p) for site in self.sites for p in site.parameters()}
-        others = [p for block in anatomy.blocks for p in block.parameters() if p.dim() > 1 and id(p) not in covered]
-        if others:
+        covered |= {id(site.weight) for site in self.experts}
+        weights = {
+            p: name.replace("base_layer.", "")
+            for block in anatomy.blocks
+            for name, p in block.named_parameters()
+            if p.dim() > 1 and ".lora_" not in name and not name.endswith("bias")
+        }
+        others = {p: name for p, name in weights.items() if id(p) not in covered}
+        size = sum(p.numel() for p in others)
+        if size > _WORTH_TELLING * sum(p.numel() for p in weights):
             warnings.warn(
-                f"{len(others)} weight tensors in the blocks of {type(anatomy.model).__name__} "
-                f"({sum(p.numel() for p in others):,} numbers; fused experts, most likely) are not linear layers and "
-                "get no LoRA auxiliary; auxiliary='steering' and 'own' reach the whole model",
+                f"{len(others)} weight tensors in the blocks of {type(anatomy.model).__name__} ({size:,} numbers: "
+                f"{', '.join(sorted(set(others.values()))[:4])}) are neither linear layers nor fused experts of a known "
+                "layout, and get no LoRA auxiliary; auxiliary='steering' and 'own' reach the whole model",
                 stacklevel=2,
             )
 
     def reset(self, generators: Generators) -> None:
         self.pairs, self.moved = [], False
         for site in self.sites:
-            (n_in, n_out), weight = linear_shape(site), weight_of(site)
-            dtype = component_dtype(weight.dtype)
-            # kaiming-uniform with a = sqrt(5), as PEFT draws its A: uniform in +-1/sqrt(in)
-            a = torch.empty(self.rank, n_in, dtype=dtype, device=weight.device)
-            a.uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generators(weight.device))
-            b = torch.zeros(n_out, self.rank, dtype=dtype, device=weight.device, requires_grad=True)
-            self.pairs.append((a, b))
+            self.pairs.append(self._pair((), *linear_shape(site), weight_of(site), generators))
+        for fused in self.experts:
+            count, n_in, n_out = fused.shape
+            self.pairs.append(self._pair((count,), n_in, n_out, fused.weight, generators))
+
+    def _pair(
+        self, lead: tuple[int, ...], n_in: int, n_out: int, weight: torch.Tensor, generators: Generators
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A `(*lead, r, in)` random, B `(*lead, out, r)` zero."""
+        dtype = component_dtype(weight.dtype)
+        # kaiming-uniform with a = sqrt(5), as PEFT draws its A: uniform in +-1/sqrt(in)
+        a = torch.empty(*lead, self.rank, n_in, dtype=dtype, device=weight.device)
+        a.uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generators(weight.device))
+        return a, torch.zeros(*lead, n_out, self.rank, dtype=dtype, device=weight.device, requires_grad=True)
 
     def parameters(self) -> list[torch.Tensor]:
         return [t for pair in self.pairs for t in (pair if self.moved else pair[1:])]
+
+    def take_gradients(self) -> list[torch.Tensor | None]:
+        gradients = super().take_gradients()
+        if not self.told and any(g is not None for g in gradients):
+            self.told = True
+            self._tell_of_unreached(gradients)
+        return gradients
+
+    def _tell_of_unreached(self, gradients: list[torch.Tensor | None]) -> None:
+        unreached = [name for name, g in zip(self.names, gradients) if g is None]
+        if unreached:
+            warnings.warn(
+                f"{len(unreached)} linear layers ({', '.join(unreached[:4])}) were not called in the first forward, so "
+                "their LoRA auxiliary does nothing: the model reads their weight itself, or sent them no token",
+                stacklevel=2,
+            )
 
     def move(self, steps: Iterable[torch.Tensor | None]) -> None:
         super().move(steps)
@@ -87,8 +135,14 @@ class LoRA(Auxiliary):
         for a, _ in self.pairs:
             a.requires_grad_()
 
-    def attached(self) -> AbstractContextManager[None]:
-        return forward_hooks([(site, self._hook(*pair)) for site, pair in zip(self.sites, self.pairs, strict=True)])
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
+        with ExitStack() as stack:
+            stack.enter_context(forward_hooks([(site, self._hook(*linears[n])) for site, n in self.uses]))
+            for experts, (a, b) in zip(self.experts, fused, strict=True):
+                stack.enter_context(with_low_rank(experts, a, b, self.scaling))
+            yield
 
     def discard(self) -> None:
         self.pairs = []
