@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,15 @@ _SMALL = dict(
 )  # fmt: skip
 _NO_DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attention_dropout=0.0, hidden_dropout=0.0)
 _MOE = dict(moe_intermediate_size=12, num_experts=4, num_experts_per_tok=2, decoder_sparse_step=1, norm_topk_prob=True)
-_MAMBA2 = dict(mamba_n_heads=4, mamba_d_head=8, mamba_d_state=4, mamba_n_groups=1, mamba_expand=2, mamba_d_conv=4)
+_MAMBA2 = dict(
+    mamba_n_heads=4,
+    mamba_d_head=8,
+    mamba_d_state=4,
+    mamba_n_groups=1,
+    mamba_expand=2,
+    mamba_d_conv=4,
+    mamba_chunk_size=4,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class Family:
         config: what its config is given beyond the common small sizes.
         blocks: where its blocks are, below the causal language model; the oracle goes by it.
         special: what is special about it, for the table.
-        slow: the oracle runs in `make soak` alone.
+        uncalled: linear layers whose weight the model reads without calling them; `special` names them.
+        slow: most of its cases run in `make soak` alone.
     """
 
     name: str
@@ -47,6 +57,7 @@ class Family:
     config: dict[str, Any] = field(default_factory=dict)
     blocks: str = "model.layers"
     special: str = ""
+    uncalled: tuple[str, ...] = ()
     slow: bool = False
 
     @property
@@ -94,13 +105,15 @@ FAMILIES = [
         special="logits divided, residuals scaled",
     ),
     Family("Cohere", "CohereForCausalLM", dict(logit_scale=0.3, use_qk_norm=True), special="parallel, logits scaled"),
-    Family("Cohere 2", "Cohere2ForCausalLM", dict(logit_scale=0.3, sliding_window=4), special="parallel, sliding window"),
+    Family("Cohere 2", "Cohere2ForCausalLM", dict(logit_scale=0.3, sliding_window=4),
+           special="parallel, sliding window"),
     Family("GPT-2", "GPT2LMHeadModel", dict(n_inner=24), "transformer.h", "Conv1D, weights `(in, out)`"),
     Family("GPT-NeoX", "GPTNeoXForCausalLM", dict(), "gpt_neox.layers", "parallel attention and MLP"),
     Family("OPT", "OPTForCausalLM", dict(ffn_dim=24, dropout=0.0, word_embed_proj_dim=16, do_layer_norm_before=True),
            "model.decoder.layers", "decoder inside the decoder"),
-    Family("Falcon", "FalconForCausalLM", dict(new_decoder_architecture=False, parallel_attn=True, multi_query=True, head_dim=None,
-                                              num_key_value_heads=None),
+    Family("Falcon", "FalconForCausalLM",
+           dict(new_decoder_architecture=False, parallel_attn=True, multi_query=True, head_dim=None,
+                num_key_value_heads=None),
            "transformer.h", "parallel attention, one key-value head"),
     Family("Mixtral", "MixtralForCausalLM", dict(num_local_experts=4, num_experts_per_tok=2), special="fused experts"),
     Family("Qwen2-MoE", "Qwen2MoeForCausalLM", _MOE | dict(shared_expert_intermediate_size=12),
@@ -113,18 +126,20 @@ FAMILIES = [
                 shared_intermediate_size=12) | _MAMBA2,
            special="Mamba 2 and attention, fused experts", slow=True),
     Family("Jamba", "JambaForCausalLM",
-           dict(use_mamba_kernels=False, mamba_d_state=4, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=4,
+           dict(mamba_d_state=4, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=4,
                 attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=2),
-           special="Mamba and attention, fused experts", slow=True),
-    Family("Bamba", "BambaForCausalLM", dict(attn_layer_indices=[1]) | _MAMBA2, special="Mamba 2 and attention"),
+           special="Mamba and attention, fused experts; `dt_proj` is not called", uncalled=("dt_proj",)),
+    Family("Bamba", "BambaForCausalLM", dict(attn_layer_indices=[1]) | _MAMBA2,
+           special="Mamba 2 and attention", slow=True),
     Family("Falcon-H1", "FalconH1ForCausalLM", _MAMBA2 | dict(mamba_d_ssm=32, lm_head_multiplier=0.5),
-           special="Mamba 2 beside attention, logits multiplied"),
+           special="Mamba 2 beside attention, logits multiplied", slow=True),
     Family("Zamba2", "Zamba2ForCausalLM", dict(
-        num_hidden_layers=3, layers_block_type=["mamba", "hybrid", "hybrid"], num_mem_blocks=1, mamba_d_state=4,
-        mamba_ngroups=1, n_mamba_heads=4, mamba_expand=2, use_mem_eff_path=False, num_key_value_heads=4),
+        tie_word_embeddings=True, num_hidden_layers=3, layers_block_type=["mamba", "hybrid", "hybrid"],
+        num_mem_blocks=1, mamba_d_state=4, mamba_ngroups=1, n_mamba_heads=4, mamba_expand=2, chunk_size=4,
+        use_mem_eff_path=False, num_key_value_heads=4),
         special="one attention block shared by several layers", slow=True),
     Family("Mamba", "MambaForCausalLM", dict(state_size=4, time_step_rank=4, expand=2, use_mambapy=False),
-           "backbone.layers", "no attention"),
+           "backbone.layers", "no attention; `dt_proj` is not called", uncalled=("dt_proj",)),
 ]  # fmt: skip
 
 
@@ -142,3 +157,46 @@ def with_lora(model: Any) -> Any:
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
     return model
+
+
+# -- the table of docs/families.md -------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parent.parent / "docs" / "families.md"
+_MARKS = "<!-- table: python tests/families.py -->\n", "<!-- end of table -->\n"
+
+
+def table() -> str:
+    """The matrix as Markdown: what was found in each tiny model, as the code finds it today."""
+    rows = [
+        "| family | transformers class | blocks | in each block, a LoRA auxiliary on | special |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for family in FAMILIES:
+        model = family.build()
+        parts = anatomy(model)
+        auxiliary = LoRA()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            auxiliary.bind(parts)
+        path = next(name for name, module in model.named_modules() if list(module.children()) == parts.blocks)
+        covered = _listed(name for name in auxiliary.names if not name.endswith(family.uncalled or ("/",)))
+        if auxiliary.experts:
+            covered += "; experts: " + _listed(name for name, _ in parts.experts())
+        rows.append(f"| {family.name} | `{family.model}` | `{path}` | {covered} | {family.special} |")
+    return "\n".join(rows) + "\n"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The last part of each name, numbers of copies left out, each once."""
+    last = ([part for part in name.split(".")[1:] if not part.isdigit()][-1] for name in names)
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(last))
+
+
+def page_with(new: str) -> str:
+    """docs/families.md with `new` as its table."""
+    before, _, rest = PAGE.read_text().partition(_MARKS[0])
+    return before + _MARKS[0] + new + _MARKS[1] + rest.partition(_MARKS[1])[2]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(table()))

@@ -50,7 +50,9 @@ class Oracle:
 
     Args:
         model: a causal language model (or PeftModel) in float64; it is copied, the copy's blocks are wrapped.
-        layers: layer numbers in 1..K. The other arguments are those of `LfUStep`, `LoRA` and `Steering`.
+        layers: layer numbers in 1..K.
+        blocks: where they are, below the causal language model.
+        uncalled: endings of linear layers whose weight the model reads without calling them: no auxiliary. The other arguments are those of `LfUStep`, `LoRA` and `Steering`.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Oracle:
         temperature: float = 0.1,
         scaling: float = 2.0,
         blocks: str | None = None,
+        uncalled: tuple[str, ...] = (),
     ):
         duplicate: Any = copy.deepcopy(model)
         base = duplicate.get_base_model() if hasattr(duplicate, "get_base_model") else duplicate
@@ -87,6 +90,7 @@ class Oracle:
         self.consistency, self.layers, self.final_norm = consistency, layers, final_norm
         self.positions, self.direction, self.ascent_steps = positions, direction, ascent_steps
         self.reduction, self.temperature = reduction, temperature
+        self.uncalled = tuple(f".{name}.weight" for name in uncalled)
         self.theta = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def linear_weights(self) -> dict[str, bool]:
@@ -109,7 +113,11 @@ class Oracle:
             for name, p in weights.items()
             if p.dim() == 3 and "experts" in name
         }
-        return {name: transposed for name, transposed in (linear | experts).items() if name in weights}
+        return {
+            name: transposed
+            for name, transposed in (linear | experts).items()
+            if name in weights and not name.replace(".base_layer", "").endswith(self.uncalled)
+        }
 
     # -- theta_aux -----------------------------------------------------------------------------------------------------
 

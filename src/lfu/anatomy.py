@@ -23,7 +23,7 @@ _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class FusedExperts:
-    """Experts held as one parameter: `(experts, out, in)`, or `(experts, in, out)` where their module says transposed."""
+    """Experts held as one parameter, `(experts, out, in)`; `(experts, in, out)` where their module says transposed."""
 
     module: nn.Module
     name: str
@@ -63,7 +63,7 @@ class Anatomy:
     blocks: list[nn.Module]
 
     def linears(self) -> Iterator[tuple[str, nn.Module]]:
-        """`(name, module)` of every linear layer of every block, a PEFT-wrapped one as its wrapper, each module once."""
+        """`(name, module)` of every linear layer of every block, each once, a PEFT-wrapped one as its wrapper."""
         seen: set[int] = set()
         for number, block in enumerate(self.blocks, start=1):
             for name, module in _linears_below(block):
@@ -141,7 +141,7 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
     found = _named_blocks(decoder, blocks) if blocks is not None else _find_blocks(base, decoder)
     if len({id(block) for block in found}) < len(found):
         raise ValueError(
-            f"{type(decoder).__name__} runs one block as several layers: LfU tells layers apart by their modules, so it "
+            f"{type(decoder).__name__} runs one block as several layers: LfU tells layers apart by their modules, and "
             "can't compare this model's"
         )
     return Anatomy(base, decoder, found)
@@ -158,7 +158,7 @@ def _named_blocks(decoder: Any, path: str) -> list[nn.Module]:
         ) from None
     if not isinstance(found, _CONTAINERS):
         raise ValueError(
-            f"blocks={path!r} is a {type(found).__name__}, not an nn.ModuleList (or Sequential, or ModuleDict) of blocks"
+            f"blocks={path!r} is a {type(found).__name__}, not an nn.ModuleList (Sequential, ModuleDict) of blocks"
         )
     if not len(found):
         raise ValueError(f"blocks={path!r} is empty")

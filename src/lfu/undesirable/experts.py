@@ -63,7 +63,8 @@ def _apply(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         w = args[0]
         return PlusLowRank.of(w.transpose(-2, -1), w.right.transpose(-2, -1), w.left.transpose(-2, -1))
     result = func(*args, **kwargs)
-    if not isinstance(result, torch.Tensor):
+    parts = result if isinstance(result, (tuple, list)) else (result,)
+    if not any(isinstance(part, torch.Tensor) for part in parts):
         return result
     whole = lambda t: t.as_subclass(torch.Tensor) + t.left @ t.right if isinstance(t, PlusLowRank) else t
     return func(*map(whole, args), **{key: whole(value) for key, value in kwargs.items()})

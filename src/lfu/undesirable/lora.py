@@ -87,8 +87,8 @@ class LoRA(Auxiliary):
         if size > _WORTH_TELLING * sum(p.numel() for p in weights):
             warnings.warn(
                 f"{len(others)} weight tensors in the blocks of {type(anatomy.model).__name__} ({size:,} numbers: "
-                f"{', '.join(sorted(set(others.values()))[:4])}) are neither linear layers nor fused experts of a known "
-                "layout, and get no LoRA auxiliary; auxiliary='steering' and 'own' reach the whole model",
+                f"{', '.join(sorted(set(others.values()))[:4])}) are neither linear layers nor fused experts of a "
+                "known layout, and get no LoRA auxiliary; auxiliary='steering' and 'own' reach the whole model",
                 stacklevel=2,
             )
 
