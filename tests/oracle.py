@@ -52,7 +52,9 @@ class Oracle:
         model: a causal language model (or PeftModel) in float64; it is copied, the copy's blocks are wrapped.
         layers: layer numbers in 1..K.
         blocks: where they are, below the causal language model.
-        uncalled: endings of linear layers whose weight the model reads without calling them: no auxiliary. The other arguments are those of `LfUStep`, `LoRA` and `Steering`.
+        uncalled: endings of linear layers whose weight the model reads without calling them: no auxiliary.
+
+        The other arguments are those of `LfUStep`, `LoRA` and `Steering`.
     """
 
     def __init__(

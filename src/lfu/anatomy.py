@@ -176,7 +176,8 @@ def _find_blocks(base: Any, decoder: Any) -> list[nn.Module]:
             f"no list of {count or 'num_hidden_layers'} blocks found in {type(decoder).__name__}: name it with the "
             "argument `blocks`, for example blocks='layers'"
         )
-    return list(max(lists, key=lambda found: sum(p.numel() for p in found.parameters())))
+    largest: nn.ModuleList = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+    return list(largest)
 
 
 def _linears_below(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -105,8 +105,8 @@ class LfUConfig(SFTConfig):
     blocks: str | None = field(
         default=None,
         metadata={
-            "help": "Where the model keeps its list of blocks, if they are not found: a dotted path inside the decoder, "
-            "such as 'layers'."
+            "help": "Where the model keeps its list of blocks, if it is not found: a dotted path inside the "
+            "decoder, such as 'layers'."
         },
     )
     final_norm: bool = field(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map
 
 from lfu.anatomy import FusedExperts
 
@@ -46,8 +47,8 @@ class PlusLowRank(torch.Tensor):
 
 
 def _apply(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    name = getattr(func, "__name__", "")
-    if func is F.linear and isinstance(args[1], PlusLowRank):
+    name = getattr(func, "__name__", "") if len(args) > 1 else ""
+    if name == "linear" and isinstance(args[1], PlusLowRank):
         x, w = args[0], args[1]
         return func(*args, **kwargs) + F.linear(F.linear(x, w.right), w.left)
     if name in _PRODUCTS and isinstance(args[1], PlusLowRank):
@@ -67,7 +68,8 @@ def _apply(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not any(isinstance(part, torch.Tensor) for part in parts):
         return result
     whole = lambda t: t.as_subclass(torch.Tensor) + t.left @ t.right if isinstance(t, PlusLowRank) else t
-    return func(*map(whole, args), **{key: whole(value) for key, value in kwargs.items()})
+    args, kwargs = tree_map(whole, (args, kwargs))
+    return func(*args, **kwargs)
 
 
 def _last_two(w: torch.Tensor) -> set[int]:
@@ -112,9 +114,10 @@ def _lent(module: nn.Module, name: str, stand_in: Callable[[torch.Tensor], torch
 
     def lend(module: nn.Module, args: Any) -> None:
         if parametrize.is_parametrized(module, name):
-            module.parametrizations[name].append(_Appended(stand_in))  # type: ignore[index, operator]
+            chain: Any = module.parametrizations[name]  # type: ignore[index]
+            chain.append(_Appended(stand_in))
         else:
-            module.__dict__[name] = stand_in(module._parameters[name])  # found before the parameter
+            module.__dict__[name] = stand_in(module.get_parameter(name))  # found before the parameter
 
     def give_back(module: nn.Module, *_: Any) -> None:
         module.__dict__.pop(name, None)
