@@ -4,11 +4,12 @@ PYTHON ?= python3
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: help demo test lint bench study docs wheel ranges clean
+.PHONY: help demo test soak lint bench study docs wheel ranges clean
 
 help:
 	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 7 minutes, CPU)"
 	@echo "make test    lint and the test suite"
+	@echo "make soak    the long checks that make test leaves out"
 	@echo "make study   every method on a small model trained from scratch: gain and forgetting, exactly"
 	@echo "make bench   step time and memory of LfU beside SFT and the naive step"
 	@echo "make lint    ruff and mypy"
@@ -34,6 +35,9 @@ lint: $(READY)
 
 test: lint
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+soak: $(READY)
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m soak
 
 study: $(READY)
 	@$(PY) -m lfu.study.testbed

@@ -247,17 +247,6 @@ def test_models_that_change_a_linear_output_in_place(kind):
     assert record.consistency > 0
 
 
-def test_fused_experts_without_an_auxiliary_are_named():
-    import transformers
-
-    config = transformers.MixtralConfig(
-        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
-    )  # fmt: skip
-    with pytest.warns(UserWarning, match="get no LoRA auxiliary"):
-        LfUStep(transformers.MixtralForCausalLM(config))
-
-
 def test_norm_preserving_steering_survives_a_zero_hidden_state():
     model = tiny_model("llama")
     with torch.no_grad():
