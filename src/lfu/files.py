@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lfu.errors import UserError, one_line
+
+WRITING = ".writing-"  # begins the name of what is not finished; a killed process may leave one
+YAML_VALUES = 100_000  # values in a YAML file, those that aliases repeat counted each time
 
 
 def write_text(path: Path, text: str) -> None:
@@ -26,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=WRITING, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -38,7 +43,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, prefix: str = ".writing-") -> Iterator[Path]:
+def new_folder(target: Path, prefix: str = WRITING) -> Iterator[Path]:
     """Yields an empty folder beside `target`, which takes the place of `target` if the block ends well.
 
     Raises:
@@ -47,11 +52,86 @@ def new_folder(target: Path, prefix: str = ".writing-") -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
+        os.chmod(work, 0o755)  # mkdtemp's own is for this user alone
         yield work
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(work, target)
+        swap_in(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def swap_in(work: Path, target: Path) -> None:
+    """Renames the folder `work` to `target`; an older `target` is moved out of the way first, then deleted.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    if not target.exists():
+        os.replace(work, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
+    try:
+        os.replace(target, old / target.name)
+        try:
+            os.replace(work, target)
+        except BaseException:
+            os.replace(old / target.name, target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def moved_in(folder: Path, last: re.Pattern[str]) -> Iterator[Path]:
+    """Yields an empty folder; if the block ends well its files replace those of the same names in `folder`.
+
+    Args:
+        last: names without which the others can't be used: the old ones are removed first and the new ones come last,
+            so that a kill in between never leaves old and new files that are taken for one set.
+
+    Raises:
+        OSError: a file can't be written or moved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{WRITING}set-", dir=folder))
+    try:
+        yield work
+        made = sorted(work.iterdir(), key=lambda path: bool(last.fullmatch(path.name)))
+        for path in made:
+            if last.fullmatch(path.name):
+                (folder / path.name).unlink(missing_ok=True)
+        for path in made:
+            (swap_in if path.is_dir() else os.replace)(path, folder / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what killed trainings were writing in their output folder, which nobody trains to now."""
+    for path in [*folder.glob(f"{WRITING}checkpoint-*"), *folder.glob(f"{WRITING}set-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+_SAVING_FAILED = re.compile(r"os error|no space left|file too large|inline_container|streamwriter|unexpected pos", re.I)
+
+
+@contextmanager
+def os_errors_only(folder: Path) -> Iterator[None]:
+    """Turns what safetensors and torch raise when a file can't be written into the `OSError` it was.
+
+    Raises:
+        OSError: with `folder` as its file name.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not _SAVING_FAILED.search(str(error)):
+            raise
+        number = re.search(r"os error (\d+)", str(error))
+        full = shutil.disk_usage(folder).free < 2**20 if folder.is_dir() else False
+        code = int(number[1]) if number else errno.ENOSPC if full else errno.EIO
+        raise OSError(code, os.strerror(code), str(folder)) from error
 
 
 def read_yaml(path: Path, what: str) -> Any:
@@ -63,11 +143,39 @@ def read_yaml(path: Path, what: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path}: {not_utf8(path, error)}") from error
+    # beside its own errors: a date such as 2001-99-99, nesting without end, a number of too many digits
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         raise UserError(f"{what} {path}: not valid YAML ({one_line(error)})") from error
     except OSError as error:
         raise UserError(f"{what} {path}: can't be read ({error.strerror})") from error
+    if not _fits(found, YAML_VALUES):
+        raise UserError(f"{what} {path}: its aliases (*name) make more than {YAML_VALUES:,} values of it, or have no end")
+    return found
+
+
+def _fits(value: Any, limit: int) -> bool:
+    """Whether there are at most `limit` values in `value`, one that is there several times counted each time."""
+    seen, waiting = 0, [value]
+    while waiting and seen <= limit:
+        one = waiting.pop()
+        seen += 1
+        waiting += list(one.values()) if isinstance(one, dict) else list(one) if isinstance(one, list | set | tuple) else []
+    return not waiting
+
+
+def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    """What to say of a text file in another encoding, with a guess at which."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        start = b""
+    marks = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+    guess = next((name for mark, name in marks.items() if start.startswith(mark)), "Latin-1 or Windows-1252, perhaps")
+    return f"not UTF-8 text (byte {error.start}; {guess}): save it as UTF-8"
 
 
 def dump_json(value: Any) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer, TrainerCallback, set_seed
@@ -23,13 +24,17 @@ from trl.trainer.utils import create_model_from_path
 
 from lfu.advice import Advice, LfUAdvice
 from lfu.anatomy import Anatomy, anatomy
+from lfu.checkpoints import CheckpointError, newest
 from lfu.config import LfUConfig
+from lfu.errors import one_line
+from lfu.files import remove_unfinished
 from lfu.methods import methods_of
 from lfu.methods.lfu import LfU, refuse_settings
 from lfu.methods.method import Batch, Method, Micro, Preparation
 from lfu.methods.untouched import Untouched
 from lfu.objective import LfUStep, Record
 from lfu.representations import Reader, answer_positions
+from lfu.saving import SavesWhole
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
 
 if TYPE_CHECKING:
@@ -38,7 +43,7 @@ if TYPE_CHECKING:
 STATE_FILE = "lfu_state.safetensors"
 
 
-class LfUTrainer(SFTTrainer):
+class LfUTrainer(SavesWhole):
     """`SFTTrainer` with Learning from the Undesirable, or any other method. Same arguments, data sets, checkpoints.
 
     `args.method` says which; with `method="sft"` or `lam=0` every step is SFTTrainer's own.
@@ -64,6 +69,8 @@ class LfUTrainer(SFTTrainer):
     # None without LfU (or lam=0), and while TRL's __init__ runs
     step: LfUStep | None = None
     advice: Advice | None = None
+    # set by whoever stops a run before its end: the methods then leave the weights as they are
+    interrupted: bool = False
 
     def __init__(self, model: str | Model, args: LfUConfig | None = None, *positional: Any, **named: Any) -> None:
         if args is None:
@@ -235,11 +242,38 @@ class LfUTrainer(SFTTrainer):
         """Whether the current micro-batch is the first of its update."""
         return self._micro[1] == 0
 
-    def train(self, *positional: Any, **named: Any) -> Any:
-        """SFTTrainer's; then the methods have the last word on the weights."""
-        output = super().train(*positional, **named)
-        self.finish()
+    def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **named: Any) -> Any:
+        """SFTTrainer's; then the methods have the last word on the weights, unless the run was `interrupted`.
+
+        `resume_from_checkpoint=True` takes the newest checkpoint that is complete and can be read.
+
+        Raises:
+            CheckpointError: there is none, or it does not fit model and settings.
+        """
+        if self.args.should_save:
+            remove_unfinished(Path(self.args.output_dir))
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self._newest_checkpoint()
+        handle = getattr(self, "neftune_hook_handle", None)
+        try:
+            output = super().train(resume_from_checkpoint, *positional, **named)
+        except BaseException:
+            added = getattr(self, "neftune_hook_handle", None)
+            if added is not handle:  # Trainer takes its own hook off at the end of a good run only
+                added.remove()
+            raise
+        if not self.interrupted:
+            self.finish()
         return output
+
+    def _newest_checkpoint(self) -> str:
+        passed: list[str] = []
+        found = newest(Path(self.args.output_dir), say=passed.append, save_only_model=self.args.save_only_model)
+        for line in passed if found else ():
+            warnings.warn(line, LfUAdvice, stacklevel=3)
+        if found is None:
+            raise CheckpointError("; ".join(passed) or f"nothing to resume: {self.args.output_dir} has no checkpoint")
+        return str(found)
 
     def finish(self) -> None:
         """What the methods do to the weights once training is over (`Method.finish`)."""
@@ -262,21 +296,19 @@ class LfUTrainer(SFTTrainer):
         finally:
             self._metrics, self._total_train_tokens = metrics, tokens
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def save_beside(self, folder: Path) -> None:
+        """The methods' state, in a checkpoint."""
         state = self._method_state()
-        if state and self.args.should_save:  # before trainer_state.json, which completes a checkpoint
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        if state and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f"{STATE_FILE}.partial"
-            save_file(state, partial)
-            os.replace(partial, folder / STATE_FILE)
-        super()._save_checkpoint(model, trial)
+            save_file(state, folder / STATE_FILE)
 
     def _method_state(self) -> dict[str, torch.Tensor]:
         return {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with _fits(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / STATE_FILE
         saved = load_file(path) if path.exists() else {}
         for method in self.methods:
@@ -290,6 +322,24 @@ class LfUTrainer(SFTTrainer):
                     LfUAdvice,
                     stacklevel=2,
                 )
+
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _fits(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+
+@contextmanager
+def _fits(checkpoint: Any) -> Iterator[None]:
+    """Turns what loading a checkpoint of another model, adapter or optimizer raises into a CheckpointError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+        text = one_line(error)
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not fit this model and these settings: "
+            f"{text if len(text) <= 300 else text[:297] + '...'}"
+        ) from error
 
 
 class _AfterUpdate(TrainerCallback):

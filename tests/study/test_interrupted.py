@@ -15,7 +15,7 @@ from tiny_study import records, results, run, write_questions
 
 from lfu.report.compare_view import view
 from lfu.report.markdown import markdown
-from lfu.study.train import PeakMemory, Watch, newest_checkpoint, read_log, step_time, unsteadiness
+from lfu.study.train import PeakMemory, Watch, read_log, step_time, unsteadiness
 
 # what depends on the machine and the hour, and nothing else
 TIMES = {"created", "cost", "key", "machine"}
@@ -124,15 +124,6 @@ def test_a_log_that_was_cut_off(tmp_path):
     Watch(path, 1)
     assert path.read_text() == '{"step": 1, "loss": 2}\n'
     assert read_log(tmp_path / "none") == []
-
-
-def test_a_checkpoint_is_complete_or_none(tmp_path):
-    for step in (2, 10, 12):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (2, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
-    assert newest_checkpoint(tmp_path / "none") is None
 
 
 def test_the_time_of_a_step():

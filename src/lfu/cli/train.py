@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lfu import checkpoints
 from lfu.cli import output
 from lfu.errors import UserError, one_line
 
@@ -22,10 +25,12 @@ def run(argv: list[str]) -> int:
     """Trains, saves, and prints a summary.
 
     Raises:
-        UserError: for anything the user can put right; the output folder is then as it was before.
+        UserError: for anything the user can put right before training, and the output folder is then as it was; or no
+            room or memory is left, and what was saved is still there.
         KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
     """
     from lfu.cli.arguments import parse
+    from lfu.cli.stop import Stop
 
     config, model_arguments, data_arguments = parse(argv)
     folder = Path(config.output_dir)
@@ -36,15 +41,20 @@ def run(argv: list[str]) -> int:
         if data_arguments.overwrite_output_dir and trainer.is_world_process_zero():
             output.remove(output.earlier_run(folder))
         start = time.monotonic()
+        stop = Stop(trainer, lambda line: _say(line))
         try:
-            if resume_from and _is_complete(resume_from, config):
-                trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
-                trainer.finish()
-            else:
-                trainer.train(resume_from_checkpoint=resume_from)
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from stop
-    trainer.save_model(str(folder))  # the tokenizer too
+            with stop, _nothing_left(folder, trainer):
+                if resume_from and _is_complete(resume_from, config):
+                    trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
+                    trainer.finish()
+                else:
+                    trainer.train(resume_from_checkpoint=resume_from)
+                if not trainer.interrupted:
+                    trainer.save_model(str(folder))  # the tokenizer too
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from error
+        if trainer.interrupted:
+            raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step))
     if config.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
@@ -59,7 +69,7 @@ def run(argv: list[str]) -> int:
 def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | None:
     """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
     output.check_writable(folder)
-    checkpoint = _checkpoint(config.resume_from_checkpoint, folder)
+    checkpoint = _checkpoint(config, folder)
     if checkpoint and overwrite:
         raise UserError(
             "--resume_from_checkpoint goes on with a run, --overwrite_output_dir drops it: give one of them"
@@ -73,22 +83,29 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     return checkpoint
 
 
-def _complete_checkpoints(folder: Path) -> list[Path]:
-    """Oldest first. One that a killed run was still writing has no trainer_state.json, which is written last."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _checkpoint(wanted: str | None, folder: Path) -> str | None:
+def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
+    wanted, bare = config.resume_from_checkpoint, config.save_only_model
     if wanted is None or str(wanted).lower() in ("false", "no", "0", ""):
         return None
     if str(wanted).lower() in ("true", "yes", "1"):
-        complete = _complete_checkpoints(folder)
-        if not complete:
-            raise UserError(f"nothing to resume: {folder} holds no checkpoint: start without --resume_from_checkpoint")
-        wanted = str(complete[-1])
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no trainer_state.json in it)")
+        passed: list[str] = []
+        found = checkpoints.newest(folder, say=passed.append, save_only_model=bare)
+        if found is None:
+            why = f": {'; '.join(passed)}" if passed else ""
+            raise UserError(
+                f"nothing to resume: {folder} holds no {'sound ' if passed else ''}checkpoint{why}: start without "
+                f"--resume_from_checkpoint{', with --overwrite_output_dir' if passed else ''}"
+            )
+        for line in passed:
+            _say(f"warning: {line}; going on from {found}")
+        return str(found)
+    path = Path(wanted)
+    if not path.is_dir():
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no such folder)")
+    if why := checkpoints.fault(path, save_only_model=bare):
+        other = checkpoints.newest(path.parent, save_only_model=bare)
+        hint = f": go on from {other} instead" if other else ""
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to go on from, {why}{hint}")
     return str(wanted)
 
 
@@ -172,11 +189,29 @@ def _say(text: str) -> None:
 
 
 def _how_to_resume(folder: Path, step: int) -> str:
-    complete = _complete_checkpoints(folder)
-    if not complete:
+    last = checkpoints.newest(folder)
+    if last is None:
         return f"Stopped after step {step}; no checkpoint was saved yet (--save_steps 50 saves one every 50 steps)."
-    go_on = f"go on from {complete[-1]} with the same command and --resume_from_checkpoint true"
-    return f"Stopped after step {step}; {go_on}"
+    return f"Stopped after step {step}; go on from {last} with the same command and --resume_from_checkpoint true"
+
+
+@contextmanager
+def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
+    """One line for a disk or a memory that is full in the middle of a run, with what is still there."""
+    import torch
+
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or folder} can't be written or read ({error.strerror or one_line(error)}): mend that"
+        raise UserError(f"{what}. {_how_to_resume(folder, trainer.state.global_step)}") from error
+    except torch.OutOfMemoryError as error:
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        raise UserError(
+            f"out of memory in step {trainer.state.global_step + 1}.{notes} A smaller --per_device_train_batch_size "
+            "with more --gradient_accumulation_steps, or a smaller --max_length, needs less. "
+            f"{_how_to_resume(folder, trainer.state.global_step)}"
+        ) from error
 
 
 def _state_of(checkpoint: str) -> dict[str, Any]:

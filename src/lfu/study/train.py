@@ -42,14 +42,15 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
 
     from lfu import LfUTrainer
     from lfu.advice import LfUAdvice
+    from lfu.checkpoints import newest, steps_of
     from lfu.evaluation.record import machine
     from lfu.models import is_adapter
 
     set_seed(config.seed)  # whatever a method draws before the trainer seeds everything
     start = time.monotonic()
     memory = PeakMemory()
-    checkpoint = newest_checkpoint(Path(config.output_dir))
-    watch = Watch(log, steps_of(checkpoint))
+    checkpoint = newest(Path(config.output_dir))
+    watch = Watch(log, steps_of(checkpoint) if checkpoint else 0)
     model, tokenizer = load_start(model_arguments, config)
     loaded = time.monotonic()
     go_on = is_adapter(str(model_arguments.model_name_or_path))
@@ -150,17 +151,6 @@ def _load(name: str, arguments: Any, config: Any, *, local: bool = False) -> tup
 
 
 # --- going on with a run that was killed ---------------------------------------------------------------------------
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that is complete: trainer_state.json is written last."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def steps_of(checkpoint: Path | None) -> int:
-    """The steps that a checkpoint has behind it; 0 for none."""
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:

@@ -1,0 +1,129 @@
+"""Which checkpoint of a run can be gone on from: the newest one that is complete and can be read."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lfu.errors import UserError, one_line
+
+NAME = re.compile(r"checkpoint-(\d+)")
+STATE = "trainer_state.json"  # Trainer writes it last
+# What Trainer needs to go on exactly, beside the weights. FSDP and DeepSpeed keep theirs in folders of their own.
+PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+SHARDED = ("global_step", "optimizer_", "pytorch_model_fsdp", "fsdp_")
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that can't be gone on from."""
+
+
+def steps_of(checkpoint: Path | str) -> int:
+    """The steps that a checkpoint has behind it, by its name; 0 for a folder of another name."""
+    found = NAME.fullmatch(Path(checkpoint).name)
+    return int(found[1]) if found else 0
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, sound or not, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=steps_of)
+
+
+def newest(
+    folder: Path, *, say: Callable[[str], None] = lambda line: None, save_only_model: bool = False
+) -> Path | None:
+    """The newest checkpoint in `folder` that training can go on from, or None.
+
+    Args:
+        say: is told of every newer one that is passed over, and why.
+        save_only_model: such checkpoints have no optimizer, and need none.
+    """
+    for path in reversed(checkpoints(folder)):
+        why = fault(path, save_only_model=save_only_model)
+        if why is None:
+            return path
+        say(f"checkpoint {path} is passed over: {why}")
+    return None
+
+
+def fault(checkpoint: Path, *, save_only_model: bool = False) -> str | None:
+    """Why training can't go on from a checkpoint, in a few words; None if it can. No weight is read, only headers.
+
+    Args:
+        save_only_model: it was saved so: without optimizer, schedule and random state.
+    """
+    try:
+        names = {path.name for path in checkpoint.iterdir()}
+        if STATE not in names:
+            return f"it has no {STATE}, so it was never finished"
+        state = _json(checkpoint / STATE)
+        if not (isinstance(state, dict) and isinstance(state.get("global_step"), int)):
+            return f"{STATE} holds no state of a training"
+        if any(name.startswith(SHARDED) for name in names):
+            return None  # of several processes: their own loaders look at it
+        for path in sorted(checkpoint.glob("*.json")):
+            _json(path)
+        return _weights_fault(checkpoint, names) or (None if save_only_model else _pickled_fault(checkpoint, names))
+    except _Unreadable as error:
+        return str(error)
+    except OSError as error:
+        return f"it can't be read ({error.strerror or one_line(error)})"
+
+
+class _Unreadable(Exception):
+    """Says which file, and why."""
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _Unreadable(f"{path.name} is damaged ({one_line(error)})") from error
+    except OSError as error:
+        raise _Unreadable(f"{path.name} can't be read ({error.strerror})") from error
+
+
+def _weights_fault(checkpoint: Path, names: set[str]) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    wanted = {name for name in names if name.endswith(".safetensors")}
+    for index in sorted(name for name in names if name.endswith(".safetensors.index.json")):
+        wanted |= set(_json(checkpoint / index)["weight_map"].values())
+    if not any(name.startswith(("model", "adapter_model")) for name in wanted):
+        inside = list(checkpoint.glob("*/adapter_model.safetensors"))  # several adapters: a folder each
+        wanted |= {str(path.relative_to(checkpoint)) for path in inside}
+        if not inside:
+            return "it has no weights (model.safetensors or adapter_model.safetensors)"
+    for name in sorted(wanted):
+        try:
+            with safe_open(checkpoint / name, framework="pt"):
+                pass  # the header, and whether the file is as long as it says
+        except (SafetensorError, OSError) as error:
+            raise _Unreadable(f"{name} is damaged or can't be read ({one_line(error)})") from error
+    return None
+
+
+def _pickled_fault(checkpoint: Path, names: set[str]) -> str | None:
+    """Whether optimizer, schedule and random state are there and hold nothing but data."""
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    for name in PICKLED:
+        several = name == "rng_state.pth" and any(other.startswith("rng_state_") for other in names)
+        if name not in names and not several:
+            return f"it has no {name}, without which training would not go on as it was"
+        if name not in names:
+            continue
+        try:
+            with safe_globals(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True, mmap=name == "optimizer.pt")
+        except Exception as error:  # a damaged pickle can raise anything
+            reason = "holds more than data" if "weights_only" in str(error).lower() else type(error).__name__
+            raise _Unreadable(f"{name} is damaged or can't be read ({reason})") from error
+    return None
