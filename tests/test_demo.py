@@ -137,7 +137,7 @@ def test_a_damaged_phase_and_other_settings_are_done_anew(copy, tiny):
 
 
 def test_fresh_does_everything_anew(copy, tiny, monkeypatch):
-    monkeypatch.setattr(demo, "_check_writable", lambda folder: None)
+    monkeypatch.setattr(demo, "check_writable", lambda *a: None)
     monkeypatch.setattr(demo.Bench, "measure_all", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert demo.main(["--quick", "--model", tiny, "--out", str(copy), "--fresh"]) == 130
     assert not (copy / "phases").exists()

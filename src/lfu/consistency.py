@@ -1,7 +1,8 @@
 """The consistency term (Eq. 5) and its siblings: how far the representations moved.
 
 One class a kind, one shape: `(target, moving) -> (N,)`, a value a token. `target` is detached by the caller, the
-gradient goes through `moving`. The mean over answer tokens and layers is taken in objective.py.
+gradient goes through `moving`. The mean over answer tokens and layers is taken in objective.py. `token_sum`: a token's
+value depends on that token alone, so rows may be taken one after the other.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class MSE(nn.Module):
     """
 
     reads = "layers"
+    token_sum = True
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
@@ -42,6 +44,7 @@ class Cosine(nn.Module):
     """`1 - cos(h, h')`: the direction alone, whatever the norm."""
 
     reads = "layers"
+    token_sum = True
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """`(N, d), (N, d) -> (N,)`, each in [0, 2]."""
@@ -58,6 +61,7 @@ class Contrastive(nn.Module):
     """
 
     reads = "layers"
+    token_sum = False
 
     def __init__(self, temperature: float = 0.1):
         super().__init__()
@@ -77,6 +81,7 @@ class LogitKL(nn.Module):
     """`KL(softmax(z) || softmax(z'))` of the next-token distributions (Eq. 7). The layer range plays no part."""
 
     reads = "logits"
+    token_sum = True
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """`(N, V), (N, V) -> (N,)`, in nats."""

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lfu.cli.output import check_writable
 from lfu.errors import UserError, one_line
 from lfu.files import dump_json, new_folder, write_text
 from lfu.quiet import quiet_libraries
@@ -130,7 +130,7 @@ def run(settings: Settings, out: Path, *, fresh: bool = False, command: str = ""
         UserError: a package is missing, the folder can't be written, or the model can't be loaded.
     """
     _need_packages()
-    _check_writable(out)
+    check_writable(out, "--out")
     if fresh:
         for name in ("phases", "weights"):
             shutil.rmtree(out / name, ignore_errors=True)
@@ -505,16 +505,6 @@ def _need_packages() -> None:
     missing = [name for name in ("matplotlib", "jinja2") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"the demo needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-
-
-def _check_writable(out: Path) -> None:
-    """Before anything is loaded: can files be written there?"""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"folder {out} can't be written ({error.strerror or error}): choose another --out") from error
 
 
 def _fingerprint(settings: Settings) -> str:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,6 +74,28 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     return _guarded(name, lambda path: _tokenizer(path, options))
 
 
+def context_length(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> int | None:
+    """The positions that a model has embeddings for, by its configuration; None where it has no such table.
+
+    Rotary positions go on beyond the length that a model was trained with, so nothing is cut for them.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    from transformers import AutoConfig
+
+    if name != EMBEDDED and is_adapter(name):
+        name, revision = adapter_base(name), None
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
+        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
+    config = _guarded(name, lambda path: AutoConfig.from_pretrained(path, **options)).get_text_config()
+    if getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
+        return None
+    longest = getattr(config, "max_position_embeddings", None)
+    return int(longest) if longest else None
+
+
 def is_adapter(name: str | os.PathLike) -> bool:
     """Whether `name` is a local folder that holds a PEFT adapter."""
     return (Path(name).expanduser() / "adapter_config.json").is_file()
@@ -99,12 +122,14 @@ def adapter_base(folder: str | os.PathLike) -> str:
 
 def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     # The revision is the adapter's, which is a local folder here: the base is taken at its default.
+    _refuse_pickles(Path(folder).expanduser(), "adapter_model")
     model, _ = _load_full(adapter_base(folder), options | {"revision": None}, model_options | {"revision": None})
     try:
         model = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"{folder}: the adapter can't be loaded onto its base model: {_short(error)}") from error
     return model, _adapter_tokenizer(folder, options)
 
@@ -121,8 +146,21 @@ def _load_full(name: str, options: dict, model_options: dict) -> tuple[Model, To
 
     if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
         raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
-    load = AutoModelForCausalLM.from_pretrained
+    if _is_path(name):
+        _refuse_pickles(Path(name).expanduser(), "model", "pytorch_model")
+    load = partial(AutoModelForCausalLM.from_pretrained, use_safetensors=True)
     return _guarded(name, lambda path: (load(path, **model_options), _tokenizer(path, options)))
+
+
+def _refuse_pickles(folder: Path, *stems: str) -> None:
+    """Raises UserError for a folder whose weights are pickles alone: loading those can run code."""
+    names = [path.name for path in folder.iterdir() if path.name.startswith(stems)]
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pkl", ".pt", ".pth", ".bin.index.json")))
+    if pickles and not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+        raise UserError(
+            f"model {folder} has its weights in {pickles[0]} alone, a pickle, which can run code and is not loaded: "
+            "convert it to safetensors"
+        )
 
 
 def _what_it_is(name: str) -> str:
@@ -141,9 +179,12 @@ def _guarded(name: str, load: Callable[[str], T]) -> T:
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
     path = str(embedded_folder()) if name == EMBEDDED else str(Path(name).expanduser()) if _is_path(name) else name
+    from safetensors import SafetensorError
+
     try:
         return load(path)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    # damaged files raise all sorts of things; broken configurations, too
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         hint = f" ({EMBEDDED} is the model that needs no network)" if path == name and not _is_path(name) else ""
         raise UserError(f"model {name} can't be loaded{hint}: {_short(error)}") from error
 

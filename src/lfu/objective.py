@@ -20,6 +20,7 @@ from torch import nn
 from lfu.anatomy import anatomy, layer_range
 from lfu.choices import CHOICES, one_of
 from lfu.consistency import consistency_of
+from lfu.pieces import Rows, in_pieces
 from lfu.precision import wide
 from lfu.representations import Reader, answer_positions
 from lfu.rng import Replay, generators
@@ -64,6 +65,7 @@ class Record:
         resolution: machine epsilon of the hidden states' dtype; a displacement near it is rounding, not the ascent.
         lam: the weight used.
         tokens: N, the answer tokens.
+        pieces: in how many pieces of rows the perturbed pass was done; more than 1 where memory ran out.
         skipped: why the consistency (or, for a non-finite loss, everything) was left out; else None.
     """
 
@@ -77,6 +79,7 @@ class Record:
     resolution: float = 0.0
     lam: float = 0.0
     tokens: int = 0
+    pieces: int = 1
     skipped: str | None = None
 
     @property
@@ -220,6 +223,9 @@ class LfUStep:
         Raises:
             ValueError: `labels` missing; `ascent_batch` missing or not wanted.
             BadBatch: under `on_bad_batch="raise"`.
+            Exception: any that the model, the loss, the auxiliary or the consistency raises. Nothing stays attached,
+                theta and its flags are as they were, and of the gradients those of earlier micro-batches alone stay;
+                of a theta that is only sampled (see `strength.sample_of`) none, as they can't be told apart.
         """
         if (ascent_batch is not None) != (self.ascent_batch == "independent"):
             raise ValueError("pass `ascent_batch` to the call if, and only if, the step has ascent_batch='independent'")
@@ -254,7 +260,7 @@ class LfUStep:
         self.auxiliary.reset(generators(self.seed, index))
         own = isinstance(self.auxiliary, Own)  # it ascends on theta: this micro-batch's gradient must stand alone
         split = SplitGradients(theta if own else sample_of(theta))
-        keep: int | None = 1  # of the parts; an error in the clean pass leaves the earlier micro-batches' alone
+        keep: int | None = None  # of the parts: all
         try:
             with self._zero_auxiliary(), self.reader.reading(where, detach=True) as clean:
                 self._keep_loss(record, run_first(), items)
@@ -269,13 +275,17 @@ class LfUStep:
                 del gradients
                 if own:
                     split.narrow(sample_of(theta))
-            keep = 2  # an error in the perturbed pass leaves the SFT part
             if record.skipped is None:
                 self._consistency_pass(record, batch, where, items, replay, clean, target, split)
             keep = self._sound_parts(record)
+        except BaseException:
+            split.abandon(theta)
+            raise
         finally:
-            self.auxiliary.discard()
-            split.join(keep)
+            try:
+                self.auxiliary.discard()
+            finally:
+                split.join(keep)
         self._check_finite(record, theta)
 
     # -- the clean pass (Eq. 1, Eq. 3) ---------------------------------------------------------------------------------
@@ -351,22 +361,60 @@ class LfUStep:
         split: SplitGradients,
     ) -> None:
         self.auxiliary.freeze()
-        through_h = self.direction == "clean"
-        with self.auxiliary.attached(), torch.set_grad_enabled(not through_h):
-            with replay(), self.autocast(), self._reading(where) as moved:
-                self.reader.run(batch)
-                moving = self._readout(moved)
-            displaced = {layer: moved[layer].detach() for layer in moved}
-            if not through_h:
-                self._consistency_backward(record, target, moving, items, split)
-        if through_h:
-            self.auxiliary.discard()
-            with replay(), self.autocast(), self._reading(where) as again:
-                self.reader.run(batch)
-                target, moving = moving, self._readout(again)
-            self._consistency_backward(record, target, moving, items, split)
+        through = self._through_moved if self.direction == "perturbed" else self._through_clean
+        displaced = in_pieces(
+            lambda pieces: through(record, pieces, items, replay),
+            Rows(batch, where, target),
+            inexact=self._inexact_in_pieces(replay),
+            undo=lambda: split.undo(self.anatomy.theta()),
+        )
+        if record.skipped is None:
+            self._compare(record, split)
         record.displacement = _displacement(clean, displaced)
         record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
+
+    def _inexact_in_pieces(self, replay: Replay) -> str | None:
+        """Why a pass in pieces of rows would not leave the gradients of the whole; None if it would."""
+        if not getattr(self.consistency, "token_sum", False):
+            return f"the consistency {type(self.consistency).__name__} compares tokens of different rows, or may do so"
+        if self.direction == "clean":
+            return "direction='clean' has let go of the undesirable model by then"
+        if replay.drew():
+            return "dropout or embedding noise would draw other masks for the pieces"
+        return None
+
+    def _through_moved(
+        self, record: Record, pieces: list[Rows], items: float | torch.Tensor, replay: Replay
+    ) -> dict[int, torch.Tensor]:
+        """The gradient flows through h' (Eq. 5). Returns the displaced h', detached."""
+        record.pieces, record.consistency_per_layer = len(pieces), {}
+        displaced: list[dict[int, torch.Tensor]] = []
+        with self.auxiliary.attached():
+            for piece in pieces:
+                with replay(), self.autocast(), self._reading(piece.where) as moved:
+                    self.reader.run(piece.batch)
+                    moving = self._readout(moved)
+                displaced.append({layer: moved[layer].detach() for layer in moved})
+                self._consistency_backward(record, piece.target, moving, items)
+        return {layer: torch.cat([part[layer] for part in displaced]) for layer in displaced[0]}
+
+    def _through_clean(
+        self, record: Record, pieces: list[Rows], items: float | torch.Tensor, replay: Replay
+    ) -> dict[int, torch.Tensor]:
+        """The gradient flows through h, towards detach(h'). Returns the displaced h'."""
+        (rows,) = pieces
+        record.consistency_per_layer = {}
+        with self.auxiliary.attached(), torch.no_grad():
+            with replay(), self.autocast(), self._reading(rows.where) as moved:
+                self.reader.run(rows.batch)
+                target = self._readout(moved)
+            displaced = {layer: moved[layer].detach() for layer in moved}
+        self.auxiliary.discard()
+        with replay(), self.autocast(), self._reading(rows.where) as again:
+            self.reader.run(rows.batch)
+            moving = self._readout(again)
+        self._consistency_backward(record, target, moving, items)
+        return displaced
 
     def _reading(self, where: torch.Tensor) -> AbstractContextManager[dict[int, torch.Tensor]]:
         return self.reader.reading(where, detach=False, stop=True)
@@ -377,22 +425,24 @@ class LfUStep:
         target: dict[int, torch.Tensor],
         moving: dict[int, torch.Tensor],
         items: float | torch.Tensor,
-        split: SplitGradients,
     ) -> None:
         """Eq. 5 and its backward: token sums over layers, divided by `items` and the number of layers."""
         device = self.anatomy.device
         sums = {layer: self.consistency(target[layer].detach(), moving[layer]).sum().to(device) for layer in moving}
         total = torch.stack(list(sums.values())).sum() / len(sums) / items
-        per_layer = (torch.stack([s.detach() for s in sums.values()]).double() / record.tokens).tolist()
-        record.consistency_per_layer = dict(zip(sums, per_layer))
-        record.consistency = math.fsum(per_layer) / len(per_layer)
+        means = (torch.stack([s.detach() for s in sums.values()]).double() / record.tokens).tolist()
+        for layer, mean in zip(sums, means):
+            record.consistency_per_layer[layer] = record.consistency_per_layer.get(layer, 0.0) + mean
+        record.consistency = math.fsum(record.consistency_per_layer.values()) / len(sums)
         if not math.isfinite(record.consistency):
             record.skipped = "non-finite consistency"
-            return
-        if not total.requires_grad:
+        elif not total.requires_grad:
             record.skipped = "theta lies above the compared layers"
-            return
-        self.backward(record.lam * total)
+        else:
+            self.backward(record.lam * total)
+
+    def _compare(self, record: Record, split: SplitGradients) -> None:
+        """The two gradients beside each other, once both are there."""
         sft, cons, record.gradient_cosine = split.compare()
         record.gradient_ratio = cons / sft if sft > 0 else math.inf
         if not math.isfinite(sft):
@@ -411,7 +461,12 @@ class LfUStep:
         """
         if self.grad_scaler is not None:
             return None
-        broken = {"non-finite ascent gradient": 1, "non-finite gradient": 1, "non-finite consistency gradient": 2}
+        broken = {
+            "non-finite ascent gradient": 1,
+            "non-finite gradient": 1,
+            "non-finite consistency": 2,  # of a piece; those before it had their backward
+            "non-finite consistency gradient": 2,
+        }
         return broken.get(record.skipped or "")
 
     def _check_finite(self, record: Record, theta: list[nn.Parameter]) -> None:

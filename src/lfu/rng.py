@@ -38,6 +38,12 @@ class Replay:
         self.devices = sorted({d for d in devices if d.type == "cuda"}, key=str)
         self.state = (torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.devices])
 
+    def drew(self) -> bool:
+        """Whether anything has drawn random numbers since: dropout, embedding noise."""
+        then = [self.state[0], *self.state[1]]
+        now = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
+        return any(not torch.equal(a, b) for a, b in zip(then, now))
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         if not self.enabled:

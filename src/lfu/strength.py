@@ -77,8 +77,28 @@ class SplitGradients:
         scale = norm_a * norm_b
         return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
 
+    def undo(self, theta: Sequence[nn.Parameter]) -> bool:
+        """Drops what came since the newest part. False where that can't be done: some of `theta` is not measured."""
+        if len(self.measured) < len(theta):
+            return False
+        for p in self.measured:
+            p.grad = None
+        return True
+
+    def abandon(self, theta: Sequence[nn.Parameter]) -> None:
+        """Leaves the first part alone on `.grad`; nothing at all where some of `theta` is not measured."""
+        self.join(1)
+        if len(self.measured) < len(theta):
+            for p in theta:
+                p.grad = None
+
     def join(self, keep: int | None = None) -> None:
-        """Put the sum of the parts and of what is there now on `.grad`; with `keep`, of the first so many parts."""
+        """Put the sum of the parts and of what is there now on `.grad`; with `keep`, of the first so many parts.
+
+        A second call does nothing.
+        """
+        if not self.parts:
+            return
         self.set_aside()
         for p, row in zip(self.measured, zip(*self.parts[:keep])):
             p.grad = _sum(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import os
 import sys
 import warnings
@@ -36,6 +37,7 @@ from lfu.objective import LfUStep, Record
 from lfu.representations import Reader, answer_positions
 from lfu.saving import SavesWhole
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
+from lfu.undesirable.ascent import global_norm
 
 if TYPE_CHECKING:
     from lfu.annotations import Model
@@ -87,12 +89,14 @@ class LfUTrainer(SavesWhole):
         self._guarding = False
         if args.lam != 0:
             refuse_settings(args)
+        if isinstance(model, str):
+            args.model_init_kwargs = {"use_safetensors": True} | dict(args.model_init_kwargs or {})
         given = inspect.signature(SFTTrainer.__init__).bind(self, model, args, *positional, **named)
         self._prepare(given.arguments)
         super().__init__(*given.args[1:], **given.kwargs)
         for method in self.methods:
             method.setup(self)
-        self.add_callback(_AfterUpdate(self))
+        self.add_callback(_RoundUpdates(self))
 
     # -- before TRL sets up --------------------------------------------------------------------------------------------
 
@@ -342,11 +346,34 @@ def _fits(checkpoint: Any) -> Iterator[None]:
         ) from error
 
 
-class _AfterUpdate(TrainerCallback):
-    """Tells the methods that the optimizer has moved theta."""
+class _RoundUpdates(TrainerCallback):
+    """Keeps broken updates from theta, and tells the methods that the optimizer has moved it."""
 
     def __init__(self, trainer: LfUTrainer):
         self.trainer = trainer
+        self.left_out = 0
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """A gradient that is not finite is dropped: the optimizer then leaves theta as it is.
+
+        LfU's step and fp16's GradScaler look after their own; sharded gradients are left to FSDP and DeepSpeed.
+        """
+        t = self.trainer
+        if t.step is not None or t.accelerator.scaler is not None or t.is_deepspeed_enabled or t.is_fsdp_enabled:
+            return
+        theta = [p for p in t.model.parameters() if p.grad is not None]
+        if math.isfinite(global_norm([p.grad for p in theta])):
+            return
+        for p in theta:
+            p.grad = None
+        self.left_out += 1
+        if self.left_out == 1:
+            warnings.warn(
+                f"the gradient of update {state.global_step + 1} is not finite: it is left out, and so are others like "
+                "it. Look for a loss that is not finite, or lower the learning rate",
+                LfUAdvice,
+                stacklevel=2,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         for method in self.trainer.methods:

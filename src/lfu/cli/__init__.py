@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 
@@ -19,7 +20,7 @@ VERBS = {
     "recipes": "list the shipped recipes, or print one: lfu recipes gsm8k",
     "sweep": "which strength: lfu sweep --model M --data D --method lfu --param alpha=0.01,0.1",
 }
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments after `lfu`; by default the process's own.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user's (one line on stderr), 130 after Ctrl-C.
+        The exit code: 0, 2 for a mistake of the user's or a machine that is full (one line on stderr), 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -51,11 +52,26 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # `lfu recipes | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (OSError, MemoryError) as error:
+        print(f"lfu {verb}: error: {_of_the_machine(error)}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt as stop:
         print(f"lfu {verb}: interrupted. {stop}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _of_the_machine(error: OSError | MemoryError) -> str:
+    """No room, no permission, no memory: what a full disk or another limit of the machine does not let us do."""
+    if isinstance(error, MemoryError):
+        return f"out of memory. {one_line(error) if str(error) else ''}".rstrip()
+    where = f"{error.filename}: " if error.filename else ""
+    what = error.strerror or one_line(error)
+    return f"{where}{what}: mend that and run the same command again; what was finished is kept"
 
 
 def _help() -> str:

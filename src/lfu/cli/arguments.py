@@ -142,7 +142,9 @@ def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
         raise UserError(_unknown(unknown[0], parser))
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    except (ValueError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # transformers' checks of a value raise all sorts of things
         raise UserError(one_line(error)) from error
 
 

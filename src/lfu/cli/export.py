@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from lfu.cli import output
 from lfu.cli.parser import LineParser
 from lfu.errors import UserError, one_line
+from lfu.files import new_folder, os_errors_only
 
 
 def run(argv: list[str]) -> int:
@@ -62,12 +61,6 @@ def merge(adapter: Path, out: Path, *, dtype: str = "auto", trust_remote_code: b
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise UserError(f"{adapter}: can't be merged: {one_line(error)}") from error
-    out = out.absolute()
-    work = out.with_name(f".{out.name}.{os.getpid()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with os_errors_only(out), new_folder(out.absolute()) as work:
         merged.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        os.replace(work, out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -38,6 +38,8 @@ def run(argv: list[str]) -> int:
     rows, eval_rows = _load_data(config, model_arguments, data_arguments)
     with output.no_empty_leftovers(folder):
         trainer = _build_trainer(config, model_arguments, rows, eval_rows)
+        if trained_without := 0 if config.packing else len(rows) - len(trainer.train_dataset):
+            _say(f"warning: {trained_without} of {len(rows)} rows are left out: max_length cuts off their whole answer")
         if data_arguments.overwrite_output_dir and trainer.is_world_process_zero():
             output.remove(output.earlier_run(folder))
         start = time.monotonic()
@@ -112,7 +114,7 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
 def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) -> tuple[Dataset, Dataset | None]:
     """The rows to train and to evaluate on, in TRL's shapes. Needs the tokenizer, not the model."""
     from lfu.data.load import load_rows
-    from lfu.data.templates import count_too_long, to_training_rows
+    from lfu.data.templates import check_chat_template, count_too_long, to_training_rows
     from lfu.models import load_tokenizer
 
     eval_rows = None
@@ -131,17 +133,47 @@ def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) ->
     tokenizer = load_tokenizer(
         str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=config.trust_remote_code
     )
+    check_chat_template(tokenizer)
     options = {"template": data.template, "system": data.system, "tokenizer": tokenizer}
     rows = to_training_rows(rows, **options)
     eval_rows = to_training_rows(eval_rows, **options) if eval_rows is not None else None
     labels_itself = "im" in config.method.split("+")
     if "messages" in rows.column_names and not config.assistant_only_loss and not labels_itself:
         _say("note: the loss is on every turn of the conversations; --assistant_only_loss true takes the answers only")
+    for line in _about_rows(rows, eval_rows):
+        _say(line)
+    _fit_the_context(config, model)
     if too_long := count_too_long(rows, tokenizer, config.max_length):
         _say(
             f"warning: {too_long} of {len(rows)} rows are longer than max_length {config.max_length} and are cut there"
         )
     return rows, eval_rows
+
+
+def _about_rows(rows: Dataset, eval_rows: Dataset | None) -> Iterator[str]:
+    """What is odd about the rows, in sentences."""
+    from lfu.data.duplicates import repeated, shared
+
+    if count := repeated(rows):
+        yield f"note: {count} of {len(rows)} rows are there before, word for word"
+    if eval_rows is not None and (count := shared(eval_rows, rows)):
+        yield (
+            f"warning: {count} of {len(eval_rows)} evaluation rows are among the training rows, too: their loss says "
+            "what was learned by heart"
+        )
+
+
+def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> None:
+    """Cuts rows where the model's positions end, if max_length lies beyond."""
+    from lfu.models import context_length
+
+    longest = context_length(
+        str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    if longest and (config.max_length is None or config.max_length > longest):
+        beyond = "no limit" if config.max_length is None else f"max_length {config.max_length}"
+        _say(f"note: the model's context is {longest} tokens: rows are cut there, in place of {beyond}")
+        config.max_length = longest
 
 
 # -- model and trainer ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from lfu.errors import UserError, one_line
+from lfu.files import not_utf8
 
 BUILT_IN = "word_problems"
 BUILT_IN_ROWS = {"train": 400, "test": 100}
@@ -113,7 +114,7 @@ def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"data {path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise UserError(f"data {path}: {not_utf8(path, error)}") from error
     except OSError as error:
         raise UserError(f"data {path}: can't be read ({error.strerror or one_line(error)})") from error
 

@@ -259,10 +259,34 @@ def count_too_long(dataset: Dataset, tokenizer: Tokenizer, max_length: int | Non
     return too_long
 
 
+def check_chat_template(tokenizer: Tokenizer) -> None:
+    """Raises UserError if the tokenizer has a chat template that can't be used, or that wants more than text.
+
+    Templates come with models: transformers runs them in jinja's sandbox, and what that refuses is said here.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return
+    turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "an answer"}]
+    try:
+        tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # whatever a template trips over
+        raise UserError(
+            f"the tokenizer's chat template fails on a question and an answer ({type(error).__name__}: "
+            f"{one_line(error)[:200]}): mend chat_template.jinja, or take another model"
+        ) from error
+
+
 def whole_text(row: dict[str, Any], tokenizer: Tokenizer, end: str) -> str:
     """A training row as one text; `end` is put behind one that no chat template writes."""
     parts = [row[column] for column in ("messages", "prompt", "completion", "text") if column in row]
     if isinstance(parts[0], list):
         messages = [message for part in parts for message in part]
-        return tokenizer.apply_chat_template(messages, tools=row.get("tools"), tokenize=False)
+        try:
+            return tokenizer.apply_chat_template(messages, tools=row.get("tools"), tokenize=False)
+        except Exception as error:  # whatever a template trips over
+            shown = one_line(messages)
+            raise UserError(
+                f"the chat template can't write a data row ({type(error).__name__}: {one_line(error)[:200]}); the row: "
+                f"{shown[:200]}"
+            ) from error
     return "".join(parts) + end

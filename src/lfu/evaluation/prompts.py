@@ -16,6 +16,7 @@ import yaml
 from lfu.data.templates import TEMPLATES, alpaca_prompt
 from lfu.evaluation.intervals import Interval
 from lfu.evaluation.score import Progress, Render, answer_nll, chat_pair, exact_match, final_number
+from lfu.files import read_yaml
 
 if TYPE_CHECKING:
     from lfu.annotations import Model, Tokenizer
@@ -81,14 +82,10 @@ def read_templates(path: Path) -> dict[str, str]:
     """Name -> template from a YAML file of the user's: `name: "text with {question}"`, two or more.
 
     Raises:
-        ValueError: the file can't be read or isn't such YAML; a template without {question}, or with other fields.
+        UserError: the file can't be read or isn't YAML.
+        ValueError: it isn't such a file; a template without {question}, or with other fields.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"templates {path}: can't be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"templates {path}: not valid YAML ({error})") from error
+    found = read_yaml(path, "templates")
     if not isinstance(found, dict):
         raise ValueError(f'templates {path}: must hold lines of the form name: "text with {{question}}"')
     for name, text in found.items():

@@ -104,6 +104,8 @@ class LfU(Method):
             log("lfu/gradient_ratio", record.gradient_ratio)
             log("lfu/gradient_cosine", record.gradient_cosine)
             log("lfu/ascent_grad_norm", record.ascent_grad_norm)
+            if record.pieces > 1:
+                log("lfu/pieces", record.pieces)
             log("lfu/displacement", fmean(record.displacement.values()))
             if trainer.args.log_layers:
                 for name in ("consistency_per_layer", "displacement"):

@@ -78,6 +78,8 @@ def split(
     test = parts["test"] if test is None else [dict(row) for row in test]
     validation = parts["validation"] if validation is None else [dict(row) for row in validation]
     train, dropped = _without(given, [*validation, *test])
+    if again := len(given) - len({_text(row) for row in given}):
+        said.append(f"{again} of {len(given)} rows are there before, word for word; they stay in training.")
     if dropped := dropped - sum(wanted.values()):
         said.append(f"{dropped} training rows are left out: the same rows are among those held out.")
     validation, dropped = _without(validation, test)

@@ -1,0 +1,87 @@
+"""The perturbed pass in smaller pieces of rows, where the memory does not hold it whole."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a micro-batch, as the perturbed pass takes them.
+
+    Attributes:
+        batch: `input_ids`, `labels` `(B, T)`, anything else the model takes.
+        where: flat indices `(N,)` into the B*T positions, ascending.
+        target: layer -> `(N, d)`, or the logits `(N, V)`, at these positions.
+    """
+
+    batch: Mapping[str, Any]
+    where: torch.Tensor
+    target: dict[int, torch.Tensor]
+
+
+def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None, undo: Callable[[], bool]) -> T:
+    """`run([rows])`; out of memory, again with twice as many pieces half as large, down to single rows.
+
+    Exact where the term is a sum over tokens: the sum over the pieces is the sum over the rows.
+
+    Args:
+        run: takes the pieces, one after the other, and accumulates their gradients.
+        inexact: why the term is no sum over the rows' own tokens; None if it is.
+        undo: takes a failed attempt's gradients back; False if it can't.
+
+    Raises:
+        torch.OutOfMemoryError: even for the smallest pieces, or where pieces would not be exact; its note says which.
+    """
+    most = 1 if inexact else _most(rows.batch)
+    count = 1
+    while True:
+        try:
+            return run(cut(rows, count))
+        except torch.OutOfMemoryError as error:
+            if count >= most or not undo():
+                why = inexact or ("single rows don't fit either" if count > 1 else "the rows can't be taken apart")
+                error.add_note(f"It was in LfU's perturbed pass, which can't be done in smaller pieces: {why}.")
+                raise
+        count = min(2 * count, most)  # outside the except: what the failed attempt held is free by now
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"out of memory in LfU's perturbed pass: it is done in {count} pieces of rows, with the same gradients. "
+            "A smaller micro-batch with more accumulation steps would spare the failed attempts",
+            stacklevel=2,
+        )
+
+
+def cut(rows: Rows, count: int) -> list[Rows]:
+    """`count` pieces of about as many rows each; without those that have nothing to compare."""
+    if count == 1:
+        return [rows]
+    size, length = rows.batch["labels"].shape
+    bounds = [size * i // count for i in range(count + 1)]
+    pieces = []
+    for start, end in zip(bounds, bounds[1:]):
+        inside = (rows.where >= start * length) & (rows.where < end * length)
+        batch = {k: v[start:end] if _by_row(v, size) else v for k, v in rows.batch.items()}
+        target = {layer: h[inside.to(h.device)] for layer, h in rows.target.items()}
+        if inside.any():
+            pieces.append(Rows(batch, rows.where[inside] - start * length, target))
+    return pieces
+
+
+def _most(batch: Mapping[str, Any]) -> int:
+    """Into how many pieces the rows can be cut: one where a tensor is not laid out by rows."""
+    size = len(batch["labels"])
+    tensors = [v for v in batch.values() if isinstance(v, torch.Tensor) and v.dim()]
+    return size if all(_by_row(v, size) for v in tensors) else 1
+
+
+def _by_row(value: Any, size: int) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == size
