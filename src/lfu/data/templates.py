@@ -103,6 +103,7 @@ def _keep(dataset: Dataset, own: tuple[str, ...], has_chat: bool, system: str | 
     dataset = dataset.select_columns([*own, *(c for c in COMPANIONS if c in dataset.column_names and own != ("text",))])
     for column in own:
         _refuse_blank(dataset, column)
+    _refuse_other_kinds(dataset, own)
     is_chat = isinstance(dataset[0][own[-1]], list)
     if is_chat and not has_chat:
         raise UserError(
@@ -225,6 +226,29 @@ def _refuse_blank(dataset: Dataset, column: str) -> None:
             f"{len(bad)} of {len(dataset)} data rows have no {what} in column {column!r} "
             f"(row {first}): fill or remove them"
         )
+
+
+def _refuse_other_kinds(dataset: Dataset, own: tuple[str, ...]) -> None:
+    """Raises UserError unless every cell is a text, or every one a conversation; `messages` are conversations."""
+    kinds = {_kind(value) for column in own for value in dataset[column]}
+    wanted = {"messages": {"conversation"}, "text": {"text"}}.get(own[0], {"text", "conversation"})
+    if len(kinds) == 1 and kinds <= wanted:
+        return
+    odd = kinds - wanted
+    what = f"hold {' and '.join(sorted(kinds))}" if not odd else f"hold {min(odd)}"
+    raise UserError(
+        f"data columns {' and '.join(own)} {what}, and must all be "
+        f"{' or all '.join(f'{one}s' for one in sorted(wanted, reverse=True))}; a conversation is a list of "
+        '{"role": ..., "content": ...}'
+    )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, list) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in value):
+        return "conversation"
+    return f"a {type(value).__name__}"
 
 
 def _is_blank(value: Any, column: str) -> bool:
