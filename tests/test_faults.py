@@ -118,7 +118,7 @@ def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch,
     getattr(seen, "undo", lambda: None)()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     left = gradients(model)
-    if sampled and kind != "own" and place != "reset" or (sampled and kind == "own" and _late(place)):
+    if (sampled and kind != "own" and place != "reset") or (sampled and kind == "own" and _late(place)):
         assert not any(g.any() for g in left.values()), "parts can't be told apart, so none may stay"
     else:
         assert relative_difference(left, earlier) < 1e-12

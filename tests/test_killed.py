@@ -34,12 +34,12 @@ FAST = (
 )
 # imports once; each run is a fork of it, so that 50 of them take minutes
 FORKS = """
-import os, sys, json
+import json, os, signal, sys, time
 import torch; torch.set_num_threads(1)
 import lfu, lfu.cli.train, lfu.cli.arguments, lfu.cli.stop, trl, peft, transformers, datasets
 from lfu.cli import main
 for line in sys.stdin:
-    words = json.loads(line)
+    delay, words = json.loads(line)
     pid = os.fork()
     if pid == 0:
         null = os.open(os.devnull, os.O_RDWR)
@@ -49,9 +49,15 @@ for line in sys.stdin:
             code = main(words)
         finally:
             os._exit(code)
-    print("pid", pid, flush=True)
-    _, status = os.waitpid(pid, 0)
-    print("end", os.waitstatus_to_exitcode(status), flush=True)
+    end, done = time.monotonic() + (delay or 0), 0
+    while delay is not None and not done and time.monotonic() < end:
+        time.sleep(0.002)
+        done, status = os.waitpid(pid, os.WNOHANG)
+    if not done:
+        if delay is not None:
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
@@ -121,25 +127,18 @@ class Runs:
             stderr=subprocess.DEVNULL, text=True, env=environment,
         )  # fmt: skip
 
-    def start(self, arguments: list[str]) -> int:
-        self.server.stdin.write(json.dumps(arguments) + "\n")
+    def run(self, arguments: list[str], kill_after: float | None = None) -> int:
+        """The exit code; that of SIGKILL if the run was not over after so many seconds."""
+        self.server.stdin.write(json.dumps([kill_after, arguments]) + "\n")
         self.server.stdin.flush()
-        return int(self._answer("pid"))
-
-    def end(self) -> int:
-        return int(self._answer("end"))
-
-    def _answer(self, kind: str) -> str:
-        found, _, value = self.server.stdout.readline().partition(" ")
-        assert found == kind
-        return value
+        return int(self.server.stdout.readline())
 
     def close(self) -> None:
         self.server.stdin.close()
         self.server.wait(60)
 
 
-def last_log(out: Path) -> int:
+def last_saved(out: Path) -> int:
     newest = checkpoints.newest(out)
     return checkpoints.steps_of(newest) if newest else 0
 
@@ -150,21 +149,17 @@ def killed_and_resumed(runs: Runs, model: str, draw: random.Random, whole: dict,
     shutil.rmtree(out, ignore_errors=True)
     seen = {"kills": 0, "files": 0, "resumed": 0, "unfinished": 0}
     while True:
-        before = last_log(out)
+        before = last_saved(out)
         resume = ["--resume_from_checkpoint true"] if before else ["--overwrite_output_dir"]
-        pid = runs.start(words(model, *resume))
-        time.sleep(draw.uniform(0.05, 1.1) * seconds if seen["kills"] < 2 else 0)
-        if seen["kills"] < 2:
-            os.kill(pid, signal.SIGKILL)
-        code = runs.end()
+        code = runs.run(words(model, *resume), draw.uniform(0.02, 1) * seconds if seen["kills"] < 2 else None)
         seen["files"] += look_at(out) if out.exists() else 0
         seen["unfinished"] += any(out.glob(f"{WRITING}*"))
-        assert last_log(out) >= before, "a checkpoint got lost"
+        assert last_saved(out) >= before, "a checkpoint got lost"
         if code == 0:
             break
         assert code == -signal.SIGKILL, code
         seen["kills"] += 1
-        seen["resumed"] += last_log(out) > 0
+        seen["resumed"] += last_saved(out) > 0
     assert_same(adapter(), whole)
     assert not list(out.glob(f"{WRITING}*")), "what a killed run left unfinished is cleared by the next"
     return seen
@@ -175,11 +170,9 @@ def kill_many(model: str, runs_wanted: int, seed: int) -> dict[str, int]:
     whole = adapter("whole")
     runs, draw, total = Runs(), random.Random(seed), {}
     try:
-        runs.start(words(model, out="timed"))  # the imports
-        runs.end()
+        assert runs.run(words(model, out="timed")) == 0  # the imports
         start = time.monotonic()
-        runs.start(words(model, "--overwrite_output_dir", out="timed"))
-        assert runs.end() == 0
+        assert runs.run(words(model, "--overwrite_output_dir", out="timed")) == 0
         seconds = time.monotonic() - start
         assert_same(adapter("timed"), whole)
         for _ in range(runs_wanted):
@@ -197,12 +190,12 @@ def test_killed_at_random_moments(here, model):
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_fifty_runs_killed_at_random_moments(here, model, capsys):
     found = kill_many(model, 50, seed=0)
     with capsys.disabled():
         print(f"\n50 runs: {found}")
-    assert found["kills"] >= 60
+    assert found["kills"] >= 50
     assert found["resumed"] >= 20
 
 
@@ -253,7 +246,7 @@ def test_killed_while_it_saves(here, model, monkeypatch, place):
             train(model)
     look_at(Path("out"))
     assert not Path("out/adapter_config.json").exists(), "weights without it are no model"
-    assert last_log(Path("out")) == (STEPS if place == "final" else EVERY)
+    assert last_saved(Path("out")) == (STEPS if place == "final" else EVERY)
     assert train(model, "--resume_from_checkpoint true") == 0
     assert_same(adapter(), adapter("whole"))
 
@@ -276,9 +269,7 @@ def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, model, monkeypat
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         patch.setattr(LfUTrainer, "training_step", signalled)
-        patch.setattr(
-            "lfu.cli.stop.Stop._asked", _once(__import__("lfu.cli.stop", fromlist=["Stop"]).Stop._asked)
-        )
+        patch.setattr("lfu.cli.stop.Stop._asked", _once(__import__("lfu.cli.stop", fromlist=["Stop"]).Stop._asked))
         assert train(model) == 130
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     err = capsys.readouterr().err
@@ -405,7 +396,10 @@ def test_training_goes_on_from_the_last_sound_checkpoint_and_ends_the_same(here,
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--resume_from_checkpoint out/checkpoint-9", "no optimizer.pt, without which training would not go on as it was"),
+        (
+            "--resume_from_checkpoint out/checkpoint-9",
+            "no optimizer.pt, without which training would not go on as it was",
+        ),
         ("--resume_from_checkpoint true --lora_r 4", "does not fit this model and these settings"),
         ("--resume_from_checkpoint true --use_peft false", "checkpoint"),
     ],
@@ -465,7 +459,7 @@ def test_no_room_for_a_checkpoint(here, finished, model, capsys, size):
     assert "Traceback" not in err
     look_at(Path("out"))
     assert not list(Path("out").rglob(f"{WRITING}*"))
-    assert last_log(Path("out")) == 9
+    assert last_saved(Path("out")) == 9
     assert train(model, "--resume_from_checkpoint true") == 0
     assert_same(adapter(), adapter(str(finished)))
 
@@ -495,7 +489,8 @@ def test_no_room_for_what_the_other_verbs_write(here, finished, model, capsys, v
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kilobytes", [24, 64, 160, 300, 420])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kilobytes", [64, 300])
 def test_a_disk_that_is_really_full(here, model, kilobytes):
     """A small file system of its own, in a namespace of its own."""
     if os.system("unshare -rm true 2>/dev/null") != 0:

@@ -78,6 +78,7 @@ def test_a_flag_with_a_wrong_value(flag, value):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_every_flag_with_every_wrong_value(record_property):
     for flag in FLAGS:
         for value in WRONG:
@@ -107,6 +108,7 @@ def test_a_recipe_of_anything(settings_):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @MANY
 @given(RECIPES)
 def test_many_recipes_of_anything(settings_):
@@ -133,6 +135,7 @@ def test_yaml_of_any_bytes(text):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @MANY
 @given(YAMLISH)
 def test_yaml_of_many_bytes(text):
@@ -183,9 +186,11 @@ TURNS = st.lists(
                                         "from": VALUES | st.just("human"), "value": VALUES}), max_size=3,
 )  # fmt: skip
 CELLS = VALUES | TURNS | st.text(min_size=1, max_size=20)
-ROWS = st.lists(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=6), CELLS, max_size=4), max_size=4) | st.integers(
-    0, len(NAMES) - 1
-).flatmap(lambda i: st.lists(st.fixed_dictionaries({NAMES[i]: CELLS, NAMES[i - 1]: CELLS}), min_size=1, max_size=3))
+ROWS = st.lists(
+    st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=6), CELLS, max_size=4), max_size=4
+) | st.integers(0, len(NAMES) - 1).flatmap(
+    lambda i: st.lists(st.fixed_dictionaries({NAMES[i]: CELLS, NAMES[i - 1]: CELLS}), min_size=1, max_size=3)
+)
 
 
 def rows_of_anything(rows: list[dict], template: str) -> None:
@@ -211,6 +216,7 @@ def test_rows_of_anything(rows, template):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @MANY
 @given(ROWS, st.sampled_from(TEMPLATES))
 def test_many_rows_of_anything(rows, template):
@@ -232,6 +238,7 @@ def test_files_of_any_bytes(suffix, content):
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @MANY
 @given(st.sampled_from([".json", ".jsonl", ".csv", ".parquet"]), JSONISH)
 def test_many_files_of_any_bytes(suffix, content):
@@ -245,7 +252,7 @@ GOOD = {"question": "What is 1 + 1?", "answer": "2, é"}
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-32", "utf-8-sig", "utf-8"])
 def test_encodings(suffix, encoding):
     text = {
-        ".csv": "question,answer\nWhat is 1 + 1?,\"2, é\"\n",
+        ".csv": 'question,answer\nWhat is 1 + 1?,"2, é"\n',
         ".json": json.dumps([GOOD], ensure_ascii=False),
         ".jsonl": json.dumps(GOOD, ensure_ascii=False) + "\n",
     }[suffix]

@@ -152,7 +152,7 @@ def read_yaml(path: Path, what: str) -> Any:
     except OSError as error:
         raise UserError(f"{what} {path}: can't be read ({error.strerror})") from error
     if not _fits(found, YAML_VALUES):
-        raise UserError(f"{what} {path}: its aliases (*name) make more than {YAML_VALUES:,} values of it, or have no end")
+        raise UserError(f"{what} {path}: its aliases (*name) stand for more than {YAML_VALUES:,} values")
     return found
 
 
@@ -162,7 +162,9 @@ def _fits(value: Any, limit: int) -> bool:
     while waiting and seen <= limit:
         one = waiting.pop()
         seen += 1
-        waiting += list(one.values()) if isinstance(one, dict) else list(one) if isinstance(one, list | set | tuple) else []
+        waiting += (
+            list(one.values()) if isinstance(one, dict) else list(one) if isinstance(one, list | set | tuple) else []
+        )
     return not waiting
 
 

@@ -184,7 +184,16 @@ def _guarded(name: str, load: Callable[[str], T]) -> T:
     try:
         return load(path)
     # damaged files raise all sorts of things; broken configurations, too
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        ImportError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         hint = f" ({EMBEDDED} is the model that needs no network)" if path == name and not _is_path(name) else ""
         raise UserError(f"model {name} can't be loaded{hint}: {_short(error)}") from error
 

@@ -327,7 +327,6 @@ class LfUTrainer(SavesWhole):
                     stacklevel=2,
                 )
 
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _fits(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)

@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments after `lfu`; by default the process's own.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user's or a machine that is full (one line on stderr), 130 after Ctrl-C.
+        The exit code: 0; 2 for a mistake of the user's or a machine that is full (one line on stderr); 130 after
+        Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
