@@ -398,7 +398,7 @@ def test_training_goes_on_from_the_last_sound_checkpoint_and_ends_the_same(here,
     [
         (
             "--resume_from_checkpoint out/checkpoint-9",
-            "no optimizer.pt, without which training would not go on as it was",
+            "no optimizer.pt, without which training would not go on",
         ),
         ("--resume_from_checkpoint true --lora_r 4", "does not fit this model and these settings"),
         ("--resume_from_checkpoint true --use_peft false", "checkpoint"),
@@ -472,7 +472,7 @@ def test_no_room_for_what_the_other_verbs_write(here, finished, model, capsys, v
     commands = {
         "export": ["export", str(finished), "new"],
         "probe": ["probe", "forgetting", model, str(finished), "--limit", "4", "--output_dir", "new"],
-        "evaluate": ["evaluate", model, "--limit", "2", "--tasks", "gsm8k", "--data_dir", str(here), "--output_dir", "new"],
+        "evaluate": ["evaluate", model, *f"--limit 2 --tasks gsm8k --data_dir {here} --output_dir new".split()],
     }  # fmt: skip
     if verb == "evaluate":
         Path("gsm8k").mkdir()
@@ -509,7 +509,7 @@ def test_a_disk_that_is_really_full(here, model, kilobytes):
         look_at(Path("kept"))
 
 
-# -- the other verbs, interrupted ----------------------------------------------------------------------------------------
+# -- the other verbs, interrupted --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])

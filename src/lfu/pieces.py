@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -67,7 +68,7 @@ def cut(rows: Rows, count: int) -> list[Rows]:
     size, length = rows.batch["labels"].shape
     bounds = [size * i // count for i in range(count + 1)]
     pieces = []
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in pairwise(bounds):
         inside = (rows.where >= start * length) & (rows.where < end * length)
         batch = {k: v[start:end] if _by_row(v, size) else v for k, v in rows.batch.items()}
         target = {layer: h[inside.to(h.device)] for layer, h in rows.target.items()}

@@ -94,6 +94,56 @@ def test_rows_that_will_be_cut_are_counted(here, model, capsys):
     assert "rows are longer than max_length 40 and are cut there" in capsys.readouterr().err
 
 
+def test_rows_that_lose_their_whole_answer_are_counted(here, model, capsys):
+    rows = [{"question": "q" * (i * 40), "answer": "a"} for i in range(1, 5)]
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(model, "--template none --max_length 100 --max_steps 1", data="long.jsonl") == 0
+    told = capsys.readouterr()
+    assert "2 of 4 rows are longer than max_length 100" in told.err
+    assert "2 of 4 rows are left out: max_length cuts off their whole answer" in told.err
+    assert "Trained on 2 rows" in told.out
+
+
+def test_rows_are_cut_where_the_models_positions_end(here, capsys):
+    from tiny_folder import byte_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = byte_tokenizer()
+    size = dict(
+        n_embd=16, n_layer=2, n_head=2, n_positions=48, vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2
+    )
+    GPT2LMHeadModel(GPT2Config(**size)).save_pretrained("gpt2")
+    tokenizer.save_pretrained("gpt2")
+    assert train("gpt2", "--max_steps 1 --template none") == 0
+    err = capsys.readouterr().err
+    assert "the model's context is 48 tokens: rows are cut there, in place of max_length 2048" in err
+
+
+def test_rows_that_are_there_twice_are_counted(here, model, capsys):
+    lines = Path("rows.jsonl").read_text().splitlines(keepends=True)
+    Path("twice.jsonl").write_text("".join([*lines, lines[0], lines[1]]))
+    Path("test.jsonl").write_text(lines[3] + '{"question": "new", "answer": "1"}\n')
+    assert train(model, "--max_steps 1 --eval_data test.jsonl", data="twice.jsonl") == 0
+    err = capsys.readouterr().err
+    assert "2 of 10 rows are there before, word for word" in err
+    assert "1 of 2 evaluation rows are among the training rows, too" in err
+
+
+def test_out_of_memory_is_one_line_and_says_how_to_go_on(here, model, monkeypatch, capsys):
+    original = lfu.LfUTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(lfu.LfUTrainer, "training_step", training_step)
+    assert train(model, "--save_steps 2") == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lfu train: error")]
+    assert "out of memory in step 4" in told
+    assert "go on from out/checkpoint-2" in told
+
+
 def test_conversations_are_trained_on_as_trl_does(here, model, capsys):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
