@@ -27,7 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src")]
 
-from step_cost import make_batch  # noqa: E402
+from stepcost.cases import make_batch  # noqa: E402
 
 from lfu import LfUConfig, LfUTrainer  # noqa: E402
 from lfu.data.word_problems import word_problems  # noqa: E402

@@ -1,206 +1,198 @@
-"""What one LfU step costs beside one SFT step, in time and memory, measured side by side in one run.
+"""What one LfU step costs beside one SFT step: time, memory, arithmetic, measured side by side in one run.
 
-    python benchmarks/step_cost.py --json -        # one JSON object on stdout, progress on stderr
+    python benchmarks/step_cost.py                                     # the main table: make bench
+    python benchmarks/step_cost.py --preset curves --plots docs        # cost along batch, length, size, layers, rank
+    python benchmarks/step_cost.py --variants sft decoder lora lora:layers=early --profile
+    python benchmarks/step_cost.py --device cuda --preset gpu --minutes 10 --json gpu.json --markdown gpu.md
+    python benchmarks/step_cost.py --floors 135m 1.7b 8b               # arithmetic alone, counted on the meta device
 
-Per theta (LoRA r 8 on all linear layers, or all weights): SFT (F+B), the naive step of tests/oracle.py (3F+3B), and
-`LfUStep` with each auxiliary (2F+2B). Rounds are interleaved: each variant once a round, its time divided by SFT's of
-the same round, and the median of these ratios reported. Memory: the peak resident set of a process of its own that
-loads the model and takes two AdamW updates of two micro-batches each; `above_model` leaves out what the loaded model
-takes.
+A variant is a name, with options of LfUStep behind it: sft, trainer (SFTTrainer's training_step), oracle (3F+3B),
+decoder (the second pass at its barest), decoder_unpadded, lora, steering, own (LfUStep), sam or another method
+(LfUTrainer). lora:every=2 is LfUStep(model, auxiliary="lora", every=2).
+
+Time is forward and backward of one micro-batch, without the optimizer: by the clock on the wall, with --clock cpu the
+processor time (one thread on a machine that others use too), on a GPU between CUDA events. Rounds are interleaved: each variant once a
+round, its time divided by SFT's of the same round, the median of these ratios reported. Memory is the peak of two AdamW
+updates of two micro-batches: on a CPU the resident set of a process of its own, on a GPU what the allocator gave out.
+The floor is SFT plus a forward and backward of the decoder without the head: stepcost/flops.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
-from peft import LoraConfig, get_peft_model
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from lfu import LfUStep  # noqa: E402
-from lfu.objective import sft_loss  # noqa: E402
-
-# SmolLM2-135M's shape; time and memory do not depend on what the weights are.
-SHAPE: dict[str, Any] = dict(
-    vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-    num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-)  # fmt: skip
-VARIANTS = ("sft", "oracle", "lora", "steering", "own")
-
-
-def make_model(theta: str, layers: int) -> Any:
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE | {"num_hidden_layers": layers}))
-    if theta == "lora":
-        model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    return model.train()
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from lfu.evaluation.record import machine  # noqa: E402
+from lfu.files import dump_json, write_text  # noqa: E402
+from stepcost.cases import SIZES, Case  # noqa: E402
+from stepcost.clock import CLOCKS, Deadline  # noqa: E402
+from stepcost.curves import cases_of, first_cases, parse_curve  # noqa: E402
+from stepcost.flops import floors  # noqa: E402
+from stepcost.measure import Plan, measure_all  # noqa: E402
+from stepcost.memory import clear, of_this_process  # noqa: E402
+from stepcost.plots import save_plots  # noqa: E402
+from stepcost.presets import PRESETS  # noqa: E402
+from stepcost.profiling import profile_case  # noqa: E402
+from stepcost.tables import floor_table, markdown  # noqa: E402
+from stepcost.variants import parse_variant  # noqa: E402
 
 
-def make_batch(rows: int, length: int, vocabulary: int = SHAPE["vocab_size"]) -> dict[str, torch.Tensor]:
-    """Right-padded rows of 70 to 100 % of the length, a prompt of a third, as fine-tuning data are."""
-    ids = torch.randint(3, vocabulary, (rows, length))
-    mask, labels = torch.ones_like(ids), ids.clone()
-    for i in range(rows):
-        end = int(length * (1 - 0.3 * i / max(rows - 1, 1)))
-        mask[i, end:], labels[i, end:], labels[i, : length // 3] = 0, -100, -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def make_step(variant: str, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], Any]:
-    """One micro-batch of the variant, gradients left on theta."""
-    items = float((batch["labels"][:, 1:] != -100).sum())
-    if variant == "sft":
-        return lambda: sft_loss(model, batch, items).backward()
-    if variant != "oracle":
-        step = LfUStep(model, auxiliary=variant)
-        return lambda: step(batch)
-    from oracle import Oracle
-
-    oracle = Oracle(
-        model,
-        auxiliary="lora",
-        alpha=0.1,
-        lam=5.0,
-        consistency="mse",
-        layers=list(range(1, model.config.num_hidden_layers + 1)),
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=list(PRESETS), default="main", help="flags under those given (main)")
+    parser.add_argument("--theta", nargs="+", choices=("lora", "full"))
+    parser.add_argument("--variants", nargs="+", type=_checked(parse_variant), metavar="V", help="see above")
+    parser.add_argument("--curve", nargs="+", type=_checked(parse_curve), metavar="AXIS=V,V", help="length=64,128")
+    parser.add_argument("--size", choices=list(SIZES))
+    parser.add_argument("--batch", type=_at_least_one, metavar="N")
+    parser.add_argument("--length", type=_at_least_one, metavar="N", help="tokens a row, padding included")
+    parser.add_argument("--layers", type=_at_least_one, metavar="N", help="default: the size's own")
+    parser.add_argument("--rank", type=_at_least_one, metavar="N", help="of theta's LoRA (8)")
+    parser.add_argument("--rounds", type=_at_least_one, metavar="N")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--clock", choices=list(CLOCKS), help="cpu: processor time, for one thread on a shared machine (wall)"
     )
-    weights = dict(oracle.model.named_parameters())
-    a = [torch.randn(8, weights[name].shape[1]) / weights[name].shape[1] ** 0.5 for name in oracle.linear_weights()]
-    return lambda: oracle(batch, a_matrices=a)
+    parser.add_argument("--no-memory", dest="memory", action="store_false", default=None)
+    parser.add_argument("--no-flops", dest="flops", action="store_false", default=None)
+    parser.add_argument("--profile", action="store_true", default=None, help="where the time over the floor goes")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop by then, with what there is")
+    parser.add_argument("--json", metavar="FILE", help="write the result there; - for stdout")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables there (default: stdout)")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write step-cost-AXIS.png there")
+    parser.add_argument(
+        "--from-json", type=Path, metavar="FILE", help="measure nothing: tables and plots of that result"
+    )
+    parser.add_argument("--floors", nargs="+", choices=list(SIZES), metavar="SIZE", help="count alone, run nothing")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    return parser
 
 
-def seconds(run: Callable[[], Any], model: Any) -> float:
-    model.zero_grad()
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def settings_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The preset's settings under those given."""
+    common = {
+        "size": "135m", "batch": 4, "length": 128, "layers": None, "rank": 8, "dtype": "float32", "memory": True,
+        "flops": True, "profile": False, "curve": [], "clock": "wall",
+    }  # fmt: skip
+    chosen = common | PRESETS[given.preset] | {k: v for k, v in vars(given).items() if v is not None}
+    chosen["variants"] = [parse_variant(v) if isinstance(v, str) else v for v in chosen["variants"]]
+    if "sft" not in (v.text for v in chosen["variants"]):
+        parser.error("--variants must include sft: the ratios are to it")
+    if chosen["device"] == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    return chosen
 
 
-def time_theta(theta: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds, and median ratio to SFT, of each variant."""
-    model = make_model(theta, options.layers)
-    batch = make_batch(options.batch, options.length)
-    steps = {variant: make_step(variant, model, batch) for variant in options.variants}
-    taken: dict[str, list[float]] = {variant: [] for variant in steps}
-    for round_ in range(options.rounds + 1):  # the first round warms up
-        for variant, run in steps.items():
-            spent = seconds(run, model)
-            print(f"{theta:5} round {round_}/{options.rounds} {variant:9} {spent:6.2f} s", file=sys.stderr)
-            if round_:
-                taken[variant].append(spent)
-    ratio = {v: statistics.median(t / s for t, s in zip(taken[v], taken["sft"])) for v in steps}
+def measure(settings: dict[str, Any], result: dict[str, Any]) -> None:
+    """Everything that was asked for, into `result`; written out after each case."""
+    deadline = Deadline(settings.get("minutes"))
+    case = Case(**{name: settings[name] for name in ("size", "batch", "length", "layers", "rank", "dtype", "device")})
+    base = first_cases(settings["theta"], case)
+    plan = Plan(
+        settings["variants"],
+        settings["rounds"],
+        settings["memory"],
+        settings["flops"],
+        Path(__file__),
+        settings["clock"],
+    )
+    measure_all(
+        cases_of(base, settings["curve"]), plan, deadline, _say, result, lambda: write(result, settings, final=False)
+    )
+    for one in base if settings["profile"] else []:
+        if deadline.passed:
+            result["stopped"] = result.get("stopped") or "out of time before the profile"
+            break
+        _say(f"{one}: profile")
+        chosen = [v for v in settings["variants"] if v.name in ("lora", "steering", "own")]
+        result["profiles"].append(profile_case(one, chosen))
+        clear()
+
+
+def new_result(settings: dict[str, Any]) -> dict[str, Any]:
     return {
-        "seconds": {v: round(statistics.median(t), 3) for v, t in taken.items()},
-        "ratio_to_sft": {v: round(r, 3) for v, r in ratio.items()},
-    }
-
-
-def peak_memory(theta: str, variant: str, options: argparse.Namespace) -> dict[str, float]:
-    """Peak resident set, in MB, of two steps in this process: `total`, and `above_model`."""
-    model = make_model(theta, options.layers)
-    loaded = _status("VmRSS")
-    run = make_step(variant, model, make_batch(options.batch, options.length))
-    theta_parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(theta_parameters, lr=1e-6)
-    for _ in range(2):
-        for _ in range(2):  # two micro-batches an update, so that there are earlier gradients to keep
-            run()
-        if variant != "oracle":
-            optimizer.step()
-            optimizer.zero_grad()
-    peak = _status("VmHWM")
-    return {"total": round(peak), "above_model": round(peak - loaded)}
-
-
-def _status(name: str) -> float:
-    """A figure of this process's memory in MB. (Not getrusage: its maximum is inherited from the parent.)"""
-    text = Path("/proc/self/status").read_text()
-    return int(next(line for line in text.splitlines() if line.startswith(f"{name}:")).split()[1]) / 1024
-
-
-def memory_of(theta: str, variant: str, options: argparse.Namespace) -> dict[str, float]:
-    print(f"{theta:5} memory of {variant}", file=sys.stderr)
-    command = [sys.executable, __file__, "--memory-of", theta, variant]
-    for name in ("batch", "length", "layers"):
-        command += [f"--{name}", str(getattr(options, name))]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "what": "LfU step cost; ratios to SFT, medians of interleaved rounds",
+        "what": "cost of a step; ratios to SFT, medians of interleaved rounds",
         "command": " ".join(["python", "benchmarks/step_cost.py", *sys.argv[1:]]),
-        "model": f"Llama, {options.layers} layers of SmolLM2-135M's shape, random weights, float32",
-        "tokens": f"{options.batch} x {options.length}",
-        "rounds": options.rounds,
+        "dtype": settings["dtype"],
+        "clock": "CUDA events" if settings["device"] == "cuda" else settings["clock"],
+        "rounds": settings["rounds"],
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "machine": f"{platform.machine()} CPU",
-        "floor": "2F+2B without the head in the second pass; naive 3F+3B; SFT F+B",
-        "theta": {},
+        "transformers": transformers.__version__,
+        "machine": machine(),
+        "cases": [],
+        "profiles": [],
     }
-    for theta in options.theta:
-        part = time_theta(theta, options)
-        if options.memory:
-            memory = {variant: memory_of(theta, variant, options) for variant in options.variants}
-            part["peak_memory_mb"] = memory
-            part["memory_ratio_to_sft"] = {
-                kind: {v: round(m[kind] / memory["sft"][kind], 3) for v, m in memory.items()}
-                for kind in ("total", "above_model")
-            }
-        result["theta"][theta] = part
-    return result
 
 
-def table(result: dict[str, Any]) -> str:
-    lines = [f"{'theta':6} {'step':10} {'seconds':>8} {'x SFT':>6} {'peak MB':>8} {'x SFT':>6}"]
-    for theta, part in result["theta"].items():
-        for variant, spent in part["seconds"].items():
-            line = f"{theta:6} {variant:10} {spent:8.2f} {part['ratio_to_sft'][variant]:6.2f}"
-            if "peak_memory_mb" in part:
-                line += f" {part['peak_memory_mb'][variant]['total']:8.0f}"
-                line += f" {part['memory_ratio_to_sft']['total'][variant]:6.2f}"
-            lines.append(line)
-    return "\n".join(lines)
+def write(result: dict[str, Any], settings: dict[str, Any], *, final: bool = True) -> None:
+    """The files that were asked for; on stdout only what is final."""
+    for target, text in ((settings.get("json"), dump_json(result)), (settings.get("markdown"), markdown(result))):
+        if target and target != "-":
+            write_text(Path(target), text.rstrip() + "\n")
+        elif target and final:
+            print(text)
+    if final and not settings.get("json") and not settings.get("markdown"):
+        print(markdown(result))
+    if final and settings.get("plots"):
+        for file in save_plots(result, settings["plots"]):
+            _say(f"plot {file}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="PATH", help="write the JSON object there; - for stdout")
-    parser.add_argument("--theta", nargs="+", choices=("lora", "full"), default=["lora", "full"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"])
-    parser.add_argument("--no-memory", dest="memory", action="store_false")
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.memory_of:
-        theta, variant = options.memory_of
-        print(json.dumps(peak_memory(theta, variant, options)))
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
+    given = parser.parse_args(argv)
+    if given.memory_of:
+        print(json.dumps(of_this_process(json.loads(given.memory_of[0]), given.memory_of[1])))
         return
-    if "sft" not in options.variants:
-        parser.error("--variants must include sft: the ratios are to it")
-    result = measure(options)
-    if options.json == "-":
-        print(json.dumps(result, indent=2))
-    else:
-        print(table(result))
-        if options.json:
-            Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+    transformers.utils.logging.set_verbosity_error()
+    if given.from_json:
+        write(json.loads(given.from_json.read_text()), {k: v for k, v in vars(given).items() if v is not None})
+        return
+    settings = settings_of(given, parser)
+    if given.floors:
+        cases = [
+            Case(theta, size, settings["batch"], settings["length"], rank=settings["rank"])
+            for theta in settings["theta"] for size in given.floors
+        ]  # fmt: skip
+        print(floor_table([{"case": asdict(case), "floor": floors(case)} for case in cases]))
+        return
+    result = new_result(settings)
+    try:
+        measure(settings, result)
+    except KeyboardInterrupt:
+        result["stopped"] = "interrupted"
+    write(result, settings)
+
+
+def _checked(parse: Any) -> Any:
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The parts of benchmarks/step_cost.py, one idea a file."""

@@ -1,0 +1,123 @@
+"""One case measured, and many: results grow case by case, and are handed on after each."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lfu.errors import one_line
+from stepcost.cases import Case, make_batch, make_model
+from stepcost.clock import Deadline, interleave, paired_ratios, seconds
+from stepcost.flops import count, floors
+from stepcost.memory import clear, peak_memory
+from stepcost.variants import Variant, make_step
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How each case is measured.
+
+    Attributes:
+        variants: `sft` among them.
+        rounds: counted ones; one more warms up.
+        memory, flops: whether to measure them.
+        script: what a process that measures memory runs.
+        clock: `wall` or `cpu`.
+    """
+
+    variants: Sequence[Variant]
+    rounds: int
+    memory: bool
+    flops: bool
+    script: Path
+    clock: str = "wall"
+
+
+def measure_case(case: Case, plan: Plan, deadline: Deadline, say: Say) -> dict[str, Any] | None:
+    """Seconds, ratios to SFT, FLOPs, memory, floors; None if the deadline left no whole round.
+
+    A variant that can't run (too little memory, a method that refuses this theta) is named in `failed` with the reason.
+    """
+    failed: dict[str, str] = {}
+    taken, flops = _time_and_count(case, plan, deadline, say, failed)
+    clear()
+    if not taken.get("sft"):
+        return {"case": asdict(case), "failed": failed} if failed else None
+    found: dict[str, Any] = {
+        "case": asdict(case),
+        "floor": floors(case),
+        "rounds": len(taken["sft"]),
+        "seconds": {name: statistics.median(times) for name, times in taken.items()},
+        "ratio": paired_ratios(taken),
+        "flops": flops,
+        "failed": failed,
+    }
+    if plan.memory:
+        found["memory_mb"] = _memories(case, plan, deadline, say, failed)
+    return found
+
+
+def _time_and_count(
+    case: Case, plan: Plan, deadline: Deadline, say: Say, failed: dict[str, str]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    try:
+        model = make_model(case)
+    except Exception as error:  # out of memory comes as several types
+        failed["model"] = one_line(error)
+        return {}, {}
+    batch = make_batch(case.batch, case.length, case.shape["vocab_size"], case.device)
+    samples: dict[str, Callable[[], float]] = {}
+    flops: dict[str, float] = {}
+    for variant in plan.variants:
+        if deadline.passed:
+            return {}, {}
+        try:
+            run = make_step(variant, model, batch)
+            if plan.flops:
+                flops[variant.text] = count(lambda: [run() for _ in range(variant.calls)]) / variant.calls  # noqa: B023
+            else:
+                run()
+            samples[variant.text] = partial(seconds, run, model, case.device, variant.calls, plan.clock)
+        except Exception as error:
+            failed[variant.text] = one_line(error)[:300]
+            say(f"{case}: {variant.text} left out: {failed[variant.text]}")
+        model.zero_grad()
+        clear()
+    if "sft" not in samples:
+        return {}, {}
+    return interleave(samples, plan.rounds, deadline, lambda text: say(f"{case}: {text}")), flops
+
+
+def _memories(case: Case, plan: Plan, deadline: Deadline, say: Say, failed: dict[str, str]) -> dict[str, Any]:
+    found = {}
+    for variant in plan.variants:
+        if variant.text in failed or deadline.passed:
+            continue
+        say(f"{case}: memory of {variant.text}")
+        try:
+            found[variant.text] = peak_memory(case, variant, plan.script)
+        except Exception as error:
+            failed[f"memory of {variant.text}"] = one_line(error)[:300]
+            clear()
+    return found
+
+
+def measure_all(
+    cases: Sequence[Case], plan: Plan, deadline: Deadline, say: Say, result: dict[str, Any], keep: Callable[[], None]
+) -> None:
+    """Adds each case to `result["cases"]` and calls `keep` after it; stops at the deadline, and says so there."""
+    for number, case in enumerate(cases):
+        found = None if deadline.passed else measure_case(case, plan, deadline, say)
+        if found is not None:
+            result["cases"].append(found)
+        if found is None or (deadline.passed and number + 1 < len(cases)):
+            result["stopped"] = f"out of time after {len(result['cases'])} of {len(cases)} cases"
+            keep()
+            return
+        keep()

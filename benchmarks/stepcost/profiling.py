@@ -1,0 +1,90 @@
+"""Where the time over the floor goes: torch.profiler, operations in groups, SFT and a bare second pass beside LfU."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from stepcost.cases import Case, make_batch, make_model
+from stepcost.clock import seconds
+from stepcost.variants import Variant, make_step, parse_variant
+from torch.profiler import ProfilerActivity, profile
+
+# group -> what an operation's name holds; the first that fits counts
+GROUPS: dict[str, tuple[str, ...]] = {
+    "optimizer": ("adam", "_foreach", "optimizer"),
+    "attention": ("attention", "fmha"),
+    "matrix products": ("::mm", "::addmm", "::bmm", "::baddbmm", "::linear", "::matmul", "gemm"),
+    "loss (softmax, nll)": ("softmax", "nll_loss", "cross_entropy"),
+    "copies and gathers": (
+        "copy", "::cat", "clone", "index", "gather", "scatter", "embedding", "fill_", "zero", "::to", "contiguous",
+        "memcpy", "memset",
+    ),
+    "views and allocation": (
+        "view", "::t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "as_strided",
+        "empty", "resize", "detach", "alias", "reshape", "flatten", "narrow", "split", "chunk", "unbind", "result_type",
+    ),
+}  # fmt: skip
+ELEMENTWISE, OTHER = "elementwise and sums", "python, dispatch, waiting"
+
+
+def group_of(name: str) -> str:
+    """The group of an operation such as `aten::addmm`."""
+    name = name.lower()
+    for group, parts in GROUPS.items():
+        for part in parts:
+            if name == f"aten{part}" or (not part.startswith("::") and part in name):
+                return group
+            if part.startswith("::") and part not in ("::t", "::to", "::mm") and part in name:
+                return group
+    return ELEMENTWISE
+
+
+def profiled(run: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds of one call by group; what no operation accounts for is `OTHER`."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    start = time.perf_counter()
+    with profile(activities=activities) as found:
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    groups: dict[str, float] = defaultdict(float)
+    for event in found.key_averages():
+        spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        if event.key.startswith("aten::") or device == "cuda":
+            groups[group_of(event.key)] += spent / 1e6
+    groups[OTHER] = max(wall - sum(groups.values()), 0.0)
+    return dict(groups)
+
+
+def profile_case(case: Case, variants: list[Variant], rounds: int = 3) -> dict[str, Any]:
+    """Seconds by group of SFT, the bare second pass, the optimizer, and each variant, in the shortest of the rounds.
+
+    `left_over`: variant - SFT - second pass, what LfU spends above the padded floor.
+    """
+    model = make_model(case)
+    batch = make_batch(case.batch, case.length, case.shape["vocab_size"], case.device)
+    runs = {name: make_step(parse_variant(name), model, batch) for name in ("sft", "decoder")}
+    runs |= {v.text: make_step(v, model, batch) for v in variants}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    for run in runs.values():
+        seconds(run, model, case.device)  # warm
+    samples: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, run in runs.items():
+            model.zero_grad()
+            samples[name].append(profiled(run, case.device))
+        samples["optimizer"].append(profiled(optimizer.step, case.device))
+    # the least disturbed one: medians by group would not add up
+    parts = {name: min(found, key=lambda one: sum(one.values())) for name, found in samples.items()}
+    names = [*GROUPS, ELEMENTWISE, OTHER]
+    table = {name: {group: part.get(group, 0.0) for group in names} for name, part in parts.items()}
+    left = {
+        v.text: {g: table[v.text][g] - table["sft"][g] - table["decoder"][g] for g in names} for v in variants
+    }  # fmt: skip
+    return {"case": str(case), "seconds": table, "left_over": left, "rounds": rounds}

@@ -1,0 +1,151 @@
+"""Results as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stepcost.cases import AXES, Case
+from stepcost.curves import curve, is_number
+from stepcost.profiling import ELEMENTWISE, GROUPS, OTHER
+
+TITLES = {
+    "sft": "SFT, F+B",
+    "trainer": "SFTTrainer's training_step",
+    "oracle": "naive step (oracle), 3F+3B",
+    "decoder": "decoder alone, padded",
+    "decoder_unpadded": "decoder alone, unpadded",
+    "lora": "LfU, LoRA",
+    "steering": "LfU, steering",
+    "own": "LfU, own",
+    "sam": "SAM",
+}
+PLAIN_PASSES = ("decoder", "decoder_unpadded")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All tables of a result, each under its heading."""
+    parts = [_about(result)]
+    if result.get("floors"):
+        parts += ["### The floor, counted", floor_table(result["floors"])]
+    for one in result["cases"]:
+        parts += [f"### {Case(**one['case'])}", case_table(one) if "seconds" in one else "", _failures(one)]
+    for axis in AXES:
+        if found := curve(result, axis):
+            parts += [f"### Along {axis}", curve_table(found, axis)]
+    for one in result.get("profiles", []):
+        parts += [f"### Profile: {one['case']}", profile_table(one)]
+    if result.get("stopped"):
+        parts.append(f"Stopped: {result['stopped']}.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _about(result: dict[str, Any]) -> str:
+    how = f"{result['rounds']} interleaved rounds, ratios are medians of time over SFT's in the same round"
+    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
+    where = f"{result['machine']}, {threads}, torch {result['torch']}, {result['dtype']}"
+    return f"`{result['command']}`; {where}; clock: {result['clock']}; {how}."
+
+
+def case_table(one: dict[str, Any]) -> str:
+    """Seconds, ratio, arithmetic and memory of each variant, with the floors among them.
+
+    `over the floor`: how much more than the padded floor's own measured time (SFT + decoder) it took.
+    """
+    memory, flops, ratio = one.get("memory_mb", {}), one["flops"], one["ratio"]
+    sft = sum(one["floor"]["sft"].values())
+    heads = ["step", "seconds", "x SFT", "over the floor", "GFLOP", "FLOP x SFT"] + ["peak MB", "x SFT"] * bool(memory)
+    floor = 1 + ratio["decoder"] if "decoder" in ratio else None
+    rows: list[list[str]] = []
+    for name, spent in one["seconds"].items():
+        over = ratio[name] / floor - 1 if floor and name not in ("sft", "trainer", *PLAIN_PASSES) else None
+        row = [TITLES.get(name, f"`{name}`"), f"{spent:.3f}", f"{ratio[name]:.2f}", _percent(over)]
+        row += [f"{flops[name] / 1e9:,.1f}", f"{flops[name] / sft:.2f}"] if name in flops else ["", ""]
+        if memory:
+            row += _memory_cells(memory, name)
+        rows.append(row)
+    for title, decoder, key in (
+        ("padded", "decoder", "floor_padded"),
+        ("unpadded", "decoder_unpadded", "floor_unpadded"),
+    ):
+        timed = f"{1 + ratio[decoder]:.2f}" if decoder in ratio else ""
+        counted = one["floor"][key]
+        row = [f"*floor, {title}*", "", timed, "", f"{counted * sft / 1e9:,.1f}", f"{counted:.2f}"]
+        rows.append(row + ["", ""] * bool(memory))
+    return table(heads, rows)
+
+
+def _memory_cells(memory: dict[str, Any], name: str) -> list[str]:
+    if name not in memory:
+        return ["", ""]
+    base = memory.get("sft", {}).get("total")
+    return [f"{memory[name]['total']:,.0f}", f"{memory[name]['total'] / base:.2f}" if base else ""]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:+.0f} %"
+
+
+def _failures(one: dict[str, Any]) -> str:
+    return "\n".join(f"- {name}: left out: {why}" for name, why in one["failed"].items())
+
+
+def floor_table(found: Sequence[dict[str, Any]]) -> str:
+    """The arithmetic of each case, in TFLOP a micro-batch, and the floors as multiples of SFT's."""
+    heads = [
+        "theta", "model", "parameters", "trained", "tokens", "SFT F", "SFT B", "second F", "second B", "floor, padded",
+        "floor, unpadded",
+    ]  # fmt: skip
+    rows = []
+    for one in found:
+        case, passes = (
+            one["case"],
+            [one["floor"][p][d] for p in ("sft", "second_pass") for d in ("forward", "backward")],
+        )
+        floor = one["floor"]
+        rows.append(
+            [case["theta"], case["size"], f"{floor['parameters'] / 1e6:,.0f} M", f"{floor['trained'] / 1e6:,.1f} M",
+             f"{case['batch']} x {case['length']}", *(f"{n / 1e12:.3g}" for n in passes),
+             f"{floor['floor_padded']:.2f}", f"{floor['floor_unpadded']:.2f}"]
+        )  # fmt: skip
+    return table(heads, rows)
+
+
+def curve_table(found: dict[str, Any], axis: str) -> str:
+    """Ratio to SFT at each point, and the slopes: seconds grow as x^p, the ratio by so much a doubling."""
+    xs = next(iter(found.values()))["x"]
+    heads = ["theta", "step", *(_point(x, axis) for x in xs), "seconds ~ x^p", "ratio a doubling"]
+    rows = []
+    for theta, part in found.items():
+        for name, ratios in part["ratio"].items():
+            p, slope = part["exponent"][name], part["per_doubling"][name]
+            cells = [f"{r:.2f}" for r in ratios] + [""] * (len(xs) - len(ratios))
+            rows.append(
+                [theta, TITLES.get(name, f"`{name}`"), *cells, f"{p:.2f}", f"{slope:+.3f}" if is_number(slope) else ""]
+            )
+        rows.append([theta, "*floor, padded (counted)*", *(f"{r:.2f}" for r in part["floor_padded"]), "", ""])
+    return table(heads, rows)
+
+
+def _point(x: float, axis: str) -> str:
+    return f"{x / 1e6:,.0f} M" if axis == "size" else f"{x:,.0f}"
+
+
+def profile_table(one: dict[str, Any]) -> str:
+    """Milliseconds by group of operations; `left over` is the step without SFT and the bare second pass."""
+    seconds, left = one["seconds"], one["left_over"]
+    heads = ["group", "SFT", "decoder alone", *(w for name in left for w in (name, "left over")), "optimizer"]
+    rows = []
+    for group in [*GROUPS, ELEMENTWISE, OTHER, "all"]:
+        value = lambda part, group=group: sum(part.values()) if group == "all" else part[group]
+        cells = [value(seconds["sft"]), value(seconds["decoder"])]
+        for name in left:
+            cells += [value(seconds[name]), value(left[name])]
+        rows.append([group, *(f"{1000 * cell:,.1f}" for cell in [*cells, value(seconds["optimizer"])])])
+    return table(heads, rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in ([*heads], ["---"] * len(heads), *rows)]
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""What is timed: one micro-batch of SFT, of LfU with any options, of a method's trainer, or of the naive step."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lfu import LfUStep
+from lfu.anatomy import anatomy
+from lfu.errors import did_you_mean
+from lfu.methods import REGISTRY
+from lfu.objective import sft_loss
+from lfu.undesirable import KINDS
+from stepcost.cases import needed_lengths
+
+# What is neither an auxiliary (LfUStep) nor a method (LfUTrainer).
+PLAIN = {
+    "sft": "forward and backward of the plain loss (F+B): what all ratios are to",
+    "trainer": "training_step of TRL's SFTTrainer",
+    "oracle": "the naive step of tests/oracle.py (3F+3B)",
+    "decoder": "forward and backward of the decoder alone, no head: the second pass at its barest",
+    "decoder_unpadded": "the same over the unpadded tokens up to the last label, packed in one row",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A name and its options, as `lora:every=2` gives them."""
+
+    text: str
+    name: str
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def calls(self) -> int:
+        """Micro-batches of one sample: an option `every` makes them differ in cost, so a whole cycle is timed."""
+        every = self.options.get("every", 1)
+        return every if isinstance(every, int) and every > 0 else 1
+
+
+def parse_variant(text: str) -> Variant:
+    """`lora:every=2,alpha=0.05` -> its auxiliary and the keywords of `LfUStep` or of the auxiliary (`rank=16`).
+
+    Raises:
+        ValueError: an unknown name or option, or no `key=value`.
+    """
+    name, _, rest = text.partition(":")
+    known = [*PLAIN, *KINDS, *(m for m in REGISTRY if m != "sft")]
+    if name not in known:
+        raise ValueError(f"unknown variant {name!r}: use one of {', '.join(known)}.{did_you_mean(name, known)}")
+    options: dict[str, Any] = {}
+    for part in rest.replace(":", ",").split(",") if rest else []:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"{text!r}: {part!r} is not of the form option=value, as in lora:alpha=0.05")
+        options[key.strip()] = _value(value.strip())
+    _check_options(text, name, options)
+    return Variant(text, name, options)
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    try:
+        return words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _check_options(text: str, name: str, options: dict[str, Any]) -> None:
+    if name in PLAIN and options:
+        raise ValueError(f"{text!r}: {name} takes no options")
+    if name in KINDS:
+        known = [*_keywords(LfUStep), *_keywords(KINDS[name])]
+        for key in options:
+            if key not in known:
+                raise ValueError(f"{text!r}: LfUStep has no option {key!r}.{did_you_mean(key, known)}")
+
+
+def _keywords(cls: Any) -> list[str]:
+    inside = ("self", "model", "auxiliary", "loss_fn", "backward", "autocast", "grad_scaler")
+    return [name for name in inspect.signature(cls.__init__).parameters if name not in (*inside, "args", "kwargs")]
+
+
+def make_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    """One micro-batch of the variant on a twin of `model`, gradients left on theta.
+
+    Args:
+        variant: what to run.
+        model: a model of `make_model`; its parameters are shared, its modules are not: hooks and TRL's patched forward
+            of one variant don't reach another.
+        batch: of `make_batch`, on the model's device.
+    """
+    twin = twin_of(model)
+    items = float((batch["labels"][:, 1:] != -100).sum())
+    if variant.name == "sft":
+        return lambda: sft_loss(twin, batch, items).backward()
+    if variant.name.startswith("decoder"):
+        return _decoder_step(twin, batch, unpadded=variant.name == "decoder_unpadded")
+    if variant.name == "oracle":
+        return _oracle_step(twin, batch)
+    if variant.name in KINDS:
+        own = _keywords(KINDS[variant.name])
+        auxiliary = KINDS[variant.name](**{k: v for k, v in variant.options.items() if k in own})
+        step = LfUStep(twin, auxiliary=auxiliary, **{k: v for k, v in variant.options.items() if k not in own})
+        return lambda: step(batch)
+    return _trainer_step(variant, twin, batch, items)
+
+
+def twin_of(model: Any) -> Any:
+    """A copy of the modules with the same parameters in them."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _decoder_step(model: Any, batch: dict[str, torch.Tensor], unpadded: bool) -> Callable[[], Any]:
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if unpadded:
+        rows = [(ids[:n], torch.arange(n, device=ids.device)) for ids, n in zip(batch["input_ids"], lengths_of(batch))]
+        inputs = {  # as TRL's padding-free batches: the restarting positions part the rows
+            "input_ids": torch.cat([ids for ids, _ in rows])[None],
+            "position_ids": torch.cat([places for _, places in rows])[None],
+        }
+    decoder = anatomy(model).decoder
+    return lambda: decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
+
+
+def lengths_of(batch: dict[str, torch.Tensor]) -> list[int]:
+    """`needed_lengths` of a batch."""
+    return needed_lengths(batch["labels"])
+
+
+def _oracle_step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], Any]:
+    from oracle import Oracle
+
+    depth, device = model.config.num_hidden_layers, batch["input_ids"].device
+    oracle = Oracle(
+        model, auxiliary="lora", alpha=0.1, lam=5.0, consistency="mse", layers=list(range(1, depth + 1)),
+    )  # fmt: skip
+    weights = dict(oracle.model.named_parameters())
+    shapes = [weights[name] for name in oracle.linear_weights()]
+    a = [torch.randn(8, w.shape[1], device=device, dtype=w.dtype) / w.shape[1] ** 0.5 for w in shapes]
+
+    def run() -> None:
+        inside: AbstractContextManager[Any] = nullcontext() if device.type == "cpu" else device
+        with inside:  # it makes its B on the default device
+            oracle(batch, a_matrices=a)
+
+    return run
+
+
+def _trainer_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor], items: float) -> Callable[[], Any]:
+    trainer = make_trainer(variant, model, batch)
+    count = torch.tensor(int(items), device=batch["input_ids"].device)
+
+    def run() -> None:
+        trainer.training_step(trainer.model, dict(batch), num_items_in_batch=count)
+        trainer._metrics["train"].clear()
+
+    return run
+
+
+def make_trainer(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> Any:
+    """SFTTrainer, or LfUTrainer with a method: `sam:rho=0.1` by its knobs, `lfu:alpha=0.05` by the config's fields."""
+    from datasets import Dataset
+    from lfu import LfUConfig, LfUTrainer
+    from tiny_folder import byte_tokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    settings: dict[str, Any] = dict(
+        output_dir=str(Path(tempfile.gettempdir()) / "lfu-step-cost"), report_to="none", bf16=False,
+        use_cpu=batch["input_ids"].device.type == "cpu", gradient_checkpointing=False, disable_tqdm=True,
+        per_device_train_batch_size=len(batch["input_ids"]), gradient_accumulation_steps=1,
+        max_length=batch["input_ids"].shape[1], dataloader_pin_memory=False,
+    )  # fmt: skip
+    rows = Dataset.from_dict({name: batch[name].tolist() for name in ("input_ids", "labels")})
+    if variant.name == "trainer":
+        trainer = SFTTrainer(model, args=SFTConfig(**settings), train_dataset=rows, processing_class=byte_tokenizer())
+    else:
+        own = {"method": variant.name, "advice": False}
+        if variant.name.startswith("lfu"):
+            own |= variant.options
+        elif variant.options:
+            own["method_args"] = {f"{variant.name}.{key}": value for key, value in variant.options.items()}
+        trainer = LfUTrainer(
+            model, args=LfUConfig(**settings, **own), train_dataset=rows, processing_class=byte_tokenizer()
+        )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
