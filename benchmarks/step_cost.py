@@ -11,9 +11,10 @@ decoder (the second pass at its barest), decoder_unpadded, lora, steering, own (
 (LfUTrainer). lora:every=2 is LfUStep(model, auxiliary="lora", every=2).
 
 Time is forward and backward of one micro-batch, without the optimizer: by the clock on the wall, with --clock cpu the
-processor time (one thread on a machine that others use too), on a GPU between CUDA events. Rounds are interleaved: each variant once a
-round, its time divided by SFT's of the same round, the median of these ratios reported. Memory is the peak of two AdamW
-updates of two micro-batches: on a CPU the resident set of a process of its own, on a GPU what the allocator gave out.
+processor time (one thread on a machine that others use too), on a GPU between CUDA events. Rounds are interleaved: each
+variant once a round, its time divided by SFT's of the same round, the median of these ratios reported. Memory is the
+peak of two AdamW updates of two micro-batches: on a CPU the resident set of a process of its own, on a GPU what the
+allocator gave out.
 The floor is SFT plus a forward and backward of the decoder without the head: stepcost/flops.py.
 """
 
@@ -31,8 +32,6 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from lfu.evaluation.record import machine  # noqa: E402
-from lfu.files import dump_json, write_text  # noqa: E402
 from stepcost.cases import SIZES, Case  # noqa: E402
 from stepcost.clock import CLOCKS, Deadline  # noqa: E402
 from stepcost.curves import cases_of, first_cases, parse_curve  # noqa: E402
@@ -44,6 +43,9 @@ from stepcost.presets import PRESETS  # noqa: E402
 from stepcost.profiling import profile_case  # noqa: E402
 from stepcost.tables import floor_table, markdown  # noqa: E402
 from stepcost.variants import parse_variant  # noqa: E402
+
+from lfu.evaluation.record import machine  # noqa: E402
+from lfu.files import dump_json, write_text  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:

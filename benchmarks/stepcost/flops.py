@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from lfu.anatomy import anatomy
 from lfu.objective import sft_loss
 from stepcost.cases import Case, make_batch, make_model, needed_lengths
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count(run: Callable[[], Any]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from stepcost.cases import Case, make_batch, make_model
 from stepcost.variants import Variant, make_step, parse_variant
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from stepcost.cases import Case, make_batch, make_model
 from stepcost.clock import seconds
 from stepcost.variants import Variant, make_step, parse_variant
-from torch.profiler import ProfilerActivity, profile
 
 # group -> what an operation's name holds; the first that fits counts
 GROUPS: dict[str, tuple[str, ...]] = {

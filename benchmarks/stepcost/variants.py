@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lfu import LfUStep
 from lfu.anatomy import anatomy
 from lfu.errors import did_you_mean
@@ -169,9 +170,10 @@ def _trainer_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor], 
 def make_trainer(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> Any:
     """SFTTrainer, or LfUTrainer with a method: `sam:rho=0.1` by its knobs, `lfu:alpha=0.05` by the config's fields."""
     from datasets import Dataset
-    from lfu import LfUConfig, LfUTrainer
     from tiny_folder import byte_tokenizer
     from trl import SFTConfig, SFTTrainer
+
+    from lfu import LfUConfig, LfUTrainer
 
     settings: dict[str, Any] = dict(
         output_dir=str(Path(tempfile.gettempdir()) / "lfu-step-cost"), report_to="none", bf16=False,

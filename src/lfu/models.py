@@ -231,7 +231,7 @@ def embedded_gguf() -> Path:
 
 
 def embedded_folder() -> Path:
-    """The folder with the embedded model as float32 safetensors, converted on first use (about half a minute).
+    """The folder with the embedded model as float32 safetensors, converted on first use (some ten seconds).
 
     Safe with several processes: one converts, the others wait, and a folder appears only when it is complete.
 
@@ -269,7 +269,7 @@ def _convert(gguf: Path, target: Path) -> Path:
     """Writes the model beside `target`, then renames it: a conversion that was killed leaves no `target`."""
     for left_over in target.parent.glob(f".{CACHE_PREFIX}*"):  # of a killed conversion: the lock is ours now
         shutil.rmtree(left_over, ignore_errors=True)
-    print(f"lfu: converting the embedded model once, about half a minute (kept in {target})", file=sys.stderr)
+    print(f"lfu: converting the embedded model once, some ten seconds (kept in {target})", file=sys.stderr)
     # a `target` is there already only where somebody took files out of it
     with new_folder(target, prefix=f".{CACHE_PREFIX}") as work:
         _write_float32(gguf, work)
@@ -277,21 +277,6 @@ def _convert(gguf: Path, target: Path) -> Path:
 
 
 def _write_float32(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from lfu.unpack import write_float32
 
-    options: dict[str, Any] = {"gguf_file": gguf.name}
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
-    config = loaded.config
-    # transformers refuses to save a model that it loaded from GGUF: a fresh model of the same shape takes its weights.
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.tie_weights()
-    model.generation_config = loaded.generation_config
-    for settings in (model.config, model.generation_config):
-        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_float32(gguf, folder)
