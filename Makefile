@@ -11,7 +11,7 @@ help:
 	@echo "make test    lint and the test suite"
 	@echo "make soak    kill -9 over 50 runs, thousands of wrong inputs: the slow tests (about 15 minutes)"
 	@echo "make study   every method on a small model trained from scratch: gain and forgetting, exactly"
-	@echo "make bench   step time and memory of LfU beside SFT and the naive step"
+	@echo "make bench   time, memory and arithmetic of a step beside SFT's, the naive one's and the floor"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation site in site/, every link checked"
 	@echo "make wheel   build the wheel, and use it where there is no source tree"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lfu.cli.parser import LineParser
-from lfu.errors import value_errors_are_the_users
-
-if TYPE_CHECKING:
-    from lfu.methods.method import Method
+from lfu.errors import UserError
+from lfu.methods import REGISTRY, unknown_method
+from lfu.methods.about import About, about
 
 # Written by benchmarks/method_cost.py: what each method's step cost beside SFT's, in one run.
 COSTS = Path(__file__).parent.parent / "methods" / "costs.json"
@@ -26,13 +23,12 @@ def run(argv: list[str]) -> int:
     parser = LineParser(prog="lfu methods", description=__doc__)
     parser.add_argument("name", nargs="?", help="a method to tell more about")
     name = parser.parse_args(argv).name
-    from lfu.methods import REGISTRY, method_class
-
+    if name and name not in REGISTRY:
+        raise UserError(unknown_method(name))
     if name:
-        with value_errors_are_the_users():
-            print(_one(method_class(name)))
+        print(_one(about(name)))
     else:
-        _print_table([method_class(name) for name in REGISTRY])
+        _print_table([about(name) for name in REGISTRY])
     return 0
 
 
@@ -47,7 +43,7 @@ def cost_of(name: str, costs: dict) -> str:
     return " / ".join(f"{ratio[theta]:.2f}" if ratio.get(theta) else "-" for theta in ("lora", "full"))
 
 
-def _print_table(methods: list[type[Method]]) -> None:
+def _print_table(methods: list[About]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -67,8 +63,8 @@ def _print_table(methods: list[type[Method]]) -> None:
     )
 
 
-def _one(method: type[Method]) -> str:
-    from lfu.methods.method import PLACES, knobs_of
+def _one(method: About) -> str:
+    from lfu.methods.method import PLACES
 
     costs = measured()
     places = "; ".join(f"{place} ({PLACES[place]})" for place in method.places) or "none"
@@ -76,7 +72,7 @@ def _one(method: type[Method]) -> str:
     lines = [
         f"{method.name}: {method.summary}",
         "",
-        inspect.getdoc(method) or "",
+        method.doc,
         "",
         f"source    {method.source}",
         f"protects  {method.protects}",
@@ -84,7 +80,7 @@ def _one(method: type[Method]) -> str:
         f"cost      {cost_of(method.name, costs)} x SFT (LoRA / full theta). {costs['how']}",
         *once,
     ]
-    knobs = [f"  {method.name}.{f.name}={f.default}  {f.metadata['help']}" for f in knobs_of(method)]
+    knobs = [f"  {method.name}.{name}={default}  {help}" for name, default, help in method.knobs]
     own = "the config's own: alpha, lam, auxiliary, ..." if method.places == ("step",) else "none"
     lines += ["knobs, for --method_args:", *knobs] if knobs else [f"knobs     {own}"]
     return "\n".join(lines)

@@ -15,11 +15,11 @@ import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-
 from lfu.errors import UserError, did_you_mean, one_line
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not wait for
+    from datasets import Dataset
+
     from lfu.annotations import Tokenizer
 
 TEMPLATES = ("auto", "chat", "alpaca", "none")
@@ -191,6 +191,8 @@ def _render_rows(dataset: Dataset, reader: Reader, template: str, system: str | 
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"data row {number}: {one_line(error)}") from error
         rows.append(_render(turns, extra, template, system))
+    from datasets import Dataset
+
     return Dataset.from_list(rows)
 
 

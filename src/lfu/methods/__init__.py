@@ -47,9 +47,14 @@ def method_class(name: str) -> type[Method]:
         ValueError: no such method, with the closest names.
     """
     if name not in REGISTRY:
-        raise ValueError(f"unknown method {name!r}: use one of {', '.join(REGISTRY)}.{did_you_mean(name, REGISTRY)}")
+        raise ValueError(unknown_method(name))
     module, _, attribute = REGISTRY[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def unknown_method(name: str) -> str:
+    """What is said of a method that is not in `REGISTRY`."""
+    return f"unknown method {name!r}: use one of {', '.join(REGISTRY)}.{did_you_mean(name, REGISTRY)}"
 
 
 def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) -> list[Method]:

@@ -7,7 +7,6 @@ from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
-from datasets import IterableDataset
 
 from lfu.advice import Advice
 from lfu.consistency import consistency_of
@@ -185,5 +184,7 @@ def _refuse_setup(trainer: Any) -> None:
         )
     if getattr(trainer, "_is_vision_dataset", False):
         raise ValueError("LfU compares text layers: vision-language data sets are not supported")
+    from datasets import IterableDataset  # half a second of importing that `lfu train --help` need not wait for
+
     if trainer.args.ascent_batch == "independent" and isinstance(trainer.train_dataset, IterableDataset):
         raise ValueError("ascent_batch='independent' draws rows by number: a streamed data set has none")

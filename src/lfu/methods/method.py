@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
+if TYPE_CHECKING:  # `lfu methods` lists what there is without waiting for torch
+    import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset
