@@ -23,8 +23,8 @@ def write_gguf(path, *, tied=True, arch="llama", drop="", more=""):
         shapes["output"] = (VOCAB, HIDDEN), kinds.F16
     for i in range(LAYERS):
         block = {
-            "attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // HEADS * KV, HIDDEN), "attn_v": (HIDDEN // HEADS * KV, HIDDEN),
-            "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
+            "attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // HEADS * KV, HIDDEN),
+            "attn_v": (HIDDEN // HEADS * KV, HIDDEN), "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
             "ffn_down": (HIDDEN, INNER), "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,),
         }  # fmt: skip
         for name, shape in block.items():
@@ -81,8 +81,8 @@ def test_the_weights_are_those_of_transformers_bit_for_bit(tmp_path, tied):
         assert torch.equal(value, expected[name]), name
     assert (ours.lm_head.weight is ours.model.embed_tokens.weight) == tied
     assert ours.config.eos_token_id == ours.generation_config.eos_token_id == 2
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert (
+    ids = AutoTokenizer.from_pretrained(folder)("abcd")["input_ids"]
+    assert ids == AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)("abcd")["input_ids"]
         tokenizer("abcd")["input_ids"]
         == AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)("abcd")["input_ids"]
     )

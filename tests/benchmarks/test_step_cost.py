@@ -21,7 +21,7 @@ from stepcost.variants import make_step, parse_variant, twin_of
 TINY = Case("full", "tiny", batch=2, length=12)
 
 
-# -- arithmetic ----------------------------------------------------------------------------------------------------------
+# -- arithmetic ------------------------------------------------------------------------------------
 
 
 def test_a_matrix_product_counts_two_a_multiplication_and_twice_that_backward():
@@ -71,7 +71,7 @@ def test_the_unpadded_pass_sees_what_the_padded_one_sees():
     torch.testing.assert_close(packed, torch.cat([h[:n] for h, n in zip(padded, lengths)]), rtol=1e-4, atol=1e-5)
 
 
-# -- time ----------------------------------------------------------------------------------------------------------------
+# -- time ------------------------------------------------------------------------------------------
 
 
 def test_ratios_are_medians_of_pairs_not_ratios_of_medians():
@@ -88,7 +88,7 @@ def test_the_first_round_warms_up_and_a_cut_round_is_dropped():
     assert interleave({"a": sample("a")}, 2, Deadline(0), lambda text: None) == {"a": []}
 
 
-# -- fits ----------------------------------------------------------------------------------------------------------------
+# -- fits ------------------------------------------------------------------------------------------
 
 
 @given(st.floats(-3, 3), st.floats(0.1, 10))
@@ -105,7 +105,7 @@ def test_fits_of_one_point_and_of_what_has_no_logarithm():
         exponent([1.0, 2.0], [0.0, 1.0])
 
 
-# -- what is typed -------------------------------------------------------------------------------------------------------
+# -- what is typed ---------------------------------------------------------------------------------
 
 
 def test_variants_are_keywords_of_the_step_or_of_its_auxiliary():
@@ -163,14 +163,14 @@ def test_groups_of_operations(name, group):
     assert group_of(name) == group
 
 
-# -- a whole run ---------------------------------------------------------------------------------------------------------
+# -- a whole run -----------------------------------------------------------------------------------
 
 
 def run(*words):
     step_cost.main([*words, "--size", "tiny", "--batch", "2", "--length", "12", "--rounds", "1", "--theta", "lora"])
 
 
-def test_a_run_writes_numbers_tables_and_pictures(tmp_path, monkeypatch):
+def test_a_run_writes_numbers_tables_and_pictures(tmp_path):
     flags = [
         "--variants",
         "sft",
