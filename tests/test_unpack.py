@@ -24,8 +24,9 @@ def write_gguf(path, *, tied=True, arch="llama", drop="", more=""):
     for i in range(LAYERS):
         block = {
             "attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN // HEADS * KV, HIDDEN),
-            "attn_v": (HIDDEN // HEADS * KV, HIDDEN), "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN),
-            "ffn_down": (HIDDEN, INNER), "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,),
+            "attn_v": (HIDDEN // HEADS * KV, HIDDEN), "attn_output": (HIDDEN, HIDDEN),
+            "ffn_gate": (INNER, HIDDEN), "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER),
+            "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,),
         }  # fmt: skip
         for name, shape in block.items():
             shapes[f"blk.{i}.{name}"] = shape, kinds.F32 if len(shape) == 1 else kinds.Q4_1
@@ -83,9 +84,6 @@ def test_the_weights_are_those_of_transformers_bit_for_bit(tmp_path, tied):
     assert ours.config.eos_token_id == ours.generation_config.eos_token_id == 2
     ids = AutoTokenizer.from_pretrained(folder)("abcd")["input_ids"]
     assert ids == AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)("abcd")["input_ids"]
-        tokenizer("abcd")["input_ids"]
-        == AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)("abcd")["input_ids"]
-    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """From one GGUF file of the Llama family to an ordinary float32 model folder. The file is read once.
 
 transformers can load such a file too; but it parses the 100,000 strings of the vocabulary three times, builds the table
-of tensor names once for each module of the model, and makes three copies of the weights: 41 s where this takes 10.
+of tensor names once for each module of the model, and holds the weights several times: 19 s of processor time for the
+135 M model, where this takes 5.
 """
 
 from __future__ import annotations
