@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def settings_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The preset's settings under those given."""
-    common = {
+    common: dict[str, Any] = {
         "size": "135m", "batch": 4, "length": 128, "layers": None, "rank": 8, "dtype": "float32", "memory": True,
         "flops": True, "profile": False, "curve": [], "clock": "wall",
     }  # fmt: skip

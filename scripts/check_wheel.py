@@ -70,7 +70,7 @@ def use(commands: Path, here: Path) -> list[str]:
     for name in ("PYTHONPATH", "PYTHONHOME"):
         environment.pop(name, None)
     environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
-    where = [commands / "python", "-c", "import lfu; print(lfu.__file__)"]
+    where = [str(commands / "python"), "-c", "import lfu; print(lfu.__file__)"]
     found = subprocess.run(where, cwd=here, env=environment, check=True, capture_output=True, text=True).stdout.strip()
     if not Path(found).is_relative_to(commands.parent):
         return [f"lfu was imported from {found}, not from the wheel"]

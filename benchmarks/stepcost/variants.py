@@ -185,7 +185,7 @@ def make_trainer(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -
     if variant.name == "trainer":
         trainer = SFTTrainer(model, args=SFTConfig(**settings), train_dataset=rows, processing_class=byte_tokenizer())
     else:
-        own = {"method": variant.name, "advice": False}
+        own: dict[str, Any] = {"method": variant.name, "advice": False}
         if variant.name.startswith("lfu"):
             own |= variant.options
         elif variant.options:

@@ -104,10 +104,10 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
     path = Path(wanted)
     if not path.is_dir():
         raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no such folder)")
-    if why := checkpoints.fault(path, save_only_model=bare):
+    if fault := checkpoints.fault(path, save_only_model=bare):
         other = checkpoints.newest(path.parent, save_only_model=bare)
         hint = f": go on from {other} instead" if other else ""
-        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to go on from, {why}{hint}")
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to go on from, {fault}{hint}")
     return str(wanted)
 
 
