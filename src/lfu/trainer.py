@@ -263,7 +263,9 @@ class LfUTrainer(SavesWhole):
             output = super().train(resume_from_checkpoint, *positional, **named)
         except BaseException:
             added = getattr(self, "neftune_hook_handle", None)
-            if added is not None and added is not handle:  # Trainer takes its own hook off at the end of a good run only
+            if (
+                added is not None and added is not handle
+            ):  # Trainer takes its own hook off at the end of a good run only
                 added.remove()
             raise
         if not self.interrupted:
