@@ -42,8 +42,10 @@ def broken_in_markdown(root: Path) -> list[str]:
     for path, parsed in tokens.items():
         for target in _targets(parsed):
             place, anchor = _split(path, target)
-            known = anchors.get(place) if place else None
-            if place and (not place.exists() or (anchor and known is not None and anchor not in known)):
+            if place is None:
+                continue
+            known = anchors.get(place)
+            if not place.exists() or (anchor and known is not None and anchor not in known):
                 dead.append(f"{path.relative_to(root.resolve())}: {target}")
     return dead
 
