@@ -143,15 +143,15 @@ def last_saved(out: Path) -> int:
     return checkpoints.steps_of(newest) if newest else 0
 
 
-def killed_and_resumed(runs: Runs, model: str, draw: random.Random, whole: dict, seconds: float) -> dict[str, int]:
-    """One run to its end, killed again and again at random moments; what was seen on the way."""
+def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict) -> dict[str, int]:
+    """One run to its end, killed after so many seconds, again and again; what was seen on the way."""
     out = Path("out")
     shutil.rmtree(out, ignore_errors=True)
     seen = {"kills": 0, "files": 0, "resumed": 0, "unfinished": 0}
     while True:
         before = last_saved(out)
         resume = ["--resume_from_checkpoint true"] if before else ["--overwrite_output_dir"]
-        code = runs.run(words(model, *resume), draw.uniform(0.02, 1) * seconds if seen["kills"] < 2 else None)
+        code = runs.run(words(model, *resume), delays.pop() if delays else None)
         seen["files"] += look_at(out) if out.exists() else 0
         seen["unfinished"] += any(out.glob(f"{WRITING}*"))
         assert last_saved(out) >= before, "a checkpoint got lost"
@@ -165,18 +165,22 @@ def killed_and_resumed(runs: Runs, model: str, draw: random.Random, whole: dict,
     return seen
 
 
-def kill_many(model: str, runs_wanted: int, seed: int) -> dict[str, int]:
+def kill_many(model: str, wanted: int, kills: int, seed: int) -> dict[str, int]:
+    """Runs until so many of them were killed; each may be killed so often."""
     assert train(model, out="whole") == 0
     whole = adapter("whole")
-    runs, draw, total = Runs(), random.Random(seed), {}
+    runs, draw, total = Runs(), random.Random(seed), {"runs": 0}
     try:
         assert runs.run(words(model, out="timed")) == 0  # the imports
         start = time.monotonic()
         assert runs.run(words(model, "--overwrite_output_dir", out="timed")) == 0
         seconds = time.monotonic() - start
         assert_same(adapter("timed"), whole)
-        for _ in range(runs_wanted):
-            for name, value in killed_and_resumed(runs, model, draw, whole, seconds).items():
+        while total["runs"] < wanted:
+            delays = [draw.uniform(0.02, 0.95) * seconds for _ in range(kills)]
+            found = killed_and_resumed(runs, model, delays, whole)
+            total["runs"] += found["kills"] > 0  # on a machine that has become faster it was over before
+            for name, value in found.items():
                 total[name] = total.get(name, 0) + value
     finally:
         runs.close()
@@ -184,7 +188,7 @@ def kill_many(model: str, runs_wanted: int, seed: int) -> dict[str, int]:
 
 
 def test_killed_at_random_moments(here, model):
-    found = kill_many(model, 1, seed=3)
+    found = kill_many(model, 1, 3, seed=3)
     assert found["kills"] >= 1
     assert found["files"] > 10
 
@@ -192,11 +196,11 @@ def test_killed_at_random_moments(here, model):
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_fifty_runs_killed_at_random_moments(here, model, capsys):
-    found = kill_many(model, 50, seed=0)
+    found = kill_many(model, 50, 1, seed=0)
     with capsys.disabled():
-        print(f"\n50 runs: {found}")
-    assert found["kills"] >= 50
-    assert found["resumed"] >= 20
+        print(f"\n{found}")
+    assert found["kills"] == found["runs"] == 50
+    assert found["resumed"] >= 10, "most were killed before their first checkpoint"
 
 
 @pytest.mark.parametrize("place", ["rename", "state", "weights", "final"])

@@ -298,7 +298,7 @@ def page(tmp_path_factory) -> Path:
             p.add_(torch.randn_like(p) * 0.3)
     tuned.save_pretrained(folder / "tuned")
     words = ["--data", str(folder / "rows.jsonl"), "--data_split", "test", "--output_dir", str(folder / "out")]
-    assert main(["probe", "forgetting", model, f"<b>tuned</b>={folder / 'tuned'}", *words]) == 0
+    assert main(["probe", "forgetting", model, f"<b>tuned={folder / 'tuned'}", *words]) == 0
     return folder / "out" / "index.html"
 
 

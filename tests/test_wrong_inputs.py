@@ -47,7 +47,7 @@ def fine_or_one_line(call) -> str | None:
 
 def every_flag() -> list[str]:
     parser = arguments.TrainParser((arguments.LfUConfig, arguments.ModelArguments, arguments.DataArguments))
-    return sorted(name for name in parser.flags() if len(name) > 1)
+    return sorted(set(parser.flags().values()))
 
 
 FLAGS = every_flag()
@@ -78,11 +78,12 @@ def test_a_flag_with_a_wrong_value(flag, value):
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_every_flag_with_every_wrong_value(record_property):
+def test_every_flag_with_every_wrong_value(capsys):
     for flag in FLAGS:
         for value in WRONG:
             a_flag(flag, value)
-    record_property("cases", len(FLAGS) * len(WRONG))
+    with capsys.disabled():
+        print(f"\n{len(FLAGS)} flags with {len(WRONG)} values each")
 
 
 VALUES = st.recursive(

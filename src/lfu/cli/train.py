@@ -86,7 +86,8 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
 
 
 def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
-    wanted, bare = config.resume_from_checkpoint, config.save_only_model
+    wanted: Any = config.resume_from_checkpoint
+    bare = config.save_only_model
     if wanted is None or str(wanted).lower() in ("false", "no", "0", ""):
         return None
     if str(wanted).lower() in ("true", "yes", "1"):
