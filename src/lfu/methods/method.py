@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:  # `lfu methods` lists what there is without waiting for torch
     import torch
-
-if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftConfig
     from torch import nn
