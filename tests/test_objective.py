@@ -132,6 +132,26 @@ def test_memory_kept_between_the_passes_is_that_of_the_answer_tokens():
     assert len(where) == int((batch["labels"][:, 1:] != -100).sum())
 
 
+@pytest.mark.parametrize("kind", ["lora", "own"])
+def test_activations_of_both_passes_can_be_offloaded(kind):
+    """What autograd keeps goes elsewhere and comes back: the same gradients."""
+    found, packed = [], 0
+
+    def pack(tensor):
+        nonlocal packed
+        packed += 1
+        return tensor.clone()
+
+    offload = lambda: torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    for on in (False, True):
+        model = tiny_model("llama", theta="lora")
+        step = LfUStep(model, auxiliary=kind, second_pass=offload) if on else LfUStep(model, auxiliary=kind)
+        step(tiny_batch())
+        found.append(gradients(model))
+    assert packed > 100
+    assert relative_difference(*found) == 0
+
+
 # -- bad batches -------------------------------------------------------------------------------------------------------
 
 

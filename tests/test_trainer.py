@@ -157,6 +157,9 @@ def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
         ("prompt_completion", {"auxiliary": "own", "consistency": "logit_kl"}),
         ("prompt_completion", {"direction": "clean", "consistency": "contrastive", "layers": "early"}),
         ("prompt_completion", {"method": "lfu_reps", "lam": "auto"}),
+        ("prompt_completion", {"every": 2, "part": 0.5, "random_layers": 2, "lam": "auto"}),
+        ("text", {"packing": True, "max_length": 24, "stale": 2}),
+        ("prompt_completion", {"budget": 1.3, "gradient_checkpointing": False}),
     ],
     ids=str,
 )
@@ -183,6 +186,18 @@ def test_the_perturbed_pass_runs_in_the_models_precision(tmp_path, mixed, consis
     t.train()
     assert all(v == 0 for v in t.last_record.displacement.values())
     assert t.last_record.consistency == 0
+
+
+@pytest.mark.parametrize("options", [{"stale": 2}, {"every": 2}, {"part": 0.5}, {"random_layers": 2}], ids=str)
+def test_an_approximate_run_says_so(tmp_path, options):
+    t = trainer(tmp_path, peft=LORA, **options)
+    t.train()
+    assert len(t.notes) == 1
+    assert "approximate" in t.notes[0]
+    assert t.last_record.approximate in t.notes[0]
+    assert all(entry["lfu/approximate"] == 1 for entry in t.state.log_history if "lfu/lam" in entry)
+    lams = [entry["lfu/lam"] for entry in t.state.log_history if "lfu/lam" in entry]
+    assert sum(lams) / len(lams) == 5.0  # `every` weighs the updates that act by k
 
 
 def test_layers_are_logged_on_request(tmp_path):
@@ -218,7 +233,16 @@ def test_evaluation_is_sft_trainers(tmp_path):
 
 @pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
-    "options", [{}, {"lam": "auto"}, {"ascent_batch": "independent"}, {"auxiliary": "own"}], ids=str
+    "options",
+    [
+        {},
+        {"lam": "auto"},
+        {"ascent_batch": "independent"},
+        {"auxiliary": "own"},
+        {"stale": 3, "auxiliary": "own"},
+        {"every": 2, "part": 0.5, "random_layers": 2},
+    ],
+    ids=str,
 )
 def test_resume_is_bit_exact(tmp_path, peft, options):
     """Stopped after 2 of 5 updates and resumed, against uninterrupted; dropout is on in the adapter."""
@@ -368,6 +392,14 @@ def test_refusals_name_the_reason(tmp_path, options, message):
         ({"method": "sft", "lam": 1.0}, "means lam=0"),
         ({"method": "lfu_reps", "auxiliary": "lora"}, "steering"),
         ({"strength": 0.0}, "strength"),
+        ({"every": 0}, "every must be"),
+        ({"part": 2.0}, "part must be"),
+        ({"part": 0.5, "packing": True}, "a packed micro-batch is one row"),
+        ({"part": 0.5, "per_device_train_batch_size": 1}, "use every=k"),
+        ({"stale": 2, "every": 2}, "several updates old"),
+        ({"budget": 0.9}, "budget must be"),
+        ({"budget": 1.3, "every": 2}, "drop every=2"),
+        ({"every": 2, "lam": 0}, "lam=0 has none"),
     ],
     ids=str,
 )

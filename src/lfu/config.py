@@ -9,6 +9,7 @@ from typing import Union
 import torch
 from trl import SFTConfig
 
+from lfu.cheaper import Cheaper, within
 from lfu.choices import CHOICES, one_of
 from lfu.consistency import KINDS
 from lfu.methods import REGISTRY, methods_of, written_out
@@ -131,6 +132,39 @@ class LfUConfig(SFTConfig):
     same_dropout: bool = field(
         default=True, metadata={"help": "Clean and perturbed pass see the same dropout masks and embedding noise."}
     )
+    trim: bool = field(
+        default=True,
+        metadata={
+            "help": "The second pass leaves out padding and what follows the last compared token: the same gradients, "
+            "less work. Not while dropout or embedding noise is on."
+        },
+    )
+    every: int = field(
+        default=1,
+        metadata={"help": "APPROXIMATE, cheaper: the consistency on every k-th update only, with k times the weight."},
+    )
+    part: float = field(
+        default=1.0,
+        metadata={"help": "APPROXIMATE, cheaper: perturbed pass on this share of a micro-batch's rows, drawn anew."},
+    )
+    stale: int = field(
+        default=0,
+        metadata={
+            "help": "APPROXIMATE, cheaper: an exact step on every k-th micro-batch; between, its ascent direction "
+            "again, in the first-order form (2F+1B). 0: off."
+        },
+    )
+    random_layers: int = field(
+        default=0,
+        metadata={"help": "APPROXIMATE, cheaper: compare n neighbouring layers from a random one on. 0: off."},
+    )
+    budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "APPROXIMATE, cheaper: wanted cost of a step as a multiple of SFT's, > 1; picks among the four "
+            "above and says which."
+        },
+    )
     on_bad_batch: str = field(
         default="skip",
         metadata={"help": "No labelled token, zero ascent gradient, non-finite values: skip and record, or raise."},
@@ -190,3 +224,19 @@ class LfUConfig(SFTConfig):
         for name in ("aux_rank", "ascent_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        self._check_cheaper()
+
+    def _check_cheaper(self) -> None:
+        form = Cheaper(self.every, self.part, self.stale, self.random_layers)
+        if self.budget is not None:
+            within(self.budget, full=True)
+            if not form.exact:
+                raise ValueError(f"budget={self.budget:g} picks the approximate form itself: drop {form}")
+        packed: bool = self.packing or self.padding_free
+        if form.part < 1 and (packed or self.per_device_train_batch_size == 1):
+            why = "a packed micro-batch is one row" if packed else "per_device_train_batch_size=1"
+            raise ValueError(f"part={form.part:g} takes some rows of a micro-batch, and {why}: use every=k")
+        if self.lam == 0 and not (form.exact and self.budget is None):
+            raise ValueError(
+                f"{form or f'budget={self.budget:g}'} makes LfU's second pass cheaper, and lam=0 has none: drop it"
+            )

@@ -7,11 +7,13 @@ value depends on that token alone, so rows may be taken one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lfu.choices import one_of
 from lfu.precision import wide
@@ -70,11 +72,15 @@ class Contrastive(nn.Module):
         self.temperature = temperature
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
-        """`(N, d), (N, d) -> (N,)`; all pairs are formed, N x N a layer."""
-        similarity = F.normalize(wide(moving), dim=-1) @ F.normalize(wide(target), dim=-1).T
-        return F.cross_entropy(
-            similarity / self.temperature, torch.arange(len(target), device=target.device), reduction="none"
-        )
+        """`(N, d), (N, d) -> (N,)`; all pairs are formed, N x N a layer, in chunks of rows."""
+        units = F.normalize(wide(target), dim=-1)
+        own = torch.arange(len(target), device=target.device)
+
+        def rows(moving: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+            similarity = F.normalize(wide(moving), dim=-1) @ units.T
+            return F.cross_entropy(similarity / self.temperature, own, reduction="none")
+
+        return torch.cat(in_chunks(rows, len(target), moving, own))
 
 
 class LogitKL(nn.Module):
@@ -88,6 +94,55 @@ class LogitKL(nn.Module):
         log_p = wide(target).log_softmax(-1)
         log_q = wide(moving).log_softmax(-1)
         return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+# Entries of one chunk of an N x N or N x V matrix: 64 MB in float32.
+CHUNK = 2**24
+
+
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class TokenSum(torch.autograd.Function):
+    """The sum over tokens of a consistency of representations, `(N, d), (N, d) -> ()`.
+
+    Keeps what is there anyway, the two tensors in their own dtype, and takes the gradient anew in the backward: the
+    float32 copies of one layer live at a time, not those of all K.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, moving: torch.Tensor, target: torch.Tensor, consistency: nn.Module) -> torch.Tensor:
+        ctx.save_for_backward(moving, target)
+        ctx.consistency = consistency
+        return consistency(target, moving).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor):
+        moving, target = ctx.saved_tensors
+        return gradient_of(ctx.consistency, target, moving, gradients[0])[1], None, None
+
+
+def gradient_of(
+    consistency: Distance, target: torch.Tensor, moving: torch.Tensor, scale: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum over tokens, and its gradient `(N, d)` with respect to `moving`, times `scale`."""
+    with torch.enable_grad():
+        leaf = moving.detach().requires_grad_()
+        value = consistency(target, leaf.view_as(leaf)).sum()  # a view: FlopCounterMode can't watch a leaf here
+    (gradient,) = torch.autograd.grad(value, leaf, scale)
+    return value.detach(), gradient
+
+
+def in_chunks(piece: Any, width: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """`piece(*rows)` over chunks of rows of `tensors`, so many that rows x width stays below `CHUNK`.
+
+    Several chunks are each computed again in the backward: one is in memory at a time.
+    """
+    rows = max(1, CHUNK // width)
+    if len(tensors[0]) <= rows:
+        return [piece(*tensors)]
+    pieces = zip(*(t.split(rows) for t in tensors))
+    return [checkpoint(piece, *some, use_reentrant=False, preserve_rng_state=False) for some in pieces]
 
 
 KINDS = {"mse": MSE, "cosine": Cosine, "contrastive": Contrastive, "logit_kl": LogitKL}

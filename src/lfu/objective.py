@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from lfu.anatomy import anatomy, layer_range
+from lfu.cheaper import Cheaper, draw_layers, draw_rows, generator, within
 from lfu.choices import CHOICES, one_of
-from lfu.consistency import consistency_of
+from lfu.consistency import TokenSum, consistency_of, in_chunks
+from lfu.first_order import Injection
 from lfu.pieces import Rows, in_pieces
 from lfu.precision import wide
 from lfu.representations import Reader, answer_positions
 from lfu.rng import Replay, generators
 from lfu.strength import SplitGradients, Strength, sample_of
-from lfu.undesirable import Auxiliary, Own, ascend, auxiliary_of
+from lfu.trim import trimmed
+from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend, auxiliary_of
 from lfu.undesirable.ascent import global_norm
 
 Batch = Mapping[str, Any]
@@ -63,9 +66,11 @@ class Record:
         gradient_ratio: ||grad(lam * consistency)|| / ||grad(SFT)|| on (a sample of) theta.
         gradient_cosine: cosine between the two.
         resolution: machine epsilon of the hidden states' dtype; a displacement near it is rounding, not the ascent.
-        lam: the weight used.
+        lam: the weight used; with `every=k` k times lam, and 0 where the consistency was not due.
         tokens: N, the answer tokens.
         pieces: in how many pieces of rows the perturbed pass was done; more than 1 where memory ran out.
+        form: `exact`, `first-order` (`stale`: no gradient ratio, cosine and norm then), or `not due` (`every`).
+        approximate: the approximate settings of the run, as in `every=4`; empty for the exact method.
         skipped: why the consistency (or, for a non-finite loss, everything) was left out; else None.
     """
 
@@ -80,12 +85,27 @@ class Record:
     lam: float = 0.0
     tokens: int = 0
     pieces: int = 1
+    form: str = "exact"
+    approximate: str = ""
     skipped: str | None = None
 
     @property
     def loss(self) -> float:
         """Eq. 6."""
         return self.sft_loss + self.lam * self.consistency
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight."""
+
+    batch: Batch
+    where: torch.Tensor
+    items: float | torch.Tensor
+    index: int
+    share: float
+    reader: Reader
+    replay: Replay
 
 
 class BadBatch(ArithmeticError):
@@ -119,15 +139,21 @@ class LfUStep:
         ascent_steps: normalised ascent steps; each beyond the first costs a forward and a backward.
         same_dropout: the perturbed pass sees the clean pass's dropout masks and embedding noise. Otherwise h' - h is
             mostly the difference of two random masks, and the consistency trains against dropout, not the undesirable.
+        trim: the second pass leaves out padding and what comes after the last compared token (see `trim.trimmed`): the
+            same numbers, less work. Not while dropout or embedding noise is drawn: their masks belong to a shape.
         on_bad_batch: no labelled token, a zero ascent gradient, a non-finite value: `skip` the consistency and say so
             in the record, or `raise`. A non-finite loss leaves no gradient; of a non-finite gradient the measured
             tensors (see `strength.sample_of`) drop the broken part, and elsewhere its entries become zero.
-        strength: the gradient ratio that lam="auto" holds.
+        every, part, stale, random_layers: APPROXIMATE forms that cost less, off by default: see `cheaper.Cheaper`.
+        budget: > 1: the wanted cost of a step as a multiple of SFT's; picks one of them (see `cheaper.within`), when
+            the first batch tells the number of rows. `cheaper` then says which.
+        strength: the gradient ratio that lam="auto" holds, on average over the updates.
         seed: of the auxiliary's random parts.
         blocks: where the blocks are, if they can't be found (see `anatomy`).
         loss_fn: `(model, batch, num_items) -> scalar`, Eq. 1.
         backward: runs a backward pass on a scalar; `accelerator.backward` in a Trainer.
         autocast: makes the context for the perturbed forward, which goes round the model's own wrappers.
+        second_pass: makes the context round the perturbed forward: activation offloading.
         grad_scaler: a `torch.amp.GradScaler` whose scale the gradients carry; it then looks after non-finite ones.
 
     Raises:
@@ -149,13 +175,20 @@ class LfUStep:
         ascent_batch: str = "same",
         ascent_steps: int = 1,
         same_dropout: bool = True,
+        trim: bool = True,
         on_bad_batch: str = "skip",
+        every: int = 1,
+        part: float = 1.0,
+        stale: int = 0,
+        random_layers: int = 0,
+        budget: float | None = None,
         strength: float = 0.5,
         seed: int = 42,
         blocks: str | None = None,
         loss_fn: Loss = sft_loss,
         backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        second_pass: Callable[[], AbstractContextManager[Any]] = nullcontext,
         grad_scaler: torch.amp.GradScaler | None = None,
     ):
         if not (math.isfinite(alpha) and alpha > 0):
@@ -166,9 +199,10 @@ class LfUStep:
             raise ValueError(f"ascent_steps must be at least 1, got {ascent_steps!r}")
         self.model, self.alpha, self.ascent_steps, self.seed = model, alpha, ascent_steps, seed
         self.positions, self.direction, self.ascent_batch = positions, direction, ascent_batch
-        self.same_dropout, self.on_bad_batch = same_dropout, on_bad_batch
+        self.same_dropout, self.trim, self.on_bad_batch = same_dropout, trim, on_bad_batch
         for name, choices in CHOICES.items():
             one_of(name, getattr(self, name), choices)
+        self.second_pass = second_pass
         self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
         self.anatomy = anatomy(model, blocks)
         depth = len(self.anatomy.blocks)
@@ -178,27 +212,80 @@ class LfUStep:
         self.reader = Reader(self.anatomy, [depth] if self.reads_logits else compared, final_norm or self.reads_logits)
         self.auxiliary = auxiliary_of(auxiliary)
         self.auxiliary.bind(self.anatomy)
+        frozen_head = not any(p.requires_grad for p in self.anatomy.model.get_output_embeddings().parameters())
+        # then the clean logits need not be kept, N x V
+        self._head_stays = isinstance(self.auxiliary, (LoRA, Steering)) or (
+            isinstance(self.auxiliary, Own) and frozen_head
+        )
         # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
         self.strength = Strength(strength, start=1e-6 * strength / alpha) if lam == "auto" else None
         self._lam = 0.0 if lam == "auto" else float(lam)
         self.calls = 0
+        self.cheaper = Cheaper(every, part, stale, random_layers)
+        self.budget = budget
+        if budget is not None and not self.cheaper.exact:
+            raise ValueError(f"budget={budget:g} picks the approximate form itself: drop {self.cheaper}")
+        if budget is not None:
+            within(budget, full=True)  # refuses a budget out of its range
+        self._refuse_cheaper()
+        self._direction: list[torch.Tensor] = []  # stale: the components that the last exact step moved
+        self._random = True  # whether the last clean pass drew random numbers; unknown counts as yes
+
+    def _refuse_cheaper(self) -> None:
+        form, compared = self.cheaper, len(self.reader.layers)
+        if form.random_layers and self.reads_logits:
+            raise ValueError("random_layers chooses among compared layers, and logit_kl compares none: drop one")
+        if form.random_layers >= compared and form.random_layers:
+            raise ValueError(
+                f"random_layers={form.random_layers} of {compared} compared layers leaves none out: give fewer"
+            )
+        if not form.stale:
+            return
+        if self.direction == "clean":
+            raise ValueError("stale is the first-order form of direction='perturbed': drop direction='clean'")
+        if not self.auxiliary.can_be_kept:
+            raise ValueError(
+                f"stale needs an auxiliary with `kept` and `restore`, and {type(self.auxiliary).__name__} has none"
+            )
+        head = self.anatomy.model.get_output_embeddings()
+        if self.reads_logits and (not self._head_stays or any(p.requires_grad for p in head.parameters())):
+            raise ValueError("stale with logit_kl needs a head that is not trained, as under LoRA: drop one of the two")
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether theta is most of the blocks' weights, not an adapter: then a backward costs two forwards."""
+        weights = [p for block in self.anatomy.blocks for p in block.parameters()]
+        return 2 * sum(p.numel() for p in weights if p.requires_grad) > sum(p.numel() for p in weights)
+
+    def settle_budget(self, rows: int) -> None:
+        """`budget` becomes one of the forms, once."""
+        stale = self.auxiliary.can_be_kept and self.direction == "perturbed" and not self.reads_logits
+        compared = 1 if self.reads_logits else len(self.reader.layers)
+        assert self.budget is not None
+        self.cheaper = within(self.budget, full=self.trains_all, rows=rows, compared=compared, stale=stale)
+        self.budget = None
 
     @property
     def lam(self) -> float:
         """The weight the next micro-batch will use."""
         return self._lam if self.strength is None else self.strength.lam
 
-    def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs: the number of calls, and the running estimate of lam="auto"."""
-        state = {"calls": float(self.calls)}
+    def state_dict(self) -> dict[str, float | torch.Tensor]:
+        """What a resumed run needs: the number of calls, the running estimate of lam="auto", the stale direction."""
+        state: dict[str, float | torch.Tensor] = {"calls": float(self.calls)}
         if self.strength is not None:
             state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
+        if self._direction:
+            state |= {"random": float(self._random)}
+            state |= {f"direction/{i:05d}": t.cpu() for i, t in enumerate(self._direction)}
         return state
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._direction = [state[name] for name in sorted(state) if name.startswith("direction/")]
+        self._random = bool(state.get("random", True))
         self.calls = int(state["calls"])
         if self.strength is not None and "weight" in state:
-            self.strength.mean_log, self.strength.weight = state["mean_log"], state["weight"]
+            self.strength.mean_log, self.strength.weight = float(state["mean_log"]), float(state["weight"])
 
     def __call__(
         self,
@@ -208,6 +295,7 @@ class LfUStep:
         num_items: float | torch.Tensor | None = None,
         first_pass: Callable[[], torch.Tensor] | None = None,
         index: int | None = None,
+        update: int | None = None,
     ) -> Record:
         """Add the gradient of Eq. 6 to theta's `.grad`.
 
@@ -219,6 +307,7 @@ class LfUStep:
             first_pass: runs the SFT forward and backward in place of `loss_fn` and `backward`, and returns the loss;
                 for a non-finite loss it must leave zero gradients.
             index: number of the micro-batch, from which the auxiliary's randomness is derived. Default: counts calls.
+            update: number of the update, for `every`. Default: `index`, as without gradient accumulation.
 
         Raises:
             ValueError: `labels` missing; `ascent_batch` missing or not wanted.
@@ -234,49 +323,66 @@ class LfUStep:
         index, self.calls = self.calls if index is None else index, self.calls + 1
         where = answer_positions(batch["labels"], self.positions)
         items = max(len(where), 1) if num_items is None else num_items
-        record = Record(tokens=len(where), lam=self.lam)
+        if self.budget is not None:
+            self.settle_budget(len(batch["labels"]))
+        record = Record(tokens=len(where), lam=self.lam * self.cheaper.every, approximate=str(self.cheaper))
         run_first = first_pass or (lambda: self._sft_pass(batch, items))
         if self.lam == 0:
             self._keep_loss(record, run_first(), items)
+        elif (index if update is None else update) % self.cheaper.every:
+            record.form, record.lam = "not due", 0.0
+            self._keep_loss(record, run_first(), items)
+            self._check_finite(record, self.anatomy.theta())
         else:
-            self._run(record, batch, ascent_batch, where, items, run_first, index)
+            plan = self._plan(batch, where, items, index)
+            if self.cheaper.stale and self._direction and index % self.cheaper.stale and len(where):
+                self._run_first_order(record, plan, run_first)
+            else:
+                self._run(record, plan, ascent_batch, run_first)
         if record.skipped and self.on_bad_batch == "raise":
             raise BadBatch(f"micro-batch {index}: {record.skipped}")
         return record
 
+    def _plan(self, batch: Batch, where: torch.Tensor, items: float | torch.Tensor, index: int) -> _Plan:
+        """What this micro-batch compares: all, or what `part` and `random_layers` draw."""
+        source = generator(self.seed, index)
+        share, reader = 1.0, self.reader
+        if self.cheaper.part < 1:
+            where, share = draw_rows(where, batch["labels"].shape[1], self.cheaper.part, source)
+        if self.cheaper.random_layers:
+            layers = draw_layers(reader.layers, self.cheaper.random_layers, source)
+            reader = Reader(self.anatomy, layers, reader.final_norm)
+        devices = (p.device for p in self.anatomy.model.parameters())
+        return _Plan(batch, where, items, index, share, reader, Replay(devices, self.same_dropout))
+
     def _run(
-        self,
-        record: Record,
-        batch: Batch,
-        ascent_batch: Batch | None,
-        where: torch.Tensor,
-        items: float | torch.Tensor,
-        run_first: Callable[[], torch.Tensor],
-        index: int,
+        self, record: Record, plan: _Plan, ascent_batch: Batch | None, run_first: Callable[[], torch.Tensor]
     ) -> None:
         """The clean pass, the ascent, the perturbed pass; whatever happens, nothing is left attached or set aside."""
-        theta = self.anatomy.theta()
-        replay = Replay((p.device for p in self.anatomy.model.parameters()), self.same_dropout)
-        self.auxiliary.reset(generators(self.seed, index))
+        theta, items, replay = self.anatomy.theta(), plan.items, plan.replay
+        self.auxiliary.reset(generators(self.seed, plan.index))
         own = isinstance(self.auxiliary, Own)  # it ascends on theta: this micro-batch's gradient must stand alone
         split = SplitGradients(theta if own else sample_of(theta))
         keep: int | None = None  # of the parts: all
         try:
-            with self._zero_auxiliary(), self.reader.reading(where, detach=True) as clean:
+            with self._zero_auxiliary(), plan.reader.reading(plan.where, detach=True) as clean:
                 self._keep_loss(record, run_first(), items)
-            if record.skipped is None and len(where) == 0:
+            self._random = replay.drew()
+            if record.skipped is None and record.tokens == 0:
                 record.skipped = "no labelled token"
+            target = clean
             if record.skipped is None:
-                with torch.no_grad(), self.autocast():
-                    target = self._readout(clean)
+                target = self._target(clean)
                 gradients = self._first_gradients(ascent_batch, items, replay)
                 split.set_aside()
-                self._ascend(record, gradients, ascent_batch or batch, items, replay)
+                self._ascend(record, gradients, ascent_batch or plan.batch, items, replay)
                 del gradients
                 if own:
                     split.narrow(sample_of(theta))
             if record.skipped is None:
-                self._consistency_pass(record, batch, where, items, replay, clean, target, split)
+                if self.cheaper.stale:
+                    self._direction = self.auxiliary.kept()
+                self._consistency_pass(record, plan, clean, target, split)
             keep = self._sound_parts(record)
         except BaseException:
             split.abandon(theta)
@@ -287,6 +393,60 @@ class LfUStep:
             finally:
                 split.join(keep)
         self._check_finite(record, theta)
+
+    def _run_first_order(self, record: Record, plan: _Plan, run_first: Callable[[], torch.Tensor]) -> None:
+        """`stale`: the perturbed forward without a graph, then the clean pass with its gradient injected (2F+1B)."""
+        record.form = "first-order"
+        theta = self.anatomy.theta()
+        split = SplitGradients(sample_of(theta))
+        keep: int | None = None
+        try:
+            self.auxiliary.restore(self._direction)
+            with self.auxiliary.attached(), torch.no_grad():
+                moved = self._read_second(plan, Rows(plan.batch, plan.where, {}))
+            self.auxiliary.discard()
+            scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+            injection = Injection(
+                moved, plan.where, self._first_order_consistency,
+                scale * record.lam * plan.share / len(moved) / plan.items,
+            )  # fmt: skip
+            with plan.reader.reading(plan.where, detach=True, visit=injection) as clean:
+                self._keep_loss(record, run_first(), plan.items)
+            self._random = plan.replay.drew()
+            if record.skipped is None and record.tokens == 0:
+                record.skipped = "no labelled token"
+            if record.skipped is None:
+                self._add_layers(record, plan, self._numbered(injection.sums))
+                record.displacement = _displacement(clean, moved)
+                record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
+                if not math.isfinite(record.consistency):
+                    record.skipped = "non-finite consistency"  # and nothing of it was injected
+                elif not injection.reached:
+                    record.skipped = "theta lies above the compared layers"
+            # a broken sum of the two: the measured tensors keep what earlier micro-batches gave
+            sound = self.grad_scaler is not None or math.isfinite(global_norm([p.grad for p in split.measured]))
+            record.skipped = record.skipped or (None if sound else "non-finite gradient")
+            keep = None if sound else 1
+        except BaseException:
+            split.abandon(theta)
+            raise
+        finally:
+            try:
+                self.auxiliary.discard()
+            finally:
+                split.join(keep)
+        self._check_finite(record, theta)
+
+    def _first_order_consistency(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+        """A value a token of h and h' (of a range of layers, or, under logit_kl, of what the head makes of them)."""
+        if not self.reads_logits:
+            return self.consistency(target, moving)
+        vocabulary = self.anatomy.model.get_output_embeddings().weight.shape[0]
+        return torch.stack(in_chunks(self._logit_piece, vocabulary, target, moving))
+
+    def _numbered(self, sums: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Logits count as layer K + 1."""
+        return {layer + 1: value for layer, value in sums.items()} if self.reads_logits else sums
 
     # -- the clean pass (Eq. 1, Eq. 3) ---------------------------------------------------------------------------------
 
@@ -305,12 +465,18 @@ class LfUStep:
         if not math.isfinite(record.sft_loss):
             record.skipped = "non-finite loss"
 
-    def _readout(self, hidden: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-        """What the consistency compares: the representations, or the logits `(N, V)` made from the last one."""
-        if not self.reads_logits:
-            return hidden
-        depth = len(self.anatomy.blocks)
-        return {depth + 1: self.anatomy.logits(hidden[depth])}
+    def _target(self, clean: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """What h' is compared with: h, or, where the ascent may move the head too, the clean logits `(N, V)`."""
+        if not self.reads_logits or self._head_stays:
+            return clean
+        with torch.no_grad(), self.autocast():
+            return {layer: self.anatomy.logits(h) for layer, h in clean.items()}
+
+    def _second_batch(self, rows: Rows) -> tuple[Batch, torch.Tensor]:
+        """The decoder's inputs of the perturbed pass, and the compared positions in them."""
+        if not self.trim or (self.same_dropout and self._random):
+            return rows.batch, rows.where
+        return trimmed(rows.batch, rows.where, self.anatomy)
 
     # -- the ascent (Eq. 2) --------------------------------------------------------------------------------------------
 
@@ -352,10 +518,7 @@ class LfUStep:
     def _consistency_pass(
         self,
         record: Record,
-        batch: Batch,
-        where: torch.Tensor,
-        items: float | torch.Tensor,
-        replay: Replay,
+        plan: _Plan,
         clean: dict[int, torch.Tensor],
         target: dict[int, torch.Tensor],
         split: SplitGradients,
@@ -363,9 +526,9 @@ class LfUStep:
         self.auxiliary.freeze()
         through = self._through_moved if self.direction == "perturbed" else self._through_clean
         displaced = in_pieces(
-            lambda pieces: through(record, pieces, items, replay),
-            Rows(batch, where, target),
-            inexact=self._inexact_in_pieces(replay),
+            lambda pieces: through(record, plan, pieces),
+            Rows(plan.batch, plan.where, target),
+            inexact=self._inexact_in_pieces(plan.replay),
             undo=lambda: split.undo(self.anatomy.theta()),
         )
         if record.skipped is None:
@@ -383,57 +546,69 @@ class LfUStep:
             return "dropout or embedding noise would draw other masks for the pieces"
         return None
 
-    def _through_moved(
-        self, record: Record, pieces: list[Rows], items: float | torch.Tensor, replay: Replay
-    ) -> dict[int, torch.Tensor]:
+    def _through_moved(self, record: Record, plan: _Plan, pieces: list[Rows]) -> dict[int, torch.Tensor]:
         """The gradient flows through h' (Eq. 5). Returns the displaced h', detached."""
         record.pieces, record.consistency_per_layer = len(pieces), {}
         displaced: list[dict[int, torch.Tensor]] = []
         with self.auxiliary.attached():
             for piece in pieces:
-                with replay(), self.autocast(), self._reading(piece.where) as moved:
-                    self.reader.run(piece.batch)
-                    moving = self._readout(moved)
+                moved = self._read_second(plan, piece)
                 displaced.append({layer: moved[layer].detach() for layer in moved})
-                self._consistency_backward(record, piece.target, moving, items)
+                self._consistency_backward(record, plan, piece.target, moved)
         return {layer: torch.cat([part[layer] for part in displaced]) for layer in displaced[0]}
 
-    def _through_clean(
-        self, record: Record, pieces: list[Rows], items: float | torch.Tensor, replay: Replay
-    ) -> dict[int, torch.Tensor]:
+    def _through_clean(self, record: Record, plan: _Plan, pieces: list[Rows]) -> dict[int, torch.Tensor]:
         """The gradient flows through h, towards detach(h'). Returns the displaced h'."""
         (rows,) = pieces
         record.consistency_per_layer = {}
         with self.auxiliary.attached(), torch.no_grad():
-            with replay(), self.autocast(), self._reading(rows.where) as moved:
-                self.reader.run(rows.batch)
-                target = self._readout(moved)
-            displaced = {layer: moved[layer].detach() for layer in moved}
+            displaced = self._read_second(plan, rows)
+            target = self._target(displaced)
         self.auxiliary.discard()
-        with replay(), self.autocast(), self._reading(rows.where) as again:
-            self.reader.run(rows.batch)
-            moving = self._readout(again)
-        self._consistency_backward(record, target, moving, items)
+        self._consistency_backward(record, plan, target, self._read_second(plan, rows))
         return displaced
 
-    def _reading(self, where: torch.Tensor) -> AbstractContextManager[dict[int, torch.Tensor]]:
-        return self.reader.reading(where, detach=False, stop=True)
+    def _read_second(self, plan: _Plan, rows: Rows) -> dict[int, torch.Tensor]:
+        """The second forward, up to the last compared layer: layer -> `(N, d)`."""
+        batch, where = self._second_batch(rows)
+        with (
+            plan.replay(),
+            self.autocast(),
+            self.second_pass(),
+            plan.reader.reading(where, detach=False, stop=True) as found,
+        ):
+            plan.reader.run(batch)
+        return found
+
+    def _token_sums(self, target: dict[int, torch.Tensor], moving: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Layer -> the consistency summed over tokens, a scalar in the graph of `moving`."""
+        if not self.reads_logits:
+            return {layer: TokenSum.apply(moving[layer], target[layer], self.consistency) for layer in moving}
+        vocabulary = self.anatomy.model.get_output_embeddings().weight.shape[0]
+        sums = {n: in_chunks(self._logit_piece, vocabulary, target[n], h) for n, h in moving.items()}
+        return self._numbered({layer: torch.stack(pieces).sum() for layer, pieces in sums.items()})
+
+    def _logit_piece(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+        """Eq. 7 summed over a chunk of tokens, `(n, d)` h' and h (or the clean logits, see `_target`)."""
+        with self.autocast():
+            logits = self.anatomy.logits(moving)
+            if self._head_stays:
+                with torch.no_grad():
+                    target = self.anatomy.logits(target)
+        return self.consistency(target, logits).sum()
 
     def _consistency_backward(
         self,
         record: Record,
+        plan: _Plan,
         target: dict[int, torch.Tensor],
         moving: dict[int, torch.Tensor],
-        items: float | torch.Tensor,
     ) -> None:
         """Eq. 5 and its backward: token sums over layers, divided by `items` and the number of layers."""
         device = self.anatomy.device
-        sums = {layer: self.consistency(target[layer].detach(), moving[layer]).sum().to(device) for layer in moving}
-        total = torch.stack(list(sums.values())).sum() / len(sums) / items
-        means = (torch.stack([s.detach() for s in sums.values()]).double() / record.tokens).tolist()
-        for layer, mean in zip(sums, means):
-            record.consistency_per_layer[layer] = record.consistency_per_layer.get(layer, 0.0) + mean
-        record.consistency = math.fsum(record.consistency_per_layer.values()) / len(sums)
+        sums = {layer: value.to(device) for layer, value in self._token_sums(target, moving).items()}
+        total = torch.stack(list(sums.values())).sum() * plan.share / len(sums) / plan.items
+        self._add_layers(record, plan, sums)
         if not math.isfinite(record.consistency):
             record.skipped = "non-finite consistency"
         elif not total.requires_grad:
@@ -451,6 +626,14 @@ class LfUStep:
             record.skipped = "non-finite consistency gradient"
         elif self.strength is not None:
             self.strength.update(record.gradient_ratio / record.lam)
+
+    def _add_layers(self, record: Record, plan: _Plan, sums: dict[int, torch.Tensor]) -> None:
+        """The token sums of the layers, of all rows or one piece, as means; read off the device at once."""
+        device = self.anatomy.device
+        means = torch.stack([s.detach().to(device).double() for s in sums.values()]) * (plan.share / record.tokens)
+        for layer, mean in zip(sums, means.tolist()):
+            record.consistency_per_layer[layer] = record.consistency_per_layer.get(layer, 0.0) + mean
+        record.consistency = math.fsum(record.consistency_per_layer.values()) / len(sums)
 
     # -- never NaN in the weights --------------------------------------------------------------------------------------
 
@@ -483,8 +666,10 @@ class LfUStep:
 def _displacement(clean: dict[int, torch.Tensor], moved: dict[int, torch.Tensor]) -> dict[int, float]:
     """Layer -> ||h' - h|| / ||h||, read off the device at once."""
     device = next(iter(clean.values())).device
-    ratios = [
-        (torch.linalg.vector_norm(moved[layer].float() - h.float()) / torch.linalg.vector_norm(h.float())).to(device)
-        for layer, h in clean.items()
-    ]
+    with torch.no_grad():
+        ratios = [(_norm(moved[layer] - h) / _norm(h)).to(device) for layer, h in clean.items()]
     return dict(zip(clean, torch.stack(ratios).tolist()))
+
+
+def _norm(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(tensor, dtype=wide(tensor[:0]).dtype)

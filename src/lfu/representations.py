@@ -13,9 +13,7 @@ import torch
 from torch import nn
 
 from lfu.anatomy import Anatomy
-
-# what the loss needs and the decoder does not
-_LOSS_ONLY = ("labels", "num_items_in_batch", "shift_labels")
+from lfu.trim import LOSS_ONLY
 
 
 class _Stop(Exception):
@@ -59,7 +57,7 @@ class Reader:
     """
 
     def __init__(self, anatomy: Anatomy, layers: list[int], final_norm: bool = True):
-        self.anatomy, self.layers = anatomy, layers
+        self.anatomy, self.layers, self.final_norm = anatomy, layers, final_norm
         depth = len(anatomy.blocks)
         self.sources: dict[int, nn.Module] = {layer: anatomy.blocks[layer - 1] for layer in layers}
         if final_norm and depth in self.sources:
@@ -67,27 +65,35 @@ class Reader:
 
     @contextmanager
     def reading(
-        self, positions: torch.Tensor, *, detach: bool, stop: bool = False
+        self,
+        positions: torch.Tensor,
+        *,
+        detach: bool,
+        stop: bool = False,
+        visit: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> Iterator[dict[int, torch.Tensor]]:
-        """Within it, a forward fills the yielded dict: layer -> `(N, d)`.
+        """Within it, a forward fills the yielded dict: layer -> `(N, d)`, in the dtype of the hidden states.
 
         With `stop`, the forward ends (see `run`) after the last compared layer. Gradient checkpointing may run a
-        block again during the backward: what was read first stays.
+        block again during the backward: what was read first stays. `visit` is told layer, `(B, T, d)` hidden states
+        in the graph, and what was read of them.
         """
         found: dict[int, torch.Tensor] = {}
         last = self.layers[-1]
 
         def hook(layer: int):
-            def read(module: nn.Module, args: Any, output: Any) -> None:
+            def read_layer(module: nn.Module, args: Any, output: Any) -> None:
                 if layer in found:
                     return
                 hidden = hidden_of(output)
-                hidden = hidden.detach() if detach else hidden
-                found[layer] = hidden.flatten(0, 1).index_select(0, positions.to(hidden.device))
+                read = hidden.detach() if detach else hidden
+                found[layer] = read.flatten(0, 1).index_select(0, positions.to(hidden.device))
+                if visit is not None:
+                    visit(layer, hidden, found[layer])
                 if stop and layer == last:
                     raise _Stop
 
-            return read
+            return read_layer
 
         handles = [source.register_forward_hook(hook(layer)) for layer, source in self.sources.items()]
         try:
@@ -101,6 +107,22 @@ class Reader:
 
         `call` stands in for the decoder: it must run the same modules.
         """
-        inputs = {name: value for name, value in batch.items() if name not in _LOSS_ONLY}
-        with suppress(_Stop):
+        inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
+        with self._grounded(), suppress(_Stop):
             (call or self.anatomy.decoder)(**{**inputs, "use_cache": False})
+
+    @contextmanager
+    def _grounded(self) -> Iterator[None]:
+        """Cuts the graph at the embeddings where they hold no theta, so that the backward ends at theta's lowest layer.
+
+        Gradient checkpointing with PEFT makes their output require a gradient, for the sake of the reentrant form.
+        """
+        embedding = self.anatomy.model.get_input_embeddings()
+        if any(p.requires_grad for p in embedding.parameters()):
+            yield
+            return
+        handle = embedding.register_forward_hook(lambda module, args, output: output.detach())
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from lfu.advice import Advice
+from lfu.cheaper import cost
 from lfu.consistency import consistency_of
 from lfu.methods.method import Method, Micro
 from lfu.objective import LfUStep, Record
@@ -44,6 +45,7 @@ class LfU(Method):
         trainer.refuse_several_processes("LfU's second backward pass")
         _refuse_setup(trainer)
         trainer.step = make_step(trainer)
+        _tell_approximate(trainer)
         trainer.advice = Advice(trainer.args.alpha, trainer.args.lam)
         self.step = trainer.step
         self._order: tuple[int, torch.Tensor] | None = None  # (epoch, the independent ascent batches' shuffle)
@@ -60,6 +62,7 @@ class LfU(Method):
             num_items=micro.items,
             first_pass=lambda: trainer.guarded(micro.run),
             index=micro.index,
+            update=trainer.state.global_step,
         )
         self._note(trainer, record)
         return torch.tensor(record.loss * record.tokens / micro.items, device=trainer.args.device)
@@ -67,11 +70,12 @@ class LfU(Method):
     def state_dict(self) -> dict[str, torch.Tensor]:
         if getattr(self, "step", None) is None:
             return {}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.step.state_dict().items()}
+        numbers = self.step.state_dict().items()
+        return {n: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in numbers}
 
     def load_state_dict(self, state: Any) -> None:
         if getattr(self, "step", None) is not None:
-            self.step.load_state_dict({name: float(value) for name, value in state.items()})
+            self.step.load_state_dict({name: v if v.dim() else float(v) for name, v in state.items()})
 
     def _independent_batch(self, trainer: Any, index: int) -> Any:
         """Micro-batch `index` of an own shuffle of the training set, by number: nothing to save for a resume."""
@@ -96,15 +100,18 @@ class LfU(Method):
         log = trainer.log_metric
         log("lfu/skipped", float(record.skipped is not None))
         log("lfu/lam", record.lam)
+        if record.approximate:
+            log("lfu/approximate", 1.0)
         if record.tokens and record.skipped != "non-finite loss":
             log("lfu/sft_loss", record.sft_loss)
-        if record.skipped is None:
-            log("lfu/consistency", record.consistency)
+        if record.skipped is None and record.form == "exact":  # one backward gives no ratio
             log("lfu/gradient_ratio", record.gradient_ratio)
             log("lfu/gradient_cosine", record.gradient_cosine)
             log("lfu/ascent_grad_norm", record.ascent_grad_norm)
             if record.pieces > 1:
                 log("lfu/pieces", record.pieces)
+        if record.skipped is None and record.form != "not due":
+            log("lfu/consistency", record.consistency)
             log("lfu/displacement", fmean(record.displacement.values()))
             if trainer.args.log_layers:
                 for name in ("consistency_per_layer", "displacement"):
@@ -114,7 +121,8 @@ class LfU(Method):
             self._advise(trainer, record)
 
     def _advise(self, trainer: Any, record: Record) -> None:
-        trainer.advice.watch(record)
+        if record.form == "exact":
+            trainer.advice.watch(record)
         if trainer.starts_update and self._update_losses:
             trainer.advice.watch_loss(fmean(self._update_losses))
             self._update_losses = []
@@ -138,15 +146,37 @@ def make_step(trainer: Any) -> LfUStep:
         ascent_batch=args.ascent_batch,
         ascent_steps=args.ascent_steps,
         same_dropout=args.same_dropout,
+        trim=args.trim,
         on_bad_batch=args.on_bad_batch,
+        every=args.every,
+        part=args.part,
+        stale=args.stale,
+        random_layers=args.random_layers,
+        budget=args.budget,
         strength=args.strength,
         seed=args.seed,
         blocks=args.blocks,
         loss_fn=trainer.extra_loss,
         backward=trainer.accelerator.backward,
         autocast=trainer.accelerator.autocast,
+        second_pass=lambda: trainer.maybe_activation_offload_context,
         grad_scaler=trainer.accelerator.scaler,
     )
+
+
+def _tell_approximate(trainer: Any) -> None:
+    """Settles `budget`, and says which approximate form the run uses and what it costs."""
+    args, step = trainer.args, trainer.step
+    rows = 1 if args.packing or args.padding_free else args.per_device_train_batch_size
+    budget = step.budget
+    if budget is not None:
+        step.settle_budget(rows)
+    if budget is None and step.cheaper.exact:
+        return
+    spent = cost(step.cheaper, full=step.trains_all, rows=rows, compared=len(step.reader.layers))
+    picked = f"budget={budget:g} picks " if budget is not None else ""
+    form = f"{step.cheaper} (approximate)" if not step.cheaper.exact else "the exact step"
+    trainer.say(f"{picked}{form}: about {spent:.2f} times an SFT step, counted")
 
 
 def refuse_settings(args: Any) -> None:

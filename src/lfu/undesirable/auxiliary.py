@@ -57,6 +57,19 @@ class Auxiliary(ABC):
                 if step is not None:
                     p.add_(step.to(p.dtype))
 
+    def kept(self) -> list[torch.Tensor]:
+        """The moved components, detached: what `restore` needs to bring the undesirable model back (`stale`)."""
+        raise NotImplementedError
+
+    def restore(self, kept: Sequence[torch.Tensor]) -> None:
+        """In place of `reset` and a move: the components as they were when `kept`, as constants."""
+        raise NotImplementedError
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether a later micro-batch may use the moved components again."""
+        return type(self).kept is not Auxiliary.kept and type(self).restore is not Auxiliary.restore
+
     def freeze(self) -> None:
         """From here on the components are constants (Eq. 5 has no second-order terms)."""
         for p in self.parameters():

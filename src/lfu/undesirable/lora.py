@@ -139,34 +139,47 @@ class LoRA(Auxiliary):
     def attached(self) -> Iterator[None]:
         linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
         with ExitStack() as stack:
-            stack.enter_context(forward_hooks([(site, self._hook(*linears[n])) for site, n in self.uses]))
+            stack.enter_context(forward_hooks([(site, self._hook(site, *linears[n])) for site, n in self.uses]))
             for experts, (a, b) in zip(self.experts, fused, strict=True):
                 stack.enter_context(with_low_rank(experts, a, b, self.scaling))
             yield
 
+    def kept(self) -> list[torch.Tensor]:
+        return [t.detach() for pair in self.pairs for t in pair]
+
+    def restore(self, kept: Sequence[torch.Tensor]) -> None:
+        devices = [weight.device for weight in (*map(weight_of, self.sites), *(e.weight for e in self.experts))]
+        pairs = zip(kept[::2], kept[1::2], devices, strict=True)
+        self.pairs, self.moved = [(a.to(device), b.to(device)) for a, b, device in pairs], True
+
     def discard(self) -> None:
         self.pairs = []
 
-    def _hook(self, a: torch.Tensor, b: torch.Tensor):
+    def _hook(self, site: nn.Module, a: torch.Tensor, b: torch.Tensor):
+        keeps_input = any(p.requires_grad for p in site.parameters())  # autograd has x for theta's own gradient
+
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
             if not self.moved:
-                return _ZeroB.apply(y, args[0], a, b, self.scaling)
+                return _ZeroB.apply(y, args[0], a, b, self.scaling, keeps_input)
             x = args[0]
-            low = F.linear(x, a.to(x.dtype) * self.scaling)  # (..., r): scaled where it is smallest
-            return y + F.linear(low, b.to(low.dtype)).to(y.dtype)
+            low = F.linear(x, a.to(x.dtype) * self.scaling).flatten(0, -2)  # (tokens, r): scaled where it is smallest
+            # the sum and the product in one go: no (tokens, out) in between
+            return torch.addmm(y.flatten(0, -2), low.to(y.dtype), b.T.to(y.dtype)).view(y.shape)
 
         return hook
 
 
 class _ZeroB(torch.autograd.Function):
-    """`y + scaling * B A x` for B = 0: costs no forward arithmetic, changes no bit, and still has its gradient.
+    """`y + scaling * B A x` for B = 0: no product with B, changes no bit, and still has its gradient.
 
-    dl/dB = scaling * (dl/dy)^T (x A^T), summed over tokens.
+    dl/dB = scaling * (dl/dy)^T (x A^T), summed over tokens. Keeps x where autograd has it anyway, else x A^T, of
+    rank columns.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float):
-        ctx.save_for_backward(x, a)
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float,
+                keeps_input: bool):  # fmt: skip
+        ctx.save_for_backward(*((x, a) if keeps_input else (F.linear(x, a.to(x.dtype)),)))
         ctx.scaling, ctx.dtype = scaling, b.dtype
         if y._is_view():  # GPT-2's Conv1D; a view of ours could not be changed in place by the model (OLMo's clamp_)
             return y.clone()
@@ -176,7 +189,8 @@ class _ZeroB(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
         (grad_y,) = gradients
-        x, a = ctx.saved_tensors
-        low = F.linear(x.to(grad_y.dtype), a.to(grad_y.dtype)).flatten(0, -2)  # (tokens, r)
-        grad_b = grad_y.flatten(0, -2).T @ low  # (out, r)
-        return grad_y, None, None, ctx.scaling * grad_b.to(ctx.dtype), None
+        low, *rest = ctx.saved_tensors
+        if rest:
+            low = F.linear(low.to(grad_y.dtype), rest[0].to(grad_y.dtype))
+        grad_b = grad_y.flatten(0, -2).T @ low.flatten(0, -2).to(grad_y.dtype)  # (out, r), summed over tokens
+        return grad_y, None, None, ctx.scaling * grad_b.to(ctx.dtype), None, None

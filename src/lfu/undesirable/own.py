@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -49,6 +49,16 @@ class Own(Auxiliary):
 
     def freeze(self) -> None:
         """Nothing to do: theta goes on requiring its gradient."""
+
+    def kept(self) -> list[torch.Tensor]:
+        """The step away from theta, not the place: theta has moved on when it is used again."""
+        return [p.detach() - copy for p, copy in zip(self.theta, self.copies, strict=True)]
+
+    def restore(self, kept: Sequence[torch.Tensor]) -> None:
+        assert self.anatomy is not None
+        self.discard()
+        self.theta = self.anatomy.theta()
+        self.move(step.to(p.device) for p, step in zip(self.theta, kept, strict=True))
 
     def discard(self) -> None:
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -50,6 +50,14 @@ class Steering(Auxiliary):
 
     def attached(self) -> AbstractContextManager[None]:
         return forward_hooks([(block, self._hook(d)) for block, d in zip(self.blocks, self.vectors, strict=True)])
+
+    def kept(self) -> list[torch.Tensor]:
+        return [d.detach() for d in self.vectors]
+
+    def restore(self, kept: Sequence[torch.Tensor]) -> None:
+        devices = [next(block.parameters()).device for block in self.blocks]
+        self.vectors = [d.to(device) for d, device in zip(kept, devices, strict=True)]
+        self.moved = True
 
     def discard(self) -> None:
         self.vectors = []
