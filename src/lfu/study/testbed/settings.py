@@ -50,6 +50,12 @@ def _ablations() -> list[Setting]:
         *_curve("lfu, ascent steps", "lfu", "ascent_steps", (2, 4), **auto),
         *_curve("lfu, consistency", "lfu", "consistency", ("cosine", "contrastive"), **auto),
         *_curve("lfu, direction", "lfu", "direction", ("clean",), **auto),
+        # the approximate forms, beside "lfu strength 0.5", which is exact
+        *_curve("lfu, cheaper", "lfu", "every", (2, 4), **auto),
+        *_curve("lfu, cheaper", "lfu", "part", (0.5, 0.25), **auto),
+        *_curve("lfu, cheaper", "lfu", "stale", (2, 4), **auto),
+        *_curve("lfu, cheaper", "lfu", "random_layers", (2,), **auto),
+        *_curve("lfu, cheaper", "lfu", "budget", (1.3,), **auto),
     ]
 
 
