@@ -124,7 +124,7 @@ FAMILIES = [
     Family("GraniteMoE hybrid", "GraniteMoeHybridForCausalLM",
            dict(layer_types=["mamba", "attention"], num_local_experts=4, num_experts_per_tok=2, logits_scaling=3.0,
                 shared_intermediate_size=12) | _MAMBA2,
-           special="Mamba 2 and attention, fused experts", slow=True),
+           special="Mamba 2 and attention, fused experts; TRL 1.16 needs `router_aux_loss_coef=0`", slow=True),
     Family("Jamba", "JambaForCausalLM",
            dict(mamba_d_state=4, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=4,
                 attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=2),
