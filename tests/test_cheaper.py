@@ -388,3 +388,11 @@ def test_off_is_the_exact_step():
     batch = tiny_batch()
     a, b = (taken([batch], **o)[0][0] for o in ({}, {"every": 1, "part": 1.0, "stale": 0, "random_layers": 0}))
     assert torch.equal(a, b)
+
+
+def test_stale_is_refused_in_several_processes():
+    from lfu.distributed import refuse_stale
+
+    refuse_stale(0)
+    with pytest.raises(ValueError, match="stale=4 runs in one process: use every"):
+        refuse_stale(4)

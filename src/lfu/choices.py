@@ -9,6 +9,7 @@ CHOICES = {
     "direction": ("perturbed", "clean"),
     "ascent_batch": ("same", "independent"),
     "on_bad_batch": ("skip", "raise"),
+    "ascent_scope": ("global", "local"),
 }
 
 

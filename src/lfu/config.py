@@ -129,6 +129,13 @@ class LfUConfig(SFTConfig):
         default="same", metadata={"help": "Batch of the ascent: same, or independent (a second, own shuffle)."}
     )
     ascent_steps: int = field(default=1, metadata={"help": "Normalised ascent steps (Eq. 2), >= 1."})
+    ascent_scope: str = field(
+        default="global",
+        metadata={
+            "help": "Several processes: the ascent (LfU's, SAM's) by the gradient of all their parts (global), "
+            "or of each its own (local)."
+        },
+    )
     same_dropout: bool = field(
         default=True, metadata={"help": "Clean and perturbed pass see the same dropout masks and embedding noise."}
     )

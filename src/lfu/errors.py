@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -36,3 +37,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` Did you mean ...?` with up to three names close to `word`, or an empty text where none is close."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def leading() -> bool:
+    """Whether this is the process that speaks to the user on its machine: the launcher's first, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")

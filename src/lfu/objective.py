@@ -21,6 +21,7 @@ from lfu.anatomy import anatomy, layer_range
 from lfu.cheaper import Cheaper, draw_layers, draw_rows, generator, within
 from lfu.choices import CHOICES, one_of
 from lfu.consistency import TokenSum, consistency_of, in_chunks
+from lfu.distributed import local, processes_of
 from lfu.first_order import Injection
 from lfu.pieces import Rows, in_pieces
 from lfu.precision import wide
@@ -155,6 +156,8 @@ class LfUStep:
         autocast: makes the context for the perturbed forward, which goes round the model's own wrappers.
         second_pass: makes the context round the perturbed forward: activation offloading.
         grad_scaler: a `torch.amp.GradScaler` whose scale the gradients carry; it then looks after non-finite ones.
+        ascent_scope: for a `model` wrapped by DDP or FSDP2 (see lfu/distributed.py): `global`, one ascent by the
+            gradient of all processes' parts together, or `local`, each process its own.
 
     Raises:
         ValueError: any argument outside its range, a layer range outside the model, nothing to attach to.
@@ -190,6 +193,7 @@ class LfUStep:
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
         second_pass: Callable[[], AbstractContextManager[Any]] = nullcontext,
         grad_scaler: torch.amp.GradScaler | None = None,
+        ascent_scope: str = "global",
     ):
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"alpha must be a finite number > 0, got {alpha!r}")
@@ -200,11 +204,13 @@ class LfUStep:
         self.model, self.alpha, self.ascent_steps, self.seed = model, alpha, ascent_steps, seed
         self.positions, self.direction, self.ascent_batch = positions, direction, ascent_batch
         self.same_dropout, self.trim, self.on_bad_batch = same_dropout, trim, on_bad_batch
+        self.ascent_scope = ascent_scope
         for name, choices in CHOICES.items():
             one_of(name, getattr(self, name), choices)
         self.second_pass = second_pass
         self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
-        self.anatomy = anatomy(model, blocks)
+        self.processes = processes_of(model, ascent_scope)
+        self.anatomy = anatomy(self.processes.unwrapped(model), blocks)
         depth = len(self.anatomy.blocks)
         self.consistency = consistency_of(consistency)
         compared = layer_range(layers, depth)
@@ -228,6 +234,7 @@ class LfUStep:
         if budget is not None:
             within(budget, full=True)  # refuses a budget out of its range
         self._refuse_cheaper()
+        self.processes.check(isinstance(self.auxiliary, Own), self.reads_logits, self.cheaper.stale)
         self._direction: list[torch.Tensor] = []  # stale: the components that the last exact step moved
         self._random = True  # whether the last clean pass drew random numbers; unknown counts as yes
 
@@ -260,6 +267,7 @@ class LfUStep:
     def settle_budget(self, rows: int) -> None:
         """`budget` becomes one of the forms, once."""
         stale = self.auxiliary.can_be_kept and self.direction == "perturbed" and not self.reads_logits
+        stale = stale and self.processes.alone
         compared = 1 if self.reads_logits else len(self.reader.layers)
         assert self.budget is not None
         self.cheaper = within(self.budget, full=self.trains_all, rows=rows, compared=compared, stale=stale)
@@ -304,6 +312,7 @@ class LfUStep:
             ascent_batch: the second batch, for `ascent_batch="independent"`.
             num_items: what the token sums of both terms are divided by; with gradient accumulation the labelled tokens
                 of all micro-batches of the update, so that they add up to one big batch. Default: this batch's own.
+                Several processes: of all of them, divided by their number, as their gradients are averaged.
             first_pass: runs the SFT forward and backward in place of `loss_fn` and `backward`, and returns the loss;
                 for a non-finite loss it must leave zero gradients.
             index: number of the micro-batch, from which the auxiliary's randomness is derived. Default: counts calls.
@@ -322,7 +331,7 @@ class LfUStep:
             raise ValueError("the batch has no `labels` (B, T): LfU needs to know which tokens are the answer's")
         index, self.calls = self.calls if index is None else index, self.calls + 1
         where = answer_positions(batch["labels"], self.positions)
-        items = max(len(where), 1) if num_items is None else num_items
+        items = max(self.processes.mean(len(where)), 1) if num_items is None else num_items
         if self.budget is not None:
             self.settle_budget(len(batch["labels"]))
         record = Record(tokens=len(where), lam=self.lam * self.cheaper.every, approximate=str(self.cheaper))
@@ -333,6 +342,7 @@ class LfUStep:
             record.form, record.lam = "not due", 0.0
             self._keep_loss(record, run_first(), items)
             self._check_finite(record, self.anatomy.theta())
+            self.processes.share(record)
         else:
             plan = self._plan(batch, where, items, index)
             if self.cheaper.stale and self._direction and index % self.cheaper.stale and len(where):
@@ -362,24 +372,27 @@ class LfUStep:
         theta, items, replay = self.anatomy.theta(), plan.items, plan.replay
         self.auxiliary.reset(generators(self.seed, plan.index))
         own = isinstance(self.auxiliary, Own)  # it ascends on theta: this micro-batch's gradient must stand alone
-        split = SplitGradients(theta if own else sample_of(theta))
+        processes = self.processes
+        split = processes.split(theta, own)
         keep: int | None = None  # of the parts: all
         try:
-            with self._zero_auxiliary(), plan.reader.reading(plan.where, detach=True) as clean:
-                self._keep_loss(record, run_first(), items)
-            self._random = replay.drew()
-            if record.skipped is None and record.tokens == 0:
-                record.skipped = "no labelled token"
-            target = clean
-            if record.skipped is None:
-                target = self._target(clean)
-                gradients = self._first_gradients(ascent_batch, items, replay)
-                split.set_aside()
-                self._ascend(record, gradients, ascent_batch or plan.batch, items, replay)
-                del gradients
-                if own:
-                    split.narrow(sample_of(theta))
-            if record.skipped is None:
+            with processes.deferred():
+                with self._zero_auxiliary(), plan.reader.reading(plan.where, detach=True) as clean:
+                    self._keep_loss(record, run_first(), items)
+                self._random = replay.drew()
+                if record.skipped is None and record.tokens == 0:
+                    record.skipped = "no labelled token"
+                target = clean
+                if active := processes.anyone(record):
+                    target = self._target(clean)
+                    gradients = self._first_gradients(ascent_batch, items, replay)
+                    gradients = processes.direction(gradients, self.auxiliary.parameters())
+                    split.set_aside()
+                    self._ascend(record, gradients, ascent_batch or plan.batch, items, replay)
+                    del gradients
+                    if own:
+                        split.narrow(sample_of(theta))
+            if active and processes.anyone(record):
                 if self.cheaper.stale:
                     self._direction = self.auxiliary.kept()
                 self._consistency_pass(record, plan, clean, target, split)
@@ -392,7 +405,9 @@ class LfUStep:
                 self.auxiliary.discard()
             finally:
                 split.join(keep)
+        processes.settle(plan.batch, self.anatomy.decoder, self.backward)
         self._check_finite(record, theta)
+        processes.share(record)
 
     def _run_first_order(self, record: Record, plan: _Plan, run_first: Callable[[], torch.Tensor]) -> None:
         """`stale`: the perturbed forward without a graph, then the clean pass with its gradient injected (2F+1B)."""
@@ -452,9 +467,10 @@ class LfUStep:
 
     def _sft_pass(self, batch: Batch, items: float | torch.Tensor) -> torch.Tensor:
         loss = self.loss_fn(self.model, batch, items)
-        if torch.isfinite(loss):
+        if self.processes.finite(loss):
             self.backward(loss)
-        return loss.detach()
+            return loss.detach()
+        return torch.full_like(loss.detach(), math.nan)
 
     def _zero_auxiliary(self) -> AbstractContextManager[None]:
         """With an independent ascent batch the clean pass owes the auxiliary nothing."""
@@ -503,11 +519,12 @@ class LfUStep:
         scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
         same = self.ascent_batch == "same"  # then its tokens are counted already
         count = record.tokens if same else len(answer_positions(batch["labels"]))
-        record.ascent_grad_norm = norm * float(items) / max(count, 1) / scale
+        record.ascent_grad_norm = norm * float(items) / max(self.processes.total(count), 1) / scale
         for _ in range(self.ascent_steps - 1):
             if norm == 0 or not math.isfinite(norm):
                 break
-            norm = ascend(self.auxiliary, self._ascent_gradients(batch, items, replay), self.alpha)
+            gradients = self._ascent_gradients(batch, items, replay)
+            norm = ascend(self.auxiliary, self.processes.direction(gradients, self.auxiliary.parameters()), self.alpha)
         if norm == 0:
             record.skipped = "zero ascent gradient"
         elif not math.isfinite(norm):
@@ -531,13 +548,15 @@ class LfUStep:
             inexact=self._inexact_in_pieces(plan.replay),
             undo=lambda: split.undo(self.anatomy.theta()),
         )
-        if record.skipped is None:
+        if record.skipped not in ("non-finite consistency", "theta lies above the compared layers"):  # the backward ran
             self._compare(record, split)
         record.displacement = _displacement(clean, displaced)
         record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
 
     def _inexact_in_pieces(self, replay: Replay) -> str | None:
         """Why a pass in pieces of rows would not leave the gradients of the whole; None if it would."""
+        if not self.processes.alone:
+            return "the other processes would not know of it"
         if not getattr(self.consistency, "token_sum", False):
             return f"the consistency {type(self.consistency).__name__} compares tokens of different rows, or may do so"
         if self.direction == "clean":
@@ -577,7 +596,7 @@ class LfUStep:
             self.second_pass(),
             plan.reader.reading(where, detach=False, stop=True) as found,
         ):
-            plan.reader.run(batch)
+            self.processes.through(batch, lambda: plan.reader.run(batch))
         return found
 
     def _token_sums(self, target: dict[int, torch.Tensor], moving: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -609,12 +628,12 @@ class LfUStep:
         sums = {layer: value.to(device) for layer, value in self._token_sums(target, moving).items()}
         total = torch.stack(list(sums.values())).sum() * plan.share / len(sums) / plan.items
         self._add_layers(record, plan, sums)
-        if not math.isfinite(record.consistency):
+        if not self.processes.finite(total.detach()):
             record.skipped = "non-finite consistency"
         elif not total.requires_grad:
             record.skipped = "theta lies above the compared layers"
         else:
-            self.backward(record.lam * total)
+            self.backward(self.processes.joined(record.lam * total, record))
 
     def _compare(self, record: Record, split: SplitGradients) -> None:
         """The two gradients beside each other, once both are there."""
@@ -630,7 +649,9 @@ class LfUStep:
     def _add_layers(self, record: Record, plan: _Plan, sums: dict[int, torch.Tensor]) -> None:
         """The token sums of the layers, of all rows or one piece, as means; read off the device at once."""
         device = self.anatomy.device
-        means = torch.stack([s.detach().to(device).double() for s in sums.values()]) * (plan.share / record.tokens)
+        means = torch.stack([s.detach().to(device).double() for s in sums.values()]) * (
+            plan.share / max(record.tokens, 1)
+        )
         for layer, mean in zip(sums, means.tolist()):
             record.consistency_per_layer[layer] = record.consistency_per_layer.get(layer, 0.0) + mean
         record.consistency = math.fsum(record.consistency_per_layer.values()) / len(sums)
@@ -656,7 +677,7 @@ class LfUStep:
         """The last word, over all of theta: entries that are not finite become zero, and the record says so."""
         if self.grad_scaler is not None:
             return
-        gradients = [p.grad for p in theta if p.grad is not None]
+        gradients = [local(p.grad) for p in theta if p.grad is not None]
         if not math.isfinite(global_norm(gradients)):
             record.skipped = record.skipped or "non-finite gradient"
             for g in gradients:

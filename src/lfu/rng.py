@@ -13,13 +13,14 @@ Generators = Callable[[torch.device], torch.Generator]
 def generators(seed: int, index: int) -> Generators:
     """A generator per device, for micro-batch number `index` of a run seeded `seed`.
 
+    Devices count in the order in which they are used, so that processes with a GPU each draw the same.
     Nothing is carried from one micro-batch to the next, so a resumed run draws what the uninterrupted one would.
     """
     made: dict[torch.device, torch.Generator] = {}
 
     def on(device: torch.device) -> torch.Generator:
         if device not in made:
-            mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + (device.index or 0)) % 2**63
+            mixed = (seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + len(made)) % 2**63
             made[device] = torch.Generator(device).manual_seed(mixed)
         return made[device]
 

@@ -142,14 +142,6 @@ class LfUTrainer(SavesWhole):
         targets = [t.strip() for t in args.aux_targets.split(",") if t.strip()] if args.aux_targets else None
         return LoRA(rank=args.aux_rank, scaling=args.aux_scaling, targets=targets)
 
-    def refuse_several_processes(self, what: str) -> None:
-        """Raises ValueError under DDP, FSDP or DeepSpeed."""
-        if self.accelerator.num_processes > 1 or self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                f"method {self.args.method!r} runs in one process in this version: under DDP, FSDP or DeepSpeed {what} "
-                "would go round their gradient reduction. Use one device, or method='sft' (lam=0)."
-            )
-
     @cached_property
     def anatomy(self) -> Anatomy:
         """The parts of the model."""
@@ -188,9 +180,12 @@ class LfUTrainer(SavesWhole):
         if not self.model.training or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         result = self._training_loss(model, inputs, num_items_in_batch)
-        if not self._guarding or torch.isfinite(result):
+        processes = self.step.processes if self._guarding and self.step is not None else None
+        if processes is None or processes.finite(result):  # in all processes, or in none
             return result
-        self._bad_loss = result.detach()
+        self._bad_loss = torch.full_like(result.detach(), torch.nan)
+        if processes.size > 1:
+            return torch.zeros((), device=result.device, requires_grad=True)
         return torch.stack([p.flatten()[:0].sum().float() for p in self.anatomy.theta()]).sum()
 
     def _training_loss(self, model: Any, inputs: Any, num_items: Any) -> torch.Tensor:
@@ -205,7 +200,7 @@ class LfUTrainer(SavesWhole):
             reading = Reader(self.anatomy, layers).reading(where, detach=False)
         with reading as hidden:
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
-        items = float(len(where) if num_items is None else num_items)
+        items = float(len(where) if num_items is None else num_items) / self._averaged(num_items)
         # without a count of items, Trainer divides the loss by the accumulation steps itself
         share = 1.0 if num_items is None else 1.0 / self.current_gradient_accumulation_steps
         batch = Batch(inputs, where, hidden, max(items, 1.0), share, self)
@@ -216,7 +211,7 @@ class LfUTrainer(SavesWhole):
     def extra_loss(self, model: Any, batch: Any, num_items: Any) -> torch.Tensor:
         """The training loss for a method's own passes: leaves no trace in the metrics."""
         with self.unmetered():
-            return self._training_loss(model, dict(batch), num_items)
+            return self._training_loss(model, dict(batch), num_items * self._averaged(num_items))
 
     def guarded(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         """`run`, a forward and backward; a non-finite loss leaves zero gradients and is what is returned."""
@@ -230,8 +225,13 @@ class LfUTrainer(SavesWhole):
     def _items(self, tokens: int, num_items: Any) -> float:
         """What SFTTrainer's gradient of this micro-batch is divided by, in tokens."""
         if num_items is not None:
-            return max(float(num_items), 1.0)
+            return max(float(num_items), 1.0) / self._averaged(num_items)
         return max(tokens, 1.0) * self.current_gradient_accumulation_steps
+
+    def _averaged(self, num_items: Any) -> int:
+        """Over how many processes the gradients will be averaged whose tokens `num_items` counts."""
+        together = num_items is not None and self.args.average_tokens_across_devices
+        return self.accelerator.num_processes if together else 1
 
     def _micro_index(self) -> int:
         """Number of the micro-batch in the run: from the trainer's state, so that a resumed run counts on."""

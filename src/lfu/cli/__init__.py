@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+import time
 import warnings
 
-from lfu.errors import UserError, did_you_mean, one_line
+from lfu.errors import UserError, did_you_mean, leading, one_line
 
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {
@@ -21,6 +23,9 @@ VERBS = {
     "sweep": "which strength: lfu sweep --model M --data D --method lfu --param alpha=0.01,0.1",
 }
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+# Of several processes the first tells of a mistake, and the launcher then ends the others. One that alone has met an
+# error waits so many seconds before it tells.
+FIRST_SPEAKS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +39,14 @@ def main(argv: list[str] | None = None) -> int:
         Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if leading():
+        return _main(argv)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first process has them all
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -51,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
             return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
     except UserError as error:
-        print(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}", file=sys.stderr)
+        _tell(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}")
         return USER_ERROR
     except BrokenPipeError:  # `lfu recipes | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lfu {verb}: error: {_of_the_machine(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as stop:
-        print(f"lfu {verb}: interrupted. {stop}".rstrip(), file=sys.stderr)
+        if leading():
+            print(f"lfu {verb}: interrupted. {stop}".rstrip(), file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
@@ -73,6 +87,13 @@ def _of_the_machine(error: OSError | MemoryError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     what = error.strerror or one_line(error)
     return f"{where}{what}: mend that and run the same command again; what was finished is kept"
+
+
+def _tell(line: str) -> None:
+    if not leading():
+        time.sleep(FIRST_SPEAKS)
+        line = f"[process {os.environ.get('RANK')}] {line}"
+    print(line, file=sys.stderr)
 
 
 def _help() -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lfu import checkpoints
 from lfu.cli import output
-from lfu.errors import UserError, one_line
+from lfu.errors import UserError, leading, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -218,7 +218,8 @@ def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, 
 
 
 def _say(text: str) -> None:
-    print(f"lfu train: {text}", file=sys.stderr)
+    if leading():
+        print(f"lfu train: {text}", file=sys.stderr)
 
 
 def _how_to_resume(folder: Path, step: int) -> str:

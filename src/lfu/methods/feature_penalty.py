@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from lfu.methods.method import Batch, Method, knob
+from lfu.methods.weights import refuse_sharding
 from lfu.precision import wide
 
 
@@ -28,6 +29,8 @@ class FeaturePenalty(Method):
         return list(range(1, depth + 1))
 
     def setup(self, trainer: Any) -> None:
+        if self.anchor == "start":
+            refuse_sharding(trainer, self.name)
         self.untouched = trainer.untouched if self.anchor == "start" else None
 
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from lfu.methods.chunks import sum_over_chunks
 from lfu.methods.method import Batch, Method, knob
+from lfu.methods.weights import refuse_sharding
 from lfu.precision import wide
 
 
@@ -34,6 +35,9 @@ class GEM(Method):
 
     def layers(self, depth: int) -> list[int]:
         return [depth]
+
+    def setup(self, trainer: Any) -> None:
+        refuse_sharding(trainer, self.name)
 
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
         logits_of = batch.trainer.anatomy.logits

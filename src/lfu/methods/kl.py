@@ -9,6 +9,7 @@ import torch
 
 from lfu.methods.chunks import sum_over_chunks
 from lfu.methods.method import Batch, Method, knob
+from lfu.methods.weights import refuse_sharding
 from lfu.precision import wide
 
 
@@ -34,6 +35,7 @@ class KL(Method):
         return [depth]
 
     def setup(self, trainer: Any) -> None:
+        refuse_sharding(trainer, self.name)
         self.untouched = trainer.untouched
 
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -11,8 +11,10 @@ import torch
 from lfu.advice import Advice
 from lfu.cheaper import cost
 from lfu.consistency import consistency_of
+from lfu.distributed import of_trainer, refuse_launch, refuse_on_shards, refuse_stale, several
 from lfu.methods.method import Method, Micro
 from lfu.objective import LfUStep, Record
+from lfu.undesirable import Own
 
 
 @dataclass
@@ -42,9 +44,14 @@ class LfU(Method):
     def setup(self, trainer: Any) -> None:
         if trainer.args.lam == 0:
             return
-        trainer.refuse_several_processes("LfU's second backward pass")
+        refuse_launch(trainer)
         _refuse_setup(trainer)
-        trainer.step = make_step(trainer)
+        step = make_step(trainer)
+        if several(trainer):
+            refuse_stale(step.cheaper.stale)
+        if trainer.is_fsdp_enabled:
+            refuse_on_shards(isinstance(step.auxiliary, Own), step.reads_logits)
+        trainer.step = step
         _tell_approximate(trainer)
         trainer.advice = Advice(trainer.args.alpha, trainer.args.lam)
         self.step = trainer.step
@@ -55,6 +62,8 @@ class LfU(Method):
         """One micro-batch; returns its part of Eq. 6 (detached), scaled as SFTTrainer scales its loss."""
         if trainer.step is None:
             return micro.run()
+        if several(trainer) and getattr(trainer.step.processes, "wrapper", None) is not micro.model:
+            trainer.step.processes = of_trainer(trainer, micro.model)  # only now is there a wrapper
         independent = trainer.args.ascent_batch == "independent"
         record = trainer.step(
             micro.inputs,
@@ -65,7 +74,8 @@ class LfU(Method):
             update=trainer.state.global_step,
         )
         self._note(trainer, record)
-        return torch.tensor(record.loss * record.tokens / micro.items, device=trainer.args.device)
+        items = micro.items * trainer.step.processes.size  # the record is of all processes, and so is this
+        return torch.tensor(record.loss * record.tokens / items, device=trainer.args.device)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         if getattr(self, "step", None) is None:
@@ -78,9 +88,13 @@ class LfU(Method):
             self.step.load_state_dict({name: v if v.dim() else float(v) for name, v in state.items()})
 
     def _independent_batch(self, trainer: Any, index: int) -> Any:
-        """Micro-batch `index` of an own shuffle of the training set, by number: nothing to save for a resume."""
+        """Micro-batch `index` of an own shuffle of the training set, by number: nothing to save for a resume.
+
+        Several processes take turns, as in the data loader: together they have one micro-batch of the whole size.
+        """
         dataset: Any = trainer.train_dataset
         size, wanted = len(dataset), trainer._train_batch_size
+        index = index * trainer.accelerator.num_processes + trainer.accelerator.process_index
         rows = []
         for position in range(index * wanted, (index + 1) * wanted):
             epoch, place = divmod(position, size)
@@ -117,7 +131,7 @@ class LfU(Method):
                 for name in ("consistency_per_layer", "displacement"):
                     for layer, value in getattr(record, name).items():
                         log(f"lfu/{name.removesuffix('_per_layer')}/{layer:02d}", value)
-        if trainer.args.advice:
+        if trainer.args.advice and trainer.is_world_process_zero():
             self._advise(trainer, record)
 
     def _advise(self, trainer: Any, record: Record) -> None:
@@ -161,6 +175,7 @@ def make_step(trainer: Any) -> LfUStep:
         autocast=trainer.accelerator.autocast,
         second_pass=lambda: trainer.maybe_activation_offload_context,
         grad_scaler=trainer.accelerator.scaler,
+        ascent_scope=args.ascent_scope,
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import torch
 
+from lfu.distributed import OneProcess, of_trainer, refuse_launch, several
 from lfu.methods.method import Method, Micro, knob
+from lfu.methods.weights import refuse_sharding
 from lfu.rng import Replay
 from lfu.undesirable.ascent import global_norm
 
@@ -21,6 +23,9 @@ class SAM(Method):
 
     The ascent is taken per micro-batch (m-sharpness, as in the paper's experiments) and both passes see the same
     dropout masks. Costs 2F+2B and one copy of theta and its gradient. The LfU paper's Table 6b.
+
+    Under DDP the gradient of the ascent is summed over the processes (`ascent_scope="global"`: one more reduction of
+    theta's gradient) or each climbs by its own (`local`, as SAM is often run).
     """
 
     name: ClassVar[str] = "sam"
@@ -33,28 +38,27 @@ class SAM(Method):
     rho: float = knob(0.05, "radius of the ascent (paper: 0.05)", above=0)
 
     def setup(self, trainer: Any) -> None:
-        trainer.refuse_several_processes("SAM's two backward passes")
+        refuse_launch(trainer)
+        refuse_sharding(trainer, self.name)
 
     def training_step(self, trainer: Any, micro: Micro) -> torch.Tensor:
         theta = trainer.anatomy.theta()
-        earlier = [p.grad for p in theta]  # of the update's other micro-batches
+        processes = of_trainer(trainer, micro.model) if several(trainer) else OneProcess()
+        earlier = _take_gradients(theta)  # of the update's other micro-batches
         replay = Replay(p.device for p in trainer.anatomy.model.parameters())
         try:
-            _take_gradients(theta)
-            loss = micro.run()
-            gradients = _take_gradients(theta)
-            norm = global_norm([g for g in gradients if g is not None])
-            if norm == 0 or not math.isfinite(norm):  # nowhere to climb to, or fp16 overflow: the plain gradient stands
-                _give(theta, gradients)
-            else:
-                with _moved(theta, gradients, self.rho / norm), replay(), trainer.unmetered():
-                    del gradients
-                    worst = micro.run()
-                trainer.log_metric("sam/worst_loss", float(worst) * micro.items / max(micro.tokens, 1))
+            with processes.deferred():
+                loss = micro.run()
+            gradients = processes.direction(_take_gradients(theta), theta)
         finally:
-            for p, before in zip(theta, earlier):
-                if before is not None:
-                    p.grad = before if p.grad is None else before.add_(p.grad)
+            _give(theta, earlier)  # the second backward adds to them, and what a reducer sees is the sum
+        norm = global_norm(gradients)
+        # nowhere to climb to, or fp16 overflow: the second pass is the first once more
+        length = self.rho / norm if norm > 0 and math.isfinite(norm) else 0.0
+        with _moved(theta, gradients, length), replay(), trainer.unmetered():
+            del gradients
+            worst = micro.run()
+        trainer.log_metric("sam/worst_loss", float(worst) * micro.items / max(micro.tokens, 1))
         return loss
 
 
@@ -76,7 +80,7 @@ def _moved(theta: list[torch.nn.Parameter], along: list[torch.Tensor | None], le
     try:
         with torch.no_grad():
             for p, g in zip(theta, along):
-                if g is not None:
+                if g is not None and length:
                     p.add_(g.to(p.dtype), alpha=length)
         yield
     finally:

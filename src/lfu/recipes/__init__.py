@@ -23,6 +23,11 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for group in groups for path in sorted((FOLDER / group).glob("*.yaml"))}
 
 
+def launches() -> dict[str, Path]:
+    """The shipped files for `accelerate launch --config_file` by name, such as `accelerate/ddp`."""
+    return {f"accelerate/{path.stem}": path for path in sorted((FOLDER / "accelerate").glob("*.yaml"))}
+
+
 def find(name: str) -> Path:
     """The file of a shipped recipe's name, or of a path.
 

@@ -1,0 +1,74 @@
+"""LfUTrainer under DDP and FSDP2, as accelerate makes them: one process with the whole batch, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainers import CASES, everything, reference
+from two import both
+
+from lfu.trainer import STATE_FILE
+
+# TRL's fused loss keeps float32 sums whatever the model's dtype; checkpointed runs are float32 in parts
+TOLERANCE = 1e-7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("trainers")
+
+
+@pytest.fixture(scope="module")
+def told(folder):
+    return both(everything, folder / "told", folder)
+
+
+def assert_close(found, wanted):
+    largest = max(float(w.abs().max()) for w in wanted.values())
+    assert max(float((found[name] - w).abs().max()) for name, w in wanted.items()) < TOLERANCE * largest
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(told, folder, case):
+    """Weights after two updates of two micro-batches; the rows' answers differ in length between the processes."""
+    wanted = reference(case, folder)
+    for one in told:
+        assert_close(one[case]["weights"], wanted["weights"])
+    ours, theirs = (log[0] for log in (told[0][case]["log"], wanted["log"]))
+    for name in ("lfu/sft_loss", "lfu/consistency", "lfu/ascent_grad_norm"):
+        if name in theirs:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)  # TRL sums it in float32
+    assert told[0][case]["wrapper"].startswith("FSDP" if case.startswith("fsdp2") else "DistributedDataParallel")
+
+
+def test_every_process_sees_one_gradient_ratio(told):
+    one, other = (process["ddp, auto, resumed"]["record"] for process in told)
+    assert one == other
+    assert one["lam"] > 0
+
+
+def test_resume_continues_bit_for_bit_and_one_process_writes(told, folder):
+    whole, resumed = told[0]["ddp, auto, whole"], told[0]["ddp, auto, resumed"]
+    for name, weight in whole["weights"].items():
+        assert torch.equal(weight, resumed["weights"][name])
+    assert whole["record"] == resumed["record"]
+    checkpoint = folder / "cut" / "checkpoint-1"
+    assert [path.name for path in checkpoint.glob("lfu*")] == [STATE_FILE]
+    assert set(load_file(checkpoint / STATE_FILE)) == {"lfu/calls", "lfu/mean_log", "lfu/weight"}
+
+
+def test_embedding_noise_is_each_process_its_own_and_the_weights_are_one(told):
+    one, other = (process["ddp, neftune"]["weights"] for process in told)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert all(weight.isfinite().all() for weight in one.values())
+
+
+@pytest.mark.parametrize(
+    ("refused", "way_out"),
+    [("fsdp, own", "auxiliary='lora'"), ("fsdp, sam", "use DDP"), ("fsdp, kl", "use DDP"), ("fsdp, gem", "use DDP")],
+)
+def test_what_shards_cannot_do_is_refused_in_one_line(told, refused, way_out):
+    assert way_out in told[0][refused]
+    assert "\n" not in told[0][refused]

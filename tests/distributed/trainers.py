@@ -1,0 +1,145 @@
+"""LfUTrainer in one process, or in two under DDP or FSDP2 as accelerate makes them, in float64."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from peft import LoraConfig
+from test_trainer import ROWS, tokenizer
+from tiny import Float64Throughout, tiny_model
+
+from lfu import LfUConfig, LfUTrainer
+
+# of lengths that differ, so that processes have different numbers of answer tokens
+DATA = [{"prompt": p, "completion": f" {c}{' e f' * (i % 3)}"} for i, (p, c) in enumerate(ROWS)]
+LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", init_lora_weights="gaussian")
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}  # fmt: skip
+
+
+# name -> (wrapper, theta, options)
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "ddp, sft": ("ddp", "full", {"method": "sft"}),
+    "ddp, lfu": ("ddp", "full", {}),
+    "ddp, lfu, lora": ("ddp", "lora", {}),
+    "ddp, lfu, own, logits": ("ddp", "lora", {"auxiliary": "own", "alpha": 0.01, "consistency": "logit_kl"}),
+    "ddp, lfu, independent": ("ddp", "full", {"ascent_batch": "independent"}),
+    "ddp, sam": ("ddp", "full", {"method": "sam"}),
+    "ddp, gem": ("ddp", "full", {"method": "gem"}),
+    "ddp, kl": ("ddp", "full", {"method": "kl", "method_args": "kl.weight=1"}),
+    "ddp, l2sp": ("ddp", "lora", {"method": "l2sp"}),
+    "ddp, l2": ("ddp", "full", {"method": "l2", "method_args": "l2.weight=1"}),
+    "ddp, dft+ema": ("ddp", "full", {"method": "dft+ema"}),
+    "fsdp2, sft": ("fsdp2", "full", {"method": "sft"}),
+    "fsdp2, lfu": ("fsdp2", "full", {}),
+    "fsdp2, lfu, lora": ("fsdp2", "lora", {"layers": "early"}),
+    "fsdp2, steering, checkpointing": ("fsdp2", "full", {"auxiliary": "steering", "gradient_checkpointing": True}),
+}
+
+
+def launched(wrapper: str | None) -> None:
+    """What `accelerate launch` sets."""
+    for state in (PartialState, AcceleratorState, GradientState):
+        state._shared_state.clear()
+    for name, value in FSDP2.items():
+        os.environ.pop(name, None)
+        if wrapper == "fsdp2":
+            os.environ[name] = value
+
+
+def settings(folder: Path, processes: int, **options: Any) -> LfUConfig:
+    base = dict(
+        output_dir=str(folder), max_steps=2, per_device_train_batch_size=4 // processes, gradient_accumulation_steps=2,
+        learning_rate=0.05, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, save_strategy="no",
+        report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, max_length=32, seed=7, optim="sgd",
+        max_grad_norm=0.0, advice=False, train_sampling_strategy="sequential", gradient_checkpointing=False,
+    )  # fmt: skip
+    return LfUConfig(**{**base, **options})
+
+
+def trainer(folder: Path, processes: int, theta: str = "full", **options: Any) -> LfUTrainer:
+    args = settings(folder, processes, **options)
+    if "ACCELERATE_USE_FSDP" in os.environ and args.device:  # on a CPU accelerate shards only if it believes in a GPU
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    made = LfUTrainer(
+        model=tiny_model("llama", dtype=torch.float64),
+        args=args,
+        train_dataset=Dataset.from_list(DATA),
+        processing_class=tokenizer(),
+        peft_config=LORA if theta == "lora" else None,
+    )
+    torch.manual_seed(1)
+    for name, p in made.model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(p, std=0.1)
+            p.data = p.data.double()
+    return made
+
+
+def train(folder: Path, wrapper: str | None, theta: str, options: dict[str, Any], **named: Any) -> dict[str, Any]:
+    """Weights, log and newest record of two updates of 2 x 4 rows."""
+    launched(wrapper)
+    # a recomputed forward does not see the mode
+    with nullcontext() if options.get("gradient_checkpointing") else Float64Throughout():
+        made = trainer(folder, 1 if wrapper is None else 2, theta, **options)
+        made.train(**named)
+    return {
+        "weights": whole(made.model),
+        "log": made.state.log_history,
+        "record": made.last_record and asdict(made.last_record),
+        "wrapper": type(made.model_wrapped).__name__,
+    }
+
+
+def reference(case: str, folder: Path) -> dict[str, Any]:
+    """The case in one process."""
+    _, theta, options = CASES[case]
+    return train(folder / "one", None, theta, options)
+
+
+def refusal(folder: Path, options: dict[str, Any]) -> str:
+    launched("fsdp2")
+    try:
+        trainer(folder, 2, **options)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def everything(rank: int, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {name: train(folder / "two", *case) for name, case in CASES.items()}
+    found["ddp, neftune"] = train(folder / "two", "ddp", "full", {"method": "neftune"})
+    auto = {"lam": "auto", "max_steps": 2}
+    found["ddp, auto, whole"] = train(folder / "two", "ddp", "lora", auto)
+    kept = {"save_strategy": "steps", "save_steps": 1}
+    train(folder / "cut", "ddp", "lora", auto | kept | {"max_steps": 1})
+    resumed = {"resume_from_checkpoint": str(folder / "cut" / "checkpoint-1")}
+    found["ddp, auto, resumed"] = train(folder / "cut", "ddp", "lora", auto | kept, **resumed)
+    for name, options in {
+        "own": {"auxiliary": "own"},
+        "sam": {"method": "sam"},
+        "kl": {"method": "kl"},
+        "gem": {"method": "gem"},
+    }.items():
+        found[f"fsdp, {name}"] = refusal(folder / "two", options)
+    return found
+
+
+def whole(model: Any) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, p in model.named_parameters():
+        value = p.detach()
+        found[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+    return found
