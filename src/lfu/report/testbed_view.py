@@ -155,7 +155,8 @@ def _scatter(figure: Any, summary: Mapping[str, Summary], base: Mapping[str, Any
     plain = [
         (percent(e, "target"), percent(e, "others")) for e in summary.values() if e["family"].startswith("sft")
     ]  # fmt: skip
-    edge = front(plain)
+    start = (100 * base["target"]["accuracy"], 100 * base["others"]["accuracy"])
+    edge = front([start, *plain])
     axis.plot(*zip(*edge), color=PALETTE[0], lw=6, alpha=0.3, label="front of plain SFT", zorder=1)
     axis.scatter(*zip(*plain), color=PALETTE[0], s=26, label="sft, all settings", zorder=2)
     families = families_of(summary)
@@ -166,10 +167,7 @@ def _scatter(figure: Any, summary: Mapping[str, Summary], base: Mapping[str, Any
             *zip(*points), color=PALETTE[1 + number % (len(PALETTE) - 1)], marker=markers[number % len(markers)],
             lw=1, ms=6, label=family, zorder=3,
         )  # fmt: skip
-    axis.scatter(
-        [100 * base["target"]["accuracy"]], [100 * base["others"]["accuracy"]], marker="*", s=160, color="black",
-        label="before fine-tuning", zorder=4,
-    )  # fmt: skip
+    axis.scatter(*[[value] for value in start], marker="*", s=160, color="black", label="before fine-tuning", zorder=4)
     axis.set_xlabel("target skill: exactly right answers (%)")
     axis.set_ylabel("other skills: exactly right answers (%)")
     axis.grid(color=GRID, lw=0.8)
