@@ -15,6 +15,7 @@ WINDOW = 16
 NEGLIGIBLE, DOMINATING = 0.01, 3.0  # of the gradient ratio; SFT's own gradient is 1
 COLLAPSE = 0.5  # of the displacement ||h' - h|| / ||h||
 RESOLVED = 4  # displacements below so many machine epsilons are mostly rounding
+ROUNDED = 0.5  # of the ascent step, in L2 norm
 SWING, TURNS = 0.5, 0.85  # of the mean loss; share of changes that reverse the one before (by chance: 2/3)
 
 
@@ -49,6 +50,7 @@ class Advice:
             self._strength()
             self._displacement()
             self._resolution()
+            self._rounding()
 
     def watch_loss(self, loss: float) -> None:
         """Take in the SFT loss of one update (all its micro-batches)."""
@@ -99,6 +101,16 @@ class Advice:
                 f"alpha {self.alpha:g} is too small for this precision: hidden states move by {displacement:.1e} of "
                 f"their norm, and their dtype resolves {resolution:.1e}: the consistency trains on rounding noise, "
                 "and the gradient ratio measures it. Raise alpha at the same lam * alpha, or use float32.",
+            )
+
+    def _rounding(self) -> None:
+        rounded = median(r.rounded for r in self.records)
+        if rounded > ROUNDED:
+            self._once(
+                "rounding",
+                f"alpha {self.alpha:g} is too small for weights of this dtype: {rounded:.0%} of the ascent step is "
+                f"lost in rounding (median of {WINDOW} micro-batches). Raise alpha at the same lam * alpha, keep the "
+                "trained weights in float32, or use auxiliary='lora', which is float32 whatever the weights are.",
             )
 
     def _displacement(self) -> None:

@@ -67,6 +67,7 @@ class Record:
         gradient_ratio: ||grad(lam * consistency)|| / ||grad(SFT)|| on (a sample of) theta.
         gradient_cosine: cosine between the two.
         resolution: machine epsilon of the hidden states' dtype; a displacement near it is rounding, not the ascent.
+        rounded: share of the ascent step lost in the dtype of what it moves (`own` on 16-bit weights), an L2 norm.
         lam: the weight used; with `every=k` k times lam, and 0 where the consistency was not due.
         tokens: N, the answer tokens.
         pieces: in how many pieces of rows the perturbed pass was done; more than 1 where memory ran out.
@@ -83,6 +84,7 @@ class Record:
     gradient_ratio: float = 0.0
     gradient_cosine: float = 0.0
     resolution: float = 0.0
+    rounded: float = 0.0
     lam: float = 0.0
     tokens: int = 0
     pieces: int = 1
@@ -516,6 +518,7 @@ class LfUStep:
         self, record: Record, gradients: list, batch: Batch, items: float | torch.Tensor, replay: Replay
     ) -> None:
         norm = ascend(self.auxiliary, gradients, self.alpha)
+        record.rounded = self.auxiliary.rounded
         scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
         same = self.ascent_batch == "same"  # then its tokens are counted already
         count = record.tokens if same else len(answer_positions(batch["labels"]))

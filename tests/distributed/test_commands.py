@@ -10,6 +10,8 @@ from two import both
 
 from lfu.recipes import launches
 
+pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -14,6 +14,8 @@ from two import both
 from lfu import objective
 from lfu.distributed import REASONS, touch
 
+pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):

@@ -14,6 +14,9 @@ from lfu.trainer import STATE_FILE
 TOLERANCE = 1e-7
 
 
+pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("trainers")

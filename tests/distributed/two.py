@@ -34,7 +34,7 @@ def both(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(240)
+        process.join(800)
     alive = [process for process in processes if process.is_alive()]
     for process in alive:
         process.kill()

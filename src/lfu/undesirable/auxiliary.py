@@ -23,6 +23,9 @@ class Auxiliary(ABC):
     They live outside the module tree, attached by forward hooks: never in a state dict, an optimizer or a reducer.
     """
 
+    # ||step as stored - step|| / ||step|| of the newest move, where the components are narrower than float32
+    rounded: float = 0.0
+
     @abstractmethod
     def bind(self, anatomy: Anatomy) -> None:
         """Look at the model. Raises ValueError where there is nothing to attach to."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from lfu.anatomy import Anatomy
 from lfu.rng import Generators
+from lfu.undesirable.ascent import global_norm
 from lfu.undesirable.auxiliary import Auxiliary
 
 
@@ -42,7 +43,18 @@ class Own(Auxiliary):
     def move(self, steps: Iterable[torch.Tensor | None]) -> None:
         if not self.copies:
             self.copies = [p.detach().clone() for p in self.theta]
-        super().move(steps)
+        wanted: list[torch.Tensor] = []  # norms, a tensor each
+        lost: list[torch.Tensor] = []
+        with torch.no_grad():
+            for p, step in zip(self.theta, steps, strict=True):
+                if step is None:
+                    continue
+                before = p.detach().float() if p.dtype.itemsize < 4 else None
+                p.add_(step.to(p.dtype))
+                if before is not None:
+                    wanted.append(torch.linalg.vector_norm(step.float()))
+                    lost.append(torch.linalg.vector_norm(p.float() - before - step.float()))
+        self.rounded = global_norm(lost) / global_norm(wanted) if wanted else 0.0
 
     def attached(self) -> AbstractContextManager[None]:
         return nullcontext()
