@@ -54,6 +54,7 @@ class Own(Auxiliary):
                 if before is not None:
                     wanted.append(torch.linalg.vector_norm(step.float()))
                     lost.append(torch.linalg.vector_norm(p.float() - before - step.float()))
+        torch.clear_autocast_cache()  # within a caller's autocast it would keep the weights as they were, cast
         self.rounded = global_norm(lost) / global_norm(wanted) if wanted else 0.0
 
     def attached(self) -> AbstractContextManager[None]:
@@ -76,4 +77,6 @@ class Own(Auxiliary):
         with torch.no_grad():
             for p, copy in zip(self.theta, self.copies):
                 p.copy_(copy)
+        if self.copies:
+            torch.clear_autocast_cache()
         self.copies = []
