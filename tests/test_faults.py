@@ -16,7 +16,6 @@ from lfu import LfUStep
 from lfu.consistency import MSE, Contrastive, Cosine, LogitKL
 from lfu.objective import sft_loss
 from lfu.pieces import cut
-from lfu.strength import sample_of
 from lfu.undesirable import LoRA, Own, Steering
 
 AUXILIARIES = {"lora": LoRA, "steering": Steering, "own": Own}
@@ -103,7 +102,7 @@ def _after(fail, original):
 def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch, kind, place, sampled):
     model = tiny_model("llama", theta="subset" if "hook" not in place else "full")
     if sampled:
-        monkeypatch.setattr("lfu.objective.sample_of", lambda theta: sample_of(theta, 300))
+        monkeypatch.setattr("lfu.strength.SAMPLE", 300)
     step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
     step(tiny_batch(1))
     earlier, before = gradients(model), {k: v.clone() for k, v in model.state_dict().items()}

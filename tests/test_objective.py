@@ -212,7 +212,7 @@ def test_non_finite_gradients_never_stay(kind, where):
 @pytest.mark.parametrize("where", [1, 2])
 def test_a_non_finite_tensor_outside_the_sample_never_stays(monkeypatch, where, limit):
     """One weight's gradient overflows in one backward; measured tensors keep what earlier micro-batches gave."""
-    monkeypatch.setattr("lfu.objective.sample_of", lambda theta: sample_of(theta, limit))
+    monkeypatch.setattr("lfu.strength.SAMPLE", limit)
     model = tiny_model("llama", dtype=torch.float32)
     LfUStep(model)(tiny_batch())
     earlier = gradients(model)
@@ -410,7 +410,7 @@ def test_sample_of_theta_fits(sizes, limit):
 def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
     found = []
     for limit in (10**9, 300):
-        monkeypatch.setattr("lfu.objective.sample_of", lambda theta, limit=limit: sample_of(theta, limit))
+        monkeypatch.setattr("lfu.strength.SAMPLE", limit)
         model = tiny_model("llama")
         LfUStep(model)(tiny_batch())
         LfUStep(model)(tiny_batch(1))

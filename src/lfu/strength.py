@@ -19,11 +19,12 @@ from lfu.undesirable.ascent import global_norm_tensor
 SAMPLE = 2**24
 
 
-def sample_of(theta: Sequence[nn.Parameter], limit: int = SAMPLE) -> list[nn.Parameter]:
-    """The tensors of theta whose two gradients are kept apart: all, or whole tensors drawn up to `limit` elements.
+def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[nn.Parameter]:
+    """The tensors of theta whose two gradients are kept apart: all, or whole tensors up to `limit` (`SAMPLE`) elements.
 
     The draw has a fixed seed: the same tensors in each step and each run of a model. At least one tensor is taken.
     """
+    limit = SAMPLE if limit is None else limit
     if sum(p.numel() for p in theta) <= limit:
         return list(theta)
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0)).tolist()
