@@ -94,7 +94,7 @@ def draw_layers(layers: Sequence[int], count: int, source: torch.Generator) -> l
 
 # -- what it costs, and budget= ----------------------------------------------------------------------------------------
 
-# What the auxiliary and the reading cost on top of the passes, as a share of an SFT step (r = 8, d = 576, counted).
+# What the auxiliary and the reading cost on top of the passes, as a share of an SFT step: estimated for r = 8, d = 576.
 AUXILIARY = 0.05
 
 
