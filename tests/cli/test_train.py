@@ -311,7 +311,7 @@ def test_no_model_and_no_data(here, model, capsys):
 def test_what_does_not_fit_the_model_leaves_nothing(here, model, flags, message, capsys):
     assert train(model, flags, output="new/out") == 2
     err = capsys.readouterr().err
-    told = [line for line in err.splitlines() if line.startswith("lfu train: ")]
+    told = [line for line in err.splitlines() if line.startswith("lfu train: error: ")]
     assert len(told) == 1
     assert message in told[0]
     assert "Traceback" not in err

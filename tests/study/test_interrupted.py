@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from tiny_study import records, results, run, write_questions
+from tiny_study import FAST, records, results, run, write_questions
 
 from lfu.report.compare_view import view
 from lfu.report.markdown import markdown
@@ -148,12 +149,17 @@ def test_peak_memory_is_that_of_the_run():
     assert abs(peak_of(1) - low) < 50 * 2**20  # the peak before doesn't count
 
 
-def test_jobs_of_a_cluster_share_the_study_and_end_with_its_report(here, model, monkeypatch, capsys):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    flags = "--methods sft,gem --measures none --max_steps 1"
-    assert run(model, flags, "--jobs 2 --submitit cluster=local,timeout_min=5") == 0
+def test_jobs_of_a_cluster_share_the_study_and_end_with_its_report(here, model):
+    flags = f"{FAST} --methods sft,gem --measures none --max_steps 1 --jobs 2 --submitit cluster=local,timeout_min=5"
+    command = [sys.executable, "-m", "lfu.cli", "compare", "--model", model, "--data", "rows.jsonl"]
+    done = subprocess.run(
+        [*command, "--output_dir", "out", *flags.split()], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert {r["state"] for r in results()["runs"]} == {"finished"}
-    assert "their logs are in out/jobs" in capsys.readouterr().err
+    assert "their logs are in out/jobs" in done.stderr
+    assert "numbers  out/record.json" in done.stdout
     assert list(Path("out/jobs").glob("*_log.out"))
 
 
