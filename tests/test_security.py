@@ -24,6 +24,7 @@ from lfu.data.templates import check_chat_template, to_training_rows, whole_text
 from lfu.errors import UserError
 from lfu.files import read_yaml
 from lfu.models import context_length, load_model, load_tokenizer
+from lfu.report.page import write_report
 from lfu.study.folder import slug
 
 FEW_STEPS = "--max_steps 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none"
@@ -299,7 +300,12 @@ def page(tmp_path_factory) -> Path:
     tuned.save_pretrained(folder / "tuned")
     words = ["--data", str(folder / "rows.jsonl"), "--data_split", "test", "--output_dir", str(folder / "out")]
     assert main(["probe", "forgetting", model, f"<b>tuned={folder / 'tuned'}", *words]) == 0
-    return folder / "out" / "index.html"
+    record = json.loads((folder / "out/record.json").read_text())
+    base, tuned_label = record["results"]["chosen"]  # every question was got wrong, and is got right now: all are shown
+    right = [row["answer"] for row in record["results"]["questions"]]
+    record["results"]["chosen"] = {base: [(answer + 1) % 3 for answer in right], tuned_label: right}
+    write_report(record, folder / "page")
+    return folder / "page" / "index.html"
 
 
 def test_a_row_with_a_script_is_text_in_the_page(page):
