@@ -50,9 +50,13 @@ def gain_against_kept(results: Mapping[str, Any], mode: Mapping[str, Any], name:
     if not mode["fronts"]:
         return None
     fronts, style, metrics = mode["fronts"], looks(results), results["metrics"]
+    across = min(3, len(fronts))
+    down = -(-len(fronts) // across)
 
     def paint(figure: Picture) -> None:
-        axes = figure.subplots(1, len(fronts), squeeze=False)[0]
+        axes = figure.subplots(down, across, squeeze=False).flatten()
+        for axis in axes[len(fronts) :]:
+            axis.set_axis_off()
         for axis, (key, front) in zip(axes, fronts.items()):
             _scatter(axis, metrics[front["gain"]], metrics[key], mode["against_untouched"], front["front"], style)
         handles, labels = axes[0].get_legend_handles_labels()
@@ -65,7 +69,7 @@ def gain_against_kept(results: Mapping[str, Any], mode: Mapping[str, Any], name:
             told.append(f"{label}: {_axis(metrics[front['gain']], gained):.3f}, {_axis(metrics[key], kept):.3f}")
         told.append(f"front of {metrics[key]['title']}: {', '.join(front['front'])}")
     rows = 1 + len(mode["against_untouched"][next(iter(fronts.values()))["gain"]]) // 4
-    size = (min(13, 5.6 * len(fronts) + 0.4), 4.2 + 0.25 * rows)
+    size = (min(13, 5.6 * across + 0.4), 0.6 + 3.6 * down + 0.25 * rows)
     caption = (
         "Change against the untouched model; better is right and up. Bars: 95 %, over seeds and items. The line joins "
         "the settings that no other beats on both."
