@@ -117,8 +117,11 @@ class Reader:
 
         Gradient checkpointing with PEFT makes their output require a gradient, for the sake of the reentrant form.
         """
-        embedding = self.anatomy.model.get_input_embeddings()
-        if any(p.requires_grad for p in embedding.parameters()):
+        try:
+            embedding = self.anatomy.model.get_input_embeddings()
+        except NotImplementedError:  # an architecture of one's own: its backward is longer, no more
+            embedding = None
+        if embedding is None or any(p.requires_grad for p in embedding.parameters()):
             yield
             return
         handle = embedding.register_forward_hook(lambda module, args, output: output.detach())

@@ -242,6 +242,10 @@ def test_a_training_that_diverges_is_a_failing_run(here, model, capsys):
     assert all("no finite number" in error for error in failed.values())
 
 
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
 def test_a_process_that_died_has_failed_its_run(here, model, capsys, monkeypatch):
     """Its mark is there and its lock is free: within one session that is a death, not a run to do again."""
     held = Place.mark
@@ -249,11 +253,11 @@ def test_a_process_that_died_has_failed_its_run(here, model, capsys, monkeypatch
     def mark_twice(place: Place) -> None:
         held(place)
         if "gem" in place.path.name:
-            raise MemoryError
+            raise Killed
 
     monkeypatch.setattr(Place, "mark", mark_twice)
     monkeypatch.setattr(Place, "unmark", lambda place: None)
-    with pytest.raises(MemoryError):
+    with pytest.raises(Killed):
         run(model, "--methods sft,gem --measures none --worker me")
     monkeypatch.undo()
     monkeypatch.chdir(here)
@@ -357,18 +361,14 @@ def test_retention_files_are_measured_and_named(here, model):
 
 @pytest.mark.parametrize(("code", "rounds"), [(0, 1), (9, 2)])
 def test_processes_that_die_are_not_started_for_ever(code, rounds, tmp_path):
-    study = SimpleNamespace(
-        session="me", plan=lambda: None, open_tasks=lambda plan: [SimpleNamespace(run=1)] * 2, part=bool
-    )
+    study = SimpleNamespace(session="me", mine=lambda: [1, 1])
     script = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); import os; os._exit({code})"
     work_in_processes(study, 2, ["-c", script])
     assert (tmp_path / "count").read_text() == "x" * 2 * rounds
 
 
 def test_a_mistake_in_a_process_is_the_users():
-    study = SimpleNamespace(
-        session="me", plan=lambda: None, open_tasks=lambda plan: [SimpleNamespace(run=1)], part=bool
-    )
+    study = SimpleNamespace(session="me", mine=lambda: [1])
     with pytest.raises(UserError, match="the error above"):
         work_in_processes(study, 3, ["-c", "raise SystemExit(2)"])
     with pytest.raises(KeyboardInterrupt):
