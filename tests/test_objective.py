@@ -73,9 +73,10 @@ def test_training_with_it_learns(kind):
 
 
 def _flops(run) -> int:
+    """Without attention's own products: whether its kernel is one that is counted depends on torch's version."""
     with FlopCounterMode(display=False) as counter:
         run()
-    return counter.get_total_flops()
+    return counter.get_total_flops() - counter.get_flop_counts()["Global"].get(torch.ops.aten.bmm, 0)
 
 
 @pytest.mark.parametrize("kind", ["lora", "steering", "own"])
@@ -296,9 +297,10 @@ def test_bf16_resolves_the_papers_alpha_and_not_a_hundredth_of_it():
     for alpha in (0.3, 0.001):
         grads = []
         for dtype in (torch.float32, torch.bfloat16):
-            model = tiny_model("llama", dtype=dtype, hidden_size=64, head_dim=16)
+            # drawn in float32: what bf16 draws from one seed depends on torch's version
+            model = tiny_model("llama", dtype=torch.float32, hidden_size=64, head_dim=16).to(dtype)
             step = LfUStep(model, alpha=alpha, lam=0.5 / alpha)
-            sft = tiny_model("llama", dtype=dtype, hidden_size=64, head_dim=16)
+            sft = tiny_model("llama", dtype=torch.float32, hidden_size=64, head_dim=16).to(dtype)
             sft_loss(sft, tiny_batch(), 17.0).backward()
             record = step(tiny_batch())
             total, plain = gradients(model), gradients(sft)

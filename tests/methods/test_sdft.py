@@ -326,8 +326,11 @@ def test_a_next_exercise_is_cut_away(tmp_path, reply, answer):
 def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lfu.methods.sdft.LINE_EVERY", 0.0)
     rewritten(ROWS, tmp_path, scripted(numbered, byte_tokenizer()), batch_size=2)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["lfu: sdft: 2 of 5 answers", "lfu: sdft: 4 of 5 answers"]
+    lines = capsys.readouterr().err.splitlines()  # older versions of rich add an empty one
+    assert [line.partition(",")[0] for line in lines if line] == [
+        "lfu: sdft: 2 of 5 answers",
+        "lfu: sdft: 4 of 5 answers",
+    ]
 
 
 def test_prompts_that_the_model_can_not_hold(tmp_path):
