@@ -40,6 +40,11 @@ COMMANDS: list[tuple[str, str]] = [
 ]
 
 
+def clean() -> dict[str, str]:
+    """The environment without what leads Python to other trees."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
 def build(folder: Path) -> Path:
     """The wheel of the working tree, in `folder`."""
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add its old files to the wheel
@@ -54,9 +59,8 @@ def install(wheel: Path, folder: Path) -> Path:
     venv.create(folder, with_pip=True)
     place = "Scripts" if os.name == "nt" else "bin"
     python = folder / place / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", wheel], check=True
-    )
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, wheel], check=True, env=clean())  # pip takes a tree on PYTHONPATH for installed
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
     # after its own, and without this Python's .pth files: an editable lfu stays out
@@ -66,9 +70,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 def use(commands: Path, here: Path) -> list[str]:
     """Runs everything in `here`; a line for each thing that failed."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "LFU_CACHE": str(here / "cache")}
-    for name in ("PYTHONPATH", "PYTHONHOME"):
-        environment.pop(name, None)
+    environment = clean() | {"HF_HUB_OFFLINE": "1", "LFU_CACHE": str(here / "cache")}
     environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
     where = [str(commands / "python"), "-c", "import lfu; print(lfu.__file__)"]
     found = subprocess.run(where, cwd=here, env=environment, check=True, capture_output=True, text=True).stdout.strip()

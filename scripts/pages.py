@@ -39,6 +39,8 @@ ORDER = {
 }
 # Written for the repository's front page, shown on the site, too.
 OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+# Linked from there, shown as they are.
+BESIDE = ["CITATION.cff", "LICENSE"]
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 BAR = "\\|"
 CODE_WITH_BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
@@ -57,6 +59,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages from outside docs/, with links that fit the site."""
     for page, source in OUTSIDE.items():
         files.append(File.generated(config, page, content=moved((ROOT / source).read_text(encoding="utf-8"))))
+    for name in BESIDE:
+        files.append(File.generated(config, name, content=(ROOT / name).read_text(encoding="utf-8")))
     files.append(File.generated(config, "pygments.css", content=HtmlFormatter().get_style_defs(".highlight")))
     return files
 

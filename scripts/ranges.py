@@ -93,7 +93,6 @@ def run_tests(end: End, folder: Path, tests: list[str]) -> None:
     report = folder / "junit.xml"
     report.unlink(missing_ok=True)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONPATH", None)  # the installed copy, not somebody's source tree
     command = [python_of(folder), "-m", "pytest", "-o", "pythonpath=tests", f"--junitxml={report}", *tests]
     with (folder / "pytest.log").open("w") as log:
         code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
@@ -127,6 +126,7 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=list(CORE), help="default: the core of the suite")
     given = parser.parse_args()
     bounds = lower_bounds(ROOT / "pyproject.toml")
+    os.environ.pop("PYTHONPATH", None)  # pip and the tests must see the installed copy, not somebody's source tree
     ends = []
     for name in given.ends:
         end, folder = End(name), given.folder.resolve() / name

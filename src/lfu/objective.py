@@ -147,7 +147,10 @@ class LfUStep:
         on_bad_batch: no labelled token, a zero ascent gradient, a non-finite value: `skip` the consistency and say so
             in the record, or `raise`. A non-finite loss leaves no gradient; of a non-finite gradient the measured
             tensors (see `strength.sample_of`) drop the broken part, and elsewhere its entries become zero.
-        every, part, stale, random_layers: APPROXIMATE forms that cost less, off by default: see `cheaper.Cheaper`.
+        every: APPROXIMATE, as the next three: they cost less, are off by default, and `cheaper.Cheaper` tells of them.
+        part: see `every`.
+        stale: see `every`.
+        random_layers: see `every`.
         budget: > 1: the wanted cost of a step as a multiple of SFT's; picks one of them (see `cheaper.within`), when
             the first batch tells the number of rows. `cheaper` then says which.
         strength: the gradient ratio that lam="auto" holds, on average over the updates.
