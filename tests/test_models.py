@@ -195,3 +195,14 @@ def test_the_real_one_answers(tmp_path, monkeypatch):
     out = model.generate(**ids, max_new_tokens=20, do_sample=False)[0]
     assert "Paris" in tokenizer.decode(out)
     assert out[-1] == tokenizer.eos_token_id
+
+
+def test_an_encoder_decoder_is_refused_in_one_line(tmp_path):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=16, d_model=8, d_ff=8, num_layers=1, num_heads=1, d_kv=8)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(
+        UserError, match=r"is not a decoder-only language model: LfU can't train encoder-decoders \(T5\)"
+    ):
+        load_model(str(tmp_path))

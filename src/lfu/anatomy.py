@@ -151,7 +151,7 @@ def _named_blocks(decoder: Any, path: str) -> list[nn.Module]:
     try:
         found = decoder.get_submodule(path)
     except AttributeError:
-        lists = [name for name, module in decoder.named_modules() if isinstance(module, _CONTAINERS)]
+        lists = [n for n, m in decoder.named_modules() if isinstance(m, _CONTAINERS) and ".lora_" not in n]
         raise ValueError(
             f"blocks={path!r}: {type(decoder).__name__} has no such module; its lists of modules are "
             f"{', '.join(lists[:8]) or 'none'}"

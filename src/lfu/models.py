@@ -187,6 +187,10 @@ def _guarded(name: str, load: Callable[[str], T]) -> T:
     try:
         return load(path)
     except BROKEN as error:
+        if str(error).startswith("Unrecognized configuration class"):  # transformers goes on to name all it knows
+            raise UserError(
+                f"model {name} is not a decoder-only language model: LfU can't train encoder-decoders (T5) or encoders"
+            ) from error
         hint = f" ({EMBEDDED} is the model that needs no network)" if path == name and not _is_path(name) else ""
         raise UserError(f"model {name} can't be loaded{hint}: {_short(error)}") from error
 
