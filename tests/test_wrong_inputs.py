@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny_folder import byte_tokenizer
 
@@ -103,6 +103,7 @@ RECIPES = st.dictionaries(st.sampled_from(FLAGS) | st.text(max_size=8), VALUES, 
 
 @FEW
 @given(RECIPES)
+@example({"help": []})
 def test_a_recipe_of_anything(settings_):
     a_recipe(settings_)
 

@@ -295,7 +295,7 @@ def test_shards_are_disjoint_and_together_the_whole(here, model, capsys):
         assert run(model, flags, f"--shard {part}") == 0
         captured = capsys.readouterr()
         trained += re.findall(r"^lfu: (\w+, seed \d)", captured.err, re.MULTILINE)
-        assert "Not finished" in captured.out
+        assert ("Not finished" in captured.out) == (len(trained) < 6)  # keys are hashes: a part can be empty
     assert run(model, flags, "--shard 3/3") == 0
     captured = capsys.readouterr()
     trained += re.findall(r"^lfu: (\w+, seed \d)", captured.err, re.MULTILINE)

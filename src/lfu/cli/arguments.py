@@ -115,8 +115,12 @@ class TrainParser(TrlParser):
         raise UserError(f"{one_line(message)} (see: lfu train --help)")
 
     def flags(self) -> dict[str, str]:
-        """Every flag, without its dashes, with the name of the field it sets."""
-        return {flag.lstrip("-"): action.dest for action in self._actions for flag in action.option_strings}
+        """Every flag that sets a field, without its dashes, with that field's name."""
+        return {
+            flag.lstrip("-"): action.dest
+            for action in self._actions if action.dest != "help"
+            for flag in action.option_strings
+        }  # fmt: skip
 
 
 def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
