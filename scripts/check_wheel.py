@@ -59,8 +59,8 @@ def install(wheel: Path, folder: Path) -> Path:
     venv.create(folder, with_pip=True)
     place = "Scripts" if os.name == "nt" else "bin"
     python = folder / place / "python"
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, wheel], check=True, env=clean())  # pip takes a tree on PYTHONPATH for installed
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, str(wheel)], check=True, env=clean())  # pip takes a tree on PYTHONPATH for installed
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
     # after its own, and without this Python's .pth files: an editable lfu stays out

@@ -161,10 +161,7 @@ class LoRA(Auxiliary):
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
             if not self.moved:
                 return _ZeroB.apply(y, args[0], a, b, self.scaling, keeps_input)
-            x = args[0]
-            low = F.linear(x, a.to(x.dtype) * self.scaling).flatten(0, -2)  # (tokens, r): scaled where it is smallest
-            # the sum and the product in one go: no (tokens, out) in between
-            return torch.addmm(y.flatten(0, -2), low.to(y.dtype), b.T.to(y.dtype)).view(y.shape)
+            return _LowRank.apply(y, args[0], a, b, self.scaling)
 
         return hook
 
@@ -194,3 +191,37 @@ class _ZeroB(torch.autograd.Function):
             low = F.linear(low.to(grad_y.dtype), rest[0].to(grad_y.dtype))
         grad_b = grad_y.flatten(0, -2).T @ low.flatten(0, -2).to(grad_y.dtype)  # (out, r), summed over tokens
         return grad_y, None, None, ctx.scaling * grad_b.to(ctx.dtype), None, None
+
+
+class _LowRank(torch.autograd.Function):
+    """`y + scaling * B A x`, added to y where it lies: no (tokens, out) of its own, forward or backward.
+
+    While a and b are frozen, as in the perturbed pass, nothing but they is kept for the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float):
+        scaled, b_y = a.to(x.dtype) * scaling, b.to(y.dtype)
+        low = F.linear(x, scaled).flatten(0, -2).to(y.dtype)  # (tokens, r)
+        ctx.trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        ctx.save_for_backward(scaled, b_y, *((x, low) if ctx.trained else ()))
+        ctx.scaling, ctx.of_x, ctx.dtype = scaling, (x.shape, x.dtype), b.dtype
+        if y._is_view() or not y.is_contiguous():  # a view of ours could not be changed in place by the model
+            return torch.addmm(y.flatten(0, -2), low, b_y.T).view(y.shape)
+        ctx.mark_dirty(y)
+        y.view(-1, y.shape[-1]).addmm_(low, b_y.T)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor):
+        grad_y = gradients[0].flatten(0, -2)
+        scaled, b, *kept = ctx.saved_tensors
+        grad_low = grad_y @ b.to(grad_y.dtype)  # (tokens, r)
+        shape, dtype = ctx.of_x
+        grad_x = (grad_low @ scaled.to(grad_low.dtype)).view(shape).to(dtype) if ctx.needs_input_grad[1] else None
+        if not ctx.trained:
+            return gradients[0], grad_x, None, None, None
+        x, low = kept
+        grad_a = ctx.scaling * (grad_low.T @ x.flatten(0, -2).to(grad_low.dtype)).to(ctx.dtype)
+        grad_b = (grad_y.T @ low.to(grad_y.dtype)).to(ctx.dtype)
+        return gradients[0], grad_x, grad_a, grad_b, None
