@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from lfu.objective import BadBatch, Record, sft_loss
 from lfu.representations import answer_positions
 from lfu.strength import Strength, sample_of
 from lfu.undesirable import LoRA, Own, Steering, ascend
+from lfu.undesirable.lora import _SharedInputs
 
 # -- what it does to the loss ------------------------------------------------------------------------------------------
 
@@ -438,6 +440,58 @@ def test_the_guides_auxiliary_fits_in_one_class(dtype):
 def test_lora_targets():
     step = LfUStep(tiny_model("llama"), auxiliary=LoRA(targets=["q_proj", "down_proj"]))
     assert len(step.auxiliary.sites) == 2 * 4
+
+
+@pytest.mark.parametrize("theta", ["full", "lora"])
+def test_an_input_that_several_layers_share_is_read_once(monkeypatch, theta):
+    model = tiny_model("llama", theta=theta)
+    step = LfUStep(model)
+    products = 0
+
+    def counted(*args):
+        nonlocal products
+        products += 1
+        return torch.nn.functional.linear(*args)
+
+    monkeypatch.setattr("lfu.undesirable.lora.F", SimpleNamespace(linear=counted))
+    counts = []
+    for _ in range(2):
+        products = 0
+        step(tiny_batch())
+        counts.append(products)
+    shared = 4 * 4  # four layers of q k v, o, gate up, down
+    assert counts == [4 * 7 + shared, shared + shared]  # the first pass of all shows who shares
+
+
+@pytest.mark.parametrize("theta", ["full", "lora"])
+def test_sites_that_are_seen_together_late_change_nothing_under_gradient_checkpointing(theta):
+    """A block that runs again must save what it saved, though by then more is known of its sites."""
+
+    class Forgetful(LoRA):
+        def move(self, steps):
+            super().move(steps)
+            self.groups = {}  # as if the perturbed pass were the first to call them: experts nobody was sent to
+
+    batch, found = tiny_batch(), []
+    for kind in (LoRA, Forgetful):
+        model = tiny_model("llama", theta=theta)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if theta == "lora":
+            model.enable_input_require_grads()
+        step = LfUStep(model, auxiliary=kind())
+        for _ in range(2):
+            assert step(batch).skipped is None
+        found.append(gradients(model))
+    assert relative_difference(*found) < 1e-12
+
+
+def test_an_input_that_was_changed_in_place_is_read_again():
+    x = torch.randn(3, 4, dtype=torch.float64)
+    matrices = [torch.randn(2, 4, dtype=torch.float64) for _ in range(2)]
+    inputs = _SharedInputs(matrices, 2.0, {0: [0, 1], 1: [0, 1]}, moved=True)
+    inputs.low(0, x)
+    x.mul_(3)
+    torch.testing.assert_close(inputs.low(1, x), 2.0 * x @ matrices[1].T)
 
 
 # -- wrong arguments ---------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class LoRA(Auxiliary):
         self.uses: list[tuple[nn.Module, int]] = []  # every layer to hook, with the number of its site
         self.experts: list[FusedExperts] = []  # their pairs follow those of the sites
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.groups: dict[int, list[int]] = {}  # see _SharedInputs
         self.moved = self.told = False
 
     def bind(self, anatomy: Anatomy) -> None:
@@ -63,7 +64,7 @@ class LoRA(Auxiliary):
                     f"no linear layer is called {', '.join(self.targets)}: this model has {', '.join(have)}"
                 )
         number: dict[int, int] = {}  # of each weight; one that several layers share (Zamba2's attention) has one pair
-        self.uses, self.sites, self.names = [], [], []
+        self.uses, self.sites, self.names, self.groups = [], [], [], {}
         for name, site in linears.items():
             self.uses.append((site, number.setdefault(id(weight_of(site)), len(number))))
             if len(number) > len(self.sites):
@@ -138,11 +139,13 @@ class LoRA(Auxiliary):
     @contextmanager
     def attached(self) -> Iterator[None]:
         linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
+        inputs = _SharedInputs([a for a, _ in linears], self.scaling, self.groups, self.moved)
         with ExitStack() as stack:
-            stack.enter_context(forward_hooks([(site, self._hook(site, *linears[n])) for site, n in self.uses]))
+            stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses]))
             for experts, (a, b) in zip(self.experts, fused, strict=True):
                 stack.enter_context(with_low_rank(experts, a, b, self.scaling))
             yield
+        self.groups = self.groups | inputs.found
 
     def kept(self) -> list[torch.Tensor]:
         return [t.detach() for pair in self.pairs for t in pair]
@@ -155,73 +158,74 @@ class LoRA(Auxiliary):
     def discard(self) -> None:
         self.pairs = []
 
-    def _hook(self, site: nn.Module, a: torch.Tensor, b: torch.Tensor):
-        keeps_input = any(p.requires_grad for p in site.parameters())  # autograd has x for theta's own gradient
+    def _hook(self, inputs: _SharedInputs, n: int):
+        b = self.pairs[n][1]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
-            if not self.moved:
-                return _ZeroB.apply(y, args[0], a, b, self.scaling, keeps_input)
-            return _LowRank.apply(y, args[0], a, b, self.scaling)
+            return _AddLowRank.apply(y, inputs.low(n, args[0]), b, self.moved)
 
         return hook
 
 
-class _ZeroB(torch.autograd.Function):
-    """`y + scaling * B A x` for B = 0: no product with B, changes no bit, and still has its gradient.
+class _SharedInputs:
+    """`scaling * A x` of each site in one pass; sites with one input (q, k, v; gate and up) have it read once for all.
 
-    dl/dB = scaling * (dl/dy)^T (x A^T), summed over tokens. Keeps x where autograd has it anyway, else x A^T, of
-    rank columns.
+    Args:
+        matrices: A of each site, `(r, in)`.
+        scaling: see `LoRA`.
+        groups: number of a site -> numbers of those that were called with its x one after the other in a pass before.
+        moved: whether x gets a gradient through A.
+
+    `found` is what this pass shows of the groups. It is not used before the next: a block that gradient checkpointing
+    runs again must do what it did.
+    """
+
+    def __init__(self, matrices: list[torch.Tensor], scaling: float, groups: dict[int, list[int]], moved: bool):
+        self.matrices, self.scaling, self.groups, self.moved = matrices, scaling, groups, moved
+        self.found: dict[int, list[int]] = {}
+        self.x: torch.Tensor | None = None
+        self.version = 0
+        self.group: list[int] = []  # of the sites called with this x so far
+        self.ready: dict[int, torch.Tensor] = {}
+
+    def low(self, n: int, x: torch.Tensor) -> torch.Tensor:
+        """`(tokens, r)`. Each is handed out once, so that a block that runs again computes again."""
+        if x is not self.x or x._version != self.version:
+            self.x, self.version, self.group, self.ready = x, x._version, [], {}
+        if n not in self.ready:
+            members = self.groups.get(n, [n])
+            stacked = (torch.cat([self.matrices[m] for m in members]) * self.scaling).to(x.dtype)
+            with torch.set_grad_enabled(self.moved and torch.is_grad_enabled()):
+                parts = F.linear(x, stacked).flatten(0, -2).split([len(self.matrices[m]) for m in members], dim=1)
+            self.ready = dict(zip(members, parts))
+        self.group.append(n)
+        self.found[n] = self.group
+        return self.ready.pop(n)
+
+
+class _AddLowRank(torch.autograd.Function):
+    """`y + low B^T`, added where y lies: no `(tokens, out)` of its own, forward or backward.
+
+    Not `moved`, B is zero: there is no product, no bit of y changes, and B still has its gradient,
+    `(dl/dy)^T low`, summed over tokens. What is kept is of r columns, and only what the backward needs.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float,
-                keeps_input: bool):  # fmt: skip
-        ctx.save_for_backward(*((x, a) if keeps_input else (F.linear(x, a.to(x.dtype)),)))
-        ctx.scaling, ctx.dtype = scaling, b.dtype
-        if y._is_view():  # GPT-2's Conv1D; a view of ours could not be changed in place by the model (OLMo's clamp_)
-            return y.clone()
+    def forward(ctx: Any, y: torch.Tensor, low: torch.Tensor, b: torch.Tensor, moved: bool):
+        ctx.dtypes = low.dtype, b.dtype
+        low, wide = low.to(y.dtype), b.to(y.dtype)
+        ctx.save_for_backward(low if ctx.needs_input_grad[2] else None, wide if ctx.needs_input_grad[1] else None)
+        if y._is_view() or not y.is_contiguous():  # a view of ours could not be changed in place by the model: clamp_
+            return torch.addmm(y.flatten(0, -2), low, wide.T).view(y.shape) if moved else y.clone()
         ctx.mark_dirty(y)
+        if moved:
+            y.view(-1, y.shape[-1]).addmm_(low, wide.T)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
         (grad_y,) = gradients
-        low, *rest = ctx.saved_tensors
-        if rest:
-            low = F.linear(low.to(grad_y.dtype), rest[0].to(grad_y.dtype))
-        grad_b = grad_y.flatten(0, -2).T @ low.flatten(0, -2).to(grad_y.dtype)  # (out, r), summed over tokens
-        return grad_y, None, None, ctx.scaling * grad_b.to(ctx.dtype), None, None
-
-
-class _LowRank(torch.autograd.Function):
-    """`y + scaling * B A x`, added to y where it lies: no (tokens, out) of its own, forward or backward.
-
-    While a and b are frozen, as in the perturbed pass, nothing but they is kept for the backward.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float):
-        scaled, b_y = a.to(x.dtype) * scaling, b.to(y.dtype)
-        low = F.linear(x, scaled).flatten(0, -2).to(y.dtype)  # (tokens, r)
-        ctx.trained = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        ctx.save_for_backward(scaled, b_y, *((x, low) if ctx.trained else ()))
-        ctx.scaling, ctx.of_x, ctx.dtype = scaling, (x.shape, x.dtype), b.dtype
-        if y._is_view() or not y.is_contiguous():  # a view of ours could not be changed in place by the model
-            return torch.addmm(y.flatten(0, -2), low, b_y.T).view(y.shape)
-        ctx.mark_dirty(y)
-        y.view(-1, y.shape[-1]).addmm_(low, b_y.T)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor):
-        grad_y = gradients[0].flatten(0, -2)
-        scaled, b, *kept = ctx.saved_tensors
-        grad_low = grad_y @ b.to(grad_y.dtype)  # (tokens, r)
-        shape, dtype = ctx.of_x
-        grad_x = (grad_low @ scaled.to(grad_low.dtype)).view(shape).to(dtype) if ctx.needs_input_grad[1] else None
-        if not ctx.trained:
-            return gradients[0], grad_x, None, None, None
-        x, low = kept
-        grad_a = ctx.scaling * (grad_low.T @ x.flatten(0, -2).to(grad_low.dtype)).to(ctx.dtype)
-        grad_b = (grad_y.T @ low.to(grad_y.dtype)).to(ctx.dtype)
-        return gradients[0], grad_x, grad_a, grad_b, None
+        grad, (low, b) = grad_y.flatten(0, -2), ctx.saved_tensors
+        grad_low = None if b is None else (grad @ b.to(grad.dtype)).to(ctx.dtypes[0])
+        grad_b = None if low is None else (grad.T @ low.to(grad.dtype)).to(ctx.dtypes[1])
+        return grad_y, grad_low, grad_b, None
