@@ -227,5 +227,6 @@ class _AddLowRank(torch.autograd.Function):
         (grad_y,) = gradients
         grad, (low, b) = grad_y.flatten(0, -2), ctx.saved_tensors
         grad_low = None if b is None else (grad @ b.to(grad.dtype)).to(ctx.dtypes[0])
-        grad_b = None if low is None else (grad.T @ low.to(grad.dtype)).to(ctx.dtypes[1])
+        # (r, tokens) @ (tokens, out) takes less than half the time of its transpose on a CPU
+        grad_b = None if low is None else (low.to(grad.dtype).T @ grad).T.to(ctx.dtypes[1])
         return grad_y, grad_low, grad_b, None
