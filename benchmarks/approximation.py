@@ -15,13 +15,13 @@ import time
 from typing import Any
 
 import torch
+from batches import answer_batches
 from peft import LoraConfig, get_peft_model
 
 from lfu import LfUStep
 from lfu.data.load import load_rows
 from lfu.data.templates import to_training_rows
 from lfu.models import load_model
-from lfu.study.rows import pair_of
 
 FORMS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -34,27 +34,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "stale=4": {"stale": 4},
     "stale=8": {"stale": 8},
 }
-
-
-def make_batches(tokenizer: Any, count: int, rows: int) -> list[dict[str, torch.Tensor]]:
-    """Right-padded micro-batches of `rows` word problems, the loss on the answers."""
-    problems = to_training_rows(load_rows(f"word_problems:{count * rows}"), template="chat", tokenizer=tokenizer)
-    pairs = [[tokenizer(part, add_special_tokens=False)["input_ids"] for part in pair_of(tokenizer, row)]
-             for row in problems]  # fmt: skip
-    batches = []
-    for start in range(0, len(pairs), rows):
-        part = pairs[start : start + rows]
-        width = max(len(prompt) + len(answer) for prompt, answer in part)
-        batches.append({
-            "input_ids": torch.tensor([_filled(p + a, 0, width) for p, a in part]),
-            "attention_mask": torch.tensor([_filled([1] * len(p + a), 0, width) for p, a in part]),
-            "labels": torch.tensor([_filled([-100] * len(p) + a, -100, width) for p, a in part]),
-        })  # fmt: skip
-    return batches
-
-
-def _filled(values: list[int], filler: int, width: int) -> list[int]:
-    return values + [filler] * (width - len(values))
 
 
 def gradient(model: Any, batches: list[dict[str, torch.Tensor]], **options: Any) -> tuple[torch.Tensor, float]:
@@ -80,7 +59,9 @@ def main() -> None:
     for name, parameter in model.named_parameters():  # a fresh adapter's B is zero, and A's gradient with it
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=1e-3)
-    batches = make_batches(tokenizer, given.micro_batches, given.rows)
+    problems = load_rows(f"word_problems:{given.micro_batches * given.rows}")
+    rows = to_training_rows(problems, template="chat", tokenizer=tokenizer)
+    batches = answer_batches(tokenizer, list(rows), given.rows)
     gradient(model, batches[:1], lam=0.0)  # warms up
     plain, unit = gradient(model, batches, lam=0.0)
     exact = None

@@ -1,0 +1,42 @@
+"""Micro-batches of rows, as the trainer would make them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lfu.study.rows import pair_of
+
+Batch = dict[str, torch.Tensor]
+IGNORED = -100
+
+
+def answer_batches(tokenizer: Any, rows: Sequence[Mapping[str, Any]], size: int) -> list[Batch]:
+    """Micro-batches of `size` rows in one of TRL's shapes, the loss on the answers."""
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    return padded([tuple(map(encode, pair_of(tokenizer, row))) for row in rows], size)
+
+
+def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]:
+    """Micro-batches of `size` plain texts, the loss on all tokens."""
+    return padded([([], tokenizer(text)["input_ids"]) for text in texts], size)
+
+
+def padded(pairs: Sequence[tuple[list[int], list[int]]], size: int) -> list[Batch]:
+    """Right-padded `input_ids`, `attention_mask`, `labels` `(size, T)` of pairs (prompt ids, answer ids)."""
+    batches = []
+    for start in range(0, len(pairs), size):
+        part = pairs[start : start + size]
+        width = max(len(prompt) + len(answer) for prompt, answer in part)
+        batches.append({
+            "input_ids": torch.tensor([_filled(p + a, 0, width) for p, a in part]),
+            "attention_mask": torch.tensor([_filled([1] * len(p + a), 0, width) for p, a in part]),
+            "labels": torch.tensor([_filled([IGNORED] * len(p) + a, IGNORED, width) for p, a in part]),
+        })  # fmt: skip
+    return batches
+
+
+def _filled(values: list[int], filler: int, width: int) -> list[int]:
+    return values + [filler] * (width - len(values))
