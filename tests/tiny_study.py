@@ -26,7 +26,8 @@ def write_questions(path: Path, count: int = 44) -> None:
 def run(model: str, *flags: str, verb: str = "compare", out: str = "out") -> int:
     """`lfu compare` or `lfu sweep`; a flag given twice takes its last value."""
     words = [word for flag in flags for word in flag.split()]
-    return main([verb, "--model", model, "--data", "rows.jsonl", "--output_dir", out, *FAST.split(), *words])
+    fast = FAST.replace(" --learning_rate 1e-2", "") if "--learning_rates" in words else FAST
+    return main([verb, "--model", model, "--data", "rows.jsonl", "--output_dir", out, *fast.split(), *words])
 
 
 def results(out: str | Path = "out"):

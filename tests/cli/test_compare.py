@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_study import QUICK, results, run, write_questions
 
-from lfu.cli import main
+from lfu.cli import compare, main
 from lfu.study.presets import shipped
 
 # --- wrong inputs ---------------------------------------------------------------------------------------------------
@@ -36,6 +36,8 @@ from lfu.study.presets import shipped
         ("--methods lfu --lerning_rate 3", "Did you mean learning_rate"),
         ("--methods lfu --template chatt", "--template: invalid choice"),
         ("--methods lfu --seeds 0", "--seeds: must be"),
+        ("--methods sft --methods gem --methods sft", "--methods names 'sft' twice"),
+        ("--methods lfu --learning_rates 1e-4,3e-4 --learning-rate=1e-3", "--learning_rate would be passed over"),
         ("--methods lfu --seeds 1,1", "--seeds: must be"),
         ("--methods lfu --learning_rates 1e-4,x", "--learning_rates: must be"),
         ("--methods lfu --learning_rates 1e-4,0.0001", "--learning_rates: must be different"),
@@ -50,7 +52,7 @@ from lfu.study.presets import shipped
         ("--methods lfu --eval_data rows.jsonl --test_rows 8", "give one of them"),
         ("--methods lfu --retention nowhere.jsonl", "no such file or folder"),
         (
-            "--methods lfu --retention rows.jsonl --retention rows=rows.jsonl rows=rows.jsonl",
+            "--methods lfu --retention rows.jsonl --retention rows=rows.jsonl",
             "two sets to keep are called",
         ),
         ("--methods lfu --retention_limit 3", "knowledge has 3 items to keep"),
@@ -109,6 +111,19 @@ def test_a_flag_wins_over_the_preset(here, model):
     assert found["search"] == {}
     assert set(found["settings"]) == {"sft", "gem"}
     assert {c["config"]["learning_rate"] for c in map(read, Path("out").glob("runs/[!u]*/config.json"))} == {0.01}
+
+
+def test_lists_add_up_and_take_the_place_of_a_presets(tmp_path):
+    Path(tmp_path / "mine.yaml").write_text("verb: compare\nmethods: [sft, gem]\nretention: [a]\n")
+    parser = compare._parser("compare", "", compare.add_methods)
+    preset = f"--preset={tmp_path / 'mine.yaml'}"
+    for words, methods, retention in (
+        ([], ["sft", "gem"], ["a"]),
+        (["--retention", "b", "--retention", "c=d", "e"], ["sft", "gem"], ["b", "c=d", "e"]),
+        (["--methods", "lfu", "--methods", "sam,im"], ["lfu", "sam,im"], ["a"]),
+    ):
+        given, _ = compare._parse(parser, "compare", [preset, *words])
+        assert (given.methods, given.retention) == (methods, retention)
 
 
 def test_rows_of_ones_own_for_test_and_validation(here, model):

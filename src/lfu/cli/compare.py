@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MEASURES = ("gain", "forgetting", "prompts", "noise", "distance")
 PACKAGES = ("matplotlib", "jinja2", "filelock")
 RATE_FLAGS = ("--learning_rate", "--learning-rate")
+LISTS = ("methods", "retention")  # several words each, and given several times they add up
 
 
 def run(argv: list[str]) -> int:
@@ -43,9 +44,9 @@ def run(argv: list[str]) -> int:
 def add_methods(parser: argparse.ArgumentParser) -> None:
     """What is compared."""
     parser.add_argument(
-        "--methods", nargs="+", metavar="M,M",
+        "--methods", nargs="+", action="extend", metavar="M,M",
         help="methods of lfu train (see: lfu methods), each with knobs where wanted: sft,neftune,lfu:alpha=0.01:lam=1; "
-        "sft is added if it isn't there",
+        "sft is added if it isn't there; may be repeated",
     )  # fmt: skip
 
 
@@ -155,8 +156,8 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
         help=f"some of {', '.join(MEASURES)}, or none: time and memory alone (default: all)",
     )  # fmt: skip
     measured.add_argument(
-        "--retention", nargs="+", default=[], metavar="[NAME=]DATA",
-        help="rows that should not get worse: multiple choice, questions and answers, or texts",
+        "--retention", nargs="+", action="extend", default=[], metavar="[NAME=]DATA",
+        help="rows that should not get worse: multiple choice, questions and answers, or texts; may be repeated",
     )  # fmt: skip
     measured.add_argument(
         "--retention_limit",
@@ -206,20 +207,40 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
 
 
 def _parse(parser: LineParser, verb: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(the study's flags, the words left for lfu train), presets merged under what was given."""
+    """(the study's flags, the words left for lfu train), presets merged under what was given.
+
+    Raises:
+        UserError: --learning_rate beside --learning_rates; no such preset.
+    """
     from lfu.study import presets
 
     given, rest = parser.parse_known_args(argv)
+    chosen_rate = _one_rate(given, rest)
     strengths = [name for name in given.preset if name in ("base", "instruct", "reps")]
-    merged = [word for name in given.preset if name not in strengths for word in presets.words_of(name, verb)]
+    merged = [presets.words_of(name, verb) for name in given.preset if name not in strengths]
     if not merged and not strengths:
         return given, rest
-    _, of_presets = parser.parse_known_args(merged)
-    chosen_rate = any(word.partition("=")[0] in RATE_FLAGS for word in rest)
-    both, _ = parser.parse_known_args([*merged, *argv])
-    if chosen_rate and given.learning_rates is None:
+    below = [word for words in merged for word in words]
+    _, of_presets = parser.parse_known_args(below)
+    both, _ = parser.parse_known_args([*below, *argv])
+    for name in LISTS:  # a list takes the place of one below it
+        lists = [getattr(parser.parse_known_args(words)[0], name, None) for words in [*merged, argv]]
+        setattr(both, name, next((found for found in reversed(lists) if found), getattr(both, name, None)))
+    if chosen_rate:
         both.learning_rates = None
     return both, [*of_presets, *(f"--preset={name}" for name in strengths), *rest]
+
+
+def _one_rate(given: argparse.Namespace, rest: Sequence[str]) -> bool:
+    """Whether --learning_rate was given; beside --learning_rates it would be passed over.
+
+    Raises:
+        UserError: both were given.
+    """
+    chosen = any(word.partition("=")[0] in RATE_FLAGS for word in rest)
+    if chosen and given.learning_rates:
+        raise UserError("--learning_rates says which are tried, and --learning_rate would be passed over: give one")
+    return chosen
 
 
 def _list_presets() -> int:
