@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -240,6 +241,21 @@ def test_a_training_that_diverges_is_a_failing_run(here, model, capsys):
     failed = {r["label"]: r["error"] for r in results()["runs"] if r["state"] == "failed"}
     assert set(failed) == {"lfu learning_rate=1e30", "sft learning_rate=1e30"}
     assert all("no finite number" in error for error in failed.values())
+
+
+def test_two_sessions_on_one_folder_try_a_failing_run_once(tmp_path):
+    """What fails in one while the other is at work has failed for both; what failed before is tried again."""
+    path = tmp_path / "runs" / "osf"
+    first, second = Place(path, "key", "first", time.time()), Place(path, "key", "second", time.time())
+    second.fail(ValueError("no"), "training", "")
+    assert first.failed
+    assert second.failed
+    later = Place(path, "key", "third", time.time())
+    assert not later.failed
+    later.begin({})  # and the others see what comes of it
+    assert not first.failed
+    later.fail(ValueError("no"), "training", "")
+    assert first.failed
 
 
 class Killed(BaseException):

@@ -5,7 +5,7 @@ log.jsonl      one line a training step, as training goes
 trained.json   training is over, and the weights are in model/
 part-*.json    one measurement each
 record.json    everything; the files above, log.jsonl and config.json aside, then go
-failed.json    what went wrong, and in which session
+failed.json    what went wrong, when, and in which session
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,12 @@ class Place:
     Args:
         path: the folder.
         key: of the run; files of another key are not read.
-        session: who works here: a failure of another session is no failure of this one.
+        session: who works here.
+        since: when the session began (seconds since the epoch): a failure of an earlier one is tried again.
     """
 
-    def __init__(self, path: Path, key: str, session: str):
-        self.path, self.key, self.session = path, key, session
+    def __init__(self, path: Path, key: str, session: str, since: float = 0.0):
+        self.path, self.key, self.session, self.since = path, key, session, since
         self._known: dict[str, Any] = {}
 
     # -- Outcome (lfu.study.plan) --------------------------------------------------------------------------------------
@@ -77,9 +79,10 @@ class Place:
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """The failure of this session; one of an earlier session is tried again."""
+        """A failure of this session, or of one beside it since this one began; older ones are tried again."""
         found = self.any_failure
-        return found if found and found["session"] == self.session else None
+        ours = found and (found["session"] == self.session or found.get("time", 0.0) >= self.since)
+        return found if ours else None
 
     @property
     def any_failure(self) -> dict[str, Any] | None:
@@ -128,7 +131,7 @@ class Place:
         message = one_line(error)
         kind = type(error).__name__
         self._write("failed.json", {
-            "session": self.session, "phase": phase, "diverged": diverged,
+            "session": self.session, "time": time.time(), "phase": phase, "diverged": diverged,
             "error": message if kind in ("UserError", "Diverged", "Died") else f"{kind}: {message}", "traceback": trace,
         })  # fmt: skip
         shutil.rmtree(self.path / TRAINER, ignore_errors=True)
@@ -207,18 +210,18 @@ class Shelf:
     Args:
         folder: the study's; runs lie below `runs`.
         key_of: the key of a run.
-        session: see `Place`.
+        session, since: see `Place`.
     """
 
-    def __init__(self, folder: Path, key_of: Callable[[Any], str], session: str):
-        self.folder, self.key_of, self.session = folder, key_of, session
+    def __init__(self, folder: Path, key_of: Callable[[Any], str], session: str, since: float = 0.0):
+        self.folder, self.key_of, self.session, self.since = folder, key_of, session, since
         self._places: dict[Any, Place] = {}
 
     def __call__(self, run: Any) -> Place:
         if run not in self._places:
             key = self.key_of(run)
             name = "-".join([slug(run.label), f"seed{run.seed}", key[:8]] if run.setting else [run.label, key[:8]])
-            self._places[run] = Place(self.folder / "runs" / name, key, self.session)
+            self._places[run] = Place(self.folder / "runs" / name, key, self.session, self.since)
         return self._places[run]
 
 

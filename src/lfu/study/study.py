@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,7 +49,7 @@ class Study:
         exam: what every model is measured on.
         save_steps: a checkpoint every so many steps; None: a training that is killed starts anew.
         keep_models: whether trained models stay.
-        session: who works on it; see `lfu.study.folder.Place`.
+        session, since: who works on it, and from when on; see `lfu.study.folder.Place`.
         part: which runs are this process's; all by default.
         say: tells the user one line.
     """
@@ -65,6 +66,7 @@ class Study:
     keep_models: bool = False
     part: Callable[[Run], bool] = lambda run: True
     say: Callable[[str], None] = lambda line: None
+    since: float = field(default_factory=time.time)
     _configs: dict[Run, tuple[Any, Any]] = field(default_factory=dict)
 
     # -- what a run is -------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ class Study:
     @cached_property
     def shelf(self) -> Shelf:
         """The runs' folders."""
-        return Shelf(self.folder, self.key, self.session)
+        return Shelf(self.folder, self.key, self.session, self.since)
 
     def plan(self) -> Plan:
         """What is known to be done, as far as the results so far tell."""
