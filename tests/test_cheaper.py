@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lfu import LfUStep
 from lfu.anatomy import anatomy
-from lfu.cheaper import Cheaper, cost, draw_layers, draw_rows, generator, within
+from lfu.cheaper import Cheaper, cost, draw_layers, draw_rows, generator, longest_cycle, within
 from lfu.objective import sft_loss
 from lfu.undesirable import Auxiliary
 
@@ -334,6 +334,7 @@ def test_a_budget_is_kept_and_never_spends_less_than_it_must(budget, full, rows,
     form = within(budget, full=full, rows=rows, compared=compared, stale=stale)
     assert cost(form, full=full, rows=rows, compared=compared) <= budget + 1e-9
     assert stale or not form.stale
+    assert form.cycle() <= longest_cycle(Cheaper(), budget)
     if budget >= 2.06:
         assert form.exact
 
@@ -344,6 +345,14 @@ def test_a_budget_is_kept_and_never_spends_less_than_it_must(budget, full, rows,
 )
 def test_what_a_budget_picks_on_a_lora_theta(budget, rows, want):
     assert str(within(budget, full=False, rows=rows, compared=4)) == want
+
+
+@pytest.mark.parametrize(
+    ("form", "accumulation", "cycle"),
+    [({}, 1, 1), ({"every": 4}, 3, 4), ({"stale": 4}, 1, 4), ({"stale": 4}, 4, 1), ({"stale": 6}, 4, 3)],
+)
+def test_updates_after_which_the_cost_repeats(form, accumulation, cycle):
+    assert Cheaper(**form).cycle(accumulation) == cycle
 
 
 # -- refused -----------------------------------------------------------------------------------------------------------

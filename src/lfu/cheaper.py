@@ -53,6 +53,10 @@ class Cheaper:
     def exact(self) -> bool:
         return self == Cheaper()
 
+    def cycle(self, accumulation: int = 1) -> int:
+        """Updates after which the cost of an update repeats; `accumulation`: micro-batches of an update."""
+        return self.stale // math.gcd(self.stale, accumulation) if self.stale else self.every
+
     def __str__(self) -> str:
         """The settings that are on, as in `every=4, part=0.5`; empty for the exact step."""
         set_ = [f for f in fields(self) if getattr(self, f.name) != f.default]
@@ -117,6 +121,11 @@ def cost(form: Cheaper, *, full: bool, rows: int = 1, compared: int = 1) -> floa
     if form.stale:
         return 1 + (exact + (form.stale - 1) * count / rows * depth * forward) / form.stale
     return 1 + exact / form.every
+
+
+def longest_cycle(form: Cheaper, budget: float | None, accumulation: int = 1) -> int:
+    """As `Cheaper.cycle`, for a run whose `budget` is yet to pick its form: the longest that it may come to."""
+    return form.cycle(accumulation) if budget is None else max(8, math.ceil((1 + AUXILIARY) / (budget - 1)))
 
 
 def _mean_depth(compared: int, count: int) -> float:

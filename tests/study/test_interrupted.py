@@ -130,6 +130,13 @@ def test_a_log_that_was_cut_off(tmp_path):
 def test_the_time_of_a_step():
     assert step_time([9.0, 1.0, 2.0, 3.0]) == 2.0  # the first one warms up
     assert step_time([9.0]) == 9.0
+    # every=4: one step of four is twice as long, whichever is the first; a disturbance counts for nothing
+    for start in range(4):
+        seconds = [2.0 if (start + i) % 4 == 0 else 1.0 for i in range(32)]
+        assert step_time([9.0, *seconds], 4) == 1.25
+        assert step_time([9.0, *seconds[:20], 50.0, *seconds[21:]], 4) == 1.25
+        assert unsteadiness([9.0, *seconds], 4) == 0.0
+    assert step_time([9.0, 1.0, 2.0], 4) == 1.5  # no whole cycle
     assert unsteadiness([9.0, 1.0, 1.0, 1.0, 1.0]) == 0.0
     assert unsteadiness([9.0, 1.0, 1.0, 3.0, 3.0]) == pytest.approx(1.0)
 

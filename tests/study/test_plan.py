@@ -128,6 +128,12 @@ def test_equal_time_alone_is_timed_with_few_steps(total, level):
     assert "steps" not in plan.runs
 
 
+def test_a_timing_run_holds_a_whole_cycle_of_a_methods_steps():
+    study = design([LFU], equal=("time",), total_steps=lambda s: 100, cycle=lambda s: 16 if s == LFU else 1)
+    _, done = work_off(study, World())
+    assert [t.run.steps for t in done if t.level == "timing"] == [TIMING_STEPS, 17]  # the first step warms up
+
+
 def test_without_sfts_time_there_is_no_equal_time():
     plan, _ = work_off(design(equal=("steps", "time")), World(lambda run: None if run.setting == SFT else 1.0))
     assert plan.runs.get("time", {}) == {}

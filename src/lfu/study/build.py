@@ -101,7 +101,15 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
 
     study = Study(
         folder=options.folder,
-        design=Design(settings, list(options.seeds), rates, total_steps, options.equal, options.bisection),
+        design=Design(
+            settings,
+            list(options.seeds),
+            rates,
+            total_steps,
+            options.equal,
+            options.bisection,
+            cycle=lambda setting: _cycle(study.configs(study.design.first_run(setting, rates[0]))[0]),
+        ),
         flags=Flags(_without(training, OF_RUN), options.flags.own, options.flags.knobs),
         parse=parse,
         split=parts,
@@ -127,6 +135,16 @@ def steps_of(config: Any, rows: int) -> int:
     size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
     batches = rows // size if config.dataloader_drop_last else math.ceil(rows / size)
     return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / accumulation)))
+
+
+def _cycle(config: Any) -> int:
+    """Updates after which the cost of an update repeats."""
+    from lfu.cheaper import Cheaper, longest_cycle
+
+    if config.lam == 0:
+        return 1
+    form = Cheaper(config.every, config.part, config.stale, config.random_layers)
+    return longest_cycle(form, config.budget, config.gradient_accumulation_steps)
 
 
 def _tokenizer(config: Any, model: Any) -> Any:

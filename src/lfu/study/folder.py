@@ -65,7 +65,7 @@ class Place:
     @property
     def step_seconds(self) -> float | None:
         trained = self.record or self.trained
-        return trained["cost"]["median_step_seconds"] if trained and "cost" in trained else None
+        return trained["cost"]["step_seconds"] if trained and "cost" in trained else None
 
     # -- what is there -------------------------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ class Outcome(Protocol):
 
     @property
     def step_seconds(self) -> float | None:
-        """Median time of a training step."""
+        """Mean time of a training step, disturbances aside."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Design:
         total_steps: setting -> training steps of a run with equal steps.
         equal: the modes that runs are compared in: `steps`, `time` or both.
         bisection: the search for the value of a parameter at which training collapses.
+        cycle: setting -> steps after which the cost of its steps repeats.
     """
 
     settings: Sequence[Setting]
@@ -87,6 +88,7 @@ class Design:
     total_steps: Callable[[Setting], int]
     equal: Sequence[str] = ("steps",)
     bisection: Bisection | None = None
+    cycle: Callable[[Setting], int] = lambda setting: 1
 
     def rates_of(self, setting: Setting) -> list[str]:
         own = setting.values.get("learning_rate")
@@ -205,7 +207,7 @@ def _timed(plan: Plan, design: Design, setting: Setting, rate: str) -> list[Run]
     rates = design.rates_of(setting)
     if len(rates) > 1:
         return [design.first_run(setting, each) for each in rates]
-    return [Run(setting, design.seeds[0], rate, min(steps, TIMING_STEPS))]
+    return [Run(setting, design.seeds[0], rate, min(steps, max(TIMING_STEPS, 1 + design.cycle(setting))))]
 
 
 def _step_time(outcomes: Sequence[Outcome]) -> float | None:

@@ -164,8 +164,7 @@ def _changes(records: Records, base: Mapping[str, Any]) -> dict[str, Any]:
 def _costs(records: Records, yardsticks: Mapping[str, str]) -> dict[str, Any]:
     """Medians over the seeds; the ratio is to the yardstick of the same study."""
     steps = {
-        label: median(record["cost"]["median_step_seconds"] for record in each.values())
-        for label, each in records.items()
+        label: median(record["cost"]["step_seconds"] for record in each.values()) for label, each in records.items()
     }
     found = {}
     for label, each in records.items():

@@ -8,7 +8,7 @@ import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, quantiles
 from typing import Any
 
 from lfu.errors import UserError, one_line
@@ -73,6 +73,7 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
         raise Diverged("the training loss came to no finite number: a lower learning rate or alpha may help")
     _save(trainer, tokenizer, out)
     parameters = list(trainer.model.parameters())
+    cycle = trainer.step.cheaper.cycle(config.gradient_accumulation_steps) if trainer.step else 1
     return {
         "steps": entries[-1]["step"],
         "rows": len(trainer.train_dataset),
@@ -81,8 +82,8 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
         "advice": [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)],
         "curve": [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries],
         "cost": {
-            "median_step_seconds": step_time([entry["seconds"] for entry in entries]),
-            "unsteady": unsteadiness([entry["seconds"] for entry in entries]),
+            "step_seconds": step_time([entry["seconds"] for entry in entries], cycle),
+            "unsteady": unsteadiness([entry["seconds"] for entry in entries], cycle),
             "train_seconds": sum(entry["seconds"] for entry in entries),
             "prepare_seconds": trained - loaded - watch.spent,
             "load_seconds": loaded - start,
@@ -93,18 +94,31 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
     }
 
 
-def step_time(seconds: list[float]) -> float:
-    """Median, without the first step, which also warms up, where there are others."""
-    return median(seconds[1:] or seconds)
+def step_time(seconds: list[float], cycle: int = 1) -> float:
+    """Mean over the middle half of the cycles: steps may differ (`every=4`), cycles should not but for disturbances.
+
+    The first step, which also warms up, is left out where there are others.
+
+    Args:
+        cycle: steps after which a method's cost repeats; a run shorter than that can't tell, and all its steps count.
+    """
+    means = sorted(_cycle_means(seconds, cycle))
+    cut = max(1, len(means) // 4) if len(means) > 2 else 0
+    return fmean(means[cut : len(means) - cut])
 
 
-def unsteadiness(seconds: list[float]) -> float:
-    """How much the steps' times differ: distance of their quartiles over their median."""
-    rest = seconds[1:] or seconds
-    if len(rest) < 4:
+def unsteadiness(seconds: list[float], cycle: int = 1) -> float:
+    """How much the cycles' times differ: distance of their quartiles over their median."""
+    means = _cycle_means(seconds, cycle)
+    if len(means) < 4:
         return 0.0
-    low, middle, high = quantiles(rest, n=4)
+    low, middle, high = quantiles(means, n=4)
     return (high - low) / middle
+
+
+def _cycle_means(seconds: list[float], cycle: int) -> list[float]:
+    rest = seconds[1:] or seconds
+    return [fmean(rest[i : i + cycle]) for i in range(0, len(rest) - cycle + 1, cycle)] or [fmean(rest)]
 
 
 def load_start(arguments: Any, config: Any) -> tuple[Any, Any]:
