@@ -13,11 +13,14 @@ from types import SimpleNamespace
 import pytest
 from tiny_study import records, results, run, state, write_questions
 
+from lfu import LfUConfig
 from lfu.cli import main
+from lfu.cli.arguments import ModelArguments
 from lfu.errors import UserError
 from lfu.evaluation.record import weights_hash
 from lfu.models import load_model
 from lfu.report.compare_view import view
+from lfu.study import keys
 from lfu.study import run as study_run
 from lfu.study.folder import Place
 from lfu.study.processes import work_in_processes
@@ -338,6 +341,18 @@ def test_a_run_is_done_again_when_what_decides_it_changes(here, model, monkeypat
     write_questions(Path("rows.jsonl"), 45)
     run(model, "--methods sft --measures none")
     assert len(set(records()) - second) == 2
+
+
+@pytest.mark.parametrize(("method", "knob", "matters"), [("sdft", "cache", False), ("replay", "data", True)])
+def test_files_that_a_knob_names_matter_if_they_are_read(tmp_path, method, knob, matters):
+    def key() -> str:
+        config = LfUConfig(str(tmp_path), method=method, method_args={knob: str(tmp_path)})
+        return keys.run_key(config, ModelArguments("m"), {})
+
+    (tmp_path / "a.jsonl").write_text("{}")
+    before = key()
+    (tmp_path / "b.jsonl").write_text("{}")
+    assert (key() != before) == matters
 
 
 def test_all_weights_and_a_base_model_without_chat_template(here, tmp_path_factory):

@@ -192,10 +192,13 @@ class Method:
 
 
 def knob(default: Any, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None,
-         choices: tuple[str, ...] | None = None) -> Any:  # fmt: skip
-    """A method's dataclass field: its default, a line of help, its range (`low` inclusive, `above` exclusive)."""
+         choices: tuple[str, ...] | None = None, output: bool = False) -> Any:  # fmt: skip
+    """A method's dataclass field: its default, a line of help, its range (`low` inclusive, `above` exclusive).
+
+    `output`: it names a place where the method writes; what lies there decides no result.
+    """
     limits = {"low": low, "above": above, "high": high, "choices": choices}
-    return field(default=default, metadata={"help": help, "limits": limits})
+    return field(default=default, metadata={"help": help, "limits": limits, "output": output})
 
 
 def knobs_of(method: type[Method] | Method) -> list[dataclasses.Field]:

@@ -69,7 +69,7 @@ class SDFT(Method):
 
     max_new_tokens: int = knob(256, "longest rewrite, in tokens; one that is cut off is not used", low=1)
     batch_size: int = knob(8, "rows rewritten at a time", low=1)
-    cache: str = knob("", "folder that keeps the rewrites (default: sdft in lfu's cache folder)")
+    cache: str = knob("", "folder that keeps the rewrites (default: sdft in lfu's cache folder)", output=True)
 
     def configure(self, args: Any) -> None:
         if args.chat_template_path:

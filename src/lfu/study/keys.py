@@ -80,11 +80,13 @@ def methods_code(method: str) -> str:
 
 
 def _files_in_knobs(config: Any) -> list[str]:
-    """Hashes of the files that the methods' knobs name: the general data of replay, the texts of CorDA."""
+    """Hashes of the files that the methods' knobs name as something to read: the general data of replay, the texts of
+    CorDA. SDFT's cache fills while it runs, and what is in it is what the run would write."""
     from lfu.methods import methods_of
     from lfu.methods.method import knobs_of
 
-    values = [getattr(m, f.name) for m in methods_of(config.method, config.method_args) for f in knobs_of(m)]
+    methods = methods_of(config.method, config.method_args)
+    values = [getattr(m, f.name) for m in methods for f in knobs_of(m) if not f.metadata["output"]]
     paths = [Path(value).expanduser() for value in values if isinstance(value, str) and value]
     return [of_files(path, _below(path)) if path.is_dir() else of_files(path.parent, [path])
             for path in paths if path.exists()]  # fmt: skip
