@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
 from lfu.advice import LfUAdvice
+from lfu.distributed import refuse_launch
 from lfu.trainer import STATE_FILE
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
@@ -374,6 +376,11 @@ def test_rows_without_a_labelled_token_are_skipped(tmp_path):
 def test_refusals_name_the_reason(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **options)
+
+
+def test_one_process_on_several_gpus_is_refused():
+    with pytest.raises(ValueError, match="accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES"):
+        refuse_launch(SimpleNamespace(args=SimpleNamespace(method="lfu", n_gpu=2)))
 
 
 @pytest.mark.parametrize(

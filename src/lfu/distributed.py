@@ -61,9 +61,15 @@ def refuse_launch(trainer: Any) -> None:
     """Ways to run several processes that LfU and SAM can't work under.
 
     Raises:
-        ValueError: DeepSpeed, FSDP 1, tensor, context or sequence parallelism, a model sharded while it was loaded.
+        ValueError: DataParallel, DeepSpeed, FSDP 1, tensor, context or sequence parallelism, a model sharded while it
+            was loaded.
     """
     method, works = trainer.args.method, "use DDP, or FSDP with fsdp_version 2"
+    if trainer.args.n_gpu > 1:  # one process: under a launcher each has one
+        raise ValueError(
+            f"method {method!r} can't run under nn.DataParallel, which one process on {trainer.args.n_gpu} GPUs means: "
+            "start it by accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
+        )
     if trainer.is_deepspeed_enabled:
         raise ValueError(f"method {method!r} has two backward passes, and DeepSpeed steps at the end of one: {works}")
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
