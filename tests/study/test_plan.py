@@ -247,8 +247,8 @@ def test_the_pareto_front_is_what_nothing_beats(points):
 )
 def test_steps_are_counted_as_the_trainer_counts(rows, batch, accumulation, epochs, drop, steps):
     config = SimpleNamespace(
-        max_steps=-1, train_batch_size=batch, gradient_accumulation_steps=accumulation, num_train_epochs=epochs,
-        dataloader_drop_last=drop,
+        max_steps=-1, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs, dataloader_drop_last=drop, train_batch_size=4 * batch,  # as on a machine of 4 GPUs
     )  # fmt: skip
     assert steps_of(config, rows) == steps
     config.max_steps = 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import time
@@ -20,7 +21,7 @@ from lfu.errors import UserError
 from lfu.evaluation.record import weights_hash
 from lfu.models import load_model
 from lfu.report.compare_view import view
-from lfu.study import keys
+from lfu.study import environment, keys, processes
 from lfu.study import run as study_run
 from lfu.study.folder import Place
 from lfu.study.processes import work_in_processes
@@ -196,6 +197,63 @@ def test_a_finished_run_is_never_repeated(study, monkeypatch, capsys):
     assert state(study.out) == before
     assert results(study.out) == study.results
     assert "to go" not in capsys.readouterr().err
+
+
+def test_a_study_that_was_finished_elsewhere_is_reported(study, monkeypatch, capsys):
+    """On a login node without the GPU that trained, or where other packages are installed."""
+    monkeypatch.chdir(study.folder)
+    flags = "--methods sft,lfu:lam=0,lfu --seeds 2 --learning_rates 1e-2,3e-2 --equal both"
+    before = state(study.out)
+    here = environment.own()
+    monkeypatch.setattr(environment, "own", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
+    monkeypatch.setattr(study_run, "_perform", lambda *args: pytest.fail("something was done again"))
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **more: pytest.fail("a process was started"))
+    for jobs in ("1", "2"):
+        assert run(study.model, flags, f"--jobs {jobs}") == 0
+        assert results(study.out) == study.results
+        assert "reported as it was" in capsys.readouterr().err
+    assert environment.noted(study.out) == here
+    assert state(study.out) == before
+
+
+def test_the_runs_of_a_worker_on_another_kind_of_machine_are_found(here, model, monkeypatch):
+    """The command that starts the workers sees another device and other defaults than they do."""
+    real = environment.own
+    theirs = real()
+
+    class Worker:
+        """A process in name only, with the machine's real environment."""
+
+        def __init__(self, command, **options):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(environment, "own", real)
+                self.code = main(command[3:])  # after python -m lfu.cli
+
+        def wait(self):
+            return self.code
+
+    monkeypatch.setattr(environment, "own", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
+    monkeypatch.setattr(processes.subprocess, "Popen", Worker)
+    assert run(model, "--methods sft --measures none --max_steps 1", "--jobs 2") == 0
+    assert {r["state"] for r in results()["runs"]} == {"finished"}
+    assert json.loads(Path("out/record.json").read_text())["settings"]["trained with"] == theirs
+    # who trains by himself does so on the machine that he has
+    monkeypatch.setattr(study_run, "_perform", lambda *args: pytest.fail("trained anew"))
+    with pytest.raises(pytest.fail.Exception, match="trained anew"):
+        run(model, "--methods sft,gem --measures none --max_steps 1")
+
+
+def test_what_the_machine_decides_is_in_the_key_if_it_was_given(tmp_path):
+    def key(given, **values) -> tuple[str, str]:
+        config = LfUConfig(str(tmp_path), bf16=values["bf16"])
+        model = ModelArguments("m", dtype=values["dtype"])
+        return keys.run_key(config, model, {}, given), keys.start_key(model, {}, given)
+
+    one, other = {"bf16": True, "dtype": "bfloat16"}, {"bf16": False, "dtype": "float32"}
+    assert key(set(), **one) == key(set(), **other)
+    assert not set(key({"bf16", "dtype"}, **one)) & set(key({"bf16", "dtype"}, **other))
+    assert keys.given_in(["--bf16=false", "--data", "bf16"]) == {"bf16"}
+    assert keys.given_in(["--dtype", "float32", "--no_bf16"]) == {"bf16", "dtype"}
 
 
 def test_a_finished_study_leaves_no_weights_and_no_halves(study):
@@ -392,14 +450,35 @@ def test_retention_files_are_measured_and_named(here, model):
 
 @pytest.mark.parametrize(("code", "rounds"), [(0, 1), (9, 2)])
 def test_processes_that_die_are_not_started_for_ever(code, rounds, tmp_path):
-    study = SimpleNamespace(session="me", mine=lambda: [1, 1])
+    study = SimpleNamespace(session="me", follow=lambda: None, mine=lambda: [1, 1])
     script = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); import os; os._exit({code})"
     work_in_processes(study, 2, ["-c", script])
     assert (tmp_path / "count").read_text() == "x" * 2 * rounds
 
 
+@pytest.mark.parametrize(
+    ("listed", "count", "shares"),
+    [
+        (None, 0, [None, None]),
+        (None, 2, ["0", "1", "0"]),
+        ("4,5", 2, ["4", "5", "4"]),
+        ("GPU-a", 1, ["GPU-a", "GPU-a"]),
+        ("", 0, [None]),
+    ],
+)
+def test_a_process_has_one_gpu_of_those_that_there_are(listed, count, shares, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed or "")
+    if listed is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    found = [processes._share(number, len(shares)).get("CUDA_VISIBLE_DEVICES") for number in range(len(shares))]
+    assert found == shares
+    assert processes.keep_one_gpu() == count  # a process that trains by itself has one, too
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == (shares[0] if count > 1 else listed)
+
+
 def test_a_mistake_in_a_process_is_the_users():
-    study = SimpleNamespace(session="me", mine=lambda: [1])
+    study = SimpleNamespace(session="me", follow=lambda: None, mine=lambda: [1])
     with pytest.raises(UserError, match="the error above"):
         work_in_processes(study, 3, ["-c", "raise SystemExit(2)"])
     with pytest.raises(KeyboardInterrupt):

@@ -92,6 +92,8 @@ def run_study(
     folder = Path(given.output_dir)
     output.check_writable(folder)
     _need_packages(["submitit"] if given.submitit is not None else [])
+    if given.worker or (given.jobs == 1 and given.submitit is None):
+        _keep_one_gpu(given)
     from lfu.cli.arguments import parse
     from lfu.study.build import build
 
@@ -102,6 +104,8 @@ def run_study(
     with output.no_empty_leftovers(folder):
         study = build(options, parse)
     if not given.worker:
+        if study.adopt_if_done():
+            study.say("it was finished by a machine or packages unlike these, and is reported as it was")
         _announce(study, options)
     command = shlex.join(["lfu", verb, *argv])
     try:
@@ -182,7 +186,7 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
     )
     how.add_argument(
         "--jobs", type=at_least_one, default=1, metavar="N",
-        help="processes at once, each with its share of the CPU threads, or a GPU of its own where there are several; "
+        help="processes at once, each with its share of the CPU threads, or one GPU where there are any; "
         "memory must hold N models in training (default: 1)",
     )  # fmt: skip
     how.add_argument(
@@ -241,6 +245,14 @@ def _one_rate(given: argparse.Namespace, rest: Sequence[str]) -> bool:
     if chosen and given.learning_rates:
         raise UserError("--learning_rates says which are tried, and --learning_rate would be passed over: give one")
     return chosen
+
+
+def _keep_one_gpu(given: argparse.Namespace) -> None:
+    from lfu.study.processes import keep_one_gpu
+
+    gpus = keep_one_gpu()
+    if gpus > 1 and not given.worker:
+        print(f"lfu: one of {gpus} GPUs is used: --jobs {gpus} uses all of them", file=sys.stderr)
 
 
 def _list_presets() -> int:

@@ -132,7 +132,8 @@ def steps_of(config: Any, rows: int) -> int:
     """The optimizer steps of a training on so many rows, as transformers' Trainer counts them."""
     if config.max_steps > 0:
         return config.max_steps
-    size, accumulation = config.train_batch_size, config.gradient_accumulation_steps
+    size = config.per_device_train_batch_size  # a run is one process on one device
+    accumulation = config.gradient_accumulation_steps
     batches = rows // size if config.dataloader_drop_last else math.ceil(rows / size)
     return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / accumulation)))
 

@@ -43,5 +43,6 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
         for job in found:
             job.cancel()
         raise
+    study.follow()
     if left := len(study.mine()):
         raise UserError(f"{left} runs are not finished, their jobs ended early: see {logs}; the same command goes on")

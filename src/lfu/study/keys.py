@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -25,28 +25,39 @@ LOADING = {
     "dtype", "attn_implementation", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
 }  # fmt: skip
+# What the machine decides where it isn't given: the kind of device, which is part of every key, then stands for it.
+RESOLVED = {"bf16", "dtype"}
 NAMES = {"model_name_or_path", "model_revision"}  # the files themselves are hashed: they may lie elsewhere
 # Parts of the package that change no result; of the study itself all but what trains and what measures.
 APART = {"report", "cli", "recipes"}
 OF_STUDY = {("train.py",), ("measure.py",), ("rows.py",)}
 
 
-def run_key(config: Any, model_arguments: Any, more: Mapping[str, Any]) -> str:
+def given_in(words: Iterable[str]) -> set[str]:
+    """Which fields of `RESOLVED` the flag words set."""
+    names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    return {name for name in RESOLVED if names & {name, f"no_{name}"}}
+
+
+def run_key(config: Any, model_arguments: Any, more: Mapping[str, Any], given: Collection[str] = ()) -> str:
     """The key of a run.
 
     Args:
         config: its `LfUConfig`; method and knobs are in it.
         model_arguments: its `ModelConfig`.
-        more: hashes and settings of everything else.
+        more: hashes and settings of everything else, the kind of device among them.
+        given: fields of `RESOLVED` that were set.
     """
-    settings = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER}
-    arguments = {name: value for name, value in asdict(model_arguments).items() if name not in NAMES}
+    unset = RESOLVED.difference(given)
+    settings = {name: value for name, value in config.to_dict().items() if name not in NO_MATTER | unset}
+    arguments = {name: value for name, value in asdict(model_arguments).items() if name not in NAMES | unset}
     return digest([FORMAT, settings, arguments, dict(more), methods_code(config.method), _files_in_knobs(config)])
 
 
-def start_key(model_arguments: Any, more: Mapping[str, Any]) -> str:
-    """The key of the untouched model, which no training setting touches."""
-    loading = {name: value for name, value in asdict(model_arguments).items() if name in LOADING}
+def start_key(model_arguments: Any, more: Mapping[str, Any], given: Collection[str] = ()) -> str:
+    """The key of the untouched model, which no training setting touches; arguments as for `run_key`."""
+    wanted = LOADING if "dtype" in given else LOADING - {"dtype"} | {"use_peft"}  # an unset dtype hangs on that
+    loading = {name: value for name, value in asdict(model_arguments).items() if name in wanted}
     return digest([FORMAT, loading, dict(more)])
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from lfu.errors import UserError
 from lfu.study.study import Study
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
 
 def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
     """Runs a command in `jobs` processes until nothing is left to do.
@@ -31,6 +33,7 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
             for number in range(min(jobs, before))
         ]  # fmt: skip
         codes = _wait(workers)
+        study.follow()
         if 130 in codes:
             raise KeyboardInterrupt
         if 2 in codes:
@@ -51,12 +54,32 @@ def _wait(workers: list[subprocess.Popen]) -> list[int]:
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:
-    """The environment of a process: its share of the threads, and one of several GPUs."""
+    """The environment of a process: its share of the threads, and one GPU."""
     import torch
 
     threads = max(1, torch.get_num_threads() // jobs)
     found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    gpus = torch.cuda.device_count()
-    if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        found["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    if gpus := visible_gpus():
+        found[VISIBLE] = gpus[number % len(gpus)]
     return found
+
+
+def keep_one_gpu() -> int:
+    """Of several GPUs this process sees one from now on: transformers would spread every batch over all of them.
+
+    Returns:
+        how many there were. To be called before anything uses CUDA.
+    """
+    gpus = visible_gpus()
+    if len(gpus) > 1:
+        os.environ[VISIBLE] = gpus[0]
+    return len(gpus)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    return listed[:count] if listed else [str(number) for number in range(count)]

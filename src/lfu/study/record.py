@@ -41,6 +41,7 @@ def record_of(study: Study, verb: str, command: str) -> dict[str, Any]:
         "reworded and disturbed rows": study.exam.robust_rows,
         "longest written answer, tokens": study.exam.max_new_tokens,
         "kept": {each.name: len(each.rows) for each in study.exam.kept},
+        "trained with": study.environment,
         "checkpoint every": study.save_steps or "none: a training that is killed starts anew",
     }
     return make_record(

@@ -17,11 +17,11 @@ from typing import Any
 
 from lfu.errors import UserError, one_line
 from lfu.quiet import quiet_libraries
-from lfu.study import keys
+from lfu.study import environment, keys
 from lfu.study.folder import TRAINER, Place
 from lfu.study.measure import parts_of
 from lfu.study.plan import UNTOUCHED, Plan, Run, Task
-from lfu.study.study import Study, device
+from lfu.study.study import Study
 from lfu.study.train import Diverged, load_start, load_tuned, train
 
 WAIT = 2.0  # seconds between two looks at runs that others work on
@@ -45,6 +45,7 @@ def work(study: Study) -> None:
         OSError: the folder can't be written.
     """
     clock = _Clock()
+    environment.note(study.folder, study.environment)
     with quiet_libraries(), _imports_out_of_the_way():
         while True:
             plan = study.plan()
@@ -126,7 +127,7 @@ def _measure(study: Study, task: Task, place: Place) -> None:
         if loaded is None:
             started = (model_arguments, config)
             loaded = load_start(*started) if untouched else load_tuned(*started, place.model)
-            if device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
+            if environment.device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
                 loaded[0].to("cuda")
         return loaded
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lfu.errors import UserError
-from lfu.study import keys
+from lfu.study import environment, keys
 from lfu.study.folder import Shelf
 from lfu.study.measure import Exam
 from lfu.study.plan import UNTOUCHED, Design, Plan, Run, Task, planned
@@ -49,6 +49,7 @@ class Study:
         exam: what every model is measured on.
         save_steps: a checkpoint every so many steps; None: a training that is killed starts anew.
         keep_models: whether trained models stay.
+        environment: what of the machine that trains decides results; this one's, unless the study is adopted.
         session, since: who works on it, and from when on; see `lfu.study.folder.Place`.
         part: which runs are this process's; all by default.
         say: tells the user one line.
@@ -67,6 +68,7 @@ class Study:
     part: Callable[[Run], bool] = lambda run: True
     say: Callable[[str], None] = lambda line: None
     since: float = field(default_factory=time.time)
+    environment: dict[str, Any] = field(default_factory=lambda: environment.own())
     _configs: dict[Run, tuple[Any, Any]] = field(default_factory=dict)
 
     # -- what a run is -------------------------------------------------------------------------------------------------
@@ -118,23 +120,26 @@ class Study:
     def key(self, run: Run) -> str:
         """The hash of what decides the run's result."""
         config, model = self.configs(run)
+        given = keys.given_in(self.words(run))
         if run.setting is None:
-            return keys.start_key(model, {name: what for name, what in self.everywhere.items() if name != "train"})
-        return keys.run_key(config, model, {**self.everywhere, "rows": self.limit(run.setting)})
+            more = {name: what for name, what in self.everywhere.items() if name != "train"}
+            return keys.start_key(model, more, given)
+        return keys.run_key(config, model, {**self.everywhere, "rows": self.limit(run.setting)}, given)
 
-    @cached_property
+    @property
     def everywhere(self) -> dict[str, Any]:
         """What decides the results of all runs."""
-        from lfu.evaluation.record import versions
+        return self._content | self.environment
 
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        """The part of it that is the same on every machine."""
         _, model = self.configs(UNTOUCHED)
         return {
-            "versions": versions(),
             "code": keys.package_code(),
             "model": keys.model_files(str(model.model_name_or_path), model.model_revision),
             "train": keys.digest(list(self.shaped["train"])),
             "exam": keys.digest(self.exam.settings()),
-            "device": device(),
         }
 
     def limit(self, setting: Any) -> int:
@@ -147,6 +152,28 @@ class Study:
     def shelf(self) -> Shelf:
         """The runs' folders."""
         return Shelf(self.folder, self.key, self.session, self.since)
+
+    def adopt(self, other: dict[str, Any] | None) -> None:
+        """From now on the runs are those of a machine with that environment; None changes nothing."""
+        if other is not None and other != self.environment:
+            self.environment = other
+            self.__dict__.pop("shelf", None)
+
+    def adopt_if_done(self) -> bool:
+        """Takes the study as it was done elsewhere, if nothing is left to do then; returns whether it was elsewhere.
+
+        Otherwise its runs are this machine's: what differs between the two may change results.
+        """
+        own, other = self.environment, environment.noted(self.folder)
+        self.adopt(other)
+        if other in (None, own) or not self.mine():
+            return other not in (None, own)
+        self.adopt(own)
+        return False
+
+    def follow(self) -> None:
+        """Takes the runs for those of the workers that this process started."""
+        self.adopt(environment.noted(self.folder))
 
     def plan(self) -> Plan:
         """What is known to be done, as far as the results so far tell."""
@@ -163,12 +190,6 @@ class Study:
     def finished(self, task: Task) -> bool:
         """Whether the run got as far as the task wants it."""
         return self.shelf(task.run).finished(task.level)
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _knob_text(knobs: Mapping[str, str]) -> str:

@@ -416,7 +416,7 @@ def _same(study: Study, plan: Plan) -> dict[str, Any]:
         "seeds": list(study.design.seeds),
         "learning rates tried": list(study.design.rates),
         "steps": config.max_steps,
-        "rows a step": config.train_batch_size * config.gradient_accumulation_steps,
+        "rows a step": config.per_device_train_batch_size * config.gradient_accumulation_steps,
         "training rows": len(study.split.train),
         "validation rows": len(study.split.validation),
         "test rows": len(study.split.test),
