@@ -88,15 +88,8 @@ def test_a_process_killed_in_the_middle_of_a_training(model, tmp_path, monkeypat
         assert killed_[name] == what, name
 
 
-@pytest.mark.parametrize(
-    ("methods", "save_steps"),
-    [("sft,lfu:lam=auto", None), ("sft,lfu:lam=auto,ema", 3)],
-    ids=["from the start", "from a checkpoint"],
-)
-def test_every_training_stopped_after_five_of_seven_steps(here, model, methods, save_steps, monkeypatch, capsys):
-    """Every kind of method that carries something along."""
-    flags = f"--methods {methods} --measures none --max_steps 7"
-    flags += f" --save_steps {save_steps}" if save_steps else ""
+def stopped_after_five_steps(model: str, flags: str, monkeypatch) -> int:
+    """A study in `stopped` in which every training is stopped once, if it has five steps; returns how many were."""
     stopped, logged = [], Watch.logged
 
     def stop_at_5(watch, step, logs):
@@ -110,7 +103,36 @@ def test_every_training_stopped_after_five_of_seven_steps(here, model, methods, 
         while (code := run(model, flags, out="stopped")) == 130:
             pass
     assert code == 0
-    assert len(stopped) == len(methods.split(","))
+    return len(stopped)
+
+
+def test_a_search_and_equal_time_that_are_stopped_and_go_on(here, model, monkeypatch):
+    """The same learning rates and weights as without a stop; and what was decided by the clock stays: no folder is
+    left of a run with other steps."""
+    flags = "--methods sft,lfu --measures none --max_steps 7 --learning_rates 1e-2,3e-2 --equal both"
+    assert stopped_after_five_steps(model, flags, monkeypatch) >= 4
+    assert run(model, flags, out="alone") == 0
+    by_steps = []
+    for out in ("stopped", "alone"):
+        found = results(out)
+        assert {f.name for f in Path(out, "runs").iterdir() if f.is_dir()} == {
+            Path(r["folder"]).name for r in found["runs"]
+        }
+        assert {r["state"] for r in found["runs"]} == {"finished"}
+        by_steps.append([(r["label"], r["learning_rate"], r["weights"]) for r in found["runs"] if r["steps"] == 7])
+    assert by_steps[0] == by_steps[1]
+
+
+@pytest.mark.parametrize(
+    ("methods", "save_steps"),
+    [("sft,lfu:lam=auto", None), ("sft,lfu:lam=auto,ema", 3)],
+    ids=["from the start", "from a checkpoint"],
+)
+def test_every_training_stopped_after_five_of_seven_steps(here, model, methods, save_steps, monkeypatch, capsys):
+    """Every kind of method that carries something along."""
+    flags = f"--methods {methods} --measures none --max_steps 7"
+    flags += f" --save_steps {save_steps}" if save_steps else ""
+    assert stopped_after_five_steps(model, flags, monkeypatch) == len(methods.split(","))
     assert run(model, flags, out="alone") == 0
     assert [r["weights"] for r in results("stopped")["runs"]] == [r["weights"] for r in results("alone")["runs"]]
     curves = [[r["curve"] for r in records(out).values() if "curve" in r] for out in ("stopped", "alone")]

@@ -134,6 +134,26 @@ def test_a_timing_run_holds_a_whole_cycle_of_a_methods_steps():
     assert [t.run.steps for t in done if t.level == "timing"] == [TIMING_STEPS, 17]  # the first step warms up
 
 
+@pytest.mark.parametrize("rates", [["1e-4"], ["1e-4", "3e-4"]])
+def test_another_seed_changes_no_runs_steps(rates):
+    """A study can be widened without doing anything again, whatever the clocks say then."""
+    world = World(seconds=lambda run: run.seed + len(run.label) if run.setting else None)
+    modes = ("steps", "time")
+    narrow, _ = work_off(design([SFT, LFU, GEM], seeds=[0], equal=modes, rates=rates), world)
+    before = set(world.done)
+    wide, done = work_off(design([SFT, LFU, GEM], seeds=[0, 1, 2], equal=modes, rates=rates), world)
+    assert not before & {task.run for task in done}
+    for setting, (run,) in narrow.runs["time"].items():
+        assert wide.runs["time"][setting][0] == run
+
+
+def test_a_first_seed_that_fails_leaves_the_time_to_the_next():
+    fails = lambda run: None if run.setting == LFU and run.seed == 0 else 1.0
+    world = World(fails, seconds=lambda run: {"sft": 1.0, "lfu": 2.0}[run.setting.method] if run.setting else None)
+    plan, _ = work_off(design([SFT, LFU], equal=("steps", "time")), world)
+    assert plan.runs["time"][LFU][1].steps == 5
+
+
 def test_without_sfts_time_there_is_no_equal_time():
     plan, _ = work_off(design(equal=("steps", "time")), World(lambda run: None if run.setting == SFT else 1.0))
     assert plan.runs.get("time", {}) == {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Protocol
 
 from lfu.study.choose import Bisection, best_rate
@@ -200,22 +199,21 @@ def _same_time(plan: Plan, design: Design, found: Callable[[Run], Outcome]) -> N
 
 
 def _timed(plan: Plan, design: Design, setting: Setting, rate: str) -> list[Run]:
-    """The runs that tell how long a step of the setting takes."""
+    """The runs that can tell how long a step of the setting takes: the first that doesn't fail does.
+
+    Not all of them together: with a seed more, the steps of the runs that are finished would be others.
+    """
     if "steps" in plan.runs:
         return plan.runs["steps"][setting]
     steps = design.total_steps(setting)
-    rates = design.rates_of(setting)
-    if len(rates) > 1:
-        return [design.first_run(setting, each) for each in rates]
+    if len(design.rates_of(setting)) > 1:
+        return [design.first_run(setting, rate)]
     return [Run(setting, design.seeds[0], rate, min(steps, max(TIMING_STEPS, 1 + design.cycle(setting))))]
 
 
 def _step_time(outcomes: Sequence[Outcome]) -> float | None:
-    """Median over the runs, once all of them are over; NaN if none of them can tell."""
-    if not all(outcome.failed or outcome.step_seconds is not None for outcome in outcomes):
-        return None
-    seconds = [outcome.step_seconds for outcome in outcomes if outcome.step_seconds is not None and not outcome.failed]
-    return median(seconds) if seconds else math.nan
+    """That of the first run that doesn't fail, None until it is known; NaN if all of them fail."""
+    return next((outcome.step_seconds for outcome in outcomes if not outcome.failed), math.nan)
 
 
 def _never(seconds: float | None) -> bool:

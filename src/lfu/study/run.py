@@ -107,6 +107,8 @@ def _train(study: Study, run: Run, place: Place) -> None:
     config, model_arguments = study.parsed(run, place.path / TRAINER)
     rows = study.shaped["train"].select(range(study.limit(run.setting)))
     result = train(config, model_arguments, rows, study.shaped["validation"], log=place.log, out=place.model)
+    if place.trained:  # its weights were dropped: the time that equal time goes by stays that of the first training
+        result["cost"] = place.trained["cost"]
     _curve(place, run, result["curve"])
     place.keep_trained(result)
 
