@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from lfu.models import load_model
 from lfu.report.compare_view import view
 from lfu.study import environment, keys, processes
 from lfu.study import run as study_run
+from lfu.study.cluster import work_on_cluster
 from lfu.study.folder import Place
 from lfu.study.processes import work_in_processes
 
@@ -475,6 +478,35 @@ def test_a_process_has_one_gpu_of_those_that_there_are(listed, count, shares, mo
     assert found == shares
     assert processes.keep_one_gpu() == count  # a process that trains by itself has one, too
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == (shares[0] if count > 1 else listed)
+
+
+class Job:
+    """One of submitit's, done at once."""
+
+    job_id = "1"
+
+    def __init__(self, call, command):
+        self.code = call(command)
+
+    exception = lambda self: None
+    result = lambda self: self.code
+
+
+@pytest.mark.parametrize(("left", "code", "jobs"), [(0, 0, 0), (2, 0, 2), (2, 9, 4)], ids=["done", "well", "dying"])
+def test_jobs_of_a_cluster_that_die_leave_a_report_to_write(left, code, jobs, tmp_path, monkeypatch):
+    """A run whose job died is taken up once more, and called failed; of a finished study nothing is submitted."""
+    executor = SimpleNamespace(update_parameters=lambda **given: None, batch=nullcontext, submit=Job)
+    fake = SimpleNamespace(AutoExecutor=lambda folder, cluster: executor)
+    monkeypatch.setitem(sys.modules, "submitit", fake)
+    said = []
+    study = SimpleNamespace(
+        session="me", folder=tmp_path, mine=lambda: [1] * left, follow=lambda: None, say=said.append
+    )  # fmt: skip
+    script = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); raise SystemExit({code})"
+    work_on_cluster(study, 5, ["-c", script], {})
+    assert (tmp_path / "count").exists() == bool(jobs)
+    assert not jobs or (tmp_path / "count").read_text() == "x" * jobs
+    assert any("ended early" in line for line in said) == bool(left)
 
 
 def test_a_mistake_in_a_process_is_the_users():

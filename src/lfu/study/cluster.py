@@ -8,11 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from lfu.errors import UserError, one_line
+from lfu.study.processes import in_rounds
 from lfu.study.study import Study
 
 
 def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Mapping[str, str]) -> None:
-    """Submits up to `jobs` workers and waits for them. Their logs are in `jobs/` of the study's folder.
+    """Submits up to `jobs` workers and waits for them; again, as long as jobs die and fewer runs are left. Their logs
+    are in `jobs/` of the study's folder.
 
     Args:
         command: after the name of the Python interpreter; it is given `--jobs 1 --worker SESSION` beside.
@@ -20,7 +22,7 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
             takes, as text: `timeout_min=240`, `gpus_per_node=1`, `slurm_partition=gpu`.
 
     Raises:
-        UserError: an option that submitit doesn't know; runs are left because jobs ended early.
+        UserError: an option that submitit doesn't know; a job stopped with an error of the user's.
         KeyboardInterrupt: the jobs are cancelled; finished runs are kept.
     """
     import submitit
@@ -33,16 +35,18 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
     except (NameError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--submitit: {one_line(error)}") from error
     worker = [sys.executable, *command, "--jobs", "1", "--worker", study.session]
-    with executor.batch():
-        found = [executor.submit(subprocess.call, worker) for _ in range(min(jobs, len(study.mine())))]
-    study.say(f"jobs {', '.join(job.job_id for job in found)}; their logs are in {logs}")
-    try:
-        for job in found:
-            job.exception()  # waits
-    except KeyboardInterrupt:
-        for job in found:
-            job.cancel()
-        raise
-    study.follow()
+
+    def start(count: int) -> list[int]:
+        with executor.batch():
+            found = [executor.submit(subprocess.call, worker) for _ in range(min(jobs, count))]
+        study.say(f"jobs {', '.join(job.job_id for job in found)}; their logs are in {logs}")
+        try:
+            return [1 if job.exception() else job.result() for job in found]  # waits
+        except KeyboardInterrupt:
+            for job in found:
+                job.cancel()
+            raise
+
+    in_rounds(study, start, f"a job stopped with an error: see {logs}")
     if left := len(study.mine()):
-        raise UserError(f"{left} runs are not finished, their jobs ended early: see {logs}; the same command goes on")
+        study.say(f"{left} runs are not finished, their jobs ended early: see {logs}; the same command goes on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lfu.errors import UserError
 from lfu.study.study import Study
@@ -23,24 +23,41 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
         UserError: a process stopped with an error of the user's.
         KeyboardInterrupt: so did one of them, or this one.
     """
-    idle = 0  # rounds in which processes died and nothing else came of it
-    while (before := len(study.mine())) and idle < 2:
+
+    def start(count: int) -> list[int]:
         workers = [
             subprocess.Popen(
                 [sys.executable, *command, "--jobs", "1", "--worker", study.session],
                 env=os.environ | _share(number, jobs), stdout=subprocess.DEVNULL,
             )
-            for number in range(min(jobs, before))
+            for number in range(min(jobs, count))
         ]  # fmt: skip
-        codes = _wait(workers)
+        return _wait(workers)
+
+    in_rounds(study, start, "a process stopped with the error above")
+
+
+def in_rounds(study: Study, start: Callable[[int], list[int]], mistake: str) -> None:
+    """Starts workers until nothing is left to do, or twice nothing comes of it.
+
+    Args:
+        start: runs workers for so many tasks to their end; gives their exit codes.
+        mistake: what is said of one that stopped with an error of the user's.
+
+    Raises:
+        UserError, KeyboardInterrupt: as a worker did.
+    """
+    idle = 0  # rounds in which workers died and nothing else came of it
+    while (before := len(study.mine())) and idle < 2:
+        codes = start(before)
         study.follow()
         if 130 in codes:
             raise KeyboardInterrupt
         if 2 in codes:
-            raise UserError("a process stopped with the error above")
+            raise UserError(mistake)
         if not any(codes):
             return
-        # A process died. Whoever takes its run next knows that and calls it failed; the others go on.
+        # One died. Whoever takes its run next knows that and calls it failed; the others go on.
         idle = idle + 1 if len(study.mine()) == before else 0
 
 
