@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 
@@ -134,8 +135,23 @@ def test_a_method_is_held_against_all_that_sft_reaches_in_the_same_seed():
     assert chosen_of("kl", summary, ahead, 1) == "kl 2"
 
 
-def test_a_killed_study_goes_on_and_reports_the_same(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bed, "_run_key", lambda: "fixed")
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [
+        ("lfu.study.testbed.run.EPOCHS", 31),
+        ("lfu.study.testbed.run.LEARNING_RATE", 2e-3),
+        ("lfu.evaluation.record.versions", lambda: {"torch": "0.1"}),
+    ],
+)
+def test_a_run_is_done_again_when_what_decides_it_changes(what, other, monkeypatch):
+    key = lambda: bed._key(argparse.Namespace(rows=8, steps=2), Setting("sft", "", "sft"), 0)
+    before = key()
+    assert key() == before
+    monkeypatch.setattr(what, other)
+    assert key() != before
+
+
+def test_a_killed_study_goes_on_and_reports_the_same(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "a"), "--seeds", "2", "--rows", "8", "--steps", "2", "--families", "dft"]
     assert bed.main(arguments) == 0
     whole = json.loads((tmp_path / "a" / "record.json").read_text())

@@ -113,8 +113,7 @@ def _one(options: argparse.Namespace, base: Any, setting: Any, seed: int) -> dic
     """Scores of one run: from its file, or measured now."""
     from lfu.study.testbed.run import fine_tune, measure
 
-    key = digest([asdict(setting), seed, options.rows, options.steps, _run_key()])
-    path = options.out / "runs" / f"{key}.json"
+    path = options.out / "runs" / f"{_key(options, setting, seed)}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     tuned = fine_tune(base.state_dict(), setting, options.rows, seed)
@@ -123,10 +122,20 @@ def _one(options: argparse.Namespace, base: Any, setting: Any, seed: int) -> dic
     return result
 
 
-@cache
+def _key(options: argparse.Namespace, setting: Any, seed: int) -> str:
+    """What decides a run's scores."""
+    from lfu.study.testbed.run import options_of
+
+    given = [setting.method, options_of(setting), seed, options.rows, options.steps]
+    return digest([setting.name, *given, _run_key(), _base_key()])
+
+
 def _base_key() -> str:
+    """What decides the base model beside its steps."""
+    from lfu.evaluation.record import versions
+
     here = Path(__file__).parent
-    return of_files(here, [here / "skills.py", here / "model.py"])
+    return digest([of_files(here, [here / "skills.py", here / "model.py"]), versions()])
 
 
 @cache
@@ -134,7 +143,7 @@ def _run_key() -> str:
     package = Path(__file__).parent.parent.parent
     apart = ("cli", "data", "report", "evaluation", "recipes", "study", "demo.py")  # they change no training
     files = [file for file in package.rglob("*.py") if file.relative_to(package).parts[0] not in apart]
-    return of_files(package, [*files, Path(__file__).parent / "run.py"]) + _base_key()
+    return of_files(package, [*files, Path(__file__).parent / "run.py"])
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ def training_rows(count: int, seed: int) -> list[dict[str, list[int]]]:
     return [token_row(row) for row in drawn[:count]]
 
 
+def options_of(setting: Setting) -> dict[str, Any]:
+    """What a setting's run has of `LfUConfig`'s fields beside those that all runs share."""
+    return {"num_train_epochs": EPOCHS, "learning_rate": LEARNING_RATE} | setting.options
+
+
 def fine_tune(start: dict[str, torch.Tensor], setting: Setting, count: int, seed: int) -> Any:
     """The base model with weights `start`, fine-tuned on `count` rows as `setting` says."""
     from datasets import Dataset
@@ -57,7 +62,7 @@ def fine_tune(start: dict[str, torch.Tensor], setting: Setting, count: int, seed
 
     model = make_model(seed)
     model.load_state_dict(start)
-    options = {"num_train_epochs": EPOCHS, "learning_rate": LEARNING_RATE} | setting.options
+    options = options_of(setting)
     with tempfile.TemporaryDirectory() as folder:
         config = LfUConfig(
             folder, method=setting.method, seed=seed, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
