@@ -27,6 +27,8 @@ from lfu.study.settings import Setting, grid, make_setting, parse_setting, with_
             Setting("lfu+neftune", knobs=(("neftune.alpha", "10"),)),
             "lfu+neftune neftune.alpha=10",
         ),
+        # not LfU's alone: KL, L1 and others look into the blocks as well
+        ("kl:blocks=layers", Setting("kl", shared=(("blocks", "layers"),)), "kl blocks=layers"),
         ("sft:learning_rate=1e-3", Setting("sft", shared=(("learning_rate", "1e-3"),)), "sft learning_rate=1e-3"),
         # a colon in a value is no new entry
         (

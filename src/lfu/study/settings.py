@@ -137,7 +137,7 @@ def lfu_fields() -> frozenset[str]:
 
     from lfu import LfUConfig
 
-    return frozenset(_names(LfUConfig) - _names(SFTConfig) - {"method", "method_args"})
+    return frozenset(_names(LfUConfig) - _names(SFTConfig) - {"method", "method_args", "blocks"})
 
 
 @cache
@@ -145,7 +145,7 @@ def training_fields() -> frozenset[str]:
     """The training flags that a setting may set: those of `lfu train` that the study leaves alone."""
     from trl import ModelConfig, SFTConfig
 
-    every = _names(SFTConfig) | _names(ModelConfig) | {"data_limit"}
+    every = _names(SFTConfig) | _names(ModelConfig) | {"data_limit", "blocks"}  # KL, L1, GEM look for the blocks, too
     return frozenset(name for name in every if not is_reserved(name)) - {"model_name_or_path"}
 
 
