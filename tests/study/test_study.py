@@ -271,6 +271,9 @@ def test_a_finished_study_leaves_no_weights_and_no_halves(study):
 def test_a_training_is_the_command_that_the_report_gives(study, monkeypatch, capsys):
     """`lfu train` with these very words gives the weights that were measured."""
     monkeypatch.chdir(study.folder)
+    commands = [words for one in study.results["settings"].values() for words in one["commands"].values()]
+    folders = [word for words in commands for word in words if word.startswith("--output_dir=")]
+    assert len(set(folders)) == len(folders) == len(commands)  # one after another they replace nothing
     words = study.results["settings"]["lfu"]["commands"]["seed 1, 3 steps"]
     assert shlex.join(["lfu", "train", *words]) in study.report
     assert main(["train", *words, "--output_dir", "alone", "--report_to", "none", "--disable_tqdm", "true"]) == 0

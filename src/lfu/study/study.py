@@ -94,6 +94,10 @@ class Study:
         rate = [f"--learning_rate={run.learning_rate}"] if run.learning_rate else []
         return [*words, *rate, f"--max_steps={run.steps}", f"--seed={run.seed}"]
 
+    def command(self, run: Run) -> Words:
+        """The flags of `lfu train` that give this run's model, in a folder of its own."""
+        return [*self.words(run), f"--output_dir=models/{self.shelf(run).path.name}"]
+
     def configs(self, run: Run) -> tuple[Any, Any]:
         """(LfUConfig, ModelConfig) of a run, without its folder.
 

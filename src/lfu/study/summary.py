@@ -369,7 +369,7 @@ def _described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
         "steps": {mode: runs[setting][0].steps for mode, runs in plan.runs.items() if setting in runs},
         "places": [place for name in names for place in method_class(name).places],
         "commands": {
-            f"seed {one.seed}, {one.steps} steps": study.words(one)
+            f"seed {one.seed}, {one.steps} steps": study.command(one)
             for runs in plan.runs.values()
             for one in runs.get(setting, ())
         },
