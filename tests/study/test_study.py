@@ -14,13 +14,14 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny_study import records, results, run, state, write_questions
 
 from lfu import LfUConfig
 from lfu.cli import main
 from lfu.cli.arguments import ModelArguments
 from lfu.errors import UserError
-from lfu.evaluation.record import weights_hash
+from lfu.evaluation.record import machine, weights_hash
 from lfu.models import load_model
 from lfu.report.compare_view import view
 from lfu.study import environment, keys, processes
@@ -190,6 +191,11 @@ def test_the_verdict_says_how_sure_and_what_sft_did(study):
     assert sentences[0].startswith("Recommended: plain SFT, learning rate")
     assert any("paired over 2 seeds" in s for s in sentences)
     assert any(s.startswith("Plain SFT against the untouched model") for s in sentences)
+
+
+def test_every_training_says_on_how_many_threads_it_ran(study):
+    told = {record["cost"]["machine"] for record in study.records.values() if record["method"]}
+    assert told == {f"{machine()}, {torch.get_num_threads()} threads"}  # of several the report names all
 
 
 def test_a_finished_run_is_never_repeated(study, monkeypatch, capsys):

@@ -37,6 +37,7 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
         Diverged: the loss came to no finite number.
         UserError, ValueError, RuntimeError: as model, methods and trainer raise them.
     """
+    import torch
     from transformers import set_seed
     from trl import get_peft_config
 
@@ -89,7 +90,8 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
             "load_seconds": loaded - start,
             "peak_memory": memory.peak(),
             "memory_of": memory.what,
-            "machine": machine(),
+            # how many threads add up decides the rounding
+            "machine": f"{machine()}, {torch.get_num_threads()} threads",
         },
     }
 
