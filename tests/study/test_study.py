@@ -304,16 +304,29 @@ def test_a_failing_run_is_reported_and_the_others_go_on(here, model, capsys):
     assert capsys.readouterr().err.count("failed in training") == 1
 
 
+def test_two_labels_of_one_training_share_it(here, model):
+    """Also where it was done under the other label alone."""
+    assert run(model, "--methods sft,lfu --measures gain --match_rows 0") == 0
+    assert run(model, "--methods sft,lfu:alpha=0.1,lfu --measures gain --match_rows 0") == 0
+    places = {r["label"]: (r["state"], r["folder"]) for r in results()["runs"]}
+    assert places["lfu"] == places["lfu alpha=0.1"]
+    assert places["lfu"][0] == "finished"
+    assert len(records()) == 3
+
+
 def test_every_run_fails(here, model, capsys):
     assert run(model, "--methods sft --measures none --lora_target_modules nonsense") == 2
     assert "every run failed; the first, sft: " in capsys.readouterr().err
 
 
-def test_a_training_that_diverges_is_a_failing_run(here, model, capsys):
+def test_a_training_that_diverges_is_a_failing_run(here, model, monkeypatch):
     assert run(model, "--methods sft,lfu:learning_rate=1e30 --measures gain --max_grad_norm 0") == 0
     failed = {r["label"]: r["error"] for r in results()["runs"] if r["state"] == "failed"}
     assert set(failed) == {"lfu learning_rate=1e30", "sft learning_rate=1e30"}
     assert all("no finite number" in error for error in failed.values())
+    monkeypatch.setattr(study_run, "train", lambda *args, **more: pytest.fail("it would diverge again"))
+    assert run(model, "--methods sft,lfu:learning_rate=1e30 --measures gain --max_grad_norm 0") == 0
+    assert {r["label"] for r in results()["runs"] if r["state"] == "failed"} == set(failed)
 
 
 def test_two_sessions_on_one_folder_try_a_failing_run_once(tmp_path):
@@ -458,6 +471,9 @@ def test_retention_files_are_measured_and_named(here, model):
     assert found["kept:house"]["kind"] == "text"
     assert found["kept:rows"]["kind"] == "nll"
     assert found["kept:house"]["items"] == 6
+    trained = Path("out/data/train.jsonl").read_text().splitlines()
+    seen = sum(line in trained for line in Path("rows.jsonl").read_text().splitlines()[:12])  # --retention_limit
+    assert f"{seen} of 12 items of rows, to be kept, are training rows, word for word." in results()["same"]["rows"]
 
 
 @pytest.mark.parametrize(("code", "rounds"), [(0, 1), (9, 2)])

@@ -15,7 +15,7 @@ from lfu.study.choose import Bisection
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
 from lfu.study.plan import Design, Run
-from lfu.study.rows import Kept, Split, built_in, retention, split, write_rows
+from lfu.study.rows import Kept, Split, built_in, retention, split, trained_on, write_rows
 from lfu.study.settings import Setting, with_yardsticks
 from lfu.study.study import Flags, Study, Words
 
@@ -79,7 +79,7 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
     tokenizer = _tokenizer(config, model)
     parts = _rows(options, data)
     shaped = _shaped(parts, data, tokenizer)
-    kept = _kept(options, data, tokenizer)
+    kept = _kept(options, data, tokenizer, parts)
     try:
         exam = make_exam(
             parts, shaped, kept, options.measures, tokenizer, template=data.template, system=data.system,
@@ -198,7 +198,8 @@ def _shaped(parts: Split, data: Any, tokenizer: Any) -> dict[str, Any]:
     return found
 
 
-def _kept(options: Options, data: Any, tokenizer: Any) -> list[Kept]:
+def _kept(options: Options, data: Any, tokenizer: Any, parts: Split) -> list[Kept]:
+    """What should be kept; what of it is trained on is said."""
     from lfu.data.load import load_rows
 
     if "forgetting" not in options.measures:
@@ -207,6 +208,8 @@ def _kept(options: Options, data: Any, tokenizer: Any) -> list[Kept]:
     for name, file in options.retention:
         rows = load_rows(file, split="test", limit=options.retention_limit)
         sets.append(retention(slug(name), rows, file, template=data.template, system=data.system, tokenizer=tokenizer))
+        if seen := trained_on(list(rows), parts.train):
+            parts.said.append(f"{seen} of {len(rows)} items of {name}, to be kept, are training rows, word for word.")
     for each in sets:
         if len(each.rows) < LEAST_KEPT:
             raise UserError(f"{each.name} has {len(each.rows)} items to keep: give at least {LEAST_KEPT}")

@@ -79,10 +79,14 @@ class Place:
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """A failure of this session, or of one beside it since this one began; older ones are tried again."""
+        """A failure of this session, or of one beside it since this one began; older ones are tried again.
+
+        But for numbers that were not finite: the same run comes to them again.
+        """
         found = self.any_failure
-        ours = found and (found["session"] == self.session or found.get("time", 0.0) >= self.since)
-        return found if ours else None
+        if found is None or found["diverged"] or found["session"] == self.session:
+            return found
+        return found if found.get("time", 0.0) >= self.since else None
 
     @property
     def any_failure(self) -> dict[str, Any] | None:
@@ -216,13 +220,22 @@ class Shelf:
     def __init__(self, folder: Path, key_of: Callable[[Any], str], session: str, since: float = 0.0):
         self.folder, self.key_of, self.session, self.since = folder, key_of, session, since
         self._places: dict[Any, Place] = {}
+        self._by_key: dict[str, Place] = {}
 
     def __call__(self, run: Any) -> Place:
+        """The run's place: two settings that come to one training (`lfu`, `lfu:alpha=0.1`) have one."""
         if run not in self._places:
             key = self.key_of(run)
-            name = "-".join([slug(run.label), f"seed{run.seed}", key[:8]] if run.setting else [run.label, key[:8]])
-            self._places[run] = Place(self.folder / "runs" / name, key, self.session, self.since)
+            if key not in self._by_key:
+                self._by_key[key] = Place(self._path(run, key[:8]), key, self.session, self.since)
+            self._places[run] = self._by_key[key]
         return self._places[run]
+
+    def _path(self, run: Any, key: str) -> Path:
+        name = "-".join([slug(run.label), f"seed{run.seed}", key] if run.setting else [run.label, key])
+        path = self.folder / "runs" / name
+        there = [] if path.is_dir() else sorted(path.parent.glob(f"*-{key}"))  # done under another label
+        return there[0] if there else path
 
 
 def slug(label: str) -> str:

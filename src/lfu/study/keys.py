@@ -107,8 +107,11 @@ def _below(folder: Path) -> list[Path]:
     return [file for file in folder.iterdir() if file.is_file()]
 
 
-def model_files(name: str, revision: str | None) -> str:
+def model_files(name: str, revision: str | None, *, trust_remote_code: bool = False) -> str:
     """Hash of a model's files: of their content in a folder, of the commit on the hub.
+
+    Args:
+        trust_remote_code: whether the model's own code may be run, as for loading it.
 
     Raises:
         UserError: no such model.
@@ -117,11 +120,13 @@ def model_files(name: str, revision: str | None) -> str:
 
     folder = embedded_folder() if name == EMBEDDED else Path(name).expanduser()
     if folder.is_dir():
-        base = model_files(adapter_base(folder), None) if is_adapter(folder) else ""
+        base = (
+            model_files(adapter_base(folder), None, trust_remote_code=trust_remote_code) if is_adapter(folder) else ""
+        )
         return digest([of_files(folder, _below(folder)), base])
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     return digest([name, getattr(config, "_commit_hash", None)])
 
 

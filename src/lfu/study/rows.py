@@ -190,6 +190,11 @@ def _question_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"question": turns[0]["content"], "answer": turns[1]["content"]}
 
 
+def trained_on(rows: Sequence[Mapping[str, Any]], train: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the rows are training rows, word for word."""
+    return len(rows) - len(_without([dict(row) for row in rows], train)[0])
+
+
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """As JSON lines, for `lfu train --data`."""
     from lfu.files import write_text

@@ -138,10 +138,13 @@ class Study:
     @cached_property
     def _content(self) -> dict[str, Any]:
         """The part of it that is the same on every machine."""
-        _, model = self.configs(UNTOUCHED)
+        config, model = self.configs(UNTOUCHED)
+        files = keys.model_files(
+            str(model.model_name_or_path), model.model_revision, trust_remote_code=bool(config.trust_remote_code)
+        )
         return {
             "code": keys.package_code(),
-            "model": keys.model_files(str(model.model_name_or_path), model.model_revision),
+            "model": files,
             "train": keys.digest(list(self.shaped["train"])),
             "exam": keys.digest(self.exam.settings()),
         }
