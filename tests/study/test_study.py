@@ -29,6 +29,7 @@ from lfu.study import run as study_run
 from lfu.study.cluster import work_on_cluster
 from lfu.study.folder import Place
 from lfu.study.processes import work_in_processes
+from lfu.study.study import Study
 
 KEPT_FILES = {"config.json", "record.json", "log.jsonl", "curve.png", "run.lock"}
 
@@ -476,9 +477,58 @@ def test_retention_files_are_measured_and_named(here, model):
     assert f"{seen} of 12 items of rows, to be kept, are training rows, word for word." in results()["same"]["rows"]
 
 
+def stub(left: int, **more) -> SimpleNamespace:
+    """A study with so many tasks left, whatever is done."""
+    return SimpleNamespace(**{
+        "session": "me", "mine": lambda: [1] * left, "follow": lambda: None, "useful": lambda jobs: min(jobs, left),
+        "peak_memory": lambda: 1, "say": lambda line: None,
+    } | more)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpus", "free", "processes_", "says"),
+    [
+        ([], 10 * 2**30, 3, "3 of 4 processes at once: a training takes 2.0 GiB"),
+        ([], 2**30, 1, "1 of 4 processes"),
+        ([], 100 * 2**30, 4, ""),
+        ([], None, 4, ""),
+        (["0", "1"], 2**30, 2, "2 processes at once: one a GPU"),
+    ],
+)
+def test_no_more_processes_than_memory_holds(gpus, free, processes_, says, monkeypatch, tmp_path):
+    """By what the first training took; the others begin when it is over."""
+    monkeypatch.setattr(processes, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(processes, "free_memory", lambda: free)
+    monkeypatch.setattr(processes, "POLL", 0.0)
+    looks, said, started = iter([None, None]), [], []
+
+    class Process:
+        """One that is at work until it is waited for."""
+
+        def __init__(self, command, **options):
+            started.append(command)
+
+        poll = lambda self: None
+        wait = lambda self: 0
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Process)
+    study = stub(9, peak_memory=lambda: next(looks, 2 * 2**30), say=said.append)
+    work_in_processes(study, 4, ["-c", "pass"])
+    assert len(started) == processes_
+    assert [line for line in said if says not in line] == []
+    assert bool(said) == bool(says)
+
+
+def test_workers_are_useful_as_long_as_tasks_may_follow():
+    """A bisection knows one task at a time, and the points that it comes to have many."""
+    for whole, count in ((True, 1), (False, 4)):
+        plan = SimpleNamespace(whole=whole)
+        assert Study.useful(SimpleNamespace(plan=lambda plan=plan: plan, mine=lambda: [1]), 4) == count
+
+
 @pytest.mark.parametrize(("code", "rounds"), [(0, 1), (9, 2)])
 def test_processes_that_die_are_not_started_for_ever(code, rounds, tmp_path):
-    study = SimpleNamespace(session="me", follow=lambda: None, mine=lambda: [1, 1])
+    study = stub(2)
     script = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); import os; os._exit({code})"
     work_in_processes(study, 2, ["-c", script])
     assert (tmp_path / "count").read_text() == "x" * 2 * rounds
@@ -524,9 +574,7 @@ def test_jobs_of_a_cluster_that_die_leave_a_report_to_write(left, code, jobs, tm
     fake = SimpleNamespace(AutoExecutor=lambda folder, cluster: executor)
     monkeypatch.setitem(sys.modules, "submitit", fake)
     said = []
-    study = SimpleNamespace(
-        session="me", folder=tmp_path, mine=lambda: [1] * left, follow=lambda: None, say=said.append
-    )  # fmt: skip
+    study = stub(left, folder=tmp_path, say=said.append)
     script = f"open({str(tmp_path / 'count')!r}, 'a').write('x'); raise SystemExit({code})"
     work_on_cluster(study, 5, ["-c", script], {})
     assert (tmp_path / "count").exists() == bool(jobs)
@@ -535,7 +583,7 @@ def test_jobs_of_a_cluster_that_die_leave_a_report_to_write(left, code, jobs, tm
 
 
 def test_a_mistake_in_a_process_is_the_users():
-    study = SimpleNamespace(session="me", follow=lambda: None, mine=lambda: [1])
+    study = stub(1)
     with pytest.raises(UserError, match="the error above"):
         work_in_processes(study, 3, ["-c", "raise SystemExit(2)"])
     with pytest.raises(KeyboardInterrupt):

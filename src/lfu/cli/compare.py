@@ -187,7 +187,7 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
     how.add_argument(
         "--jobs", type=at_least_one, default=1, metavar="N",
         help="processes at once, each with its share of the CPU threads, or one GPU where there are any; "
-        "memory must hold N models in training (default: 1)",
+        "fewer where memory doesn't hold so many models in training (default: 1)",
     )  # fmt: skip
     how.add_argument(
         "--submitit", type=_submitit_of, metavar="KEY=VALUE,...",

@@ -36,9 +36,9 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
         raise UserError(f"--submitit: {one_line(error)}") from error
     worker = [sys.executable, *command, "--jobs", "1", "--worker", study.session]
 
-    def start(count: int) -> list[int]:
+    def start() -> list[int]:
         with executor.batch():
-            found = [executor.submit(subprocess.call, worker) for _ in range(min(jobs, count))]
+            found = [executor.submit(subprocess.call, worker) for _ in range(study.useful(jobs))]
         study.say(f"jobs {', '.join(job.job_id for job in found)}; their logs are in {logs}")
         try:
             return [1 if job.exception() else job.result() for job in found]  # waits

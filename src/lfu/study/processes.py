@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lfu.errors import UserError
 from lfu.study.study import Study
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+HEADROOM = 1.5  # what a training of another method may take, of the first one's memory
+POLL = 0.5  # seconds between two looks at whether that is known
 
 
 def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
-    """Runs a command in `jobs` processes until nothing is left to do.
+    """Runs a command in `jobs` processes, or as many as memory and GPUs allow, until nothing is left to do.
+
+    The first process begins alone; what its first training took at most tells how many there is room for.
 
     Args:
         command: after the name of the Python interpreter; it is given `--jobs 1 --worker SESSION` beside.
@@ -23,25 +29,64 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
         UserError: a process stopped with an error of the user's.
         KeyboardInterrupt: so did one of them, or this one.
     """
+    if 0 < len(visible_gpus()) < jobs:
+        jobs = len(visible_gpus())
+        study.say(f"{jobs} processes at once: one a GPU")
 
-    def start(count: int) -> list[int]:
-        workers = [
-            subprocess.Popen(
-                [sys.executable, *command, "--jobs", "1", "--worker", study.session],
-                env=os.environ | _share(number, jobs), stdout=subprocess.DEVNULL,
-            )
-            for number in range(min(jobs, count))
-        ]  # fmt: skip
-        return _wait(workers)
+    def begin(number: int) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *command, "--jobs", "1", "--worker", study.session],
+            env=os.environ | _share(number, jobs), stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def start() -> list[int]:
+        room, workers = free_memory(), [begin(0)]
+        try:
+            useful = min(jobs, study.useful(jobs))
+            if useful > 1:
+                useful = _fitting(study, useful, room, workers[0])
+            workers += [begin(number) for number in range(1, useful)]
+            return [worker.wait() for worker in workers]
+        except KeyboardInterrupt:
+            for worker in workers:  # they have been told, too: each keeps what it has
+                worker.wait()
+            raise
 
     in_rounds(study, start, "a process stopped with the error above")
 
 
-def in_rounds(study: Study, start: Callable[[int], list[int]], mistake: str) -> None:
+def _fitting(study: Study, jobs: int, room: int | None, first: subprocess.Popen) -> int:
+    """How many of `jobs` processes memory holds, by the first training that is over; none waits for it on GPUs."""
+    if room is None or visible_gpus():
+        return jobs
+    while (peak := study.peak_memory()) is None and first.poll() is None:
+        time.sleep(POLL)
+        study.follow()
+    if peak is None:
+        return 1  # it died before its training was over, or none will be
+    fits = max(1, int(room / (HEADROOM * peak))) if peak else jobs
+    if fits < jobs:
+        study.say(
+            f"{fits} of {jobs} processes at once: a training takes {peak / 2**30:.1f} GiB, others perhaps half as much "
+            f"again, and {room / 2**30:.1f} GiB were free"
+        )
+    return min(fits, jobs)
+
+
+def free_memory() -> int | None:
+    """Bytes that new processes can have, where the system tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
+
+def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> None:
     """Starts workers until nothing is left to do, or twice nothing comes of it.
 
     Args:
-        start: runs workers for so many tasks to their end; gives their exit codes.
+        start: runs workers to their end; gives their exit codes.
         mistake: what is said of one that stopped with an error of the user's.
 
     Raises:
@@ -49,7 +94,7 @@ def in_rounds(study: Study, start: Callable[[int], list[int]], mistake: str) -> 
     """
     idle = 0  # rounds in which workers died and nothing else came of it
     while (before := len(study.mine())) and idle < 2:
-        codes = start(before)
+        codes = start()
         study.follow()
         if 130 in codes:
             raise KeyboardInterrupt
@@ -59,15 +104,6 @@ def in_rounds(study: Study, start: Callable[[int], list[int]], mistake: str) -> 
             return
         # One died. Whoever takes its run next knows that and calls it failed; the others go on.
         idle = idle + 1 if len(study.mine()) == before else 0
-
-
-def _wait(workers: list[subprocess.Popen]) -> list[int]:
-    try:
-        return [worker.wait() for worker in workers]
-    except KeyboardInterrupt:
-        for worker in workers:  # they have been told, too: each keeps what it has
-            worker.wait()
-        raise
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:

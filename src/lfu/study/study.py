@@ -194,6 +194,16 @@ class Study:
         """The open tasks that are this process's part."""
         return [task for task in self.open_tasks(self.plan()) if self.part(task.run)]
 
+    def useful(self, jobs: int) -> int:
+        """How many of `jobs` workers have something to do: all of them, if more tasks may follow those known now."""
+        return jobs if not self.plan().whole else min(jobs, len(self.mine()))
+
+    def peak_memory(self) -> int | None:
+        """The most bytes that a training took so far, 0 where it can't be told; None where none is over."""
+        places = [self.shelf(task.run) for task in self.plan().tasks if task.run.setting is not None]
+        costs = [found["cost"] for place in places if (found := place.record or place.trained)]
+        return max((cost["peak_memory"] or 0 for cost in costs), default=None)
+
     def finished(self, task: Task) -> bool:
         """Whether the run got as far as the task wants it."""
         return self.shelf(task.run).finished(task.level)
