@@ -143,12 +143,23 @@ def test_the_built_in_set_has_test_rows_of_its_own(here, model):
     assert (same["training rows"], same["validation rows"], same["test rows"]) == (16, 8, 5)
 
 
-def test_models_can_be_kept(here, model):
+def test_models_can_be_kept_and_examined_otherwise(here, model, monkeypatch):
     from lfu.models import load_model
+    from lfu.study import run as study_run
 
     assert run(model, f"--methods sft --keep_models {QUICK}") == 0
     (folder,) = Path("out").glob("runs/sft*/model")
     assert load_model(str(folder))
+    (before,) = (r for r in results()["runs"] if r["label"] == "sft")
+    with monkeypatch.context() as patch:
+        patch.setattr(study_run, "train", lambda *args, **more: pytest.fail("it was trained already"))
+        assert run(model, f"--methods sft --keep_models {QUICK} --measures gain,noise") == 0
+        with pytest.raises(pytest.fail.Exception):  # another training it is not
+            run(model, f"--methods sft --keep_models {QUICK} --measures gain,noise --weight_decay 0.1")
+    (after,) = (r for r in results()["runs"] if r["label"] == "sft")
+    assert (after["weights"], after["state"]) == (before["weights"], "finished")
+    assert after["folder"] != before["folder"]
+    assert "noise" in results()["metrics"]
 
 
 def test_an_adapter_is_trained_further(here, model, tmp_path):

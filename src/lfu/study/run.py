@@ -21,6 +21,7 @@ from lfu.study import environment, keys
 from lfu.study.folder import TRAINER, Place
 from lfu.study.measure import parts_of
 from lfu.study.plan import UNTOUCHED, Plan, Run, Task
+from lfu.study.reuse import reuse
 from lfu.study.study import Study
 from lfu.study.train import Diverged, load_start, load_tuned, train
 
@@ -87,7 +88,8 @@ def _perform(study: Study, task: Task, place: Place, left: str) -> None:
         place.begin(_config_record(study, run))
         if run.setting is not None and not (place.trained and place.has_model):
             phase = "training"
-            _train(study, run, place)
+            if not reuse(place, study.training_key(run)):
+                _train(study, run, place)
         trained = time.monotonic()
         if task.level != "timing":
             phase = "measuring"
@@ -243,6 +245,7 @@ def _config_record(study: Study, run: Run) -> dict[str, Any]:
         "command": study.words(run),
         "config": {name: value for name, value in config.to_dict().items() if name not in keys.NO_MATTER},
         "everywhere": study.everywhere,
+        "training": study.training_key(run) if run.setting else "",
     }
 
 

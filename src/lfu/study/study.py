@@ -123,12 +123,18 @@ class Study:
 
     def key(self, run: Run) -> str:
         """The hash of what decides the run's result."""
-        config, model = self.configs(run)
-        given = keys.given_in(self.words(run))
         if run.setting is None:
             more = {name: what for name, what in self.everywhere.items() if name != "train"}
-            return keys.start_key(model, more, given)
-        return keys.run_key(config, model, {**self.everywhere, "rows": self.limit(run.setting)}, given)
+            return keys.start_key(self.configs(run)[1], more, keys.given_in(self.words(run)))
+        return self._run_key(run, self.everywhere)
+
+    def training_key(self, run: Run) -> str:
+        """The hash of what decides the trained model, however it is examined then."""
+        return self._run_key(run, {name: what for name, what in self.everywhere.items() if name != "exam"})
+
+    def _run_key(self, run: Run, more: Mapping[str, Any]) -> str:
+        config, model = self.configs(run)
+        return keys.run_key(config, model, {**more, "rows": self.limit(run.setting)}, keys.given_in(self.words(run)))
 
     @property
     def everywhere(self) -> dict[str, Any]:
