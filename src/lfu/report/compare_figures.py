@@ -202,7 +202,8 @@ def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fig
     """Loss and what was kept over the one parameter that varies, or over two; None where more or none do."""
     kept = next((key for key, metric in results["metrics"].items() if metric["group"] == "kept"), None)
     keys = [key for key in ("loss", kept) if key is not None and key in results["metrics"]]
-    found = [label for label in next(iter(mode["values"].values()), {}) if _is_candidate(results, label)]
+    labels = list(next(iter(mode["values"].values()), {}))
+    found = [label for label in labels if _is_candidate(results, label)] or labels  # all plain SFT: a sweep of that
     grids = {label: results["settings"][label]["values"] for label in found}
     names = list(dict.fromkeys(name for values in grids.values() for name in values))
     methods = {results["settings"][label]["method"] for label in found}
@@ -216,10 +217,9 @@ def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fig
         for key in keys
     )
     size = (5.2 * len(keys) + 0.4, 3.8)
-    return Figure(
-        name, draw(size, lambda figure: paint(figure, results, mode, keys, names, grids)), told,
-        "Means over the seeds. Dashed: plain SFT." if len(names) == 1 else "Means over the seeds.",
-    )  # fmt: skip
+    dashed = " Dashed: plain SFT." if len(names) == 1 and methods != {"sft"} else ""
+    picture = draw(size, lambda figure: paint(figure, results, mode, keys, names, grids))
+    return Figure(name, picture, told, f"Means over the seeds.{dashed}")
 
 
 def _is_candidate(results: Mapping[str, Any], label: str) -> bool:
@@ -237,7 +237,7 @@ def _lines(
         ours = [kind.shown(means[label]["mean"]) for label in grids]
         axis.plot(places, ours, "-o", color="#0072b2", lw=2, ms=5)
         theirs = [results["settings"][label]["yardstick"] for label in grids]
-        if all(label in means for label in theirs):
+        if theirs != list(grids) and all(label in means for label in theirs):
             axis.plot(places, [kind.shown(means[label]["mean"]) for label in theirs], "--", color="#d55e00", lw=1.8)
         if log:
             axis.set_xscale("log")

@@ -76,8 +76,11 @@ def verdict(record: Mapping[str, Any]) -> list[str]:
 def _recommendation(results: Mapping[str, Any]) -> list[str]:
     """The recommended setting, and how sure that is."""
     found = results["recommended"]
-    if found is None or not results["metrics"]:
+    if not results["metrics"]:
         return []
+    if found is None:
+        all_forget = "No setting is recommended: by the items that choose, each of them forgets more than it may."
+        return [all_forget] if results["validation"].get("settings") else []
     yardstick = _sft(found["yardstick"])
     if found["candidate"] == found["yardstick"]:
         why = "nothing that was tried had a lower loss on the validation rows"
@@ -196,7 +199,7 @@ def _results(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) ->
         blocks += [_values_table(results, found), figures.gain_against_kept(results, found, f"gain-and-kept-{mode}")]
         blocks += [
             figures.sweep(results, found, f"sweep-{mode}"),
-            _differences_table(results, found),
+            *_differences_tables(results, found),
             _changes_table(found),
         ]
     return blocks if mode == "steps" or results["metrics"] else []
@@ -221,22 +224,38 @@ def _values_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> Table
     )  # fmt: skip
 
 
-def _differences_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> Table | None:
-    metrics = results["metrics"]
-    labels = list(dict.fromkeys(label for each in found["against_sft"].values() for label in each))
+def _differences_tables(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Table]:
+    """Against plain SFT; of what has no plain SFT to be compared with, which is plain SFT itself, against the
+    untouched model."""
+    settings = results["settings"]
+    flags = any(one["against"] not in ("sft", "untouched") for one in settings.values())
+    told = " with the same training flags; plain SFT with flags of its own: against that without" if flags else ""
+    alone = {
+        key: {label: interval for label, interval in each.items() if settings[label]["against"] == "untouched"}
+        for key, each in found["against_untouched"].items()
+    }
+    tables = [
+        _differences_table(results["metrics"], found["against_sft"], f"plain SFT{told}"),
+        _differences_table(results["metrics"], alone, "the untouched model"),
+    ]
+    return [table for table in tables if table is not None]
+
+
+def _differences_table(metrics: Mapping[str, Any], changes: Mapping[str, Any], to: str) -> Table | None:
+    labels = list(dict.fromkeys(label for each in changes.values() for label in each))
     if not labels:
         return None
     rows = []
     for label in labels:
         cells = []
         for key, metric in metrics.items():
-            interval = found["against_sft"][key].get(label)
+            interval = changes[key].get(label)
             cells.append(_cell(metric, interval) if interval else "-")
         rows.append([label, *cells])
     count = len(labels) * len(metrics)
     return Table(
         ["", *(f"{metric['title']} ({metric['items']})" for metric in metrics.values())], rows,
-        caption="Difference to plain SFT [95 % interval]",
+        caption=f"Difference to {to} [95 % interval]",
         note="better, worse: beyond the noise; no word: neither. On the same seeds and items, both drawn anew (crossed "
         f"bootstrap); in brackets how many items. Perplexity in per cent. Of {count} such intervals about "
         f"{count / 20:.1g} leave out the truth by chance.",

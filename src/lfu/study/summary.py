@@ -15,7 +15,7 @@ from lfu.evaluation.intervals import Interval
 from lfu.evaluation.ranks import category_ranks
 from lfu.report.compare_text import KINDS, turn
 from lfu.study import metrics
-from lfu.study.choose import Candidate, candidate, pareto_front
+from lfu.study.choose import Candidate, candidate, compared_with, held_against, pareto_front
 from lfu.study.metrics import Metric, Read, metrics_of
 from lfu.study.plan import UNTOUCHED, Plan, Run
 from lfu.study.rows import chooses
@@ -28,21 +28,10 @@ Records = dict[str, dict[int, dict[str, Any]]]  # label -> seed -> a run's recor
 
 def results_of(study: Study, plan: Plan) -> dict[str, Any]:
     """The results, JSON-ready, of what is finished so far."""
-    base = study.shelf(UNTOUCHED).record
-    modes: dict[str, Any] = {}
-    readers: dict[Metric, Read] = {}
     gathered = {mode: _records(study, runs) for mode, runs in plan.runs.items()}
-    everything = [record for records in gathered.values() for each in records.values() for record in each.values()]
-    if base is not None:
-        readers = metrics_of([base, *everything])
-        for mode, records in gathered.items():
-            modes[mode] = _mode(plan, records, base, readers)
-    results = {
-        "metrics": {metric.key: metric.as_dict() for metric in readers},
-        "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()} if base else {},
+    return {
+        **outcome(plan, study.shelf(UNTOUCHED).record, gathered),
         "settings": {s.label: _described(study, s, plan) for s in plan.settings},
-        "modes": modes,
-        "validation": _validation(study, plan, base, gathered),
         "search": _search(study, plan),
         "runs": _runs(study, plan),
         "collapse": _collapse(study, plan),
@@ -50,7 +39,26 @@ def results_of(study: Study, plan: Plan) -> dict[str, Any]:
         "left_out": dict(study.exam.left_out),
         "whole": plan.whole and not study.open_tasks(plan),
     }
-    return results | {"recommended": _recommended(study, plan, results, gathered)}
+
+
+def outcome(plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, Records]) -> dict[str, Any]:
+    """What the records say: results by mode, what chose, what is recommended.
+
+    Args:
+        base: the untouched model's record, None while there is none.
+        gathered: mode -> the records of its finished runs.
+    """
+    if base is None:
+        return {"metrics": {}, "untouched": {}, "modes": {}, "validation": {}, "recommended": None}
+    everything = [record for records in gathered.values() for each in records.values() for record in each.values()]
+    readers = metrics_of([base, *everything])
+    results = {
+        "metrics": {metric.key: metric.as_dict() for metric in readers},
+        "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()},
+        "modes": {mode: _mode(plan, records, base, readers) for mode, records in gathered.items()},
+        "validation": _validation(plan, base, gathered.get(_main_mode(gathered), {})),
+    }
+    return results | {"recommended": _recommended(plan, results, gathered)}
 
 
 # --- per mode --------------------------------------------------------------------------------------------------------
@@ -68,6 +76,7 @@ def _records(study: Study, runs: Mapping[Setting, Sequence[Run]]) -> Records:
 
 def _mode(plan: Plan, records: Records, base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
     yardsticks = {setting.label: setting.yardstick.label for setting in plan.settings}
+    rivals = {s.label: rival.label for s in plan.settings if (rival := compared_with(s, plan.settings))}
     values: dict[str, Any] = {}
     against_base: dict[str, Any] = {}
     against_sft: dict[str, Any] = {}
@@ -83,7 +92,7 @@ def _mode(plan: Plan, records: Records, base: Mapping[str, Any], readers: Mappin
         against_sft[metric.key] = {
             label: asdict(found)
             for label, each in samples.items()
-            if label != yardsticks[label] and (found := _paired(each, samples.get(yardsticks[label], {}))) is not None
+            if label in rivals and (found := _paired(each, samples.get(rivals[label], {}))) is not None
         }
     return {
         "values": values,
@@ -239,38 +248,37 @@ def _main_mode(gathered: Mapping[str, Records]) -> str:
     return "steps" if "steps" in gathered else "time"
 
 
-def _validation(
-    study: Study, plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, Records]
-) -> dict[str, Any]:
-    """What the choice goes by: the loss on the validation rows, and the change of each kept set against plain SFT on
-    the items that choose."""
-    if base is None or "validation" not in base["measures"]:
+def _validation(plan: Plan, base: Mapping[str, Any], records: Records) -> dict[str, Any]:
+    """What the choice goes by: the loss on the validation rows, and the change of each kept set, on the items that
+    choose, against each of what the setting is held against."""
+    if "validation" not in base["measures"]:
         return {}
-    records = gathered.get(_main_mode(gathered), {})
-    kept = list(base["measures"].get("kept", {}))
-    kinds = {name: base["measures"]["kept"][name]["kind"] for name in kept}
     found: dict[str, Any] = {"untouched": metrics.validation(base["measures"]).value, "settings": {}}
     for setting in plan.settings:
-        each, theirs = records.get(setting.label), records.get(setting.yardstick.label, {})
+        each = records.get(setting.label)
         if not each:
             continue
         against = {}
-        for name in kept:
-            read = metrics.kept_for_choice(name)
-            change = _paired(
-                {seed: read(record["measures"]) for seed, record in each.items()},
-                {seed: read(record["measures"]) for seed, record in theirs.items()},
-            )
-            if change is not None and setting != setting.yardstick:
-                against[name] = asdict(change) | {"sign": 1 if kinds[name] == "choice" else -1}
+        for rival in held_against(setting, plan.settings):
+            theirs = records.get(rival.label, {}) if rival else dict.fromkeys(each, base)
+            against[rival.label if rival else UNTOUCHED.label] = _kept_changes(each, theirs)
         losses = Spread({seed: metrics.validation(record["measures"]).value for seed, record in each.items()})
-        found["settings"][setting.label] = {"loss": losses.mean, "against_sft": against}
+        found["settings"][setting.label] = {"loss": losses.mean, "against": against}
     return found
 
 
-def _recommended(
-    study: Study, plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records]
-) -> dict[str, Any] | None:
+def _kept_changes(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[str, Any]:
+    """Retention set -> the difference on the items that choose; `sign` is +1 where more is better."""
+    found = {}
+    for name, scores in next(iter(ours.values()))["measures"].get("kept", {}).items():
+        read = metrics.kept_for_choice(name)
+        change = _paired(*({seed: read(r["measures"]) for seed, r in each.items()} for each in (ours, theirs)))
+        if change is not None:
+            found[name] = asdict(change) | {"sign": 1 if scores["kind"] == "choice" else -1}
+    return found
+
+
+def _recommended(plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records]) -> dict[str, Any] | None:
     """The setting that the choosing rows prefer, and how it differs from plain SFT on the rows that chose nothing."""
     chosen_by = results["validation"].get("settings", {})
     by_label = {setting.label: setting for setting in plan.settings}
@@ -281,6 +289,7 @@ def _recommended(
         return None
     mode = _main_mode(gathered)
     setting = by_label[best.label]
+    rival = compared_with(setting, plan.settings) or setting
     differences = {
         key: each[best.label] for key, each in results["modes"][mode]["against_sft"].items() if best.label in each
     }
@@ -290,20 +299,21 @@ def _recommended(
     return {
         "mode": mode,
         "candidate": best.label,
-        "yardstick": setting.yardstick.label,
+        "yardstick": rival.label,
         "learning_rate": plan.rates[setting],
         "better": better,
         "worse": worse,
         "same": [key for key, way in turns.items() if not way],
-        "label": best.label if best.label == setting.yardstick.label or better else setting.yardstick.label,
+        "label": best.label if rival == setting or better else rival.label,
         "seeds": len(gathered[mode][best.label]),
         "excluded": [label for label, one in chosen_by.items() if _forgets_more(one) and one["loss"] < best.validation],
     }
 
 
 def _forgets_more(one: Mapping[str, Any]) -> bool:
-    """Whether any kept set is worse than plain SFT's, beyond the noise."""
-    return any(change["sign"] * _beyond(change) < 0 for change in one["against_sft"].values())
+    """Whether any kept set is worse, beyond the noise, than that of anything that the setting is held against."""
+    changes = [change for each in one["against"].values() for change in each.values()]
+    return any(change["sign"] * _beyond(change) < 0 for change in changes)
 
 
 def _beyond(interval: Mapping[str, Any]) -> int:
@@ -364,6 +374,7 @@ def _described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
         "method": setting.method,
         "values": setting.values,
         "yardstick": setting.yardstick.label,
+        "against": (compared_with(setting, plan.settings) or UNTOUCHED).label,
         "what": [method_class(name).summary for name in names],
         "differs": _differs(study.configs(run)[0], study.configs(yardstick)[0]),
         "learning_rate": plan.rates.get(setting),
