@@ -78,10 +78,14 @@ def made_results(
         "settings": {
             s.label: {
                 "method": s.method, "values": s.values, "yardstick": s.yardstick.label, "places": [],
+                "training": {"training rows": "28", "rows a step": "4", "learning rates tried": "1",
+                             "optimizer": "adamw", "schedule": "linear, warm-up 0"},
+                "steps": dict.fromkeys(found, 3),
                 "against": (compared_with(s, plan.settings) or Run(None)).label,
             }
             for s in plan.settings
         },
+        "same": {"seeds": list(range(seeds)), "training rows": 28},
         "runs": failed, "search": {}, "collapse": None, "left_out": {}, "whole": True,
     }  # fmt: skip
 

@@ -317,7 +317,8 @@ def _search_table(results: Mapping[str, Any]) -> Table:
         rows.append([label, *cells])
     return Table(
         ["", *rates], rows, caption="Loss on the validation rows, by learning rate",
-        note="First seed; * is chosen, for all seeds. The same learning rates were tried with every setting.",
+        note="First seed; * is chosen, for all seeds. The same were tried with every setting that names none "
+        "of its own.",
     )  # fmt: skip
 
 
@@ -359,13 +360,6 @@ def _training_and_cost(results: Mapping[str, Any], found: Mapping[str, Any]) -> 
 
 def _fairness(results: Mapping[str, Any]) -> list[Any]:
     same = results["same"]
-    steps = "as many steps each" if "steps" in results["modes"] else "the time of plain SFT's run each"
-    alike = (
-        f"Alike for all: the same untouched model, the same {same['training rows']:,} training rows in the same order "
-        f"for a seed, {same['rows a step']} rows a step, {steps}, the same seeds ({_listed(same['seeds'])}), the same "
-        f"learning rates tried ({_listed(same['learning rates tried'])}), {same['optimizer']} with a schedule that is "
-        f"{same['schedule']}, and the same items of every examination."
-    )
     choosing = (
         f"What chose: {same['validation rows']:,} validation rows and every third item of what should be kept. What is "
         f"reported: {same['test rows']:,} test rows and the other items, looked at once."
@@ -376,11 +370,47 @@ def _fairness(results: Mapping[str, Any]) -> list[Any]:
         rows.append([label, one["learning_rate"] or "-", own, "\n".join(one["what"])])
     differs = Table(["", "learning rate", "config that is not plain SFT's", "what it is"], rows, caption="What differs")
     said = [*same["rows"], *(f"Not measured: {name}, as {why}." for name, why in results["left_out"].items())]
-    return [Heading("What is fair here"), Paragraph(alike), Paragraph(choosing), *map(Paragraph, said), differs]
+    return [Heading("What is fair here"), *map(Paragraph, [*alike(results), choosing, *said]), differs]
 
 
-def _listed(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
+ALIKE = {
+    "training rows": "the same {} training rows in the same order for a seed",
+    "rows a step": "{} rows a step",
+    "steps": "{} steps each",
+    "learning rates tried": "the same learning rates tried ({})",
+    "optimizer": "the optimizer {}",
+    "schedule": "a schedule that is {}",
+}
+OWN_ROWS = {"mixture": "mixes other rows in", "answers": "rewrites their answers"}
+
+
+def alike(results: Mapping[str, Any]) -> list[str]:
+    """What all settings have alike, what not and which has what, and which methods change the rows."""
+    settings, seeds = results["settings"], ", ".join(map(str, results["same"]["seeds"]))
+    facts = {name: {label: one["training"].get(name) for label, one in settings.items()} for name in ALIKE}
+    facts["steps"] = {label: str(one["steps"]["steps"]) for label, one in settings.items() if "steps" in one["steps"]}
+    same = [ALIKE[name].format(*set(each.values())) for name, each in facts.items() if len(set(each.values())) == 1]
+    if "time" in results["modes"]:
+        same.append(
+            "the time of plain SFT's run each" + (" where time is equal" if "steps" in results["modes"] else "")
+        )
+    differing = {name: each for name, each in facts.items() if len(set(each.values())) > 1}
+    told = [
+        f"Alike for all: the same untouched model, {', '.join(same)}, the same seeds ({seeds}), and the same items of "
+        "every examination."
+    ]
+    if differing:
+        told.append(f"Not alike: {'. '.join(f'{name}: {_who_has_what(each)}' for name, each in differing.items())}.")
+    for place, what in OWN_ROWS.items():
+        if names := [label for label, one in settings.items() if place in one["places"]]:
+            told.append(f"Of the training rows, {and_(names)} {what}.")
+    return told
+
+
+def _who_has_what(values: Mapping[str, str]) -> str:
+    """`16 (sft data_limit=16), 64 (sft data_limit=64)`."""
+    each = {value: [label for label, its in values.items() if its == value] for value in values.values()}
+    return ", ".join(f"{value} ({and_(labels)})" for value, labels in each.items())
 
 
 def _runs(results: Mapping[str, Any]) -> list[Any]:

@@ -35,7 +35,7 @@ def results_of(study: Study, plan: Plan) -> dict[str, Any]:
         "search": _search(study, plan),
         "runs": _runs(study, plan),
         "collapse": _collapse(study, plan),
-        "same": _same(study, plan),
+        "same": _same(study),
         "left_out": dict(study.exam.left_out),
         "whole": plan.whole and not study.open_tasks(plan),
     }
@@ -377,6 +377,7 @@ def _described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
         "against": (compared_with(setting, plan.settings) or UNTOUCHED).label,
         "what": [method_class(name).summary for name in names],
         "differs": _differs(study.configs(run)[0], study.configs(yardstick)[0]),
+        "training": _training(study, setting, study.configs(run)[0]),
         "learning_rate": plan.rates.get(setting),
         "steps": {mode: runs[setting][0].steps for mode, runs in plan.runs.items() if setting in runs},
         "places": [place for name in names for place in method_class(name).places],
@@ -385,6 +386,18 @@ def _described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
             for runs in plan.runs.values()
             for one in runs.get(setting, ())
         },
+    }
+
+
+def _training(study: Study, setting: Setting, config: Any) -> dict[str, str]:
+    """What a fair comparison has alike, as text; steps aside, which the modes decide."""
+    schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    return {
+        "training rows": f"{study.limit(setting):,}",
+        "rows a step": str(config.train_batch_size * config.gradient_accumulation_steps),
+        "learning rates tried": ", ".join(study.design.rates_of(setting)),
+        "optimizer": str(getattr(config.optim, "value", config.optim)),
+        "schedule": f"{schedule}, warm-up {config.warmup_steps:g}",
     }
 
 
@@ -420,20 +433,12 @@ def _runs(study: Study, plan: Plan) -> list[dict[str, Any]]:
     return found
 
 
-def _same(study: Study, plan: Plan) -> dict[str, Any]:
-    """What all runs have in common."""
-    first = study.design.first_run(plan.settings[0], study.design.rates_of(plan.settings[0])[0])
-    config, _ = study.configs(first)
+def _same(study: Study) -> dict[str, Any]:
+    """What all runs have in common, whatever their settings are."""
     return {
         "seeds": list(study.design.seeds),
-        "learning rates tried": list(study.design.rates),
-        "steps": config.max_steps,
-        "rows a step": config.train_batch_size * config.gradient_accumulation_steps,
         "training rows": len(study.split.train),
         "validation rows": len(study.split.validation),
         "test rows": len(study.split.test),
-        "schedule": f"{getattr(config.lr_scheduler_type, 'value', config.lr_scheduler_type)}, "
-        f"warm-up {config.warmup_steps:g}",
-        "optimizer": str(getattr(config.optim, "value", config.optim)),
         "rows": study.split.said,
     }
