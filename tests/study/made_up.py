@@ -74,7 +74,7 @@ def made_results(
         for seed, record in enumerate(records) if record is None
     ]  # fmt: skip
     return {
-        **outcome(plan, base or made_record(2.0), gathered),
+        **outcome(plan, base or made_record(2.0), gathered, {mode: {run["label"] for run in failed} for mode in found}),
         "settings": {
             s.label: {
                 "method": s.method, "values": s.values, "yardstick": s.yardstick.label, "places": [],

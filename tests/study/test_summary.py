@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from made_up import made_results, made_setting, several
+from made_up import made_record, made_results, made_setting, several
 
 from lfu.report import compare_figures as figures
-from lfu.report.compare_view import _differences_tables, alike, verdict
+from lfu.report.compare_view import _differences_tables, _values_table, alike, verdict
 from lfu.study.choose import compared_with, held_against
 from lfu.study.settings import Setting
 
@@ -80,6 +80,41 @@ def test_nothing_is_recommended_where_everything_forgets():
     assert said(results)[0].startswith("No setting is recommended")
 
 
+# --- unequal seeds --------------------------------------------------------------------------------------------------
+
+
+def test_a_setting_of_which_a_run_failed_is_shown_with_its_seeds_and_neither_ranked_nor_chosen():
+    """Its two easy seeds look best of all."""
+    gem = [None, *several(0.5, seeds=2)]
+    results = made_results({"steps": {"sft": several(1.0), "gem": gem, "dft": several(0.9)}})
+    mode = results["modes"]["steps"]
+    table = _values_table(results, mode)
+    assert [row[0] for row in table.rows] == ["untouched", "sft", "gem (2 seeds)", "dft"]
+    assert [row[1] for row in table.rows] == ["-", "1.5", "-", "1.0"]
+    assert table.caption == "Results, mean ± standard deviation over 3 seeds where no other number is given"
+    assert table.note.endswith("Not ranked, and not recommended: gem, as a run failed.")
+    assert results["recommended"]["candidate"] == "dft"
+    (difference, _) = _differences_tables(results, mode)
+    assert [row[0] for row in difference.rows] == ["gem (2 seeds)", "dft"]
+
+
+def test_an_unfinished_study_ranks_and_chooses_over_the_seeds_that_all_have():
+    """DFT's third seed would have put it behind SFT."""
+    dft = [*several(0.99, seeds=2), made_record(2.0, seed=2)]
+    results = made_results({"steps": {"sft": several(1.0, seeds=2), "dft": dft}})
+    table = _values_table(results, results["modes"]["steps"])
+    assert [row[1] for row in table.rows] == ["-", "1.5", "1.0"]
+    assert table.note.endswith("Ranked over the seeds that all have finished (0, 1).")
+    assert results["recommended"]["candidate"] == "dft"
+    assert results["recommended"]["seeds"] == 2
+
+
+def test_nothing_is_recommended_where_a_run_of_everything_failed():
+    results = made_results({"steps": {"sft": [None, *several(1.0, seeds=2)]}})
+    assert results["recommended"] is None
+    assert said(results)[0] == "No setting is recommended: of each a run failed."
+
+
 # --- what is alike --------------------------------------------------------------------------------------------------
 
 
@@ -87,8 +122,8 @@ def test_what_is_alike_is_said_and_nothing_else():
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0)}})
     assert alike(results) == [
         "Alike for all: the same untouched model, the same 28 training rows in the same order for a seed, 4 rows a "
-        "step, 3 steps each, the same learning rates tried (1), the optimizer adamw, a schedule that is linear, warm-up "
-        "0, the same seeds (0, 1, 2), and the same items of every examination."
+        "step, 3 steps each, the same learning rates tried (1), the optimizer adamw, a schedule that is linear, "
+        "warm-up 0, the same seeds (0, 1, 2), and the same items of every examination."
     ]
 
 

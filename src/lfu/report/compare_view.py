@@ -79,8 +79,11 @@ def _recommendation(results: Mapping[str, Any]) -> list[str]:
     if not results["metrics"]:
         return []
     if found is None:
-        all_forget = "No setting is recommended: by the items that choose, each of them forgets more than it may."
-        return [all_forget] if results["validation"].get("settings") else []
+        losses = [one["loss"] for one in results["validation"].get("settings", {}).values()]
+        why = (
+            "by the items that choose, each of them forgets more than it may" if any(losses) else "of each a run failed"
+        )
+        return [f"No setting is recommended: {why}."] if losses and results["whole"] else []
     yardstick = _sft(found["yardstick"])
     if found["candidate"] == found["yardstick"]:
         why = "nothing that was tried had a lower loss on the validation rows"
@@ -207,21 +210,47 @@ def _results(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) ->
 
 def _values_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> Table:
     metrics, ranks = results["metrics"], found["ranks"].get("average", {})
-    labels = list(next(iter(found["values"].values())))
+    labels, counts = list(next(iter(found["values"].values()))), _seed_counts(found)
     rows = [["untouched", *(value(metric, results["untouched"][key]) for key, metric in metrics.items())]]
     for label in labels:
         rows.append([label, *(mean_and_spread(m, found["values"][key][label]) for key, m in metrics.items())])
     if ranks:  # in front, where a narrow page shows it
         rows = [[row[0], f"{ranks[row[0]]:.1f}" if row[0] in ranks else "-", *row[1:]] for row in rows]
-    seeds = max(len(one["seeds"]) for one in next(iter(found["values"].values())).values())
+    rows = [[_with_count(row[0], counts), *row[1:]] for row in rows]
+    seeds = max(counts.values())
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    over += " where no other number is given" if len(set(counts.values())) > 1 else ""
     return Table(
         ["", *(["rank"] if ranks else []), *(heading(metric) for metric in metrics.values())], rows,
         caption=f"Results, {over}",
         note=f"↑ more is better, ↓ less. {'; '.join(meaning(metric) for metric in metrics.values())}. rank: mean of "
         "the ranks by column (1 is best; ties share the better place), as in the LfU paper's Table 1; it says nothing "
-        "about size or noise.",
+        f"about size or noise.{_of_unequal_seeds(found, counts)}",
     )  # fmt: skip
+
+
+def _seed_counts(found: Mapping[str, Any]) -> dict[str, int]:
+    """Label -> how many seeds are finished."""
+    return {label: len(one["seeds"]) for label, one in next(iter(found["values"].values())).items()}
+
+
+def _with_count(label: str, counts: Mapping[str, int]) -> str:
+    """A row's name, with its seeds where others have more."""
+    count = counts.get(label)
+    if count is None or count == max(counts.values()):
+        return label
+    return f"{label} ({count} seed{'s' if count > 1 else ''})"
+
+
+def _of_unequal_seeds(found: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """What a row with fewer seeds is left out of."""
+    told = ""
+    if found["failed"]:
+        told += f" Not ranked, and not recommended: {and_(found['failed'])}, as a run failed."
+    ranked = found["ranks"].get("seeds", [])
+    if any(count != len(ranked) for label, count in counts.items() if label not in found["failed"]) and ranked:
+        told += f" Ranked over the seeds that all have finished ({', '.join(map(str, ranked))})."
+    return told
 
 
 def _differences_tables(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Table]:
@@ -234,14 +263,17 @@ def _differences_tables(results: Mapping[str, Any], found: Mapping[str, Any]) ->
         key: {label: interval for label, interval in each.items() if settings[label]["against"] == "untouched"}
         for key, each in found["against_untouched"].items()
     }
+    counts = _seed_counts(found)
     tables = [
-        _differences_table(results["metrics"], found["against_sft"], f"plain SFT{told}"),
-        _differences_table(results["metrics"], alone, "the untouched model"),
+        _differences_table(results["metrics"], found["against_sft"], f"plain SFT{told}", counts),
+        _differences_table(results["metrics"], alone, "the untouched model", counts),
     ]
     return [table for table in tables if table is not None]
 
 
-def _differences_table(metrics: Mapping[str, Any], changes: Mapping[str, Any], to: str) -> Table | None:
+def _differences_table(
+    metrics: Mapping[str, Any], changes: Mapping[str, Any], to: str, counts: Mapping[str, int]
+) -> Table | None:
     labels = list(dict.fromkeys(label for each in changes.values() for label in each))
     if not labels:
         return None
@@ -251,7 +283,7 @@ def _differences_table(metrics: Mapping[str, Any], changes: Mapping[str, Any], t
         for key, metric in metrics.items():
             interval = changes[key].get(label)
             cells.append(_cell(metric, interval) if interval else "-")
-        rows.append([label, *cells])
+        rows.append([_with_count(label, counts), *cells])
     count = len(labels) * len(metrics)
     return Table(
         ["", *(f"{metric['title']} ({metric['items']})" for metric in metrics.values())], rows,

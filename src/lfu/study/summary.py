@@ -6,6 +6,7 @@ Everything that the report shows is in the record; the report computes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
@@ -29,8 +30,12 @@ Records = dict[str, dict[int, dict[str, Any]]]  # label -> seed -> a run's recor
 def results_of(study: Study, plan: Plan) -> dict[str, Any]:
     """The results, JSON-ready, of what is finished so far."""
     gathered = {mode: _records(study, runs) for mode, runs in plan.runs.items()}
+    failed = {
+        mode: {run.label for each in runs.values() for run in each if study.shelf(run).any_failure}
+        for mode, runs in plan.runs.items()
+    }
     return {
-        **outcome(plan, study.shelf(UNTOUCHED).record, gathered),
+        **outcome(plan, study.shelf(UNTOUCHED).record, gathered, failed),
         "settings": {s.label: _described(study, s, plan) for s in plan.settings},
         "search": _search(study, plan),
         "runs": _runs(study, plan),
@@ -41,12 +46,15 @@ def results_of(study: Study, plan: Plan) -> dict[str, Any]:
     }
 
 
-def outcome(plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, Records]) -> dict[str, Any]:
+def outcome(
+    plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, Records], failed: Mapping[str, AbstractSet[str]]
+) -> dict[str, Any]:
     """What the records say: results by mode, what chose, what is recommended.
 
     Args:
         base: the untouched model's record, None while there is none.
         gathered: mode -> the records of its finished runs.
+        failed: mode -> the labels of the settings of which a run failed.
     """
     if base is None:
         return {"metrics": {}, "untouched": {}, "modes": {}, "validation": {}, "recommended": None}
@@ -55,9 +63,12 @@ def outcome(plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, R
     results = {
         "metrics": {metric.key: metric.as_dict() for metric in readers},
         "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()},
-        "modes": {mode: _mode(plan, records, base, readers) for mode, records in gathered.items()},
-        "validation": _validation(plan, base, gathered.get(_main_mode(gathered), {})),
+        "modes": {mode: _mode(plan, records, failed[mode], base, readers) for mode, records in gathered.items()},
+        "validation": {},
     }
+    if gathered:
+        main = _main_mode(gathered)
+        results["validation"] = _validation(plan, base, gathered[main], failed[main])
     return results | {"recommended": _recommended(plan, results, gathered)}
 
 
@@ -74,7 +85,20 @@ def _records(study: Study, runs: Mapping[Setting, Sequence[Run]]) -> Records:
     return found
 
 
-def _mode(plan: Plan, records: Records, base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
+def _in_common(records: Records, failed: AbstractSet[str]) -> tuple[list[str], list[int]]:
+    """(the settings that can be ranked: those of which no run failed; the seeds that all of them have finished).
+
+    A mean over the seeds that survived is none over all of them: what failed may have failed because the seed was hard.
+    """
+    labels = [label for label in records if label not in failed]
+    return labels, [
+        seed for seed in records[labels[0]] if all(seed in records[each] for each in labels)
+    ] if labels else []
+
+
+def _mode(
+    plan: Plan, records: Records, failed: AbstractSet[str], base: Mapping[str, Any], readers: Mapping[Metric, Read]
+) -> dict[str, Any]:
     yardsticks = {setting.label: setting.yardstick.label for setting in plan.settings}
     rivals = {s.label: rival.label for s in plan.settings if (rival := compared_with(s, plan.settings))}
     values: dict[str, Any] = {}
@@ -98,7 +122,8 @@ def _mode(plan: Plan, records: Records, base: Mapping[str, Any], readers: Mappin
         "values": values,
         "against_untouched": against_base,
         "against_sft": against_sft,
-        "ranks": _ranks(values, readers),
+        "ranks": _ranks(values, readers, *_in_common(records, failed)),
+        "failed": [label for label in records if label in failed],
         "fronts": _fronts(against_base, readers),
         "changes": _changes(records, base),
         "cost": _costs(records, yardsticks),
@@ -120,18 +145,20 @@ def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Interval | No
     return difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
 
 
-def _ranks(values: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
+def _ranks(
+    values: Mapping[str, Any], readers: Mapping[Metric, Read], labels: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
     """Ranks by metric, over the means as they are shown, and their mean: the paper's average rank."""
-    labels = list(next(iter(values.values()), {}))
-    if len(labels) < 2:
+    if len(labels) < 2 or not seeds or not readers:
         return {}
     each = {}
     for metric in readers:
         kind = KINDS[metric.kind]
-        shown = {label: metric.sign * kind.shown(values[metric.key][label]["mean"]) for label in labels}
+        means = {label: fmean(values[metric.key][label]["seeds"][seed] for seed in seeds) for label in labels}
+        shown = {label: metric.sign * kind.shown(mean) for label, mean in means.items()}
         each[metric.key] = category_ranks(shown, decimals=kind.places)
     average = {label: fmean(ranks[label] for ranks in each.values()) for label in labels}
-    return {"by_metric": each, "average": average}
+    return {"by_metric": each, "average": average, "seeds": list(seeds)}
 
 
 def _fronts(against_base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
@@ -248,11 +275,13 @@ def _main_mode(gathered: Mapping[str, Records]) -> str:
     return "steps" if "steps" in gathered else "time"
 
 
-def _validation(plan: Plan, base: Mapping[str, Any], records: Records) -> dict[str, Any]:
-    """What the choice goes by: the loss on the validation rows, and the change of each kept set, on the items that
-    choose, against each of what the setting is held against."""
+def _validation(plan: Plan, base: Mapping[str, Any], records: Records, failed: AbstractSet[str]) -> dict[str, Any]:
+    """What the choice goes by: the loss on the validation rows, over the seeds that all settings have, and the change
+    of each kept set, on the items that choose, against each of what the setting is held against. A setting of which a
+    run failed has no loss and is not chosen."""
     if "validation" not in base["measures"]:
         return {}
+    labels, seeds = _in_common(records, failed)
     found: dict[str, Any] = {"untouched": metrics.validation(base["measures"]).value, "settings": {}}
     for setting in plan.settings:
         each = records.get(setting.label)
@@ -262,8 +291,9 @@ def _validation(plan: Plan, base: Mapping[str, Any], records: Records) -> dict[s
         for rival in held_against(setting, plan.settings):
             theirs = records.get(rival.label, {}) if rival else dict.fromkeys(each, base)
             against[rival.label if rival else UNTOUCHED.label] = _kept_changes(each, theirs)
-        losses = Spread({seed: metrics.validation(record["measures"]).value for seed, record in each.items()})
-        found["settings"][setting.label] = {"loss": losses.mean, "against": against}
+        losses = [metrics.validation(each[seed]["measures"]).value for seed in seeds if setting.label in labels]
+        found["settings"][setting.label] = {"loss": fmean(losses) if losses else None, "against": against}
+    found["seeds"] = seeds
     return found
 
 
@@ -280,7 +310,9 @@ def _kept_changes(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[st
 
 def _recommended(plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records]) -> dict[str, Any] | None:
     """The setting that the choosing rows prefer, and how it differs from plain SFT on the rows that chose nothing."""
-    chosen_by = results["validation"].get("settings", {})
+    chosen_by = {
+        label: one for label, one in results["validation"].get("settings", {}).items() if one["loss"] is not None
+    }
     by_label = {setting.label: setting for setting in plan.settings}
     best = candidate(
         [Candidate(label, by_label[label].method, one["loss"], _forgets_more(one)) for label, one in chosen_by.items()]
@@ -305,7 +337,7 @@ def _recommended(plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, 
         "worse": worse,
         "same": [key for key, way in turns.items() if not way],
         "label": best.label if rival == setting or better else rival.label,
-        "seeds": len(gathered[mode][best.label]),
+        "seeds": len(results["validation"]["seeds"]),
         "excluded": [label for label, one in chosen_by.items() if _forgets_more(one) and one["loss"] < best.validation],
     }
 
