@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lfu.report import compare_figures as figures
@@ -223,10 +223,18 @@ def _values_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> Table
     return Table(
         ["", *(["rank"] if ranks else []), *(heading(metric) for metric in metrics.values())], rows,
         caption=f"Results, {over}",
-        note=f"↑ more is better, ↓ less. {'; '.join(meaning(metric) for metric in metrics.values())}. rank: mean of "
-        "the ranks by column (1 is best; ties share the better place), as in the LfU paper's Table 1; it says nothing "
-        f"about size or noise.{_of_unequal_seeds(found, counts)}",
+        note=f"↑ more is better, ↓ less. {'; '.join(meaning(metric) for metric in metrics.values())}."
+        f"{_about_rank(found['ranks'])}{_of_unequal_seeds(found, counts)}",
     )  # fmt: skip
+
+
+def _about_rank(ranks: Mapping[str, Any]) -> str:
+    if not ranks:
+        return ""
+    return (
+        " rank: the ranks by column (1 is best; ties share the better place), their mean by category "
+        f"({_listed(ranks['by_category'])}), and the mean of these; it says nothing about size or noise."
+    )
 
 
 def _seed_counts(found: Mapping[str, Any]) -> dict[str, int]:
@@ -249,7 +257,7 @@ def _of_unequal_seeds(found: Mapping[str, Any], counts: Mapping[str, int]) -> st
         told += f" Not ranked, and not recommended: {and_(found['failed'])}, as a run failed."
     ranked = found["ranks"].get("seeds", [])
     if any(count != len(ranked) for label, count in counts.items() if label not in found["failed"]) and ranked:
-        told += f" Ranked over the seeds that all have finished ({', '.join(map(str, ranked))})."
+        told += f" Ranked over the seeds that all have finished ({_listed(ranked)})."
     return told
 
 
@@ -405,6 +413,10 @@ def _fairness(results: Mapping[str, Any]) -> list[Any]:
     return [Heading("What is fair here"), *map(Paragraph, [*alike(results), choosing, *said]), differs]
 
 
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
 ALIKE = {
     "training rows": "the same {} training rows in the same order for a seed",
     "rows a step": "{} rows a step",
@@ -418,7 +430,7 @@ OWN_ROWS = {"mixture": "mixes other rows in", "answers": "rewrites their answers
 
 def alike(results: Mapping[str, Any]) -> list[str]:
     """What all settings have alike, what not and which has what, and which methods change the rows."""
-    settings, seeds = results["settings"], ", ".join(map(str, results["same"]["seeds"]))
+    settings, seeds = results["settings"], _listed(results["same"]["seeds"])
     facts = {name: {label: one["training"].get(name) for label, one in settings.items()} for name in ALIKE}
     facts["steps"] = {label: str(one["steps"]["steps"]) for label, one in settings.items() if "steps" in one["steps"]}
     same = [ALIKE[name].format(*set(each.values())) for name, each in facts.items() if len(set(each.values())) == 1]
