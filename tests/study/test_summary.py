@@ -128,6 +128,47 @@ def test_many_sets_to_keep_do_not_outvote_what_was_learned():
     assert ranks["average"] == {"sft": 1.5, "gem": 1.5}
 
 
+# --- how sure -------------------------------------------------------------------------------------------------------
+
+
+def test_better_in_one_of_many_columns_must_hold_beyond_what_many_columns_give_by_chance():
+    """Two thirds of 18 texts a little better: beyond 95 %, and not beyond 99.75 %, which twenty columns ask for."""
+
+    def texts(nll: list[float], names: str) -> dict:
+        return {
+            "kept": {
+                name: {"kind": "text", "nll": nll if name == "a" else [2.0] * 27, "tokens": [1] * 27} for name in names
+            }
+        }
+
+    change = [-0.1 if i % 27 < 18 else 0.1 for i in range(27)]
+    for names, recommended in (("a", "gem"), ("abcdefghijklmnopqrs", "sft")):
+        base = texts([2.0] * 27, names)
+        gem = several(0.9999, validation=0.9, measures=texts([2 + d for d in change], names))
+        found = {"sft": several(1.0, measures=base), "gem": gem}
+        results = made_results({"steps": found}, made_record(2.0, measures=base))
+        assert results["recommended"]["candidate"] == "gem"
+        assert results["recommended"]["label"] == recommended, names
+
+
+def test_the_next_best_is_told_with_its_distance():
+    """Validation losses of 1.0 and 1.1 in each seed, the same rows: 0.1 without noise; a twin is within the noise."""
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1)}})
+    assert "Next on the validation rows: gem, +0.100 [+0.100, +0.100] nats a token to sft." in said(results)
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0)}})
+    assert any(s.endswith("to sft, which is within the noise.") for s in said(results))
+    assert made_results({"steps": {"sft": several(1.0)}})["recommended"]["runner_up"] is None
+
+
+def test_the_level_of_better_is_said():
+    told = said(made_results({"steps": {"sft": several(1.0), "gem": several(0.5)}}))
+    assert (
+        "Intervals: 95 %, paired over 3 seeds and the items. Few seeds tell their spread only roughly. Better is what "
+        "lies beyond 97.5 %, so that all 2 columns together call something better by chance in 5 % of studies "
+        "(Bonferroni); worse, beyond 95 %."
+    ) in told
+
+
 # --- what is alike --------------------------------------------------------------------------------------------------
 
 

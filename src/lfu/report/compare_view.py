@@ -9,7 +9,7 @@ from typing import Any
 from lfu.report import compare_figures as figures
 from lfu.report.blocks import Block, Heading, Items, Paragraph, Table, View
 from lfu.report.compare_text import change, heading, mean_and_spread, meaning, turn, value
-from lfu.report.probe_text import and_
+from lfu.report.probe_text import and_, sign
 
 WORDS = {1: "better", -1: "worse", 0: ""}
 UNSTEADY = 0.5  # distance of the quartiles of a run's step times over their median, from which ratios are rough
@@ -90,20 +90,21 @@ def _recommendation(results: Mapping[str, Any]) -> list[str]:
         why += " without forgetting more." if found["excluded"] else "."
         return [f"Recommended: {yardstick}, learning rate {found['learning_rate']}: {why}", *_how_sure(results)]
     against = results["modes"][found["mode"]]["against_sft"]
-    tell = lambda keys: and_([_change_of(results, against, key, found["candidate"]) for key in keys])
+    better = and_([_told(results, key, found["sure"][key]) for key in found["better"]])
+    worse = and_([_told(results, key, against[key][found["candidate"]]) for key in found["worse"]])
     named = f"{found['candidate']}, learning rate {found['learning_rate']}"
     rest = f"; no difference beyond the noise in {and_(_titles(results, found['same']))}" if found["same"] else ""
     if found["better"] and not found["worse"]:
-        sentence = f"Recommended: {named}: against {yardstick} it is better in {tell(found['better'])}{rest}."
+        sentence = f"Recommended: {named}: against {yardstick} it is better in {better}{rest}."
     elif found["better"]:
         sentence = (
-            f"A trade: {named} is better than {yardstick} in {tell(found['better'])}, and worse in "
-            f"{tell(found['worse'])}{rest}. Take it if the former matters more."
+            f"A trade: {named} is better than {yardstick} in {better}, and worse in {worse}{rest}. Take it if the "
+            "former matters more."
         )
     elif found["worse"]:
         sentence = (
             f"Recommended: {yardstick}, the plainest: {named} had the lowest loss on the validation rows, but on the "
-            f"test rows it is worse in {tell(found['worse'])} and better in nothing."
+            f"test rows it is worse in {worse} and better in nothing."
         )
     else:
         sentence = (
@@ -114,11 +115,24 @@ def _recommendation(results: Mapping[str, Any]) -> list[str]:
 
 
 def _how_sure(results: Mapping[str, Any]) -> list[str]:
-    seeds = results["recommended"]["seeds"]
-    if seeds == 1:
-        return ["One seed: the intervals know the items' noise alone; another seed could change the order."]
-    few = " Few seeds tell their spread only roughly." if seeds < 5 else ""
-    return [f"Intervals: 95 %, paired over {seeds} seeds and the items.{few}"]
+    """How far behind the runner-up was, and what the intervals know."""
+    found, sentences = results["recommended"], []
+    if second := found["runner_up"]:
+        far = "" if sign(second) else ", which is within the noise"
+        behind = change({"kind": "nll"}, second, unit=True)
+        sentences.append(f"Next on the validation rows: {second['label']}, {behind} to {found['candidate']}{far}.")
+    if found["seeds"] == 1:
+        sentences.append("One seed: the intervals know the items' noise alone; another seed could change the order.")
+    else:
+        few = " Few seeds tell their spread only roughly." if found["seeds"] < 5 else ""
+        sentences.append(f"Intervals: 95 %, paired over {found['seeds']} seeds and the items.{few}")
+    if len(found["sure"]) > 1:
+        level = next(iter(found["sure"].values()))["level"]
+        sentences[-1] += (
+            f" Better is what lies beyond {100 * level:.1f} %, so that all {len(found['sure'])} columns together call "
+            "something better by chance in 5 % of studies (Bonferroni); worse, beyond 95 %."
+        )
+    return sentences
 
 
 def _same_time(results: Mapping[str, Any]) -> list[str]:
@@ -150,10 +164,10 @@ def _yardsticks(results: Mapping[str, Any]) -> list[str]:
         if not changes:
             continue
         learned = f"{_sft(label)[0].upper()}{_sft(label)[1:]} against the untouched model: " + (
-            _change_of(results, mode["against_untouched"], "loss", label) if "loss" in changes else "not measured"
+            _told(results, "loss", changes["loss"]) if "loss" in changes else "not measured"
         )
         if lost:
-            told = and_([_change_of(results, mode["against_untouched"], key, label) for key in lost])
+            told = and_([_told(results, key, changes[key]) for key in lost])
             sentences.append(f"{learned}. It forgot: {told}.")
         elif kept:
             sentences.append(f"{learned}. It forgot nothing beyond the noise, so there was little to save.")
@@ -162,9 +176,9 @@ def _yardsticks(results: Mapping[str, Any]) -> list[str]:
     return sentences[:3]
 
 
-def _change_of(results: Mapping[str, Any], changes: Mapping[str, Any], key: str, label: str) -> str:
+def _told(results: Mapping[str, Any], key: str, interval: Mapping[str, Any]) -> str:
     metric = results["metrics"][key]
-    return f"{metric['title']} ({change(metric, changes[key][label], unit=True)})"
+    return f"{metric['title']} ({change(metric, interval, unit=True)})"
 
 
 def _titles(results: Mapping[str, Any], keys: Sequence[str]) -> list[str]:

@@ -69,7 +69,7 @@ def outcome(
     if gathered:
         main = _main_mode(gathered)
         results["validation"] = _validation(plan, base, gathered[main], failed[main])
-    return results | {"recommended": _recommended(plan, results, gathered)}
+    return results | {"recommended": _recommended(plan, results, gathered, readers)}
 
 
 # --- per mode --------------------------------------------------------------------------------------------------------
@@ -139,10 +139,10 @@ def _spread(samples: Mapping[int, Any]) -> dict[str, Any]:
     return {"seeds": spread.seeds, "mean": spread.mean, "deviation": spread.deviation}
 
 
-def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Interval | None:
+def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any], level: float = 0.95) -> Interval | None:
     """On the seeds that both have finished."""
     seeds = [seed for seed in ours if seed in theirs]
-    return difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
+    return difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds], level=level) if seeds else None
 
 
 def _ranks(
@@ -325,26 +325,33 @@ def _kept_changes(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[st
     return found
 
 
-def _recommended(plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records]) -> dict[str, Any] | None:
-    """The setting that the choosing rows prefer, and how it differs from plain SFT on the rows that chose nothing."""
+def _recommended(
+    plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records], readers: Mapping[Metric, Read]
+) -> dict[str, Any] | None:
+    """The setting that the choosing rows prefer, and how it differs from plain SFT on the rows that chose nothing.
+
+    It is better where the interval of 1 - 0.05 / m leaves out zero, of m metrics (Bonferroni): being better in any of
+    them is enough to be recommended, and by chance it happens in one study of twenty. It is worse where that of 95 %
+    does: the doubt is plain SFT's to gain.
+    """
     chosen_by = {
         label: one for label, one in results["validation"].get("settings", {}).items() if one["loss"] is not None
     }
     by_label = {setting.label: setting for setting in plan.settings}
-    best = candidate(
-        [Candidate(label, by_label[label].method, one["loss"], _forgets_more(one)) for label, one in chosen_by.items()]
-    )
+    candidates = [
+        Candidate(label, by_label[label].method, one["loss"], _forgets_more(one)) for label, one in chosen_by.items()
+    ]
+    best = candidate(candidates)
     if best is None:
         return None
     mode = _main_mode(gathered)
     setting = by_label[best.label]
     rival = compared_with(setting, plan.settings) or setting
-    differences = {
-        key: each[best.label] for key, each in results["modes"][mode]["against_sft"].items() if best.label in each
-    }
-    turns = {key: turn(results["metrics"][key], interval) for key, interval in differences.items()}
-    better = [key for key, way in turns.items() if way > 0]
-    worse = [key for key, way in turns.items() if way < 0]
+    found = results["modes"][mode]["against_sft"]
+    differences = {key: each[best.label] for key, each in found.items() if best.label in each}
+    sure = _surely(gathered[mode], best.label, rival.label, readers, 1 - 0.05 / max(1, len(readers)))
+    better = [key for key in differences if turn(results["metrics"][key], sure[key]) > 0]
+    worse = [key for key, each in differences.items() if turn(results["metrics"][key], each) < 0]
     return {
         "mode": mode,
         "candidate": best.label,
@@ -352,11 +359,42 @@ def _recommended(plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, 
         "learning_rate": plan.rates[setting],
         "better": better,
         "worse": worse,
-        "same": [key for key, way in turns.items() if not way],
+        "same": [key for key in differences if key not in (*better, *worse)],
+        "sure": sure,
         "label": best.label if rival == setting or better else rival.label,
         "seeds": len(results["validation"]["seeds"]),
         "excluded": [label for label, one in chosen_by.items() if _forgets_more(one) and one["loss"] < best.validation],
+        "runner_up": _runner_up(gathered[mode], best, candidates, results["validation"]["seeds"]),
     }
+
+
+def _surely(
+    records: Records, ours: str, theirs: str, readers: Mapping[Metric, Read], level: float
+) -> dict[str, dict[str, Any]]:
+    """Metric -> the difference of two settings with an interval of that level; none of a setting to itself."""
+    if ours == theirs:
+        return {}
+    each = {
+        metric.key: _paired(
+            *({seed: read(r["measures"]) for seed, r in records.get(label, {}).items()} for label in (ours, theirs)),
+            level=level,
+        )
+        for metric, read in readers.items()
+    }
+    return {key: asdict(interval) for key, interval in each.items() if interval is not None}
+
+
+def _runner_up(
+    records: Records, best: Candidate, candidates: Sequence[Candidate], seeds: Sequence[int]
+) -> dict[str, Any] | None:
+    """What would have been chosen without the best, and its loss on the validation rows minus the best's."""
+    second = candidate([each for each in candidates if each.label != best.label])
+    if second is None:
+        return None
+    losses = [
+        [metrics.validation(records[label][seed]["measures"]) for seed in seeds] for label in (second.label, best.label)
+    ]
+    return {"label": second.label, **asdict(difference(*losses))}
 
 
 def _forgets_more(one: Mapping[str, Any]) -> bool:
