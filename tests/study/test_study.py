@@ -167,6 +167,18 @@ def test_the_cost_table_is_the_records(study):
     assert cost["sft"][1] == "1.00"
 
 
+def test_equal_time_has_its_own_cost_curves_and_steadiness(study):
+    """With the seconds that its runs took, not those of the runs with equal steps."""
+    cost = table(study.report, "\nCost, equal time\n")
+    for label, seeds in by_label(study, "time").items():
+        taken = sorted(r["cost"]["train_seconds"] for r in seeds.values())
+        assert float(cost[label][3].replace(",", "")) == pytest.approx(fmean(taken), abs=0.051)  # a median of two
+        assert cost[label][2] == str(study.results["settings"][label]["steps"]["time"])
+    assert {f.name for f in view(study.record).blocks if hasattr(f, "png")} >= {
+        f"{name}{mode}" for name in ("training", "noise", "wording") for mode in ("", "-time")
+    }
+
+
 def test_the_pictures_say_what_the_record_says(study):
     mode = study.results["modes"]["steps"]
     alts = {f.name: f.alt for f in view(study.record).blocks if hasattr(f, "png")}

@@ -109,7 +109,7 @@ def _scatter(
     axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
-def curves(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
+def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
     """Training loss by step, mean over the seeds; methods with another loss of a token have a picture of their own."""
     style = looks(results)
     found = {label: _mean_curve(list(seeds.values())) for label, seeds in mode["curves"].items()}
@@ -137,7 +137,7 @@ def curves(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None
     if other:
         caption += " Losses that replace that of a token can't be compared with it."
     size = (9, 3.6 + 0.25 * (len(found) // 4))
-    return Figure("training", draw(size, paint), f"training loss, first to last step: {told}", caption)
+    return Figure(name, draw(size, paint), f"training loss, first to last step: {told}", caption)
 
 
 def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int, float]]:
@@ -149,7 +149,7 @@ def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int,
     return points
 
 
-def noise(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
+def noise(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
     """Cosine similarity of clean and noisy hidden states by layer."""
     if not mode["noise"]:
         return None
@@ -164,10 +164,10 @@ def noise(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
 
     told = "; ".join(f"{label}: {layers[0]:.4f} to {layers[-1]:.4f}" for label, layers in mode["noise"].items())
     caption = "Noise of NEFTune's strength on the embeddings; mean over rows, draws and seeds. Higher is steadier."
-    return Figure("noise", draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}", caption)
+    return Figure(name, draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}", caption)
 
 
-def wording(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
+def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
     """A dot a prompt template, a row a setting."""
     if not mode["wording"]:
         return None
@@ -191,11 +191,11 @@ def wording(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | Non
         axis.set_xlabel(what)
 
     told = "; ".join(
-        f"{label}: " + ", ".join(f"{name} {value(metric, v)}" for name, v in templates.items())
+        f"{label}: " + ", ".join(f"{template} {value(metric, v)}" for template, v in templates.items())
         for label, templates in found.items()
     )
     caption = "Mean over the seeds; the stroke is the mean over the wordings. The closer together, the steadier."
-    return Figure("wording", draw((8, 1.5 + 0.42 * len(found)), paint), told, caption)
+    return Figure(name, draw((8, 1.5 + 0.42 * len(found)), paint), told, caption)
 
 
 def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:

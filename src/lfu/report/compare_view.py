@@ -20,24 +20,33 @@ def view(record: Mapping[str, Any]) -> View:
     """The report, from the record alone."""
     results = record["results"]
     blocks: list[Block] = []
-    for mode, found in results["modes"].items():
-        if found["cost"]:
-            blocks += _results(results, mode, found)
-    main = next(iter(results["modes"].values()), None)
-    if main and main["cost"]:
-        blocks += _steadiness(results, main)
+    modes = {mode: found for mode, found in results["modes"].items() if found["cost"]}
+    for mode, found in modes.items():
+        blocks += _results(results, mode, found)
+    for mode, found in modes.items():
+        blocks += _steadiness(results, mode, found)
     if results["collapse"]:
         blocks += _collapse(results["collapse"])
     if results["search"]:
         blocks += [Heading("Learning rates"), _search_table(results)]
-    if main and main["cost"]:
-        blocks += _training_and_cost(results, main)
+    for mode, found in modes.items():
+        blocks += _training_and_cost(results, mode, found)
     blocks += _fairness(results)
     blocks += _runs(results)
     blocks += _commands(record)
     model, verb = record["settings"]["model"], record["settings"]["verb"]
     title = "Which strength?" if verb == "sweep" else "Which method?"
     return View(f"{title} {_short(model)}", verdict(record), [block for block in blocks if block is not None])
+
+
+def _of_mode(what: str, results: Mapping[str, Any], mode: str) -> str:
+    """A heading or caption; of the second mode with its name."""
+    return what if mode == next(iter(results["modes"])) else f"{what}, {MODES[mode].lower()}"
+
+
+def _file(stem: str, results: Mapping[str, Any], mode: str) -> str:
+    """A picture's file name; of the second mode with its name."""
+    return stem if mode == next(iter(results["modes"])) else f"{stem}-{mode}"
 
 
 def _short(model: str) -> str:
@@ -209,7 +218,8 @@ def _results(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) ->
         blocks.append(
             Paragraph(
                 "Every setting trains for as long as plain SFT did: as many steps as its measured time of a step "
-                "allows, with a schedule fitted to them. What a method costs once is not counted; see Cost."
+                "allows, with a schedule fitted to them. What a method costs once is not counted: see "
+                f"{_of_mode('Cost', results, mode)}, with the seconds that training took in the end."
             )
         )
     if results["metrics"]:
@@ -337,9 +347,12 @@ def _changes_table(found: Mapping[str, Any]) -> Table | None:
     )  # fmt: skip
 
 
-def _steadiness(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Any]:
-    pictures = [figures.wording(results, found), figures.noise(results, found)]
-    return [Heading("Steadiness"), *pictures] if any(pictures) else []
+def _steadiness(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) -> list[Any]:
+    pictures = [
+        figures.wording(results, found, _file("wording", results, mode)),
+        figures.noise(results, found, _file("noise", results, mode)),
+    ]
+    return [Heading(_of_mode("Steadiness", results, mode)), *pictures] if any(pictures) else []
 
 
 def _collapse(found: Mapping[str, Any]) -> list[Any]:
@@ -376,7 +389,7 @@ def _search_table(results: Mapping[str, Any]) -> Table:
     )  # fmt: skip
 
 
-def _training_and_cost(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Any]:
+def _training_and_cost(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) -> list[Any]:
     rows = []
     for label, cost in found["cost"].items():
         memory = "-" if cost["peak_memory"] is None else f"{cost['peak_memory'] / 2**20:,.0f}"
@@ -389,12 +402,13 @@ def _training_and_cost(results: Mapping[str, Any], found: Mapping[str, Any]) -> 
     of = next((cost["memory_of"] for cost in found["cost"].values() if cost["memory_of"]), "")
     table = Table(
         ["", "a step, s", "over SFT's", "steps", "training, s", "once, s", "peak memory, MiB", "trainable", "rows",
-         "weights moved, %"], rows, caption="Cost",
+         "weights moved, %"], rows, caption=_of_mode("Cost", results, mode),
         note="Medians: over the steps of a run, then over the seeds. once: what "
         f"comes before the first and after the last step. Memory: {of or 'not known'}, in training. weights moved: "
         "||theta - theta0|| / ||theta0||.",
     )  # fmt: skip
-    blocks: list[Any] = [Heading("Training and cost"), figures.curves(results, found), table]
+    curves = figures.curves(results, found, _file("training", results, mode))
+    blocks: list[Any] = [Heading(_of_mode("Training and cost", results, mode)), curves, table]
     machines = sorted({machine for cost in found["cost"].values() for machine in cost["machines"]})
     if len(machines) > 1:
         told = "; ".join(machines)
