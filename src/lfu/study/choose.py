@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lfu.errors import UserError
+from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 
 BETTER, WORSE, SAME = 1, -1, 0
@@ -74,6 +75,21 @@ class Bisection:
         limit = math.inf if collapses is None else collapses
         holds = max((value for value, did in collapsed.items() if not did and value < limit), default=None)
         return holds, collapses
+
+
+def fitting(settings: Sequence[Setting], parts: Split) -> list[Setting]:
+    """The settings whose `data_limit` is not above the training rows; which are left out is added to `parts.said`.
+
+    All of them where none is left: then it is a mistake, and not a grid that goes further than the rows.
+    """
+    limit = lambda setting: setting.values.get("data_limit", "")
+    most = len(parts.train)
+    large = [each for each in settings if limit(each).isdecimal() and int(limit(each)) > most]
+    if not large or len(large) == len(settings):
+        return list(settings)
+    sizes = ", ".join(dict.fromkeys(map(limit, large)))
+    parts.said.append(f"Left out are sizes above the {most} rows that are left for training: {sizes}.")
+    return [each for each in settings if each not in large]
 
 
 def held_against(setting: Setting, settings: Sequence[Setting]) -> list[Setting | None]:
