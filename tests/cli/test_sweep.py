@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_study import QUICK, results, run
+from tiny_study import QUICK, records, results, run
 
 from lfu.study.presets import shipped
 
@@ -58,13 +58,13 @@ def test_a_bisection_finds_where_training_collapses(here, model):
     assert {0.001, 1000.0} <= set(tried)
     for one in tried.values():
         assert one["collapsed"] == (one["loss"] is None or one["loss"] > found["untouched"])
+    assert not tried[found["holds"]]["collapsed"]
+    assert tried[found["collapses"]]["collapsed"]
     report = Path("out/report.md").read_text()
-    if found["holds"] is not None and found["collapses"] is not None:
-        assert not tried[found["holds"]]["collapsed"]
-        assert tried[found["collapses"]]["collapsed"]
-        assert f"{found['holds']:g} (holds) and {found['collapses']:g} (collapses)" in report
-    else:
-        assert "collapse" in report
+    assert f"{found['holds']:g} (holds) and {found['collapses']:g} (collapses)" in report
+    (sft,) = (r for r in records().values() if r["label"] == "sft")
+    assert found["sft"] == sum(sft["measures"]["validation"]["nll"]) / sum(sft["measures"]["validation"]["tokens"])
+    assert f"plain SFT: {found['sft']:.3f}" in report
 
 
 @pytest.mark.parametrize("name", [name for name, path in shipped().items() if "verb: sweep" in path.read_text()])

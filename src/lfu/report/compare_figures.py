@@ -298,6 +298,8 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
             colour = "#d55e00" if one["collapsed"] else "#0072b2"
             axis.plot(x, one["loss"], "X" if one["collapsed"] else "o", color=colour, ms=9, zorder=2)
         axis.axhline(found["untouched"], color="#6b7280", lw=1.4, ls="--", label="untouched model")
+        if found["sft"] is not None:
+            axis.axhline(found["sft"], color="#6b7280", lw=1.4, ls=":", label="plain SFT")
         axis.set_xscale("log")
         finish(axis, "Where training collapses", found["name"], "loss on the validation rows", whole=False)
         axis.set_xticks(list(tried), [f"{x:g}" for x in tried], rotation=30, fontsize=9)
@@ -305,6 +307,8 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
         axis.legend(frameon=False, fontsize=10)
 
     told = "; ".join(f"{x:g}: {one['loss']:.3f}{' collapsed' if one['collapsed'] else ''}" for x, one in tried.items())
+    told += f"; untouched: {found['untouched']:.3f}"
+    told += "" if found["sft"] is None else f"; plain SFT: {found['sft']:.3f}"
     return Figure("collapse", draw((8, 3.6), paint), told, "Circles hold, crosses have collapsed.")
 
 

@@ -199,6 +199,17 @@ def _sft(label: str) -> str:
 
 
 def _collapse_sentence(found: Mapping[str, Any]) -> str:
+    """Where the bracket is, and whether it is the method that collapses."""
+    where = _bracket(found)
+    if found["sft"] is None or found["untouched"] is None or found["sft"] <= found["untouched"]:
+        return where
+    return (
+        f"{where} But plain SFT, at the same learning rate and steps, is above the untouched model, too "
+        f"({found['sft']:.3f} against {found['untouched']:.3f} on the validation rows): it overfits itself."
+    )
+
+
+def _bracket(found: Mapping[str, Any]) -> str:
     name = f"{found['method']}'s {found['name']}"
     if found["holds"] is not None and found["collapses"] is not None:
         return f"Training collapses between {name} {found['holds']:g} (holds) and {found['collapses']:g} (collapses)."
@@ -360,10 +371,12 @@ def _collapse(found: Mapping[str, Any]) -> list[Any]:
         [text, "no finite number" if one["loss"] is None else f"{one['loss']:.3f}", "yes" if one["collapsed"] else "no"]
         for text, one in found["tried"].items()
     ]
-    bar = "-" if found["untouched"] is None else f"{found['untouched']:.3f}"
+    bar, sft = ("-" if found[name] is None else f"{found[name]:.3f}" for name in ("untouched", "sft"))
+    rows.append(["plain SFT", sft, "-"])
     table = Table(
         [found["name"], "loss on the validation rows", "collapsed"], rows,
-        note=f"Collapsed: above the untouched model's {bar}, or no finite number. First seed; both ends, then halvings "
+        note=f"Collapsed: above the untouched model's {bar}, or no finite number. Plain SFT: at the same learning "
+        "rate and steps. First seed; both ends, then halvings "
         "of the bracket on a logarithmic scale.",
     )  # fmt: skip
     return [Heading("Collapse"), figures.collapse(found), table]

@@ -429,6 +429,9 @@ def _collapse(study: Study, plan: Plan) -> dict[str, Any] | None:
     if bisection is None:
         return None
     bar = study.shelf(UNTOUCHED).validation
+    plain = bisection.setting(bisection.low).yardstick
+    rate = plan.rates.get(plain)
+    sft = study.shelf(study.design.first_run(plain, rate)).validation if rate is not None else None
     tried: dict[float, Any] = {}
     for setting in plan.settings:
         place = study.shelf(study.design.first_run(setting, plan.rates[setting])) if setting in plan.rates else None
@@ -440,8 +443,8 @@ def _collapse(study: Study, plan: Plan) -> dict[str, Any] | None:
             tried[float(given[bisection.key])] = {"loss": loss, "collapsed": loss is None or loss > bar}
     holds, collapses = bisection.bracket({value: one["collapsed"] for value, one in tried.items()})
     return {
-        "name": bisection.name, "method": bisection.method, "untouched": bar, "holds": holds, "collapses": collapses,
-        "low": bisection.low, "high": bisection.high,
+        "name": bisection.name, "method": bisection.method, "untouched": bar, "sft": sft,
+        "holds": holds, "collapses": collapses, "low": bisection.low, "high": bisection.high,
         "tried": {f"{value:g}": tried[value] for value in sorted(tried)},
     }  # fmt: skip
 
