@@ -185,6 +185,9 @@ def test_the_pictures_say_what_the_record_says(study):
     for label in ("sft", "lfu"):
         assert f"{label}: {-mode['against_untouched']['loss'][label]['value']:.3f}" in alts["gain-and-kept-steps"]
         assert f"{label}: {mode['noise'][label][0]:.4f}" in alts["noise"]
+        # a seed's spread over the wordings is the deviation that the table has, not that of means over the seeds
+        wording = [stdev(seed) for seed in zip(*mode["wording"]["templates"][label].values())]
+        assert fmean(wording) == pytest.approx(mode["values"]["wording"][label]["mean"])
         first = [seed[0].get("lfu/sft_loss", seed[0]["loss"]) for seed in mode["curves"][label].values()]
         assert f"{label}: {fmean(first):.3f} to " in alts["training"]
 

@@ -132,7 +132,7 @@ def test_many_sets_to_keep_do_not_outvote_what_was_learned():
 
 
 def test_better_in_one_of_many_columns_must_hold_beyond_what_many_columns_give_by_chance():
-    """Two thirds of 18 texts a little better: beyond 95 %, and not beyond 99.75 %, which twenty columns ask for."""
+    """14 of the 18 reported texts better: beyond 97.5 %, as two columns ask for, and not 99.75 %, as twenty do."""
 
     def texts(nll: list[float], names: str) -> dict:
         return {
@@ -141,7 +141,7 @@ def test_better_in_one_of_many_columns_must_hold_beyond_what_many_columns_give_b
             }
         }
 
-    change = [-0.1 if i % 27 < 18 else 0.1 for i in range(27)]
+    change = [-0.1 if i < 21 else 0.1 for i in range(27)]
     for names, recommended in (("a", "gem"), ("abcdefghijklmnopqrs", "sft")):
         base = texts([2.0] * 27, names)
         gem = several(0.9999, validation=0.9, measures=texts([2 + d for d in change], names))

@@ -168,7 +168,7 @@ def noise(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fig
 
 
 def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
-    """A dot a prompt template, a row a setting."""
+    """A dot a prompt template and seed, a row a setting, in it a line a seed."""
     if not mode["wording"]:
         return None
     style, metric = looks(results), results["metrics"]["wording"]
@@ -178,24 +178,32 @@ def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> F
     def paint(figure: Picture) -> None:
         axis = figure.subplots()
         for height, (label, templates) in enumerate(found.items()):
-            values, colour = [kind.shown(v) for v in templates.values()], style[label]["color"]
-            axis.plot([min(values), max(values)], [height, height], color=colour, lw=1.2, alpha=0.6, zorder=1)
-            axis.plot(values, [height] * len(values), "o", mfc="none", mec=colour, mew=1.8, ms=8, zorder=3)
-            axis.plot(fmean(values), height, "|", color=colour, ms=16, mew=2.4, zorder=2)
+            colour, seeds = style[label]["color"], list(zip(*templates.values()))
+            for number, found_ in enumerate(seeds):
+                values = [kind.shown(v) for v in found_]
+                y = height + 0.6 * ((number + 0.5) / len(seeds) - 0.5)
+                axis.plot([min(values), max(values)], [y, y], color=colour, lw=1, alpha=0.5, zorder=1)
+                axis.plot(values, [y] * len(values), "o", mfc="none", mec=colour, mew=1.4, ms=5, zorder=3)
+                axis.plot(fmean(values), y, "|", color=colour, ms=9, mew=2.2, zorder=2)
         axis.set_yticks(range(len(found)), [shorter(label, NAME) for label in found])
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", color=GRID, lw=0.8)
         axis.set_axisbelow(True)
-        axis.set_title("One circle a wording of the prompt")
+        axis.set_title("One circle a wording of the prompt, one line a seed")
         axis.set_xlabel(what)
 
     told = "; ".join(
-        f"{label}: " + ", ".join(f"{template} {value(metric, v)}" for template, v in templates.items())
+        f"{label}: " + ", ".join(f"{template} {value(metric, fmean(seeds))}" for template, seeds in templates.items())
         for label, templates in found.items()
     )
-    caption = "Mean over the seeds; the stroke is the mean over the wordings. The closer together, the steadier."
-    return Figure(name, draw((8, 1.5 + 0.42 * len(found)), paint), told, caption)
+    most = max(len(seeds) for templates in found.values() for seeds in templates.values())
+    caption = (
+        "The stroke is a seed's mean over the wordings. The closer together the circles of a line, the steadier: "
+        "the wording deviation is theirs, mean over the seeds."
+    )
+    size = (8, 1.5 + (0.36 + 0.06 * min(most, 10)) * len(found))
+    return Figure(name, draw(size, paint), f"means over the seeds: {told}", caption)
 
 
 def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:

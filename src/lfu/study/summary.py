@@ -105,9 +105,7 @@ def _mode(
     against_base: dict[str, Any] = {}
     against_sft: dict[str, Any] = {}
     for metric, read in readers.items():
-        samples = {
-            label: {seed: read(record["measures"]) for seed, record in each.items()} for label, each in records.items()
-        }
+        samples = {label: _read(each, read) for label, each in records.items()}
         before = read(base["measures"])
         values[metric.key] = {label: _spread(each) for label, each in samples.items()}
         against_base[metric.key] = {
@@ -137,6 +135,11 @@ def _mode(
 def _spread(samples: Mapping[int, Any]) -> dict[str, Any]:
     spread = Spread({seed: sample.value for seed, sample in samples.items()})
     return {"seeds": spread.seeds, "mean": spread.mean, "deviation": spread.deviation}
+
+
+def _read(records: Mapping[int, Mapping[str, Any]], read: Read) -> dict[int, Any]:
+    """seed -> the scores."""
+    return {seed: read(record["measures"]) for seed, record in records.items()}
 
 
 def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any], level: float = 0.95) -> Interval | None:
@@ -256,14 +259,15 @@ def _noise(records: Records, base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wording(records: Records, base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
-    """label -> template -> value, means over the seeds."""
+    """label -> template -> its value in each seed: the wording deviation is one of a seed's wordings, not of means."""
     metric = next((each for each in readers if each.key == "wording"), None)
     if metric is None:
         return {}
-    found = {"untouched": metrics.by_template(base["measures"], metric.kind)}
-    for label, each in records.items():
+    found = {}
+    every: Records = {"untouched": {0: dict(base)}, **records}
+    for label, each in every.items():
         seeds = [metrics.by_template(record["measures"], metric.kind) for record in each.values()]
-        found[label] = {template: fmean(one[template] for one in seeds) for template in seeds[0]}
+        found[label] = {template: [one[template] for one in seeds] for template in seeds[0]}
     return {"kind": metric.kind, "templates": found}
 
 
@@ -319,7 +323,7 @@ def _kept_changes(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[st
     found = {}
     for name, scores in next(iter(ours.values()))["measures"].get("kept", {}).items():
         read = metrics.kept_for_choice(name)
-        change = _paired(*({seed: read(r["measures"]) for seed, r in each.items()} for each in (ours, theirs)))
+        change = _paired(_read(ours, read), _read(theirs, read))
         if change is not None:
             found[name] = asdict(change) | {"sign": 1 if scores["kind"] == "choice" else -1}
     return found
@@ -375,10 +379,7 @@ def _surely(
     if ours == theirs:
         return {}
     each = {
-        metric.key: _paired(
-            *({seed: read(r["measures"]) for seed, r in records.get(label, {}).items()} for label in (ours, theirs)),
-            level=level,
-        )
+        metric.key: _paired(_read(records.get(ours, {}), read), _read(records.get(theirs, {}), read), level)
         for metric, read in readers.items()
     }
     return {key: asdict(interval) for key, interval in each.items() if interval is not None}
