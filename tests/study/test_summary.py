@@ -169,6 +169,22 @@ def test_the_level_of_better_is_said():
     ) in told
 
 
+# --- curves ---------------------------------------------------------------------------------------------------------
+
+
+def test_training_losses_over_something_else_are_set_apart():
+    """IM's is over the prompt, SDFT's over answers of its own, replay's over other rows: no token loss is replaced."""
+    from lfu.methods import method_class
+
+    methods = ["sft", "gem", "kl", "im", "sdft", "replay"]
+    results = made_results({"steps": {method: several(1.0) for method in methods}})
+    for method in methods:
+        results["settings"][method]["places"] = method_class(method).places
+    assert set(figures.own_losses(results, methods)) == {"gem", "im", "sdft", "replay"}
+    picture = figures.curves(results, results["modes"]["steps"], "training")
+    assert "im: over the prompt, too; sdft: over answers that the model rewrote" in picture.caption
+
+
 # --- what is alike --------------------------------------------------------------------------------------------------
 
 

@@ -109,13 +109,29 @@ def _scatter(
     axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
+# Where a method acts -> what its training loss is then taken over; SFT's is over the answers of the training rows.
+OWN_LOSS = {
+    "token loss": "another loss of a token",
+    "labels": "over the prompt, too",
+    "answers": "over answers that the model rewrote",
+    "mixture": "over other rows, too",
+}
+
+
+def own_losses(results: Mapping[str, Any], labels: Sequence[str]) -> dict[str, str]:
+    """Label -> how its training loss differs from SFT's; those that can be compared with SFT's are left out."""
+    places = {label: results["settings"][label]["places"] for label in labels}
+    found = {label: [what for place, what in OWN_LOSS.items() if place in places[label]] for label in labels}
+    return {label: ", ".join(what) for label, what in found.items() if what}
+
+
 def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
-    """Training loss by step, mean over the seeds; methods with another loss of a token have a picture of their own."""
+    """Training loss by step, mean over the seeds; losses that can't be compared with SFT's are set apart."""
     style = looks(results)
     found = {label: _mean_curve(list(seeds.values())) for label, seeds in mode["curves"].items()}
     found = {label: points for label, points in found.items() if points}
-    other = [label for label in found if "token loss" in results["settings"][label]["places"]]
-    panels = [("Training loss", [label for label in found if label not in other]), ("Their own losses", other)]
+    other = own_losses(results, list(found))
+    panels = [("Training loss", [label for label in found if label not in other]), ("Their own losses", list(other))]
     panels = [(title, labels) for title, labels in panels if labels]
     if not panels:
         return None
@@ -135,7 +151,8 @@ def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fi
     told = "; ".join(f"{label}: {points[0][1]:.3f} to {points[-1][1]:.3f}" for label, points in found.items())
     caption = "Mean over the seeds. Of LfU the SFT part; of other methods with a penalty the sum."
     if other:
-        caption += " Losses that replace that of a token can't be compared with it."
+        told_of = "; ".join(f"{label}: {what}" for label, what in other.items())
+        caption += f" Set apart, as they can't be compared with SFT's nor with each other: {told_of}."
     size = (9, 3.6 + 0.25 * (len(found) // 4))
     return Figure(name, draw(size, paint), f"training loss, first to last step: {told}", caption)
 
