@@ -185,6 +185,18 @@ def test_training_losses_over_something_else_are_set_apart():
     assert "im: over the prompt, too; sdft: over answers that the model rewrote" in picture.caption
 
 
+def test_no_two_settings_look_alike():
+    from lfu.report.probe_figures import MARKERS, PALETTE
+
+    labels = [f"method {number}" for number in range(40)]
+    looks = figures.looks({"settings": {label: {} for label in labels}})
+    assert len({looks[label]["color"] for label in labels[:11]} | {looks["untouched"]["color"]}) == 12
+    assert len({(looks[label]["color"], looks[label]["ls"]) for label in labels}) == 40
+    colours, markers = len(PALETTE) - 1, len(MARKERS)
+    assert len(set(MARKERS)) == markers
+    assert len({(number % colours, number % markers) for number in range(100)}) == 100  # in a scatter
+
+
 # --- what is alike --------------------------------------------------------------------------------------------------
 
 

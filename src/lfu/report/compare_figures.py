@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
 from lfu.report.compare_text import KINDS, value
-from lfu.report.probe_figures import DASHES, GRID, PALETTE, draw, finish, line, shorter
+from lfu.report.probe_figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, shorter
 
 NAME = 22  # letters of a label
 
@@ -95,7 +95,7 @@ def _scatter(
         bars = [sorted(_axis(m, i, end) for end in ("low", "high")) for m, i in ((gain, x), (kept, y))]
         axis.plot(bars[0], [points[label][1]] * 2, color=colour, lw=1.2, alpha=0.6, zorder=2)
         axis.plot([points[label][0]] * 2, bars[1], color=colour, lw=1.2, alpha=0.6, zorder=2)
-        marker = "oD^vP*XpshH<>"[number % 13]
+        marker = MARKERS[number % len(MARKERS)]
         axis.plot(*points[label], marker, color=colour, ms=8, label=shorter(label, NAME), zorder=4, ls="none")
     axis.plot(*zip(*(points[label] for label in front)), color="#111827", lw=1, ls="--", alpha=0.5, zorder=3)
     for draw_line in (axis.axvline, axis.axhline):
