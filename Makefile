@@ -10,7 +10,7 @@ help:
 	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 7 minutes, CPU)"
 	@echo "make test    lint and the test suite"
 	@echo "make soak    kill -9 over 50 runs, thousands of wrong inputs: the slow tests"
-	@echo "make study   every method on a small model trained from scratch: gain and forgetting, exactly"
+	@echo "make study   methods on a small model trained from scratch: gain and forgetting, exactly (about 25 minutes, CPU)"
 	@echo "make bench   time, memory and arithmetic of a step beside SFT's, the naive one's and the floor"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation site in site/, every link checked"

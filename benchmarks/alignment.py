@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def loss_gradient(model: Any, batches: list[Batch]) -> Vector:
     return taken(model)
 
 
-def consistency_gradient(model: Any, batches: list[Batch], plain: Vector, options: dict[str, Any]) -> Vector:
+def consistency_gradient(model: Any, batches: list[Batch], options: dict[str, Any], plain: Vector) -> Vector:
     """Of Eq. 5 at lam 1: what LfU's step leaves, less SFT's gradient."""
     items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
     step = LfUStep(model, **({"lam": 1.0} | options))
@@ -100,7 +101,7 @@ def terms(model: Any, seen: list[Batch], start: dict[str, torch.Tensor]) -> dict
     """Name -> the gradient of what a method adds to the loss, given SFT's own."""
     found: dict[str, Callable[[Vector], Vector]] = {"SFT": lambda plain: plain}
     for name, options in CONSISTENCIES.items():
-        found[name] = lambda plain, options=options: consistency_gradient(model, seen, plain, options)
+        found[name] = partial(consistency_gradient, model, seen, options)
     found["IM, the prompt's loss"] = lambda plain: loss_gradient(model, prompt_batches(seen))
     found["L2-SP"] = lambda plain: torch.cat(
         [(p.detach() - start[name]).flatten() for name, p in model.named_parameters()]

@@ -183,6 +183,9 @@ def test_presets(here, model, name, monkeypatch, tmp_path):
     wanted = {"table1": 7, "table3": 3, "table5": 11, "table6": 6, "first3": 5}[name]
     assert len(found["settings"]) == wanted
     assert bool(found["metrics"]) == (name != "table3")
+    lams = {label: one["differs"].get("lam") for label, one in found["settings"].items()}
+    assert lams["lfu"] == ("auto" if name == "table6" else "5.0")  # table5 is the paper's
+    assert lams.get("logit_kl", lams["lfu"]) == lams["lfu"]
 
 
 def test_presets_are_listed(capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_study import QUICK, results, run
+from tiny_study import QUICK, records, results, run
 
 from lfu.study.presets import shipped
 
@@ -28,6 +28,7 @@ def sweep(model, *flags):
         ("--bisect alpha=3:1", "0 < LOW < HIGH"),
         ("--bisect learning_rate=1:3", "plain SFT has it too"),
         ("--bisect alpha=0.1:1 --learning_rates 1,2", "--bisect goes with one learning rate"),
+        ("--param data_limit=90,900", "data_limit must be a whole number from 1 to the 28 rows"),
         ("--methods sft", "unknown flag --methods"),
     ],
 )
@@ -57,18 +58,18 @@ def test_a_bisection_finds_where_training_collapses(here, model):
     assert {0.001, 1000.0} <= set(tried)
     for one in tried.values():
         assert one["collapsed"] == (one["loss"] is None or one["loss"] > found["untouched"])
+    assert not tried[found["holds"]]["collapsed"]
+    assert tried[found["collapses"]]["collapsed"]
     report = Path("out/report.md").read_text()
-    if found["holds"] is not None and found["collapses"] is not None:
-        assert not tried[found["holds"]]["collapsed"]
-        assert tried[found["collapses"]]["collapsed"]
-        assert f"{found['holds']:g} (holds) and {found['collapses']:g} (collapses)" in report
-    else:
-        assert "collapse" in report
+    assert f"{found['holds']:g} (holds) and {found['collapses']:g} (collapses)" in report
+    (sft,) = (r for r in records().values() if r["label"] == "sft")
+    assert found["sft"] == sum(sft["measures"]["validation"]["nll"]) / sum(sft["measures"]["validation"]["tokens"])
+    assert f"plain SFT: {found['sft']:.3f}" in report
 
 
 @pytest.mark.parametrize("name", [name for name, path in shipped().items() if "verb: sweep" in path.read_text()])
-def test_presets(here, model, name):
-    more = {"sizes": "--param data_limit=4,16", "alpha-threshold": "--bisect_steps 1"}.get(name, "")
+def test_presets(here, model, name, capsys):
+    more = {"alpha-threshold": "--bisect_steps 1"}.get(name, "")
     assert sweep(model, f"--preset {name} {QUICK} {more}") == 0
     found = results()
     assert found["whole"]
@@ -76,9 +77,14 @@ def test_presets(here, model, name):
     labels = {
         "steps": {"sft", *(f"lfu ascent_steps={n}" for n in (1, 2, 4))},
         "consistency": {"sft", *(f"lfu consistency={kind}" for kind in ("mse", "cosine", "contrastive", "logit_kl"))},
-        "sizes": {f"{method} data_limit={n}" for method in ("sft", "lfu") for n in (4, 16)},
+        "sizes": {f"{method} data_limit=16" for method in ("sft", "lfu")},  # of 16, 64, 256
     }
+    if name == "sizes":
+        assert "lfu data_limit=64 is left out: 28 rows are left for training" in capsys.readouterr().err
+        assert "Left out are sizes above the 28 rows that are left for training: 64, 256." in found["same"]["rows"]
     if name in labels:
         assert set(found["settings"]) == labels[name]
+        balanced = {label for label, one in found["settings"].items() if one["differs"].get("lam") == "auto"}
+        assert balanced == ({label for label in labels[name] if label.startswith("lfu")} if name != "sizes" else set())
     else:
         assert {"0.05", "5"} <= set(found["collapse"]["tried"])

@@ -177,12 +177,27 @@ def test_the_cost_table_is_the_records(study):
     assert cost["sft"][1] == "1.00"
 
 
+def test_equal_time_has_its_own_cost_curves_and_steadiness(study):
+    """With the seconds that its runs took, not those of the runs with equal steps."""
+    cost = table(study.report, "\nCost, equal time\n")
+    for label, seeds in by_label(study, "time").items():
+        taken = sorted(r["cost"]["train_seconds"] for r in seeds.values())
+        assert float(cost[label][3].replace(",", "")) == pytest.approx(fmean(taken), abs=0.051)  # a median of two
+        assert cost[label][2] == str(study.results["settings"][label]["steps"]["time"])
+    assert {f.name for f in view(study.record).blocks if hasattr(f, "png")} >= {
+        f"{name}{mode}" for name in ("training", "noise", "wording") for mode in ("", "-time")
+    }
+
+
 def test_the_pictures_say_what_the_record_says(study):
     mode = study.results["modes"]["steps"]
     alts = {f.name: f.alt for f in view(study.record).blocks if hasattr(f, "png")}
     for label in ("sft", "lfu"):
         assert f"{label}: {-mode['against_untouched']['loss'][label]['value']:.3f}" in alts["gain-and-kept-steps"]
         assert f"{label}: {mode['noise'][label][0]:.4f}" in alts["noise"]
+        # a seed's spread over the wordings is the deviation that the table has, not that of means over the seeds
+        wording = [stdev(seed) for seed in zip(*mode["wording"]["templates"][label].values())]
+        assert fmean(wording) == pytest.approx(mode["values"]["wording"][label]["mean"])
         first = [seed[0].get("lfu/sft_loss", seed[0]["loss"]) for seed in mode["curves"][label].values()]
         assert f"{label}: {fmean(first):.3f} to " in alts["training"]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+from argparse import Namespace
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from lfu.report.testbed_view import ahead_of_sft, chosen_of, front, summarise, v
 from lfu.study.testbed import __main__ as bed
 from lfu.study.testbed.model import batch_of, make_model, make_tokenizer, scores, token_row
 from lfu.study.testbed.run import fine_tune, test_sets, training_rows
-from lfu.study.testbed.settings import Setting
+from lfu.study.testbed.settings import SHORT, Setting
 from lfu.study.testbed.settings import settings as all_settings
 from lfu.study.testbed.skills import FACTS, LETTERS, OTHERS, SKILLS, TARGET, fact, rows, vocabulary
 
@@ -144,7 +146,7 @@ def test_a_method_is_held_against_all_that_sft_reaches_in_the_same_seed():
     ],
 )
 def test_a_run_is_done_again_when_what_decides_it_changes(what, other, monkeypatch):
-    key = lambda: bed._key(argparse.Namespace(rows=8, steps=2), Setting("sft", "", "sft"), 0)
+    key = lambda: bed._key(Namespace(rows=8, steps=2), Setting("sft", "", "sft"), 0)
     before = key()
     assert key() == before
     monkeypatch.setattr(what, other)
@@ -152,15 +154,16 @@ def test_a_run_is_done_again_when_what_decides_it_changes(what, other, monkeypat
 
 
 def test_a_killed_study_goes_on_and_reports_the_same(tmp_path, capsys):
+    """In one process, then what is left in two."""
     arguments = ["--out", str(tmp_path / "a"), "--seeds", "2", "--rows", "8", "--steps", "2", "--families", "dft"]
-    assert bed.main(arguments) == 0
+    assert bed.main([*arguments, "--jobs", "1"]) == 0
     whole = json.loads((tmp_path / "a" / "record.json").read_text())
     runs = sorted((tmp_path / "a" / "runs").glob("*.json"))
     assert len(runs) == 4
     for lost in runs[:2]:
         lost.unlink()
     kept = {run: run.stat().st_mtime_ns for run in runs[2:]}
-    assert bed.main(arguments) == 0
+    assert bed.main([*arguments, "--jobs", "2"]) == 0
     again = json.loads((tmp_path / "a" / "record.json").read_text())
     assert again["results"] == whole["results"]
     assert {run: run.stat().st_mtime_ns for run in kept} == kept
@@ -169,6 +172,31 @@ def test_a_killed_study_goes_on_and_reports_the_same(tmp_path, capsys):
     assert set(summary) == {"sft", "dft"}
     assert view(whole).title
     assert set(whole["results"]["base"]) >= {"target", "reworded", "others", *OTHERS}
+
+
+def test_what_is_run_unless_more_is_asked_for():
+    """Plain SFT with its learning rates and epochs, and each curve whole; few enough for half an hour."""
+    options = lambda **given: Namespace(**({"all": False, "families": None} | given))
+    short = bed._chosen(options())
+    assert {setting.family for setting in short} == set(SHORT)
+    assert {"sft", "sft, learning rate", "sft, epochs", "lfu", "l2sp"} <= set(SHORT)
+    assert len(short) <= 40
+    assert bed._chosen(options(all=True)) == all_settings()
+    assert [s.family for s in bed._chosen(options(families=["dft"]))] == ["sft", "dft"]
+
+
+def test_a_process_that_dies_is_one_line(tmp_path, monkeypatch, capsys):
+    class Dying(Executor):
+        def __init__(self, *args):
+            pass
+
+        def map(self, *args):
+            raise BrokenProcessPool
+
+    monkeypatch.setattr(bed, "ProcessPoolExecutor", Dying)
+    arguments = ["--out", str(tmp_path), "--seeds", "1", "--rows", "8", "--steps", "1", "--families", "dft"]
+    assert bed.main(arguments) == 2
+    assert "a process died, perhaps of too little memory" in capsys.readouterr().err
 
 
 def test_an_unknown_family_is_refused(tmp_path, capsys):

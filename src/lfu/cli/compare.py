@@ -367,6 +367,9 @@ def _announce(study: Study, options: Options) -> None:
     for setting in study.design.settings:
         if setting not in options.settings:
             study.say(f"{setting.label} is added: it is what the others are measured against")
+    for setting in options.settings:
+        if setting not in study.design.settings:
+            study.say(f"{setting.label} is left out: {len(study.split.train)} rows are left for training")
     plan, count = study.plan(), len(study.design.settings)
     runs = len({task.run for task in plan.tasks})
     done = runs - len({task.run for task in study.open_tasks(plan)})

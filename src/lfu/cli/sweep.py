@@ -50,7 +50,8 @@ def settings_of_grid(given: argparse.Namespace) -> dict[str, Any]:
 
     if not given.param and not given.bisect:
         raise UserError("nothing to sweep: give --param NAME=V,V (--param alpha=0.01,0.1), --bisect, or a --preset")
-    found: dict[str, Any] = {"settings": grid(given.method, dict(given.param)) if given.param else [Setting(YARDSTICK)]}
+    settings = grid(given.method, dict(given.param)) if given.param else [Setting(YARDSTICK)]
+    found: dict[str, Any] = {"settings": settings, "skip_larger": True}
     if given.bisect:
         if given.learning_rates and len(given.learning_rates) > 1:
             raise UserError("--bisect goes with one learning rate: give --learning_rate")

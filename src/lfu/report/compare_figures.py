@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
 from lfu.report.compare_text import KINDS, value
-from lfu.report.probe_figures import DASHES, GRID, PALETTE, draw, finish, line, shorter
+from lfu.report.probe_figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, shorter
 
 NAME = 22  # letters of a label
 
@@ -95,7 +95,7 @@ def _scatter(
         bars = [sorted(_axis(m, i, end) for end in ("low", "high")) for m, i in ((gain, x), (kept, y))]
         axis.plot(bars[0], [points[label][1]] * 2, color=colour, lw=1.2, alpha=0.6, zorder=2)
         axis.plot([points[label][0]] * 2, bars[1], color=colour, lw=1.2, alpha=0.6, zorder=2)
-        marker = "oD^vP*XpshH<>"[number % 13]
+        marker = MARKERS[number % len(MARKERS)]
         axis.plot(*points[label], marker, color=colour, ms=8, label=shorter(label, NAME), zorder=4, ls="none")
     axis.plot(*zip(*(points[label] for label in front)), color="#111827", lw=1, ls="--", alpha=0.5, zorder=3)
     for draw_line in (axis.axvline, axis.axhline):
@@ -109,13 +109,29 @@ def _scatter(
     axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
-def curves(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
-    """Training loss by step, mean over the seeds; methods with another loss of a token have a picture of their own."""
+# Where a method acts -> what its training loss is then taken over; SFT's is over the answers of the training rows.
+OWN_LOSS = {
+    "token loss": "another loss of a token",
+    "labels": "over the prompt, too",
+    "answers": "over answers that the model rewrote",
+    "mixture": "over other rows, too",
+}
+
+
+def own_losses(results: Mapping[str, Any], labels: Sequence[str]) -> dict[str, str]:
+    """Label -> how its training loss differs from SFT's; those that can be compared with SFT's are left out."""
+    places = {label: results["settings"][label]["places"] for label in labels}
+    found = {label: [what for place, what in OWN_LOSS.items() if place in places[label]] for label in labels}
+    return {label: ", ".join(what) for label, what in found.items() if what}
+
+
+def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+    """Training loss by step, mean over the seeds; losses that can't be compared with SFT's are set apart."""
     style = looks(results)
     found = {label: _mean_curve(list(seeds.values())) for label, seeds in mode["curves"].items()}
     found = {label: points for label, points in found.items() if points}
-    other = [label for label in found if "token loss" in results["settings"][label]["places"]]
-    panels = [("Training loss", [label for label in found if label not in other]), ("Their own losses", other)]
+    other = own_losses(results, list(found))
+    panels = [("Training loss", [label for label in found if label not in other]), ("Their own losses", list(other))]
     panels = [(title, labels) for title, labels in panels if labels]
     if not panels:
         return None
@@ -135,9 +151,10 @@ def curves(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None
     told = "; ".join(f"{label}: {points[0][1]:.3f} to {points[-1][1]:.3f}" for label, points in found.items())
     caption = "Mean over the seeds. Of LfU the SFT part; of other methods with a penalty the sum."
     if other:
-        caption += " Losses that replace that of a token can't be compared with it."
+        told_of = "; ".join(f"{label}: {what}" for label, what in other.items())
+        caption += f" Set apart, as they can't be compared with SFT's nor with each other: {told_of}."
     size = (9, 3.6 + 0.25 * (len(found) // 4))
-    return Figure("training", draw(size, paint), f"training loss, first to last step: {told}", caption)
+    return Figure(name, draw(size, paint), f"training loss, first to last step: {told}", caption)
 
 
 def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int, float]]:
@@ -149,7 +166,7 @@ def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int,
     return points
 
 
-def noise(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
+def noise(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
     """Cosine similarity of clean and noisy hidden states by layer."""
     if not mode["noise"]:
         return None
@@ -164,11 +181,11 @@ def noise(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
 
     told = "; ".join(f"{label}: {layers[0]:.4f} to {layers[-1]:.4f}" for label, layers in mode["noise"].items())
     caption = "Noise of NEFTune's strength on the embeddings; mean over rows, draws and seeds. Higher is steadier."
-    return Figure("noise", draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}", caption)
+    return Figure(name, draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}", caption)
 
 
-def wording(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | None:
-    """A dot a prompt template, a row a setting."""
+def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+    """A dot a prompt template and seed, a row a setting, in it a line a seed."""
     if not mode["wording"]:
         return None
     style, metric = looks(results), results["metrics"]["wording"]
@@ -178,31 +195,40 @@ def wording(results: Mapping[str, Any], mode: Mapping[str, Any]) -> Figure | Non
     def paint(figure: Picture) -> None:
         axis = figure.subplots()
         for height, (label, templates) in enumerate(found.items()):
-            values, colour = [kind.shown(v) for v in templates.values()], style[label]["color"]
-            axis.plot([min(values), max(values)], [height, height], color=colour, lw=1.2, alpha=0.6, zorder=1)
-            axis.plot(values, [height] * len(values), "o", mfc="none", mec=colour, mew=1.8, ms=8, zorder=3)
-            axis.plot(fmean(values), height, "|", color=colour, ms=16, mew=2.4, zorder=2)
+            colour, seeds = style[label]["color"], list(zip(*templates.values()))
+            for number, found_ in enumerate(seeds):
+                values = [kind.shown(v) for v in found_]
+                y = height + 0.6 * ((number + 0.5) / len(seeds) - 0.5)
+                axis.plot([min(values), max(values)], [y, y], color=colour, lw=1, alpha=0.5, zorder=1)
+                axis.plot(values, [y] * len(values), "o", mfc="none", mec=colour, mew=1.4, ms=5, zorder=3)
+                axis.plot(fmean(values), y, "|", color=colour, ms=9, mew=2.2, zorder=2)
         axis.set_yticks(range(len(found)), [shorter(label, NAME) for label in found])
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", color=GRID, lw=0.8)
         axis.set_axisbelow(True)
-        axis.set_title("One circle a wording of the prompt")
+        axis.set_title("One circle a wording of the prompt, one line a seed")
         axis.set_xlabel(what)
 
     told = "; ".join(
-        f"{label}: " + ", ".join(f"{name} {value(metric, v)}" for name, v in templates.items())
+        f"{label}: " + ", ".join(f"{template} {value(metric, fmean(seeds))}" for template, seeds in templates.items())
         for label, templates in found.items()
     )
-    caption = "Mean over the seeds; the stroke is the mean over the wordings. The closer together, the steadier."
-    return Figure("wording", draw((8, 1.5 + 0.42 * len(found)), paint), told, caption)
+    most = max(len(seeds) for templates in found.values() for seeds in templates.values())
+    caption = (
+        "The stroke is a seed's mean over the wordings. The closer together the circles of a line, the steadier: "
+        "the wording deviation is theirs, mean over the seeds."
+    )
+    size = (8, 1.5 + (0.36 + 0.06 * min(most, 10)) * len(found))
+    return Figure(name, draw(size, paint), f"means over the seeds: {told}", caption)
 
 
 def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
     """Loss and what was kept over the one parameter that varies, or over two; None where more or none do."""
     kept = next((key for key, metric in results["metrics"].items() if metric["group"] == "kept"), None)
     keys = [key for key in ("loss", kept) if key is not None and key in results["metrics"]]
-    found = [label for label in next(iter(mode["values"].values()), {}) if _is_candidate(results, label)]
+    labels = list(next(iter(mode["values"].values()), {}))
+    found = [label for label in labels if _is_candidate(results, label)] or labels  # all plain SFT: a sweep of that
     grids = {label: results["settings"][label]["values"] for label in found}
     names = list(dict.fromkeys(name for values in grids.values() for name in values))
     methods = {results["settings"][label]["method"] for label in found}
@@ -216,10 +242,9 @@ def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fig
         for key in keys
     )
     size = (5.2 * len(keys) + 0.4, 3.8)
-    return Figure(
-        name, draw(size, lambda figure: paint(figure, results, mode, keys, names, grids)), told,
-        "Means over the seeds. Dashed: plain SFT." if len(names) == 1 else "Means over the seeds.",
-    )  # fmt: skip
+    dashed = " Dashed: plain SFT." if len(names) == 1 and methods != {"sft"} else ""
+    picture = draw(size, lambda figure: paint(figure, results, mode, keys, names, grids))
+    return Figure(name, picture, told, f"Means over the seeds.{dashed}")
 
 
 def _is_candidate(results: Mapping[str, Any], label: str) -> bool:
@@ -237,7 +262,7 @@ def _lines(
         ours = [kind.shown(means[label]["mean"]) for label in grids]
         axis.plot(places, ours, "-o", color="#0072b2", lw=2, ms=5)
         theirs = [results["settings"][label]["yardstick"] for label in grids]
-        if all(label in means for label in theirs):
+        if theirs != list(grids) and all(label in means for label in theirs):
             axis.plot(places, [kind.shown(means[label]["mean"]) for label in theirs], "--", color="#d55e00", lw=1.8)
         if log:
             axis.set_xscale("log")
@@ -298,6 +323,8 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
             colour = "#d55e00" if one["collapsed"] else "#0072b2"
             axis.plot(x, one["loss"], "X" if one["collapsed"] else "o", color=colour, ms=9, zorder=2)
         axis.axhline(found["untouched"], color="#6b7280", lw=1.4, ls="--", label="untouched model")
+        if found["sft"] is not None:
+            axis.axhline(found["sft"], color="#6b7280", lw=1.4, ls=":", label="plain SFT")
         axis.set_xscale("log")
         finish(axis, "Where training collapses", found["name"], "loss on the validation rows", whole=False)
         axis.set_xticks(list(tried), [f"{x:g}" for x in tried], rotation=30, fontsize=9)
@@ -305,6 +332,8 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
         axis.legend(frameon=False, fontsize=10)
 
     told = "; ".join(f"{x:g}: {one['loss']:.3f}{' collapsed' if one['collapsed'] else ''}" for x, one in tried.items())
+    told += f"; untouched: {found['untouched']:.3f}"
+    told += "" if found["sft"] is None else f"; plain SFT: {found['sft']:.3f}"
     return Figure("collapse", draw((8, 3.6), paint), told, "Circles hold, crosses have collapsed.")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lfu.report import compare_figures as figures
 from lfu.report.blocks import Block, Heading, Items, Paragraph, Table, View
 from lfu.report.compare_text import change, heading, mean_and_spread, meaning, turn, value
-from lfu.report.probe_text import and_
+from lfu.report.probe_text import and_, sign
 
 WORDS = {1: "better", -1: "worse", 0: ""}
 UNSTEADY = 0.5  # distance of the quartiles of a run's step times over their median, from which ratios are rough
@@ -20,24 +20,33 @@ def view(record: Mapping[str, Any]) -> View:
     """The report, from the record alone."""
     results = record["results"]
     blocks: list[Block] = []
-    for mode, found in results["modes"].items():
-        if found["cost"]:
-            blocks += _results(results, mode, found)
-    main = next(iter(results["modes"].values()), None)
-    if main and main["cost"]:
-        blocks += _steadiness(results, main)
+    modes = {mode: found for mode, found in results["modes"].items() if found["cost"]}
+    for mode, found in modes.items():
+        blocks += _results(results, mode, found)
+    for mode, found in modes.items():
+        blocks += _steadiness(results, mode, found)
     if results["collapse"]:
         blocks += _collapse(results["collapse"])
     if results["search"]:
         blocks += [Heading("Learning rates"), _search_table(results)]
-    if main and main["cost"]:
-        blocks += _training_and_cost(results, main)
+    for mode, found in modes.items():
+        blocks += _training_and_cost(results, mode, found)
     blocks += _fairness(results)
     blocks += _runs(results)
     blocks += _commands(record)
     model, verb = record["settings"]["model"], record["settings"]["verb"]
     title = "Which strength?" if verb == "sweep" else "Which method?"
     return View(f"{title} {_short(model)}", verdict(record), [block for block in blocks if block is not None])
+
+
+def _of_mode(what: str, results: Mapping[str, Any], mode: str) -> str:
+    """A heading or caption; of the second mode with its name."""
+    return what if mode == next(iter(results["modes"])) else f"{what}, {MODES[mode].lower()}"
+
+
+def _file(stem: str, results: Mapping[str, Any], mode: str) -> str:
+    """A picture's file name; of the second mode with its name."""
+    return stem if mode == next(iter(results["modes"])) else f"{stem}-{mode}"
 
 
 def _short(model: str) -> str:
@@ -76,28 +85,35 @@ def verdict(record: Mapping[str, Any]) -> list[str]:
 def _recommendation(results: Mapping[str, Any]) -> list[str]:
     """The recommended setting, and how sure that is."""
     found = results["recommended"]
-    if found is None or not results["metrics"]:
+    if not results["metrics"]:
         return []
+    if found is None:
+        losses = [one["loss"] for one in results["validation"].get("settings", {}).values()]
+        why = (
+            "by the items that choose, each of them forgets more than it may" if any(losses) else "of each a run failed"
+        )
+        return [f"No setting is recommended: {why}."] if losses and results["whole"] else []
     yardstick = _sft(found["yardstick"])
     if found["candidate"] == found["yardstick"]:
         why = "nothing that was tried had a lower loss on the validation rows"
         why += " without forgetting more." if found["excluded"] else "."
         return [f"Recommended: {yardstick}, learning rate {found['learning_rate']}: {why}", *_how_sure(results)]
     against = results["modes"][found["mode"]]["against_sft"]
-    tell = lambda keys: and_([_change_of(results, against, key, found["candidate"]) for key in keys])
+    better = and_([_told(results, key, found["sure"][key]) for key in found["better"]])
+    worse = and_([_told(results, key, against[key][found["candidate"]]) for key in found["worse"]])
     named = f"{found['candidate']}, learning rate {found['learning_rate']}"
     rest = f"; no difference beyond the noise in {and_(_titles(results, found['same']))}" if found["same"] else ""
     if found["better"] and not found["worse"]:
-        sentence = f"Recommended: {named}: against {yardstick} it is better in {tell(found['better'])}{rest}."
+        sentence = f"Recommended: {named}: against {yardstick} it is better in {better}{rest}."
     elif found["better"]:
         sentence = (
-            f"A trade: {named} is better than {yardstick} in {tell(found['better'])}, and worse in "
-            f"{tell(found['worse'])}{rest}. Take it if the former matters more."
+            f"A trade: {named} is better than {yardstick} in {better}, and worse in {worse}{rest}. Take it if the "
+            "former matters more."
         )
     elif found["worse"]:
         sentence = (
             f"Recommended: {yardstick}, the plainest: {named} had the lowest loss on the validation rows, but on the "
-            f"test rows it is worse in {tell(found['worse'])} and better in nothing."
+            f"test rows it is worse in {worse} and better in nothing."
         )
     else:
         sentence = (
@@ -108,11 +124,24 @@ def _recommendation(results: Mapping[str, Any]) -> list[str]:
 
 
 def _how_sure(results: Mapping[str, Any]) -> list[str]:
-    seeds = results["recommended"]["seeds"]
-    if seeds == 1:
-        return ["One seed: the intervals know the items' noise alone; another seed could change the order."]
-    few = " Few seeds tell their spread only roughly." if seeds < 5 else ""
-    return [f"Intervals: 95 %, paired over {seeds} seeds and the items.{few}"]
+    """How far behind the runner-up was, and what the intervals know."""
+    found, sentences = results["recommended"], []
+    if second := found["runner_up"]:
+        far = "" if sign(second) else ", which is within the noise"
+        behind = change({"kind": "nll"}, second, unit=True)
+        sentences.append(f"Next on the validation rows: {second['label']}, {behind} to {found['candidate']}{far}.")
+    if found["seeds"] == 1:
+        sentences.append("One seed: the intervals know the items' noise alone; another seed could change the order.")
+    else:
+        few = " Few seeds tell their spread only roughly." if found["seeds"] < 5 else ""
+        sentences.append(f"Intervals: 95 %, paired over {found['seeds']} seeds and the items.{few}")
+    if len(found["sure"]) > 1:
+        level = next(iter(found["sure"].values()))["level"]
+        sentences[-1] += (
+            f" Better is what lies beyond {100 * level:.1f} %, so that all {len(found['sure'])} columns together call "
+            "something better by chance in 5 % of studies (Bonferroni); worse, beyond 95 %."
+        )
+    return sentences
 
 
 def _same_time(results: Mapping[str, Any]) -> list[str]:
@@ -144,10 +173,10 @@ def _yardsticks(results: Mapping[str, Any]) -> list[str]:
         if not changes:
             continue
         learned = f"{_sft(label)[0].upper()}{_sft(label)[1:]} against the untouched model: " + (
-            _change_of(results, mode["against_untouched"], "loss", label) if "loss" in changes else "not measured"
+            _told(results, "loss", changes["loss"]) if "loss" in changes else "not measured"
         )
         if lost:
-            told = and_([_change_of(results, mode["against_untouched"], key, label) for key in lost])
+            told = and_([_told(results, key, changes[key]) for key in lost])
             sentences.append(f"{learned}. It forgot: {told}.")
         elif kept:
             sentences.append(f"{learned}. It forgot nothing beyond the noise, so there was little to save.")
@@ -156,9 +185,9 @@ def _yardsticks(results: Mapping[str, Any]) -> list[str]:
     return sentences[:3]
 
 
-def _change_of(results: Mapping[str, Any], changes: Mapping[str, Any], key: str, label: str) -> str:
+def _told(results: Mapping[str, Any], key: str, interval: Mapping[str, Any]) -> str:
     metric = results["metrics"][key]
-    return f"{metric['title']} ({change(metric, changes[key][label], unit=True)})"
+    return f"{metric['title']} ({change(metric, interval, unit=True)})"
 
 
 def _titles(results: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
@@ -170,6 +199,17 @@ def _sft(label: str) -> str:
 
 
 def _collapse_sentence(found: Mapping[str, Any]) -> str:
+    """Where the bracket is, and whether it is the method that collapses."""
+    where = _bracket(found)
+    if found["sft"] is None or found["untouched"] is None or found["sft"] <= found["untouched"]:
+        return where
+    return (
+        f"{where} But plain SFT, at the same learning rate and steps, is above the untouched model, too "
+        f"({found['sft']:.3f} against {found['untouched']:.3f} on the validation rows): it overfits itself."
+    )
+
+
+def _bracket(found: Mapping[str, Any]) -> str:
     name = f"{found['method']}'s {found['name']}"
     if found["holds"] is not None and found["collapses"] is not None:
         return f"Training collapses between {name} {found['holds']:g} (holds) and {found['collapses']:g} (collapses)."
@@ -189,14 +229,15 @@ def _results(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) ->
         blocks.append(
             Paragraph(
                 "Every setting trains for as long as plain SFT did: as many steps as its measured time of a step "
-                "allows, with a schedule fitted to them. What a method costs once is not counted; see Cost."
+                "allows, with a schedule fitted to them. What a method costs once is not counted: see "
+                f"{_of_mode('Cost', results, mode)}, with the seconds that training took in the end."
             )
         )
     if results["metrics"]:
         blocks += [_values_table(results, found), figures.gain_against_kept(results, found, f"gain-and-kept-{mode}")]
         blocks += [
             figures.sweep(results, found, f"sweep-{mode}"),
-            _differences_table(results, found),
+            *_differences_tables(results, found),
             _changes_table(found),
         ]
     return blocks if mode == "steps" or results["metrics"] else []
@@ -204,39 +245,92 @@ def _results(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) ->
 
 def _values_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> Table:
     metrics, ranks = results["metrics"], found["ranks"].get("average", {})
-    labels = list(next(iter(found["values"].values())))
+    labels, counts = list(next(iter(found["values"].values()))), _seed_counts(found)
     rows = [["untouched", *(value(metric, results["untouched"][key]) for key, metric in metrics.items())]]
     for label in labels:
         rows.append([label, *(mean_and_spread(m, found["values"][key][label]) for key, m in metrics.items())])
     if ranks:  # in front, where a narrow page shows it
         rows = [[row[0], f"{ranks[row[0]]:.1f}" if row[0] in ranks else "-", *row[1:]] for row in rows]
-    seeds = max(len(one["seeds"]) for one in next(iter(found["values"].values())).values())
+    rows = [[_with_count(row[0], counts), *row[1:]] for row in rows]
+    seeds = max(counts.values())
     over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    over += " where no other number is given" if len(set(counts.values())) > 1 else ""
     return Table(
         ["", *(["rank"] if ranks else []), *(heading(metric) for metric in metrics.values())], rows,
         caption=f"Results, {over}",
-        note=f"↑ more is better, ↓ less. {'; '.join(meaning(metric) for metric in metrics.values())}. rank: mean of "
-        "the ranks by column (1 is best; ties share the better place), as in the LfU paper's Table 1; it says nothing "
-        "about size or noise.",
+        note=f"↑ more is better, ↓ less. {'; '.join(meaning(metric) for metric in metrics.values())}."
+        f"{_about_rank(found['ranks'])}{_of_unequal_seeds(found, counts)}",
     )  # fmt: skip
 
 
-def _differences_table(results: Mapping[str, Any], found: Mapping[str, Any]) -> Table | None:
-    metrics = results["metrics"]
-    labels = list(dict.fromkeys(label for each in found["against_sft"].values() for label in each))
+def _about_rank(ranks: Mapping[str, Any]) -> str:
+    if not ranks:
+        return ""
+    return (
+        " rank: the ranks by column (1 is best; ties share the better place), their mean by category "
+        f"({_listed(ranks['by_category'])}), and the mean of these; it says nothing about size or noise."
+    )
+
+
+def _seed_counts(found: Mapping[str, Any]) -> dict[str, int]:
+    """Label -> how many seeds are finished."""
+    return {label: len(one["seeds"]) for label, one in next(iter(found["values"].values())).items()}
+
+
+def _with_count(label: str, counts: Mapping[str, int]) -> str:
+    """A row's name, with its seeds where others have more."""
+    count = counts.get(label)
+    if count is None or count == max(counts.values()):
+        return label
+    return f"{label} ({count} seed{'s' if count > 1 else ''})"
+
+
+def _of_unequal_seeds(found: Mapping[str, Any], counts: Mapping[str, int]) -> str:
+    """What a row with fewer seeds is left out of."""
+    told = ""
+    if found["failed"]:
+        told += f" Not ranked, and not recommended: {and_(found['failed'])}, as a run failed."
+    ranked = found["ranks"].get("seeds", [])
+    if any(count != len(ranked) for label, count in counts.items() if label not in found["failed"]) and ranked:
+        told += f" Ranked over the seeds that all have finished ({_listed(ranked)})."
+    return told
+
+
+def _differences_tables(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Table]:
+    """Against plain SFT; of what has no plain SFT to be compared with, which is plain SFT itself, against the
+    untouched model."""
+    settings = results["settings"]
+    flags = any(one["against"] not in ("sft", "untouched") for one in settings.values())
+    told = " with the same training flags; plain SFT with flags of its own: against that without" if flags else ""
+    alone = {
+        key: {label: interval for label, interval in each.items() if settings[label]["against"] == "untouched"}
+        for key, each in found["against_untouched"].items()
+    }
+    counts = _seed_counts(found)
+    tables = [
+        _differences_table(results["metrics"], found["against_sft"], f"plain SFT{told}", counts),
+        _differences_table(results["metrics"], alone, "the untouched model", counts),
+    ]
+    return [table for table in tables if table is not None]
+
+
+def _differences_table(
+    metrics: Mapping[str, Any], changes: Mapping[str, Any], to: str, counts: Mapping[str, int]
+) -> Table | None:
+    labels = list(dict.fromkeys(label for each in changes.values() for label in each))
     if not labels:
         return None
     rows = []
     for label in labels:
         cells = []
         for key, metric in metrics.items():
-            interval = found["against_sft"][key].get(label)
+            interval = changes[key].get(label)
             cells.append(_cell(metric, interval) if interval else "-")
-        rows.append([label, *cells])
+        rows.append([_with_count(label, counts), *cells])
     count = len(labels) * len(metrics)
     return Table(
         ["", *(f"{metric['title']} ({metric['items']})" for metric in metrics.values())], rows,
-        caption="Difference to plain SFT [95 % interval]",
+        caption=f"Difference to {to} [95 % interval]",
         note="better, worse: beyond the noise; no word: neither. On the same seeds and items, both drawn anew (crossed "
         f"bootstrap); in brackets how many items. Perplexity in per cent. Of {count} such intervals about "
         f"{count / 20:.1g} leave out the truth by chance.",
@@ -264,9 +358,12 @@ def _changes_table(found: Mapping[str, Any]) -> Table | None:
     )  # fmt: skip
 
 
-def _steadiness(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Any]:
-    pictures = [figures.wording(results, found), figures.noise(results, found)]
-    return [Heading("Steadiness"), *pictures] if any(pictures) else []
+def _steadiness(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) -> list[Any]:
+    pictures = [
+        figures.wording(results, found, _file("wording", results, mode)),
+        figures.noise(results, found, _file("noise", results, mode)),
+    ]
+    return [Heading(_of_mode("Steadiness", results, mode)), *pictures] if any(pictures) else []
 
 
 def _collapse(found: Mapping[str, Any]) -> list[Any]:
@@ -274,10 +371,12 @@ def _collapse(found: Mapping[str, Any]) -> list[Any]:
         [text, "no finite number" if one["loss"] is None else f"{one['loss']:.3f}", "yes" if one["collapsed"] else "no"]
         for text, one in found["tried"].items()
     ]
-    bar = "-" if found["untouched"] is None else f"{found['untouched']:.3f}"
+    bar, sft = ("-" if found[name] is None else f"{found[name]:.3f}" for name in ("untouched", "sft"))
+    rows.append(["plain SFT", sft, "-"])
     table = Table(
         [found["name"], "loss on the validation rows", "collapsed"], rows,
-        note=f"Collapsed: above the untouched model's {bar}, or no finite number. First seed; both ends, then halvings "
+        note=f"Collapsed: above the untouched model's {bar}, or no finite number. Plain SFT: at the same learning "
+        "rate and steps. First seed; both ends, then halvings "
         "of the bracket on a logarithmic scale.",
     )  # fmt: skip
     return [Heading("Collapse"), figures.collapse(found), table]
@@ -298,11 +397,12 @@ def _search_table(results: Mapping[str, Any]) -> Table:
         rows.append([label, *cells])
     return Table(
         ["", *rates], rows, caption="Loss on the validation rows, by learning rate",
-        note="First seed; * is chosen, for all seeds. The same learning rates were tried with every setting.",
+        note="First seed; * is chosen, for all seeds. The same were tried with every setting that names none "
+        "of its own.",
     )  # fmt: skip
 
 
-def _training_and_cost(results: Mapping[str, Any], found: Mapping[str, Any]) -> list[Any]:
+def _training_and_cost(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) -> list[Any]:
     rows = []
     for label, cost in found["cost"].items():
         memory = "-" if cost["peak_memory"] is None else f"{cost['peak_memory'] / 2**20:,.0f}"
@@ -315,12 +415,13 @@ def _training_and_cost(results: Mapping[str, Any], found: Mapping[str, Any]) -> 
     of = next((cost["memory_of"] for cost in found["cost"].values() if cost["memory_of"]), "")
     table = Table(
         ["", "a step, s", "over SFT's", "steps", "training, s", "once, s", "peak memory, MiB", "trainable", "rows",
-         "weights moved, %"], rows, caption="Cost",
+         "weights moved, %"], rows, caption=_of_mode("Cost", results, mode),
         note="Medians: over the steps of a run, then over the seeds. once: what "
         f"comes before the first and after the last step. Memory: {of or 'not known'}, in training. weights moved: "
         "||theta - theta0|| / ||theta0||.",
     )  # fmt: skip
-    blocks: list[Any] = [Heading("Training and cost"), figures.curves(results, found), table]
+    curves = figures.curves(results, found, _file("training", results, mode))
+    blocks: list[Any] = [Heading(_of_mode("Training and cost", results, mode)), curves, table]
     machines = sorted({machine for cost in found["cost"].values() for machine in cost["machines"]})
     if len(machines) > 1:
         told = "; ".join(machines)
@@ -340,13 +441,6 @@ def _training_and_cost(results: Mapping[str, Any], found: Mapping[str, Any]) -> 
 
 def _fairness(results: Mapping[str, Any]) -> list[Any]:
     same = results["same"]
-    steps = "as many steps each" if "steps" in results["modes"] else "the time of plain SFT's run each"
-    alike = (
-        f"Alike for all: the same untouched model, the same {same['training rows']:,} training rows in the same order "
-        f"for a seed, {same['rows a step']} rows a step, {steps}, the same seeds ({_listed(same['seeds'])}), the same "
-        f"learning rates tried ({_listed(same['learning rates tried'])}), {same['optimizer']} with a schedule that is "
-        f"{same['schedule']}, and the same items of every examination."
-    )
     choosing = (
         f"What chose: {same['validation rows']:,} validation rows and every third item of what should be kept. What is "
         f"reported: {same['test rows']:,} test rows and the other items, looked at once."
@@ -357,11 +451,51 @@ def _fairness(results: Mapping[str, Any]) -> list[Any]:
         rows.append([label, one["learning_rate"] or "-", own, "\n".join(one["what"])])
     differs = Table(["", "learning rate", "config that is not plain SFT's", "what it is"], rows, caption="What differs")
     said = [*same["rows"], *(f"Not measured: {name}, as {why}." for name, why in results["left_out"].items())]
-    return [Heading("What is fair here"), Paragraph(alike), Paragraph(choosing), *map(Paragraph, said), differs]
+    return [Heading("What is fair here"), *map(Paragraph, [*alike(results), choosing, *said]), differs]
 
 
-def _listed(values: Sequence[Any]) -> str:
+def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
+
+
+ALIKE = {
+    "training rows": "the same {} training rows in the same order for a seed",
+    "rows a step": "{} rows a step",
+    "steps": "{} steps each",
+    "learning rates tried": "the same learning rates tried ({})",
+    "optimizer": "the optimizer {}",
+    "schedule": "a schedule that is {}",
+}
+OWN_ROWS = {"mixture": "mixes other rows in", "answers": "rewrites their answers"}
+
+
+def alike(results: Mapping[str, Any]) -> list[str]:
+    """What all settings have alike, what not and which has what, and which methods change the rows."""
+    settings, seeds = results["settings"], _listed(results["same"]["seeds"])
+    facts = {name: {label: one["training"].get(name) for label, one in settings.items()} for name in ALIKE}
+    facts["steps"] = {label: str(one["steps"]["steps"]) for label, one in settings.items() if "steps" in one["steps"]}
+    same = [ALIKE[name].format(*set(each.values())) for name, each in facts.items() if len(set(each.values())) == 1]
+    if "time" in results["modes"]:
+        same.append(
+            "the time of plain SFT's run each" + (" where time is equal" if "steps" in results["modes"] else "")
+        )
+    differing = {name: each for name, each in facts.items() if len(set(each.values())) > 1}
+    told = [
+        f"Alike for all: the same untouched model, {', '.join(same)}, the same seeds ({seeds}), and the same items of "
+        "every examination."
+    ]
+    if differing:
+        told.append(f"Not alike: {'. '.join(f'{name}: {_who_has_what(each)}' for name, each in differing.items())}.")
+    for place, what in OWN_ROWS.items():
+        if names := [label for label, one in settings.items() if place in one["places"]]:
+            told.append(f"Of the training rows, {and_(names)} {what}.")
+    return told
+
+
+def _who_has_what(values: Mapping[str, str]) -> str:
+    """`16 (sft data_limit=16), 64 (sft data_limit=64)`."""
+    each = {value: [label for label, its in values.items() if its == value] for value in values.values()}
+    return ", ".join(f"{value} ({and_(labels)})" for value, labels in each.items())
 
 
 def _runs(results: Mapping[str, Any]) -> list[Any]:

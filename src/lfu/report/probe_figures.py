@@ -16,9 +16,14 @@ from matplotlib.ticker import MaxNLocator
 
 from lfu.report.demo_figures import STYLE
 
-# Okabe and Ito's, safe for colour-blind readers, the grey first: it is the base model's.
-PALETTE = ("#6b7280", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#111827")
+# Okabe and Ito's, safe for colour-blind readers, the grey first: it is the base model's. Then four more, which
+# differ from them and from each other in lightness, too.
+PALETTE = (
+    "#6b7280", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#111827",
+    "#7b3294", "#8c510a", "#8fc31f", "#b3001b",
+)  # fmt: skip
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "oD^vP*XpshH<>"  # 13, and 11 colours: together they repeat after 143
 LOST, GAINED = PALETTE[1], PALETTE[2]
 GRID = "#e5e7eb"
 DPI = 160

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lfu.report.blocks import Block, Figure, Heading, Paragraph, Table, View
-from lfu.report.probe_figures import GRID, PALETTE, draw
+from lfu.report.probe_figures import GRID, MARKERS, PALETTE, draw
 from lfu.study.choose import pareto_front
 
 Summary = dict[Any, Any]  # `family`, and (where, what) -> values over seeds
@@ -160,11 +160,10 @@ def _scatter(figure: Any, summary: Mapping[str, Summary], base: Mapping[str, Any
     axis.plot(*zip(*edge), color=PALETTE[0], lw=6, alpha=0.3, label="front of plain SFT", zorder=1)
     axis.scatter(*zip(*plain), color=PALETTE[0], s=26, label="sft, all settings", zorder=2)
     families = families_of(summary)
-    markers = "os^Dv<>PX*"
     for number, family in enumerate(families):
         points = [(percent(e, "target"), percent(e, "others")) for e in summary.values() if e["family"] == family]
         axis.plot(
-            *zip(*points), color=PALETTE[1 + number % (len(PALETTE) - 1)], marker=markers[number % len(markers)],
+            *zip(*points), color=PALETTE[1 + number % (len(PALETTE) - 1)], marker=MARKERS[number % len(MARKERS)],
             lw=1, ms=6, label=family, zorder=3,
         )  # fmt: skip
     axis.scatter(*[[value] for value in start], marker="*", s=160, color="black", label="before fine-tuning", zorder=4)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lfu.errors import UserError, one_line
-from lfu.study.choose import Bisection
+from lfu.study.choose import Bisection, fitting
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
 from lfu.study.plan import Design, Run
@@ -32,6 +32,7 @@ class Options:
     Attributes:
         folder: where the study lives.
         settings: what is compared, plain SFT or not.
+        skip_larger: leave out the settings with a `data_limit` above the rows there are, if others have one that fits.
         flags: those of `lfu train`.
         retention: (name, file) of further sets that should be kept.
         retention_limit: items of each set, the built-in ones too.
@@ -56,6 +57,7 @@ class Options:
     max_new_tokens: int = 256
     save_steps: int | None = None
     keep_models: bool = False
+    skip_larger: bool = False
     session: str = field(default_factory=lambda: secrets.token_hex(8))
     part: Callable[[Run, str], bool] = lambda run, key: True
     say: Callable[[str], None] = lambda line: None
@@ -75,9 +77,9 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
     config, model, data = parse([*options.flags.training])
     if config.packing and config.max_steps < 1:
         raise UserError("with --packing give --max_steps: all methods get the same number of steps")
-    settings, _ = with_yardsticks(options.settings)
     tokenizer = _tokenizer(config, model)
     parts = _rows(options, data)
+    settings, _ = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
     shaped = _shaped(parts, data, tokenizer)
     kept = _kept(options, data, tokenizer, parts)
     try:

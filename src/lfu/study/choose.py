@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lfu.errors import UserError
+from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 
 BETTER, WORSE, SAME = 1, -1, 0
@@ -76,10 +77,43 @@ class Bisection:
         return holds, collapses
 
 
+def fitting(settings: Sequence[Setting], parts: Split) -> list[Setting]:
+    """The settings whose `data_limit` is not above the training rows; which are left out is added to `parts.said`.
+
+    All of them where none is left: then it is a mistake, and not a grid that goes further than the rows.
+    """
+    limit = lambda setting: setting.values.get("data_limit", "")
+    most = len(parts.train)
+    large = [each for each in settings if limit(each).isdecimal() and int(limit(each)) > most]
+    if not large or len(large) == len(settings):
+        return list(settings)
+    sizes = ", ".join(dict.fromkeys(map(limit, large)))
+    parts.said.append(f"Left out are sizes above the {most} rows that are left for training: {sizes}.")
+    return [each for each in settings if each not in large]
+
+
+def held_against(setting: Setting, settings: Sequence[Setting]) -> list[Setting | None]:
+    """What a setting may forget no more than: plain SFT with its training flags; if it has flags of its own, also plain
+    SFT without them, or None, the untouched model, where that is not among `settings`.
+
+    The first of them is what its results are compared with. Plain SFT without flags of its own is held against nothing.
+    """
+    found: list[Setting | None] = [] if setting == setting.yardstick else [setting.yardstick]
+    if setting.shared:
+        plain = Setting(YARDSTICK)
+        found.append(plain if plain in settings else None)
+    return found
+
+
+def compared_with(setting: Setting, settings: Sequence[Setting]) -> Setting | None:
+    """The plain SFT that a setting's results are compared with; None: the untouched model."""
+    return next(iter(held_against(setting, settings)), None)
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A setting as the choosing rows see it: its loss on the validation rows, and whether it forgets more than plain
-    SFT there, beyond the noise."""
+    """A setting as the choosing rows see it: its loss on the validation rows, and whether it forgets more there, beyond
+    the noise, than what it is held against."""
 
     label: str
     method: str
@@ -88,7 +122,7 @@ class Candidate:
 
 
 def candidate(settings: Sequence[Candidate]) -> Candidate | None:
-    """The lowest validation loss among the settings that forget no more than plain SFT beyond the noise.
+    """The lowest validation loss among the settings that forget no more than they may.
 
     Ties go to plain SFT, else to the first. None where there is nothing to choose from.
     """

@@ -6,6 +6,7 @@ Everything that the report shows is in the record; the report computes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
@@ -15,7 +16,7 @@ from lfu.evaluation.intervals import Interval
 from lfu.evaluation.ranks import category_ranks
 from lfu.report.compare_text import KINDS, turn
 from lfu.study import metrics
-from lfu.study.choose import Candidate, candidate, pareto_front
+from lfu.study.choose import Candidate, candidate, compared_with, held_against, pareto_front
 from lfu.study.metrics import Metric, Read, metrics_of
 from lfu.study.plan import UNTOUCHED, Plan, Run
 from lfu.study.rows import chooses
@@ -28,29 +29,47 @@ Records = dict[str, dict[int, dict[str, Any]]]  # label -> seed -> a run's recor
 
 def results_of(study: Study, plan: Plan) -> dict[str, Any]:
     """The results, JSON-ready, of what is finished so far."""
-    base = study.shelf(UNTOUCHED).record
-    modes: dict[str, Any] = {}
-    readers: dict[Metric, Read] = {}
     gathered = {mode: _records(study, runs) for mode, runs in plan.runs.items()}
-    everything = [record for records in gathered.values() for each in records.values() for record in each.values()]
-    if base is not None:
-        readers = metrics_of([base, *everything])
-        for mode, records in gathered.items():
-            modes[mode] = _mode(plan, records, base, readers)
-    results = {
-        "metrics": {metric.key: metric.as_dict() for metric in readers},
-        "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()} if base else {},
+    failed = {
+        mode: {run.label for each in runs.values() for run in each if study.shelf(run).any_failure}
+        for mode, runs in plan.runs.items()
+    }
+    return {
+        **outcome(plan, study.shelf(UNTOUCHED).record, gathered, failed),
         "settings": {s.label: _described(study, s, plan) for s in plan.settings},
-        "modes": modes,
-        "validation": _validation(study, plan, base, gathered),
         "search": _search(study, plan),
         "runs": _runs(study, plan),
         "collapse": _collapse(study, plan),
-        "same": _same(study, plan),
+        "same": _same(study),
         "left_out": dict(study.exam.left_out),
         "whole": plan.whole and not study.open_tasks(plan),
     }
-    return results | {"recommended": _recommended(study, plan, results, gathered)}
+
+
+def outcome(
+    plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, Records], failed: Mapping[str, AbstractSet[str]]
+) -> dict[str, Any]:
+    """What the records say: results by mode, what chose, what is recommended.
+
+    Args:
+        base: the untouched model's record, None while there is none.
+        gathered: mode -> the records of its finished runs.
+        failed: mode -> the labels of the settings of which a run failed.
+    """
+    if base is None:
+        return {"metrics": {}, "untouched": {}, "modes": {}, "validation": {}, "recommended": None}
+    everything = [record for records in gathered.values() for each in records.values() for record in each.values()]
+    readers = metrics_of([base, *everything])
+    results = {
+        "metrics": {metric.key: metric.as_dict() for metric in readers},
+        "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()},
+        "modes": {mode: _mode(plan, records, failed[mode], base, readers) for mode, records in gathered.items()},
+        "validation": {},
+    }
+    if gathered:
+        main = _main_mode(gathered)
+        results["validation"] = _validation(plan, base, gathered[main], failed[main])
+    return results | {"recommended": _recommended(plan, results, gathered, readers)}
 
 
 # --- per mode --------------------------------------------------------------------------------------------------------
@@ -66,15 +85,27 @@ def _records(study: Study, runs: Mapping[Setting, Sequence[Run]]) -> Records:
     return found
 
 
-def _mode(plan: Plan, records: Records, base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
+def _in_common(records: Records, failed: AbstractSet[str]) -> tuple[list[str], list[int]]:
+    """(the settings that can be ranked: those of which no run failed; the seeds that all of them have finished).
+
+    A mean over the seeds that survived is none over all of them: what failed may have failed because the seed was hard.
+    """
+    labels = [label for label in records if label not in failed]
+    return labels, [
+        seed for seed in records[labels[0]] if all(seed in records[each] for each in labels)
+    ] if labels else []
+
+
+def _mode(
+    plan: Plan, records: Records, failed: AbstractSet[str], base: Mapping[str, Any], readers: Mapping[Metric, Read]
+) -> dict[str, Any]:
     yardsticks = {setting.label: setting.yardstick.label for setting in plan.settings}
+    rivals = {s.label: rival.label for s in plan.settings if (rival := compared_with(s, plan.settings))}
     values: dict[str, Any] = {}
     against_base: dict[str, Any] = {}
     against_sft: dict[str, Any] = {}
     for metric, read in readers.items():
-        samples = {
-            label: {seed: read(record["measures"]) for seed, record in each.items()} for label, each in records.items()
-        }
+        samples = {label: _read(each, read) for label, each in records.items()}
         before = read(base["measures"])
         values[metric.key] = {label: _spread(each) for label, each in samples.items()}
         against_base[metric.key] = {
@@ -83,13 +114,14 @@ def _mode(plan: Plan, records: Records, base: Mapping[str, Any], readers: Mappin
         against_sft[metric.key] = {
             label: asdict(found)
             for label, each in samples.items()
-            if label != yardsticks[label] and (found := _paired(each, samples.get(yardsticks[label], {}))) is not None
+            if label in rivals and (found := _paired(each, samples.get(rivals[label], {}))) is not None
         }
     return {
         "values": values,
         "against_untouched": against_base,
         "against_sft": against_sft,
-        "ranks": _ranks(values, readers),
+        "ranks": _ranks(values, readers, *_in_common(records, failed)),
+        "failed": [label for label in records if label in failed],
         "fronts": _fronts(against_base, readers),
         "changes": _changes(records, base),
         "cost": _costs(records, yardsticks),
@@ -105,24 +137,48 @@ def _spread(samples: Mapping[int, Any]) -> dict[str, Any]:
     return {"seeds": spread.seeds, "mean": spread.mean, "deviation": spread.deviation}
 
 
-def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Interval | None:
+def _read(records: Mapping[int, Mapping[str, Any]], read: Read) -> dict[int, Any]:
+    """seed -> the scores."""
+    return {seed: read(record["measures"]) for seed, record in records.items()}
+
+
+def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any], level: float = 0.95) -> Interval | None:
     """On the seeds that both have finished."""
     seeds = [seed for seed in ours if seed in theirs]
-    return difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]) if seeds else None
+    return difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds], level=level) if seeds else None
 
 
-def _ranks(values: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
-    """Ranks by metric, over the means as they are shown, and their mean: the paper's average rank."""
-    labels = list(next(iter(values.values()), {}))
-    if len(labels) < 2:
+def _ranks(
+    values: Mapping[str, Any], readers: Mapping[Metric, Read], labels: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """Ranks by metric, over the means as they are shown; their mean by category; and the mean of these.
+
+    Categories, as the paper has them, so that ten sets to keep don't outvote what was learned. The paper ranks each
+    category's average; here the columns of a category have different units, and their ranks are averaged.
+    """
+    if len(labels) < 2 or not seeds or not readers:
         return {}
     each = {}
     for metric in readers:
         kind = KINDS[metric.kind]
-        shown = {label: metric.sign * kind.shown(values[metric.key][label]["mean"]) for label in labels}
+        means = {label: fmean(values[metric.key][label]["seeds"][seed] for seed in seeds) for label in labels}
+        shown = {label: metric.sign * kind.shown(mean) for label, mean in means.items()}
         each[metric.key] = category_ranks(shown, decimals=kind.places)
-    average = {label: fmean(ranks[label] for ranks in each.values()) for label in labels}
-    return {"by_metric": each, "average": average}
+    categories: dict[str, list[str]] = {}
+    for metric in readers:
+        categories.setdefault(_category(metric), []).append(metric.key)
+    by_category = {
+        name: {label: fmean(each[key][label] for key in keys) for label in labels} for name, keys in categories.items()
+    }
+    average = {label: fmean(ranks[label] for ranks in by_category.values()) for label in labels}
+    return {"by_metric": each, "by_category": by_category, "average": average, "seeds": list(seeds)}
+
+
+def _category(metric: Metric) -> str:
+    """What a metric counts towards in the rank."""
+    if metric.group != "kept":
+        return metric.group
+    return "kept knowledge" if metric.kind == "share" else "kept language"
 
 
 def _fronts(against_base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
@@ -202,14 +258,15 @@ def _noise(records: Records, base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wording(records: Records, base: Mapping[str, Any], readers: Mapping[Metric, Read]) -> dict[str, Any]:
-    """label -> template -> value, means over the seeds."""
+    """label -> template -> its value in each seed: the wording deviation is one of a seed's wordings, not of means."""
     metric = next((each for each in readers if each.key == "wording"), None)
     if metric is None:
         return {}
-    found = {"untouched": metrics.by_template(base["measures"], metric.kind)}
-    for label, each in records.items():
+    found = {}
+    every: Records = {"untouched": {0: dict(base)}, **records}
+    for label, each in every.items():
         seeds = [metrics.by_template(record["measures"], metric.kind) for record in each.values()]
-        found[label] = {template: fmean(one[template] for one in seeds) for template in seeds[0]}
+        found[label] = {template: [one[template] for one in seeds] for template in seeds[0]}
     return {"kind": metric.kind, "templates": found}
 
 
@@ -238,71 +295,112 @@ def _main_mode(gathered: Mapping[str, Records]) -> str:
     return "steps" if "steps" in gathered else "time"
 
 
-def _validation(
-    study: Study, plan: Plan, base: Mapping[str, Any] | None, gathered: Mapping[str, Records]
-) -> dict[str, Any]:
-    """What the choice goes by: the loss on the validation rows, and the change of each kept set against plain SFT on
-    the items that choose."""
-    if base is None or "validation" not in base["measures"]:
+def _validation(plan: Plan, base: Mapping[str, Any], records: Records, failed: AbstractSet[str]) -> dict[str, Any]:
+    """What the choice goes by: the loss on the validation rows, over the seeds that all settings have, and the change
+    of each kept set, on the items that choose, against each of what the setting is held against. A setting of which a
+    run failed has no loss and is not chosen."""
+    if "validation" not in base["measures"]:
         return {}
-    records = gathered.get(_main_mode(gathered), {})
-    kept = list(base["measures"].get("kept", {}))
-    kinds = {name: base["measures"]["kept"][name]["kind"] for name in kept}
+    labels, seeds = _in_common(records, failed)
     found: dict[str, Any] = {"untouched": metrics.validation(base["measures"]).value, "settings": {}}
     for setting in plan.settings:
-        each, theirs = records.get(setting.label), records.get(setting.yardstick.label, {})
+        each = records.get(setting.label)
         if not each:
             continue
         against = {}
-        for name in kept:
-            read = metrics.kept_for_choice(name)
-            change = _paired(
-                {seed: read(record["measures"]) for seed, record in each.items()},
-                {seed: read(record["measures"]) for seed, record in theirs.items()},
-            )
-            if change is not None and setting != setting.yardstick:
-                against[name] = asdict(change) | {"sign": 1 if kinds[name] == "choice" else -1}
-        losses = Spread({seed: metrics.validation(record["measures"]).value for seed, record in each.items()})
-        found["settings"][setting.label] = {"loss": losses.mean, "against_sft": against}
+        for rival in held_against(setting, plan.settings):
+            theirs = records.get(rival.label, {}) if rival else dict.fromkeys(each, base)
+            against[rival.label if rival else UNTOUCHED.label] = _kept_changes(each, theirs)
+        losses = [metrics.validation(each[seed]["measures"]).value for seed in seeds if setting.label in labels]
+        found["settings"][setting.label] = {"loss": fmean(losses) if losses else None, "against": against}
+    found["seeds"] = seeds
+    return found
+
+
+def _kept_changes(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> dict[str, Any]:
+    """Retention set -> the difference on the items that choose; `sign` is +1 where more is better."""
+    found = {}
+    for name, scores in next(iter(ours.values()))["measures"].get("kept", {}).items():
+        read = metrics.kept_for_choice(name)
+        change = _paired(_read(ours, read), _read(theirs, read))
+        if change is not None:
+            found[name] = asdict(change) | {"sign": 1 if scores["kind"] == "choice" else -1}
     return found
 
 
 def _recommended(
-    study: Study, plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records]
+    plan: Plan, results: Mapping[str, Any], gathered: Mapping[str, Records], readers: Mapping[Metric, Read]
 ) -> dict[str, Any] | None:
-    """The setting that the choosing rows prefer, and how it differs from plain SFT on the rows that chose nothing."""
-    chosen_by = results["validation"].get("settings", {})
+    """The setting that the choosing rows prefer, and how it differs from plain SFT on the rows that chose nothing.
+
+    It is better where the interval of 1 - 0.05 / m leaves out zero, of m metrics (Bonferroni): being better in any of
+    them is enough to be recommended, and by chance it happens in one study of twenty. It is worse where that of 95 %
+    does: the doubt is plain SFT's to gain.
+    """
+    chosen_by = {
+        label: one for label, one in results["validation"].get("settings", {}).items() if one["loss"] is not None
+    }
     by_label = {setting.label: setting for setting in plan.settings}
-    best = candidate(
-        [Candidate(label, by_label[label].method, one["loss"], _forgets_more(one)) for label, one in chosen_by.items()]
-    )
+    candidates = [
+        Candidate(label, by_label[label].method, one["loss"], _forgets_more(one)) for label, one in chosen_by.items()
+    ]
+    best = candidate(candidates)
     if best is None:
         return None
     mode = _main_mode(gathered)
     setting = by_label[best.label]
-    differences = {
-        key: each[best.label] for key, each in results["modes"][mode]["against_sft"].items() if best.label in each
-    }
-    turns = {key: turn(results["metrics"][key], interval) for key, interval in differences.items()}
-    better = [key for key, way in turns.items() if way > 0]
-    worse = [key for key, way in turns.items() if way < 0]
+    rival = compared_with(setting, plan.settings) or setting
+    found = results["modes"][mode]["against_sft"]
+    differences = {key: each[best.label] for key, each in found.items() if best.label in each}
+    sure = _surely(gathered[mode], best.label, rival.label, readers, 1 - 0.05 / max(1, len(readers)))
+    better = [key for key in differences if turn(results["metrics"][key], sure[key]) > 0]
+    worse = [key for key, each in differences.items() if turn(results["metrics"][key], each) < 0]
     return {
         "mode": mode,
         "candidate": best.label,
-        "yardstick": setting.yardstick.label,
+        "yardstick": rival.label,
         "learning_rate": plan.rates[setting],
         "better": better,
         "worse": worse,
-        "same": [key for key, way in turns.items() if not way],
-        "label": best.label if best.label == setting.yardstick.label or better else setting.yardstick.label,
-        "seeds": len(gathered[mode][best.label]),
+        "same": [key for key in differences if key not in (*better, *worse)],
+        "sure": sure,
+        "label": best.label if rival == setting or better else rival.label,
+        "seeds": len(results["validation"]["seeds"]),
         "excluded": [label for label, one in chosen_by.items() if _forgets_more(one) and one["loss"] < best.validation],
+        "runner_up": _runner_up(gathered[mode], best, candidates, results["validation"]["seeds"]),
     }
 
 
+def _surely(
+    records: Records, ours: str, theirs: str, readers: Mapping[Metric, Read], level: float
+) -> dict[str, dict[str, Any]]:
+    """Metric -> the difference of two settings with an interval of that level; none of a setting to itself."""
+    if ours == theirs:
+        return {}
+    each = {
+        metric.key: _paired(_read(records.get(ours, {}), read), _read(records.get(theirs, {}), read), level)
+        for metric, read in readers.items()
+    }
+    return {key: asdict(interval) for key, interval in each.items() if interval is not None}
+
+
+def _runner_up(
+    records: Records, best: Candidate, candidates: Sequence[Candidate], seeds: Sequence[int]
+) -> dict[str, Any] | None:
+    """What would have been chosen without the best, and its loss on the validation rows minus the best's."""
+    second = candidate([each for each in candidates if each.label != best.label])
+    if second is None:
+        return None
+    losses = [
+        [metrics.validation(records[label][seed]["measures"]) for seed in seeds] for label in (second.label, best.label)
+    ]
+    return {"label": second.label, **asdict(difference(*losses))}
+
+
 def _forgets_more(one: Mapping[str, Any]) -> bool:
-    """Whether any kept set is worse than plain SFT's, beyond the noise."""
-    return any(change["sign"] * _beyond(change) < 0 for change in one["against_sft"].values())
+    """Whether any kept set is worse, beyond the noise, than that of anything that the setting is held against."""
+    changes = [change for each in one["against"].values() for change in each.values()]
+    return any(change["sign"] * _beyond(change) < 0 for change in changes)
 
 
 def _beyond(interval: Mapping[str, Any]) -> int:
@@ -331,6 +429,9 @@ def _collapse(study: Study, plan: Plan) -> dict[str, Any] | None:
     if bisection is None:
         return None
     bar = study.shelf(UNTOUCHED).validation
+    plain = bisection.setting(bisection.low).yardstick
+    rate = plan.rates.get(plain)
+    sft = study.shelf(study.design.first_run(plain, rate)).validation if rate is not None else None
     tried: dict[float, Any] = {}
     for setting in plan.settings:
         place = study.shelf(study.design.first_run(setting, plan.rates[setting])) if setting in plan.rates else None
@@ -342,8 +443,8 @@ def _collapse(study: Study, plan: Plan) -> dict[str, Any] | None:
             tried[float(given[bisection.key])] = {"loss": loss, "collapsed": loss is None or loss > bar}
     holds, collapses = bisection.bracket({value: one["collapsed"] for value, one in tried.items()})
     return {
-        "name": bisection.name, "method": bisection.method, "untouched": bar, "holds": holds, "collapses": collapses,
-        "low": bisection.low, "high": bisection.high,
+        "name": bisection.name, "method": bisection.method, "untouched": bar, "sft": sft,
+        "holds": holds, "collapses": collapses, "low": bisection.low, "high": bisection.high,
         "tried": {f"{value:g}": tried[value] for value in sorted(tried)},
     }  # fmt: skip
 
@@ -363,8 +464,10 @@ def _described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
         "method": setting.method,
         "values": setting.values,
         "yardstick": setting.yardstick.label,
+        "against": (compared_with(setting, plan.settings) or UNTOUCHED).label,
         "what": [method_class(name).summary for name in names],
         "differs": _differs(study.configs(run)[0], study.configs(yardstick)[0]),
+        "training": _training(study, setting, study.configs(run)[0]),
         "learning_rate": plan.rates.get(setting),
         "steps": {mode: runs[setting][0].steps for mode, runs in plan.runs.items() if setting in runs},
         "places": [place for name in names for place in method_class(name).places],
@@ -373,6 +476,18 @@ def _described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
             for runs in plan.runs.values()
             for one in runs.get(setting, ())
         },
+    }
+
+
+def _training(study: Study, setting: Setting, config: Any) -> dict[str, str]:
+    """What a fair comparison has alike, as text; steps aside, which the modes decide."""
+    schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    return {
+        "training rows": f"{study.limit(setting):,}",
+        "rows a step": str(config.per_device_train_batch_size * config.gradient_accumulation_steps),
+        "learning rates tried": ", ".join(study.design.rates_of(setting)),
+        "optimizer": str(getattr(config.optim, "value", config.optim)),
+        "schedule": f"{schedule}, warm-up {config.warmup_steps:g}",
     }
 
 
@@ -408,20 +523,12 @@ def _runs(study: Study, plan: Plan) -> list[dict[str, Any]]:
     return found
 
 
-def _same(study: Study, plan: Plan) -> dict[str, Any]:
-    """What all runs have in common."""
-    first = study.design.first_run(plan.settings[0], study.design.rates_of(plan.settings[0])[0])
-    config, _ = study.configs(first)
+def _same(study: Study) -> dict[str, Any]:
+    """What all runs have in common, whatever their settings are."""
     return {
         "seeds": list(study.design.seeds),
-        "learning rates tried": list(study.design.rates),
-        "steps": config.max_steps,
-        "rows a step": config.per_device_train_batch_size * config.gradient_accumulation_steps,
         "training rows": len(study.split.train),
         "validation rows": len(study.split.validation),
         "test rows": len(study.split.test),
-        "schedule": f"{getattr(config.lr_scheduler_type, 'value', config.lr_scheduler_type)}, "
-        f"warm-up {config.warmup_steps:g}",
-        "optimizer": str(getattr(config.optim, "value", config.optim)),
         "rows": study.split.said,
     }

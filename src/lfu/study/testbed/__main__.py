@@ -1,17 +1,23 @@
-"""`python -m lfu.study.testbed`: every method on the controlled test bed, over several seeds, with a report.
+"""`python -m lfu.study.testbed`: methods on the controlled test bed, over several seeds, with a report.
 
 A Llama of a million parameters learns seven skills from scratch; an eighth, a composition of two of them, is then
-fine-tuned on few rows by each method. The base model and every finished run are kept in the output folder: a killed
-study goes on where it stopped.
+fine-tuned on few rows: by the best known methods at a few strengths each (about 25 minutes on 2 CPU cores), with --all
+by every setting there is. The base model and every finished run are kept in the output folder: a killed study goes on
+where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +33,15 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m lfu.study.testbed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/testbed"), help="folder for runs and report")
-    parser.add_argument("--seeds", type=int, default=8, help="seeds: training rows, their order, all that is random")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds: training rows, their order, all that is random")
     parser.add_argument("--rows", type=int, default=64, help="rows that are fine-tuned on")
     parser.add_argument("--steps", type=int, default=3000, help="steps in which the base model learns all skills")
-    parser.add_argument("--families", nargs="+", help="only these curves (and SFT): lfu, kl, ...")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--all", action="store_true", help="every setting: LfU's own knobs and all methods, hours of work"
+    )
+    which.add_argument("--families", nargs="+", help="only these curves (and SFT): lfu, kl, ...")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each in a process of one thread")
     options = parser.parse_args(argv)
     command = " ".join(["python -m lfu.study.testbed", *(sys.argv[1:] if argv is None else argv)])
     try:
@@ -57,16 +68,12 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     from lfu.evaluation.record import describe_model, make_record
     from lfu.report.page import write_report
     from lfu.study.testbed.run import measure
-    from lfu.study.testbed.settings import settings
 
-    chosen = [s for s in settings() if not options.families or s.family in ("sft", *options.families)]
-    if unknown := set(options.families or []) - {s.family for s in settings()}:
-        raise UserError(f"unknown family {sorted(unknown)[0]!r}: use {', '.join({s.family: 0 for s in settings()})}")
-    base = _base(options)
+    chosen = _chosen(options)
+    folder = _base_folder(options)
     plan = [(setting, seed) for seed in range(options.seeds) for setting in chosen]
     runs = []
-    for number, (setting, seed) in enumerate(plan, start=1):
-        result = _one(options, base, setting, seed)
+    for number, ((setting, seed), result) in enumerate(zip(plan, _results(options, folder, plan)), start=1):
         runs.append({"name": setting.name, "family": setting.family, "seed": seed, **result})
         scored = result["scores"]
         print(
@@ -74,6 +81,7 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
             f"others {scored['others']['accuracy']:.1%}",
             flush=True,
         )
+    base = _load(folder)
     record = make_record(
         "testbed",
         models={"base": describe_model("made here from scratch", base)},
@@ -92,10 +100,23 @@ def run(options: argparse.Namespace, command: str) -> dict[str, Any]:
     return record
 
 
-def _base(options: argparse.Namespace) -> Any:
-    """The model that knows all skills: kept from an earlier run, or trained now."""
-    from transformers import LlamaForCausalLM
+def _chosen(options: argparse.Namespace) -> list[Any]:
+    """The settings that were asked for.
 
+    Raises:
+        UserError: an unknown family.
+    """
+    from lfu.study.testbed.settings import SHORT, settings
+
+    every = settings()
+    if unknown := set(options.families or []) - {s.family for s in every}:
+        raise UserError(f"unknown family {sorted(unknown)[0]!r}: use {', '.join({s.family: 0 for s in every})}")
+    families = ("sft", *options.families) if options.families else SHORT
+    return [s for s in every if options.all or s.family in families]
+
+
+def _base_folder(options: argparse.Namespace) -> Path:
+    """Where the model that knows all skills is: kept from an earlier run, or trained now."""
     from lfu.study.testbed.model import learn_all_skills
 
     folder = options.out / f"base-{options.steps}-{_base_key()}"
@@ -106,17 +127,56 @@ def _base(options: argparse.Namespace) -> Any:
         model = learn_all_skills(0, options.steps, say=lambda line: print(f"  {line}", flush=True))
         with new_folder(folder) as work:
             model.save_pretrained(work)
+    return folder
+
+
+@cache
+def _load(folder: Path) -> Any:
+    from transformers import LlamaForCausalLM
+
     return LlamaForCausalLM.from_pretrained(folder)
 
 
-def _one(options: argparse.Namespace, base: Any, setting: Any, seed: int) -> dict[str, Any]:
+def _results(options: argparse.Namespace, folder: Path, plan: Sequence[tuple[Any, int]]) -> Iterator[dict[str, Any]]:
+    """The scores of each run, in order: from its file, or measured now, several at once.
+
+    Raises:
+        UserError: a process died.
+    """
+    tasks = [(folder, _file(options, setting, seed), setting, options.rows, seed) for setting, seed in plan]
+    jobs = min(options.jobs, sum(not task[1].is_file() for task in tasks))
+    if jobs < 2:
+        yield from map(_one, *zip(*tasks))
+        return
+    try:
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_worker) as pool:
+            yield from pool.map(_one, *zip(*tasks))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process died, perhaps of too little memory: the same command goes on; try --jobs 1"
+        ) from error
+
+
+def _begin_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word: the parent says what there is to say
+
+
+def _file(options: argparse.Namespace, setting: Any, seed: int) -> Path:
+    """Where the scores of a run are kept; what decides them is in its name."""
+    return options.out / "runs" / f"{_key(options, setting, seed)}.json"
+
+
+def _one(folder: Path, path: Path, setting: Any, rows: int, seed: int) -> dict[str, Any]:
     """Scores of one run: from its file, or measured now."""
     from lfu.study.testbed.run import fine_tune, measure
 
-    path = options.out / "runs" / f"{_key(options, setting, seed)}.json"
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
-    tuned = fine_tune(base.state_dict(), setting, options.rows, seed)
+    with quiet_libraries():
+        tuned = fine_tune(_load(folder).state_dict(), setting, rows, seed)
     result = {"scores": measure(tuned)}
     write_text(path, dump_json(result))
     return result

@@ -11,6 +11,10 @@ from typing import Any
 
 LEARNING_RATE = 1e-3
 EPOCHS = 30
+# The curves that are run unless others are asked for.
+SHORT = (
+    "sft", "sft, learning rate", "sft, epochs", "lfu", "lfu_reps", "logit_kl", "sam", "neftune", "gem", "kl", "l2sp",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
