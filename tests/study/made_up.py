@@ -30,7 +30,7 @@ def made_record(
         },
         "steps": 3, "rows": 28, "trainable": 10, "curve": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": loss}],
         "cost": {
-            "median_step_seconds": seconds, "unsteady": 0.0, "train_seconds": 3 * seconds, "prepare_seconds": 0.0,
+            "step_seconds": seconds, "unsteady": 0.0, "train_seconds": 3 * seconds, "prepare_seconds": 0.0,
             "measure_seconds": 0.0, "peak_memory": None, "memory_of": "", "machine": "here",
         },
         **more,

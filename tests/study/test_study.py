@@ -257,6 +257,8 @@ def test_the_runs_of_a_worker_on_another_kind_of_machine_are_found(here, model, 
         def wait(self):
             return self.code
 
+        poll = wait
+
     monkeypatch.setattr(environment, "own", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
     monkeypatch.setattr(processes.subprocess, "Popen", Worker)
     assert run(model, "--methods sft --measures none --max_steps 1", "--jobs 2") == 0
@@ -270,7 +272,7 @@ def test_the_runs_of_a_worker_on_another_kind_of_machine_are_found(here, model, 
 
 def test_what_the_machine_decides_is_in_the_key_if_it_was_given(tmp_path):
     def key(given, **values) -> tuple[str, str]:
-        config = LfUConfig(str(tmp_path), bf16=values["bf16"])
+        config = LfUConfig(str(tmp_path), bf16=values["bf16"], use_cpu=True)
         model = ModelArguments("m", dtype=values["dtype"])
         return keys.run_key(config, model, {}, given), keys.start_key(model, {}, given)
 
