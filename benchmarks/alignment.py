@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def terms(model: Any, seen: list[Batch], start: dict[str, torch.Tensor]) -> dict
     """Name -> the gradient of what a method adds to the loss, given SFT's own."""
     found: dict[str, Callable[[Vector], Vector]] = {"SFT": lambda plain: plain}
     for name, options in CONSISTENCIES.items():
-        found[name] = lambda plain, options=options: consistency_gradient(model, seen, plain, options)
+        found[name] = partial(consistency_gradient, model, seen, options=options)
     found["IM, the prompt's loss"] = lambda plain: loss_gradient(model, prompt_batches(seen))
     found["L2-SP"] = lambda plain: torch.cat(
         [(p.detach() - start[name]).flatten() for name, p in model.named_parameters()]
