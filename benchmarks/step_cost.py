@@ -49,6 +49,7 @@ from stepcost.variants import Variant, parse_variant  # noqa: E402
 
 from lfu.evaluation.record import machine  # noqa: E402
 from lfu.files import dump_json, write_text  # noqa: E402
+from lfu.undesirable import KINDS  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -76,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", default=None)
     parser.add_argument("--no-flops", dest="flops", action="store_false", default=None)
-    parser.add_argument("--profile", action="store_true", default=None, help="where the time over the floor goes")
+    parser.add_argument("--profile", action="store_true", default=None, help="the time over the floor by cause")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop by then, with what there is")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - for stdout")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there (default: stdout)")
@@ -145,9 +146,14 @@ def measure(settings: dict[str, Any], result: dict[str, Any]) -> None:
             result["stopped"] = result.get("stopped") or "out of time before the profile"
             break
         _say(f"{one}: profile")
-        chosen = [v for v in settings["variants"] if v.name in ("lora", "steering", "own")]
-        result["profiles"].append(profile_case(one, chosen))
+        chosen = [v for v in settings["variants"] if v.name in KINDS and _is_exact(v)]
+        result["profiles"].append(profile_case(one, chosen, settings["rounds"], deadline, _say, settings["clock"]))
         clear()
+
+
+def _is_exact(variant: Variant) -> bool:
+    """Only such a step has the parts that the profile tells apart."""
+    return not {"every", "part", "stale", "random_layers", "budget"} & variant.options.keys()
 
 
 def new_result(settings: dict[str, Any]) -> dict[str, Any]:

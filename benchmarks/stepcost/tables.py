@@ -35,7 +35,8 @@ def markdown(result: dict[str, Any]) -> str:
         if found := curve(result, axis):
             parts += [f"### Along {axis}", *(_shared(found)), curve_table(found, axis)]
     for one in result.get("profiles", []):
-        parts += [f"### Profile: {one['case']}", profile_table(one)]
+        parts += [f"### Profile: {one['case']}", causes_table(one["causes"]) if one["causes"] else ""]
+        parts.append(operations_table(one))
     if result.get("stopped"):
         parts.append(f"Stopped: {result['stopped']}.")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -151,9 +152,17 @@ def _point(x: float, axis: str) -> str:
     return f"{x / 1e6:,.0f} M" if axis == "size" else f"{x:,.0f}"
 
 
-def profile_table(one: dict[str, Any]) -> str:
-    """Milliseconds by group of operations; `left over` is the step without SFT and the bare second pass."""
-    seconds, left = one["seconds"], one["left_over"]
+def causes_table(causes: dict[str, dict[str, float]]) -> str:
+    """What each step takes above the unpadded floor, in per cent of SFT's time, by cause."""
+    heads = ["over the unpadded floor, % of SFT's time", *(TITLES.get(name, f"`{name}`") for name in causes)]
+    names = next(iter(causes.values()))
+    titles = {"total": "*all together*"}
+    return table(heads, ([titles.get(n, n), *(f"{100 * part[n]:+.1f}" for part in causes.values())] for n in names))
+
+
+def operations_table(one: dict[str, Any]) -> str:
+    """Milliseconds by group of operations; `left over` is the step without SFT and the bare second pass, padded."""
+    seconds, left = one["operations"], one["left_over"]
     heads = ["group", "SFT", "decoder alone", *(w for name in left for w in (name, "left over")), "optimizer"]
     rows = []
     for group in [*GROUPS, ELEMENTWISE, OTHER, "all"]:

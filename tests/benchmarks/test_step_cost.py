@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from stepcost.cases import Case, make_batch, make_model, needed_lengths
+from stepcost.causes import CAUSES
 from stepcost.clock import Deadline, interleave, paired, paired_ratios, quartiles
 from stepcost.curves import cases_of, curve, parse_curve
 from stepcost.fits import exponent, per_doubling
@@ -263,8 +264,14 @@ def test_a_run_writes_numbers_tables_and_pictures(tmp_path):
         one["seconds"]["lora"] / sum(one["seconds"][name] for name in floor)
     )
     assert one["quartiles"]["lora"] == [one["ratio"]["lora"]] * 2
+    causes = result["profiles"][0]["causes"]["lora"]
+    assert causes.pop("total") == pytest.approx(sum(causes.values()))
+    assert list(causes) == list(CAUSES)
     text = (tmp_path / "r.md").read_text()
-    assert all(word in text for word in ("*floor, unpadded*", "SAM", "### Along length", "### Profile"))
+    assert all(
+        word in text
+        for word in ("*floor, unpadded*", "SAM", "### Along length", "### Profile", *CAUSES, "*all together*")
+    )
     assert (tmp_path / "step-cost-length.png").stat().st_size > 1000
 
 
