@@ -1,6 +1,7 @@
 """What one LfU step costs beside one SFT step: time, memory, arithmetic, measured side by side in one run.
 
     python benchmarks/step_cost.py                                     # the main table: make bench
+    python benchmarks/step_cost.py --preset cheaper                    # the approximate forms
     python benchmarks/step_cost.py --preset curves --plots docs        # cost along batch, length, size, layers, rank
     python benchmarks/step_cost.py --variants sft decoder lora lora:layers=early --profile
     python benchmarks/step_cost.py --device cuda --preset gpu --minutes 10 --json gpu.json --markdown gpu.md
@@ -12,8 +13,10 @@ decoder (the second pass at its barest), decoder_unpadded, lora, steering, own (
 
 Time is forward and backward of one micro-batch, without the optimizer: by the clock on the wall, with --clock cpu the
 processor time (one thread on a machine that others use too), on a GPU between CUDA events. Rounds are interleaved: each
-variant once a round, its time divided by SFT's of the same round, the median of these ratios reported. Memory is the
-peak of two AdamW updates of two micro-batches: on a CPU the resident set of a process of its own, on a GPU what the
+variant once a round, its time divided by SFT's of the same round, the median of these ratios reported with its
+quartiles. An approximate form is timed over a whole cycle of micro-batches (every=4: four), divided by their number; of
+one that draws rows or layers, four micro-batches whose draw costs what it does on average. Memory is the peak of two
+AdamW updates of two micro-batches: on a CPU the resident set of a process of its own, on a GPU what the
 allocator gave out.
 The floor is SFT plus a forward and backward of the decoder without the head: stepcost/flops.py.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
-from stepcost.cases import SIZES, Case  # noqa: E402
+from stepcost.cases import AXES, SIZES, Case  # noqa: E402
 from stepcost.clock import CLOCKS, Deadline  # noqa: E402
 from stepcost.curves import cases_of, first_cases, parse_curve  # noqa: E402
 from stepcost.flops import floors  # noqa: E402
@@ -42,10 +45,11 @@ from stepcost.plots import save_plots  # noqa: E402
 from stepcost.presets import PRESETS  # noqa: E402
 from stepcost.profiling import profile_case  # noqa: E402
 from stepcost.tables import floor_table, markdown  # noqa: E402
-from stepcost.variants import parse_variant  # noqa: E402
+from stepcost.variants import Variant, parse_variant  # noqa: E402
 
 from lfu.evaluation.record import machine  # noqa: E402
 from lfu.files import dump_json, write_text  # noqa: E402
+from lfu.undesirable import KINDS  # noqa: E402
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,7 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=list(PRESETS), default="main", help="flags under those given (main)")
     parser.add_argument("--theta", nargs="+", choices=("lora", "full"))
     parser.add_argument("--variants", nargs="+", type=_checked(parse_variant), metavar="V", help="see above")
-    parser.add_argument("--curve", nargs="+", type=_checked(parse_curve), metavar="AXIS=V,V", help="length=64,128")
+    parser.add_argument(
+        "--curve",
+        nargs="+",
+        type=_checked(parse_curve),
+        metavar="AXIS=V,V",
+        help="length=64,128 or size=30m,70m@batch=1",
+    )
     parser.add_argument("--size", choices=list(SIZES))
     parser.add_argument("--batch", type=_at_least_one, metavar="N")
     parser.add_argument("--length", type=_at_least_one, metavar="N", help="tokens a row, padding included")
@@ -67,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-memory", dest="memory", action="store_false", default=None)
     parser.add_argument("--no-flops", dest="flops", action="store_false", default=None)
-    parser.add_argument("--profile", action="store_true", default=None, help="where the time over the floor goes")
+    parser.add_argument("--profile", action="store_true", default=None, help="the time over the floor by cause")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop by then, with what there is")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - for stdout")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there (default: stdout)")
@@ -84,10 +94,17 @@ def settings_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> d
     """The preset's settings under those given."""
     common: dict[str, Any] = {
         "size": "135m", "batch": 4, "length": 128, "layers": None, "rank": 8, "dtype": "float32", "memory": True,
-        "flops": True, "profile": False, "curve": [], "clock": "wall",
+        "flops": True, "profile": False, "curve": [], "clock": "wall", "also": [],
     }  # fmt: skip
-    chosen = common | PRESETS[given.preset] | {k: v for k, v in vars(given).items() if v is not None}
-    chosen["variants"] = [parse_variant(v) if isinstance(v, str) else v for v in chosen["variants"]]
+    said = {k: v for k, v in vars(given).items() if v is not None}
+    chosen = common | PRESETS[given.preset] | said
+    if said.keys() & {"theta", "variants", "curve", *AXES} or said.get("memory") is False:
+        chosen["also"] = []  # these cases belong to the preset as it is
+    if "variants" in said:
+        chosen.pop("curve_variants", None)
+    for name in ("variants", "curve_variants"):
+        if name in chosen:
+            chosen[name] = [parse_variant(v) if isinstance(v, str) else v for v in chosen[name]]
     if "sft" not in (v.text for v in chosen["variants"]):
         parser.error("--variants must include sft: the ratios are to it")
     if chosen["device"] == "cuda" and not torch.cuda.is_available():
@@ -95,30 +112,48 @@ def settings_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> d
     return chosen
 
 
+def base_case(settings: dict[str, Any]) -> Case:
+    """The case that the flags give, of the first theta."""
+    return Case(**{name: settings[name] for name in ("size", "batch", "length", "layers", "rank", "dtype", "device")})
+
+
+def jobs_of(settings: dict[str, Any]) -> list[tuple[Case, Plan]]:
+    """The first case of each theta, those along the curves, and the preset's further ones, each with its plan."""
+    first = first_cases(settings["theta"], base_case(settings))
+    jobs = []
+    for case in cases_of(first, settings["curve"]):
+        changed = {name for name in AXES if getattr(case, name) != getattr(first[0], name)}
+        variants = settings.get("curve_variants", settings["variants"]) if changed else settings["variants"]
+        memory = settings["memory"] if isinstance(settings["memory"], bool) else changed <= {settings["memory"]}
+        jobs.append((case, _plan(settings, variants, settings["rounds"], memory)))
+    for more in settings["also"]:
+        changes = {name: value for name, value in more.items() if name not in ("variants", "rounds")}
+        variants = [parse_variant(text) for text in more["variants"]]
+        jobs.append((replace(first[0], **changes), _plan(settings, variants, more["rounds"], True)))
+    return jobs
+
+
+def _plan(settings: dict[str, Any], variants: list[Variant], rounds: int, memory: bool) -> Plan:
+    return Plan(variants, rounds, memory, settings["flops"], Path(__file__), settings["clock"])
+
+
 def measure(settings: dict[str, Any], result: dict[str, Any]) -> None:
     """Everything that was asked for, into `result`; written out after each case."""
     deadline = Deadline(settings.get("minutes"))
-    case = Case(**{name: settings[name] for name in ("size", "batch", "length", "layers", "rank", "dtype", "device")})
-    base = first_cases(settings["theta"], case)
-    plan = Plan(
-        settings["variants"],
-        settings["rounds"],
-        settings["memory"],
-        settings["flops"],
-        Path(__file__),
-        settings["clock"],
-    )
-    measure_all(
-        cases_of(base, settings["curve"]), plan, deadline, _say, result, lambda: write(result, settings, final=False)
-    )
-    for one in base if settings["profile"] else []:
+    measure_all(jobs_of(settings), deadline, _say, result, lambda: write(result, settings, final=False))
+    for one in first_cases(settings["theta"], base_case(settings)) if settings["profile"] else []:
         if deadline.passed:
             result["stopped"] = result.get("stopped") or "out of time before the profile"
             break
         _say(f"{one}: profile")
-        chosen = [v for v in settings["variants"] if v.name in ("lora", "steering", "own")]
-        result["profiles"].append(profile_case(one, chosen))
+        chosen = [v for v in settings["variants"] if v.name in KINDS and _is_exact(v)]
+        result["profiles"].append(profile_case(one, chosen, settings["rounds"], deadline, _say, settings["clock"]))
         clear()
+
+
+def _is_exact(variant: Variant) -> bool:
+    """Only such a step has the parts that the profile tells apart."""
+    return not {"every", "part", "stale", "random_layers", "budget"} & variant.options.keys()
 
 
 def new_result(settings: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from stepcost.variants import Run
 
 
 class Deadline:
@@ -29,8 +31,8 @@ class Deadline:
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-def seconds(run: Callable[[], Any], model: Any, device: str = "cpu", calls: int = 1, clock: str = "wall") -> float:
-    """Seconds of one micro-batch, the mean over `calls` of them.
+def seconds(run: Run, model: Any, device: str = "cpu", clock: str = "wall") -> float:
+    """Seconds of one micro-batch, the mean over a sample of them.
 
     Args:
         clock: `wall`, or `cpu`, this process's processor time: what a step costs on one thread of a machine that others
@@ -41,16 +43,14 @@ def seconds(run: Callable[[], Any], model: Any, device: str = "cpu", calls: int 
         torch.cuda.synchronize()
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        for _ in range(calls):
-            run()
+        run.sample()
         last.record()
         torch.cuda.synchronize()
-        return first.elapsed_time(last) / 1000 / calls
+        return first.elapsed_time(last) / 1000 / run.calls
     now = CLOCKS[clock]
     start = now()
-    for _ in range(calls):
-        run()
-    return (now() - start) / calls
+    run.sample()
+    return (now() - start) / run.calls
 
 
 def interleave(
@@ -74,7 +74,20 @@ def interleave(
     return taken
 
 
-def paired_ratios(taken: Mapping[str, list[float]], to: str = "sft") -> dict[str, float]:
-    """Median over rounds of each one's time over `to`'s in the same round."""
-    pairs = {name: zip(times, taken[to], strict=True) for name, times in taken.items()}
-    return {name: statistics.median(t / s for t, s in both) for name, both in pairs.items()}
+def paired(taken: Mapping[str, list[float]], *to: str) -> dict[str, list[float]]:
+    """Each one's time over that of `to` together in the same round, a value a round."""
+    base = [sum(times) for times in zip(*(taken[name] for name in to))]
+    return {name: [t / s for t, s in zip(times, base, strict=True)] for name, times in taken.items()}
+
+
+def paired_ratios(taken: Mapping[str, list[float]], *to: str) -> dict[str, float]:
+    """Median over rounds of `paired`."""
+    return {name: statistics.median(ratios) for name, ratios in paired(taken, *to).items()}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third; of one value that value twice."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return first, third

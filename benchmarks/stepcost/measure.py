@@ -11,12 +11,14 @@ from typing import Any
 
 from lfu.errors import one_line
 from stepcost.cases import Case, make_batch, make_model
-from stepcost.clock import Deadline, interleave, paired_ratios, seconds
+from stepcost.clock import Deadline, interleave, paired, paired_ratios, quartiles, seconds
 from stepcost.flops import count, floors
 from stepcost.memory import clear, peak_memory
 from stepcost.variants import Variant, make_step
 
 Say = Callable[[str], None]
+# floor -> the variant that is its second pass
+DECODERS = {"padded": "decoder", "unpadded": "decoder_unpadded"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Plan:
 
 
 def measure_case(case: Case, plan: Plan, deadline: Deadline, say: Say) -> dict[str, Any] | None:
-    """Seconds, ratios to SFT, FLOPs, memory, floors; None if the deadline left no whole round.
+    """Seconds, ratios to SFT with their quartiles, FLOPs, memory, floors; None if the deadline left no whole round.
+
+    `over_floor` is relative to the measured time of SFT and the bare second pass together: by how much more.
 
     A variant that can't run (too little memory, a method that refuses this theta) is named in `failed` with the reason.
     """
@@ -54,7 +58,13 @@ def measure_case(case: Case, plan: Plan, deadline: Deadline, say: Say) -> dict[s
         "floor": floors(case),
         "rounds": len(taken["sft"]),
         "seconds": {name: statistics.median(times) for name, times in taken.items()},
-        "ratio": paired_ratios(taken),
+        "ratio": paired_ratios(taken, "sft"),
+        "quartiles": {name: quartiles(ratios) for name, ratios in paired(taken, "sft").items()},
+        "over_floor": {
+            floor: {name: ratio - 1 for name, ratio in paired_ratios(taken, "sft", decoder).items()}
+            for floor, decoder in DECODERS.items()
+            if decoder in taken
+        },
         "flops": flops,
         "failed": failed,
     }
@@ -80,10 +90,10 @@ def _time_and_count(
         try:
             run = make_step(variant, model, batch)
             if plan.flops:
-                flops[variant.text] = count(lambda: [run() for _ in range(variant.calls)]) / variant.calls  # noqa: B023
+                flops[variant.text] = count(run.sample) / run.calls
             else:
                 run()
-            samples[variant.text] = partial(seconds, run, model, case.device, variant.calls, plan.clock)
+            samples[variant.text] = partial(seconds, run, model, case.device, plan.clock)
         except Exception as error:
             failed[variant.text] = one_line(error)[:300]
             say(f"{case}: {variant.text} left out: {failed[variant.text]}")
@@ -97,7 +107,7 @@ def _time_and_count(
 def _memories(case: Case, plan: Plan, deadline: Deadline, say: Say, failed: dict[str, str]) -> dict[str, Any]:
     found = {}
     for variant in plan.variants:
-        if variant.text in failed or deadline.passed:
+        if variant.text in failed or deadline.passed or variant.name in DECODERS.values():  # these are no steps
             continue
         say(f"{case}: memory of {variant.text}")
         try:
@@ -109,15 +119,19 @@ def _memories(case: Case, plan: Plan, deadline: Deadline, say: Say, failed: dict
 
 
 def measure_all(
-    cases: Sequence[Case], plan: Plan, deadline: Deadline, say: Say, result: dict[str, Any], keep: Callable[[], None]
+    jobs: Sequence[tuple[Case, Plan]],
+    deadline: Deadline,
+    say: Say,
+    result: dict[str, Any],
+    keep: Callable[[], None],
 ) -> None:
     """Adds each case to `result["cases"]` and calls `keep` after it; stops at the deadline, and says so there."""
-    for number, case in enumerate(cases):
+    for number, (case, plan) in enumerate(jobs):
         found = None if deadline.passed else measure_case(case, plan, deadline, say)
         if found is not None:
             result["cases"].append(found)
-        if found is None or (deadline.passed and number + 1 < len(cases)):
-            result["stopped"] = f"out of time after {len(result['cases'])} of {len(cases)} cases"
+        if found is None or (deadline.passed and number + 1 < len(jobs)):
+            result["stopped"] = f"out of time after {len(result['cases'])} of {len(jobs)} cases"
             keep()
             return
         keep()

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+from stepcost.curves import parse_curve
+
 ALL = ["sft", "trainer", "oracle", "decoder", "decoder_unpadded", "lora", "steering", "own", "sam"]
 QUICK = ["sft", "decoder", "lora", "steering"]
+CHEAPER = [
+    "sft", "lora", "lora:every=2", "lora:every=4", "lora:part=0.5", "lora:part=0.25", "lora:stale=2", "lora:stale=4",
+    "lora:random_layers=8", "lora:layers=early", "lora:budget=1.3", "steering",
+]  # fmt: skip
 
+# `also`: further cases, each with what differs from the first one's and settings of its own. `memory`: the axis along
+# which alone it is measured, or all (True). `curve_variants`: what is measured off the first case.
 PRESETS: dict[str, dict[str, Any]] = {
-    # the table of docs/performance.md
-    "main": {"theta": ["lora", "full"], "size": "135m", "variants": ALL, "rounds": 5},
-    # how cost grows, on a CPU
+    # the tables of docs/performance.md
+    "main": {
+        "theta": ["lora", "full"], "size": "135m", "variants": ALL, "rounds": 5,
+        "also": [{
+            "theta": "lora", "length": 512, "variants": ["sft", "decoder_unpadded", "lora"], "rounds": 2,
+        }],
+    },
+    # the approximate forms
+    "cheaper": {"theta": ["lora"], "size": "135m", "variants": CHEAPER, "rounds": 3, "memory": False},
+    # how cost grows, on a CPU; the sizes on one row, the smallest first
     "curves": {
-        "theta": ["lora", "full"], "size": "30m", "variants": QUICK, "rounds": 3, "memory": False,
-        "curve": [
-            ("batch", [1, 2, 4, 8]), ("length", [64, 128, 256, 512]), ("size", ["30m", "70m", "135m"]),
-            ("layers", [4, 8, 12]), ("rank", [2, 8, 32]),
-        ],
+        "theta": ["lora", "full"], "size": "30m", "variants": QUICK, "rounds": 1, "memory": "length",
+        "curve": [*map(parse_curve, (
+            "length=64,128,256,512", "batch=1,2,4,8", "layers=4,8", "rank=2,32",
+            "size=30m,70m,135m,360m,500m@batch=1",
+        ))],
     },
     # one call of ten minutes on a GPU: the biggest last, so that a deadline costs the least
     "gpu": {
         "theta": ["lora", "full"], "size": "360m", "batch": 8, "length": 512, "dtype": "bfloat16", "rounds": 10,
-        "variants": ["sft", "trainer", "decoder", "decoder_unpadded", "lora", "steering", "own", "sam"],
-        "curve": [("length", [128, 2048]), ("size", ["135m", "1.7b", "8b"])], "profile": True,
+        "variants": ALL, "curve_variants": ["sft", "decoder", "decoder_unpadded", "lora", "steering", "own"],
+        "curve": [*map(parse_curve, ("length=128,2048", "size=135m,1.7b", "batch=2,32", "rank=2,32", "size=8b"))],
+        "profile": True,
     },
     # does it run?
     "tiny": {
         "theta": ["lora", "full"], "size": "tiny", "batch": 2, "length": 24, "variants": ALL, "rounds": 2,
-        "memory": False, "curve": [("length", [12])],
+        "memory": False, "curve": [parse_curve("length=12")],
     },
 }  # fmt: skip

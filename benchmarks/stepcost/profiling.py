@@ -1,19 +1,21 @@
-"""Where the time over the floor goes: torch.profiler, operations in groups, SFT and a bare second pass beside LfU."""
+"""Where the time over the floor goes: by cause, and by kind of operation as torch.profiler sees it."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from stepcost.cases import Case, make_batch, make_model
-from stepcost.clock import seconds
+from stepcost.causes import causes_of
+from stepcost.clock import Deadline, seconds
 from stepcost.variants import Variant, make_step, parse_variant
 
+Say = Callable[[str], None]
 # group -> what an operation's name holds; the first that fits counts
 GROUPS: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam", "_foreach", "optimizer"),
@@ -56,20 +58,36 @@ def profiled(run: Callable[[], Any], device: str) -> dict[str, float]:
         wall = time.perf_counter() - start
     groups: dict[str, float] = defaultdict(float)
     for event in found.key_averages():
-        spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
-        if event.key.startswith("aten::") or device == "cuda":
+        if event.key.startswith("aten::"):  # on a GPU its kernels are listed beside it, and their time is its own too
+            spent = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
             groups[group_of(event.key)] += spent / 1e6
     groups[OTHER] = max(wall - sum(groups.values()), 0.0)
     return dict(groups)
 
 
-def profile_case(case: Case, variants: list[Variant], rounds: int = 3) -> dict[str, Any]:
-    """Seconds by group of SFT, the bare second pass, the optimizer, and each variant, in the shortest of the rounds.
+def profile_case(
+    case: Case, variants: Sequence[Variant], rounds: int, deadline: Deadline, say: Say, clock: str
+) -> dict[str, Any]:
+    """Where the time over the floor goes: `causes` of each exact variant, and `operations`, seconds by group.
 
-    `left_over`: variant - SFT - second pass, what LfU spends above the padded floor.
+    Returns:
+        `causes`: variant -> see `causes_of`, as far as the deadline allows. `operations`: of SFT, the bare second pass,
+        the optimizer and each variant, in the shortest of three rounds. `left_over`: variant - SFT - second pass, what
+        LfU spends above the padded floor.
     """
     model = make_model(case)
     batch = make_batch(case.batch, case.length, case.shape["vocab_size"], case.device)
+    found: dict[str, dict[str, float]] = {}
+    for v in variants:
+        prefix = f"{case}: causes of {v.text}: "
+        if shares := causes_of(case, v, model, batch, rounds, deadline, lambda text: say(prefix + text), clock):  # noqa: B023
+            found[v.text] = shares
+    return {"case": str(case), "causes": found} | _by_operation(case, variants, model, batch)
+
+
+def _by_operation(
+    case: Case, variants: Sequence[Variant], model: Any, batch: dict[str, torch.Tensor], rounds: int = 3
+) -> dict[str, Any]:
     runs = {name: make_step(parse_variant(name), model, batch) for name in ("sft", "decoder")}
     runs |= {v.text: make_step(v, model, batch) for v in variants}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
@@ -88,4 +106,4 @@ def profile_case(case: Case, variants: list[Variant], rounds: int = 3) -> dict[s
     left = {
         v.text: {g: table[v.text][g] - table["sft"][g] - table["decoder"][g] for g in names} for v in variants
     }  # fmt: skip
-    return {"case": str(case), "seconds": table, "left_over": left, "rounds": rounds}
+    return {"operations": table, "left_over": left}

@@ -29,50 +29,66 @@ def markdown(result: dict[str, Any]) -> str:
     if result.get("floors"):
         parts += ["### The floor, counted", floor_table(result["floors"])]
     for one in result["cases"]:
-        parts += [f"### {Case(**one['case'])}", case_table(one) if "seconds" in one else "", _failures(one)]
+        fewer = f", {one['rounds']} rounds" if one.get("rounds", result["rounds"]) != result["rounds"] else ""
+        parts += [f"### {Case(**one['case'])}{fewer}", case_table(one) if "seconds" in one else "", _failures(one)]
     for axis in AXES:
         if found := curve(result, axis):
-            parts += [f"### Along {axis}", curve_table(found, axis)]
+            parts += [f"### Along {axis}", *(_shared(found)), curve_table(found, axis)]
     for one in result.get("profiles", []):
-        parts += [f"### Profile: {one['case']}", profile_table(one)]
+        parts += [f"### Profile: {one['case']}", causes_table(one["causes"]) if one["causes"] else ""]
+        parts.append(operations_table(one))
     if result.get("stopped"):
         parts.append(f"Stopped: {result['stopped']}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _about(result: dict[str, Any]) -> str:
-    how = f"{result['rounds']} interleaved rounds, ratios are medians of time over SFT's in the same round"
+    how = (
+        f"{result['rounds']} interleaved rounds, where no other number is given; ratios are medians, with quartiles, "
+        "of time over SFT's in the same round"
+    )
     threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
     where = f"{result['machine']}, {threads}, torch {result['torch']}, {result['dtype']}"
     return f"`{result['command']}`; {where}; clock: {result['clock']}; {how}."
 
 
 def case_table(one: dict[str, Any]) -> str:
-    """Seconds, ratio, arithmetic and memory of each variant, with the floors among them.
+    """Seconds, ratio with quartiles, arithmetic and memory of each variant, with the floors among them.
 
-    `over the floor`: how much more than the padded floor's own measured time (SFT + decoder) it took.
+    `over the padded floor`: how much more than the floor's own measured time (SFT and the bare second pass) it took.
     """
     memory, flops, ratio = one.get("memory_mb", {}), one["flops"], one["ratio"]
     sft = sum(one["floor"]["sft"].values())
-    heads = ["step", "seconds", "x SFT", "over the floor", "GFLOP", "FLOP x SFT"] + ["peak MB", "x SFT"] * bool(memory)
-    floor = 1 + ratio["decoder"] if "decoder" in ratio else None
+    heads = [
+        "step", "seconds", "x SFT", "quartiles", "over the padded floor", "over the unpadded floor", "GFLOP",
+        "FLOP x SFT",
+    ] + ["peak MB", "x SFT"] * bool(memory)  # fmt: skip
     rows: list[list[str]] = []
     for name, spent in one["seconds"].items():
-        over = ratio[name] / floor - 1 if floor and name not in ("sft", "trainer", *PLAIN_PASSES) else None
-        row = [TITLES.get(name, f"`{name}`"), f"{spent:.3f}", f"{ratio[name]:.2f}", _percent(over)]
+        row = [TITLES.get(name, f"`{name}`"), f"{spent:.3f}", f"{ratio[name]:.2f}", _quartiles(one, name)]
+        row += [_over(one, floor, name) for floor in ("padded", "unpadded")]
         row += [f"{flops[name] / 1e9:,.1f}", f"{flops[name] / sft:.2f}"] if name in flops else ["", ""]
         if memory:
             row += _memory_cells(memory, name)
         rows.append(row)
-    for title, decoder, key in (
-        ("padded", "decoder", "floor_padded"),
-        ("unpadded", "decoder_unpadded", "floor_unpadded"),
-    ):
+    for title, decoder in (("padded", "decoder"), ("unpadded", "decoder_unpadded")):
         timed = f"{1 + ratio[decoder]:.2f}" if decoder in ratio else ""
-        counted = one["floor"][key]
-        row = [f"*floor, {title}*", "", timed, "", f"{counted * sft / 1e9:,.1f}", f"{counted:.2f}"]
+        counted = one["floor"][f"floor_{title}"]
+        row = [f"*floor, {title}*", "", timed, "", "", "", f"{counted * sft / 1e9:,.1f}", f"{counted:.2f}"]
         rows.append(row + ["", ""] * bool(memory))
     return table(heads, rows)
+
+
+def _quartiles(one: dict[str, Any], name: str) -> str:
+    found = one["quartiles"].get(name) if name != "sft" else None
+    return f"{found[0]:.2f} to {found[1]:.2f}" if found else ""
+
+
+def _over(one: dict[str, Any], floor: str, name: str) -> str:
+    """Empty for what has no second pass, and where the floor was not timed."""
+    if name in ("sft", "trainer", *PLAIN_PASSES) or floor not in one["over_floor"]:
+        return ""
+    return f"{100 * one['over_floor'][floor][name]:+.0f} %"
 
 
 def _memory_cells(memory: dict[str, Any], name: str) -> list[str]:
@@ -80,10 +96,6 @@ def _memory_cells(memory: dict[str, Any], name: str) -> list[str]:
         return ["", ""]
     base = memory.get("sft", {}).get("total")
     return [f"{memory[name]['total']:,.0f}", f"{memory[name]['total'] / base:.2f}" if base else ""]
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:+.0f} %"
 
 
 def _failures(one: dict[str, Any]) -> str:
@@ -112,7 +124,7 @@ def floor_table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def curve_table(found: dict[str, Any], axis: str) -> str:
-    """Ratio to SFT at each point, and the slopes: seconds grow as x^p, the ratio by so much a doubling."""
+    """Ratio to SFT at each point (time, peak memory); slopes: seconds grow as x^p, the ratio so much a doubling."""
     xs = next(iter(found.values()))["x"]
     heads = ["theta", "step", *(_point(x, axis) for x in xs), "seconds ~ x^p", "ratio a doubling"]
     rows = []
@@ -124,16 +136,33 @@ def curve_table(found: dict[str, Any], axis: str) -> str:
                 [theta, TITLES.get(name, f"`{name}`"), *cells, f"{p:.2f}", f"{slope:+.3f}" if is_number(slope) else ""]
             )
         rows.append([theta, "*floor, padded (counted)*", *(f"{r:.2f}" for r in part["floor_padded"]), "", ""])
+        for name, ratios in part["memory"].items():
+            cells = [f"{r:.2f}" for r in ratios]
+            rows.append([theta, f"peak memory, {TITLES.get(name, name)}", *cells, "", ""])
     return table(heads, rows)
+
+
+def _shared(found: dict[str, Any]) -> list[str]:
+    """What the points of a curve have in common, a line a theta."""
+    say = lambda at: ", ".join(f"{name} {value}" for name, value in at.items() if value is not None)
+    return [f"{theta}: {say(part['at'])}." for theta, part in found.items()]
 
 
 def _point(x: float, axis: str) -> str:
     return f"{x / 1e6:,.0f} M" if axis == "size" else f"{x:,.0f}"
 
 
-def profile_table(one: dict[str, Any]) -> str:
-    """Milliseconds by group of operations; `left over` is the step without SFT and the bare second pass."""
-    seconds, left = one["seconds"], one["left_over"]
+def causes_table(causes: dict[str, dict[str, float]]) -> str:
+    """What each step takes above the unpadded floor, in per cent of SFT's time, by cause."""
+    heads = ["over the unpadded floor, % of SFT's time", *(TITLES.get(name, f"`{name}`") for name in causes)]
+    names = next(iter(causes.values()))
+    titles = {"total": "*all together*"}
+    return table(heads, ([titles.get(n, n), *(f"{100 * part[n]:+.1f}" for part in causes.values())] for n in names))
+
+
+def operations_table(one: dict[str, Any]) -> str:
+    """Milliseconds by group of operations; `left over` is the step without SFT and the bare second pass, padded."""
+    seconds, left = one["operations"], one["left_over"]
     heads = ["group", "SFT", "decoder alone", *(w for name in left for w in (name, "left over")), "optimizer"]
     rows = []
     for group in [*GROUPS, ELEMENTWISE, OTHER, "all"]:

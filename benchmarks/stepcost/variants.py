@@ -16,9 +16,11 @@ import torch
 
 from lfu import LfUStep
 from lfu.anatomy import anatomy
+from lfu.cheaper import Cheaper, draw_layers, draw_rows, generator
 from lfu.errors import did_you_mean
 from lfu.methods import REGISTRY
 from lfu.objective import sft_loss
+from lfu.representations import answer_positions
 from lfu.undesirable import KINDS
 from stepcost.cases import needed_lengths
 
@@ -30,6 +32,8 @@ PLAIN = {
     "decoder": "forward and backward of the decoder alone, no head: the second pass at its barest",
     "decoder_unpadded": "the same over the unpadded tokens up to the last label, packed in one row",
 }
+# Micro-batches of a sample of a form that draws rows or layers anew each time, and the samples one is chosen among.
+DRAWS, SAMPLES = 4, 64
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,29 @@ class Variant:
     name: str
     options: dict[str, Any] = field(default_factory=dict, hash=False)
 
-    @property
-    def calls(self) -> int:
-        """Micro-batches of one sample: an option `every` makes them differ in cost, so a whole cycle is timed."""
-        every = self.options.get("every", 1)
-        return every if isinstance(every, int) and every > 0 else 1
+
+@dataclass(frozen=True)
+class Run:
+    """One micro-batch a call.
+
+    Attributes:
+        once: forward and backward of one micro-batch.
+        calls: how many make a sample: an approximate form's differ in cost, so a whole cycle is measured.
+        rewind: back to the first of them, so that each sample has the same ones.
+    """
+
+    once: Callable[[], Any]
+    calls: int = 1
+    rewind: Callable[[], None] = lambda: None
+
+    def __call__(self) -> Any:
+        return self.once()
+
+    def sample(self) -> None:
+        """A whole cycle."""
+        self.rewind()
+        for _ in range(self.calls):
+            self.once()
 
 
 def parse_variant(text: str) -> Variant:
@@ -90,8 +112,8 @@ def _keywords(cls: Any) -> list[str]:
     return [name for name in inspect.signature(cls.__init__).parameters if name not in (*inside, "args", "kwargs")]
 
 
-def make_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], Any]:
-    """One micro-batch of the variant on a twin of `model`, gradients left on theta.
+def make_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> Run:
+    """The variant on a twin of `model`, gradients left on theta.
 
     Args:
         variant: what to run.
@@ -102,17 +124,67 @@ def make_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> C
     twin = twin_of(model)
     items = float((batch["labels"][:, 1:] != -100).sum())
     if variant.name == "sft":
-        return lambda: sft_loss(twin, batch, items).backward()
+        return Run(lambda: sft_loss(twin, batch, items).backward())
     if variant.name.startswith("decoder"):
-        return _decoder_step(twin, batch, unpadded=variant.name == "decoder_unpadded")
+        return Run(_decoder_step(twin, batch, unpadded=variant.name == "decoder_unpadded"))
     if variant.name == "oracle":
-        return _oracle_step(twin, batch)
+        return Run(_oracle_step(twin, batch))
     if variant.name in KINDS:
-        own = _keywords(KINDS[variant.name])
-        auxiliary = KINDS[variant.name](**{k: v for k, v in variant.options.items() if k in own})
-        step = LfUStep(twin, auxiliary=auxiliary, **{k: v for k, v in variant.options.items() if k not in own})
-        return lambda: step(batch)
-    return _trainer_step(variant, twin, batch, items)
+        return _lfu_run(lfu_step(variant, twin, len(batch["labels"])), batch)
+    return _trainer_run(variant, twin, batch, items)
+
+
+def lfu_step(variant: Variant, model: Any, rows: int) -> LfUStep:
+    """The `LfUStep` of a variant in `KINDS`; a `budget` is settled for so many rows."""
+    own = _keywords(KINDS[variant.name])
+    auxiliary = KINDS[variant.name](**{k: v for k, v in variant.options.items() if k in own})
+    step = LfUStep(model, auxiliary=auxiliary, **{k: v for k, v in variant.options.items() if k not in own})
+    if step.budget is not None:
+        step.settle_budget(rows)
+    return step
+
+
+def _lfu_run(step: LfUStep, batch: dict[str, torch.Tensor]) -> Run:
+    calls = cycle(step.cheaper)
+    first = typical_start(step, batch, calls)
+
+    def rewind() -> None:
+        step.calls = first
+
+    return Run(lambda: step(batch), calls, rewind)
+
+
+def cycle(form: Cheaper) -> int:
+    """Micro-batches until each kind of step has had its turn: `every`, `stale`, and `DRAWS` where one is random."""
+    return (form.stale or form.every) * (DRAWS if form.part < 1 or form.random_layers else 1)
+
+
+def typical_start(step: LfUStep, batch: dict[str, torch.Tensor], calls: int) -> int:
+    """The first micro-batch of the sample whose drawn rows and layers cost the most nearly what all samples do.
+
+    A few draws at random would be off by a tenth of a step. The cost of a draw is taken as its tokens times the
+    depth that the second pass must reach.
+    """
+    form = step.cheaper
+    if form.part == 1 and not form.random_layers:
+        return 0
+    where, width = answer_positions(batch["labels"], step.positions), batch["labels"].shape[1]
+
+    def drawn(index: int) -> int:
+        source, chosen, layers = generator(step.seed, index), where, step.reader.layers
+        if form.part < 1:
+            chosen, _ = draw_rows(where, width, form.part, source)
+        if form.random_layers:
+            layers = draw_layers(layers, form.random_layers, source)
+        ends = {place // width: place % width + 1 for place in chosen.tolist()}  # of a row: the last counts
+        return sum(ends.values()) * layers[-1]
+
+    found = {  # of `every`, the micro-batches with a consistency
+        first: sum(drawn(i) for i in range(first, first + calls, form.every))
+        for first in range(0, SAMPLES * calls, calls)
+    }
+    mean = sum(found.values()) / len(found)
+    return min(found, key=lambda first: abs(found[first] - mean))
 
 
 def twin_of(model: Any) -> Any:
@@ -156,15 +228,23 @@ def _oracle_step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], Any
     return run
 
 
-def _trainer_step(variant: Variant, model: Any, batch: dict[str, torch.Tensor], items: float) -> Callable[[], Any]:
+def _trainer_run(variant: Variant, model: Any, batch: dict[str, torch.Tensor], items: float) -> Run:
+    """`training_step`, each micro-batch an update of its own."""
     trainer = make_trainer(variant, model, batch)
     count = torch.tensor(int(items), device=batch["input_ids"].device)
+    step = getattr(trainer, "step", None)  # LfU's
+    calls = 1 if step is None else cycle(step.cheaper)
+    first = 0 if step is None else typical_start(step, batch, calls)
 
-    def run() -> None:
+    def once() -> None:
         trainer.training_step(trainer.model, dict(batch), num_items_in_batch=count)
+        trainer.state.global_step += 1  # what `every` and the draws go by
         trainer._metrics["train"].clear()
 
-    return run
+    def rewind() -> None:
+        trainer.state.global_step, trainer._micro = first, (-1, 0)
+
+    return Run(once, calls, rewind if step is not None else lambda: None)
 
 
 def make_trainer(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> Any:

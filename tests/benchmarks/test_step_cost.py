@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import step_cost
@@ -11,12 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from stepcost.cases import Case, make_batch, make_model, needed_lengths
-from stepcost.clock import Deadline, interleave, paired_ratios
+from stepcost.causes import CAUSES
+from stepcost.clock import Deadline, interleave, paired, paired_ratios, quartiles
 from stepcost.curves import cases_of, curve, parse_curve
 from stepcost.fits import exponent, per_doubling
 from stepcost.flops import count, floors
-from stepcost.profiling import ELEMENTWISE, group_of
-from stepcost.variants import make_step, parse_variant, twin_of
+from stepcost.profiling import ELEMENTWISE, group_of, profiled
+from stepcost.variants import DRAWS, SAMPLES, lfu_step, make_step, parse_variant, twin_of, typical_start
+
+from lfu import LfUStep
+from lfu.cheaper import draw_layers, generator
 
 TINY = Case("full", "tiny", batch=2, length=12)
 
@@ -77,7 +83,10 @@ def test_the_unpadded_pass_sees_what_the_padded_one_sees():
 
 def test_ratios_are_medians_of_pairs_not_ratios_of_medians():
     taken = {"sft": [1.0, 10.0, 100.0], "lora": [2.0, 30.0, 150.0]}
-    assert paired_ratios(taken) == {"sft": 1.0, "lora": 2.0}
+    assert paired_ratios(taken, "sft") == {"sft": 1.0, "lora": 2.0}
+    assert paired_ratios(taken, "sft", "lora")["lora"] == pytest.approx(2 / 3)  # 2 / 3, 30 / 40, 150 / 250
+    assert quartiles(paired(taken, "sft")["lora"]) == (1.75, 2.5)
+    assert quartiles([2.0]) == (2.0, 2.0)
 
 
 def test_the_first_round_warms_up_and_a_cut_round_is_dropped():
@@ -116,17 +125,40 @@ def test_variants_are_keywords_of_the_step_or_of_its_auxiliary():
     assert make_step(found, model, batch)().skipped is None
 
 
-def test_an_option_that_the_step_does_not_have_yet_needs_no_change_here(monkeypatch):
-    seen = {}
+@pytest.mark.parametrize(
+    ("text", "forms"),
+    [
+        ("lora", ["exact"]),
+        ("lora:every=2", ["exact", "not due"]),
+        ("lfu:every=2", ["exact", "not due"]),  # through the trainer, each micro-batch an update
+        ("lora:stale=2", ["exact", "first-order"]),
+        ("lora:budget=1.3", ["exact", *["not due"] * 3]),  # of 2 rows and 3 layers no other form is so cheap
+        ("lora:part=0.5", ["exact"] * DRAWS),
+        ("lora:random_layers=1", ["exact"] * DRAWS),
+    ],
+)
+def test_a_sample_is_a_whole_cycle_of_an_approximate_form_each_time_the_same(text, forms, monkeypatch):
+    records, call = [], LfUStep.__call__
 
-    class Step:
-        def __init__(self, model, *, auxiliary, every=1):
-            seen["every"] = every
+    def noted(self, *positional, **named):
+        records.append(call(self, *positional, **named))
+        return records[-1]
 
-    monkeypatch.setattr("stepcost.variants.LfUStep", Step)
-    found = parse_variant("lora:every=2")
-    make_step(found, make_model(TINY), make_batch(2, 12, 320))
-    assert (seen["every"], found.calls) == (2, 2)
+    monkeypatch.setattr(LfUStep, "__call__", noted)
+    found = make_step(parse_variant(text), make_model(TINY), make_batch(2, 12, 320))
+    found.sample()
+    first, records[:] = list(records), []
+    found.sample()
+    assert [record.form for record in records] == forms
+    assert [list(r.consistency_per_layer) for r in records] == [list(r.consistency_per_layer) for r in first]
+
+
+def test_the_sample_of_a_drawing_form_costs_what_it_does_on_average():
+    model, batch = make_model(TINY.along("layers", 12)), make_batch(2, 12, 320)
+    step = lfu_step(parse_variant("steering:random_layers=3,trim=false"), model, 2)
+    depths = [draw_layers(step.reader.layers, 3, generator(step.seed, index))[-1] for index in range(SAMPLES * DRAWS)]
+    start = typical_start(step, batch, DRAWS)
+    assert fmean(depths[start : start + DRAWS]) == pytest.approx(fmean(depths), abs=0.25)
 
 
 @pytest.mark.parametrize(
@@ -143,15 +175,52 @@ def test_wrong_variants(text, said):
         parse_variant(text)
 
 
-@pytest.mark.parametrize("text", ["lenght=1", "length=", "length=x", "batch=0", "size=9b"])
+@pytest.mark.parametrize("text", ["lenght=1", "length=", "length=x", "batch=0", "size=9b", "size=30m@size=70m"])
 def test_wrong_curves(text):
-    with pytest.raises(ValueError, match=r"axis|values|whole numbers|no such"):
+    with pytest.raises(ValueError, match=r"axis|one value|values|whole numbers|no such"):
         parse_curve(text)
 
 
 def test_cases_along_curves_are_measured_once():
     found = cases_of([TINY], [parse_curve("length=12,24"), parse_curve("size=tiny,30m")])
     assert found == [TINY, TINY.along("length", 24), TINY.along("size", "30m")]
+    assert cases_of([TINY], [parse_curve("rank=2,32")]) == [TINY]  # all weights have no rank
+    assert cases_of([TINY], [parse_curve("size=30m@batch=1")])[1:] == [TINY.along("size", "30m").along("batch", 1)]
+
+
+def jobs(*words):
+    parser = step_cost.make_parser()
+    return step_cost.jobs_of(step_cost.settings_of(parser.parse_args(words), parser))
+
+
+def test_presets_measure_memory_and_the_further_cases_where_they_say():
+    (*_, (case, plan)) = jobs("--preset", "main")
+    assert (case.theta, case.length, plan.memory) == ("lora", 512, True)
+    assert len(jobs("--preset", "main", "--length", "64")) == 2  # one a theta: another case has no further ones
+    remembered = [case for case, plan in jobs("--preset", "curves") if plan.memory]
+    assert {(c.batch, c.size) for c in remembered} == {(4, "30m")}
+    assert sorted(c.length for c in remembered if c.theta == "full") == [64, 128, 256, 512]
+    assert {c.size for c, _ in jobs("--preset", "curves") if c.batch == 1} == {"30m", "70m", "135m", "360m", "500m"}
+    assert all(plan.variants for _, plan in jobs("--preset", "cheaper"))
+
+
+class FakeProfile:
+    """What torch.profiler shows of one product on a GPU: the operation, its kernel, the launch."""
+
+    def __init__(self, **options):
+        kinds = (("aten::mm", 2_000_000), ("ampere_sgemm_128x64_tn", 2_000_000), ("cudaLaunchKernel", 0))
+        self.events = [SimpleNamespace(key=key, self_device_time_total=time) for key, time in kinds]
+
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *error: None
+    key_averages = lambda self: self.events
+
+
+def test_a_kernel_on_a_gpu_is_counted_once(monkeypatch):
+    monkeypatch.setattr("stepcost.profiling.profile", FakeProfile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    found = profiled(lambda: None, "cuda")
+    assert {group: spent for group, spent in found.items() if spent} == {"matrix products": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +245,7 @@ def test_a_run_writes_numbers_tables_and_pictures(tmp_path):
         "--variants",
         "sft",
         "decoder",
+        "decoder_unpadded",
         "lora",
         "sam",
         "trainer",
@@ -189,8 +259,19 @@ def test_a_run_writes_numbers_tables_and_pictures(tmp_path):
     assert [one["case"]["length"] for one in result["cases"]] == [12, 6]
     assert all(one["failed"] == {} and one["ratio"]["sft"] == 1.0 for one in result["cases"])
     assert curve(result, "length")["lora"]["x"] == [6, 12]
+    one, floor = result["cases"][0], ["sft", "decoder_unpadded"]  # of one round the median is the ratio
+    assert 1 + one["over_floor"]["unpadded"]["lora"] == pytest.approx(
+        one["seconds"]["lora"] / sum(one["seconds"][name] for name in floor)
+    )
+    assert one["quartiles"]["lora"] == [one["ratio"]["lora"]] * 2
+    causes = result["profiles"][0]["causes"]["lora"]
+    assert causes.pop("total") == pytest.approx(sum(causes.values()))
+    assert list(causes) == list(CAUSES)
     text = (tmp_path / "r.md").read_text()
-    assert all(word in text for word in ("*floor, unpadded*", "SAM", "### Along length", "### Profile"))
+    assert all(
+        word in text
+        for word in ("*floor, unpadded*", "SAM", "### Along length", "### Profile", *CAUSES, "*all together*")
+    )
     assert (tmp_path / "step-cost-length.png").stat().st_size > 1000
 
 
