@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -390,14 +391,21 @@ def test_strength_finds_a_constant_ratio_at_once(unit, target):
     assert control.lam * unit == pytest.approx(target)
 
 
-def test_state_round_trip():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("theta", ["full", "lora"])
+def test_state_round_trip(theta):
+    """To the last bit: also the order in which the LoRA auxiliary's products are taken goes with the state."""
+    model = tiny_model("llama", theta=theta, dtype=torch.float32, hidden_size=64, head_dim=16, intermediate_size=96)
     step, twin = LfUStep(model, lam="auto"), LfUStep(model, lam="auto")
     for s in range(3):
-        step(tiny_batch(s))
+        step(tiny_batch(s, rows=4, length=24))
     twin.load_state_dict(step.state_dict())
     assert twin.lam == step.lam
-    assert step(tiny_batch(3)) == twin(tiny_batch(3))
+    found = []
+    for one in (step, twin):
+        model.zero_grad()
+        found.append((one(tiny_batch(3, rows=4, length=24)), gradients(model)))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(g, found[1][1][name]) for name, g in found[0][1].items())
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.integers(1, 60))
@@ -485,13 +493,34 @@ def test_sites_that_are_seen_together_late_change_nothing_under_gradient_checkpo
     assert relative_difference(*found) < 1e-12
 
 
+def _shared_inputs():
+    matrices = [torch.randn(2, 4, dtype=torch.float64) for _ in range(2)]
+    return _SharedInputs(matrices, 2.0, {0: [0, 1], 1: [0, 1]}, moved=True), matrices
+
+
 def test_an_input_that_was_changed_in_place_is_read_again():
     x = torch.randn(3, 4, dtype=torch.float64)
-    matrices = [torch.randn(2, 4, dtype=torch.float64) for _ in range(2)]
-    inputs = _SharedInputs(matrices, 2.0, {0: [0, 1], 1: [0, 1]}, moved=True)
+    inputs, matrices = _shared_inputs()
     inputs.low(0, x)
     x.mul_(3)
     torch.testing.assert_close(inputs.low(1, x), 2.0 * x @ matrices[1].T)
+
+
+def test_an_input_first_read_without_a_graph_is_read_again_with_one():
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    inputs, _ = _shared_inputs()
+    with torch.no_grad():
+        inputs.low(0, x)
+    assert inputs.low(1, x).requires_grad
+
+
+def test_a_shared_input_is_not_kept_alive():
+    x = torch.randn(3, 4, dtype=torch.float64)
+    inputs, _ = _shared_inputs()
+    inputs.low(0, x)
+    gone = weakref.ref(x)
+    del x
+    assert gone() is None
 
 
 # -- wrong arguments ---------------------------------------------------------------------------------------------------

@@ -270,7 +270,7 @@ def test_checkpoints_hold_no_auxiliary(tmp_path):
         ours = {p.name for p in (tmp_path / name / "checkpoint-4").iterdir()}
         theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-4").iterdir()}
         assert ours - theirs == {STATE_FILE}
-        assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {"lfu/calls"}
+        assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {"lfu/calls", "lfu/auxiliary/groups"}
         base = tiny_model("llama", dtype=torch.float32)
         loaded = (
             AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint-4")

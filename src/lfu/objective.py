@@ -284,8 +284,10 @@ class LfUStep:
         return self._lam if self.strength is None else self.strength.lam
 
     def state_dict(self) -> dict[str, float | torch.Tensor]:
-        """What a resumed run needs: the number of calls, the running estimate of lam="auto", the stale direction."""
+        """What a resumed run needs: the number of calls, the auxiliary's state, the running estimate of lam="auto",
+        the stale direction."""
         state: dict[str, float | torch.Tensor] = {"calls": float(self.calls)}
+        state |= {f"auxiliary/{name}": value for name, value in self.auxiliary.state().items()}
         if self.strength is not None:
             state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
         if self._direction:
@@ -297,6 +299,8 @@ class LfUStep:
         self._direction = [state[name] for name in sorted(state) if name.startswith("direction/")]
         self._random = bool(state.get("random", True))
         self.calls = int(state["calls"])
+        mark = "auxiliary/"
+        self.auxiliary.load_state({n.removeprefix(mark): v for n, v in state.items() if n.startswith(mark)})
         if self.strength is not None and "weight" in state:
             self.strength.mean_log, self.strength.weight = float(state["mean_log"]), float(state["weight"])
 

@@ -59,7 +59,9 @@ def test_resume_continues_bit_for_bit_and_one_process_writes(told, folder):
     assert whole["record"] == resumed["record"]
     checkpoint = folder / "cut" / "checkpoint-1"
     assert [path.name for path in checkpoint.glob("lfu*")] == [STATE_FILE]
-    assert set(load_file(checkpoint / STATE_FILE)) == {"lfu/calls", "lfu/mean_log", "lfu/weight"}
+    assert set(load_file(checkpoint / STATE_FILE)) == {
+        "lfu/calls", "lfu/auxiliary/groups", "lfu/mean_log", "lfu/weight",
+    }  # fmt: skip
 
 
 def test_embedding_noise_is_each_process_its_own_and_the_weights_are_one(told):

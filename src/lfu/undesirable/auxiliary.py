@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -59,6 +59,13 @@ class Auxiliary(ABC):
             for p, step in zip(self.parameters(), steps, strict=True):
                 if step is not None:
                     p.add_(step.to(p.dtype))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a resumed run must know to do the same arithmetic in the same order; nothing of the components."""
+        return {}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:  # noqa: B027 (most have none to take up)
+        """Take up the `state` of the run before."""
 
     def kept(self) -> list[torch.Tensor]:
         """The moved components, detached: what `restore` needs to bring the undesirable model back (`stale`)."""

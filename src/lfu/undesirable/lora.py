@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -147,6 +148,18 @@ class LoRA(Auxiliary):
             yield
         self.groups = self.groups | inputs.found
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The groups, `(sites, longest group)`, -1 where there is none: a product's last bits depend on its shape."""
+        longest = max(map(len, self.groups.values()), default=0)
+        rows = [self.groups.get(n, []) for n in range(len(self.sites))]
+        return {"groups": torch.tensor([row + [-1] * (longest - len(row)) for row in rows])} if longest else {}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        groups = state.get("groups")
+        if groups is not None and len(groups) == len(self.sites):  # else they are those of other targets
+            rows = ([m for m in row if m >= 0] for row in groups.tolist())
+            self.groups = {n: row for n, row in enumerate(rows) if row}
+
     def kept(self) -> list[torch.Tensor]:
         return [t.detach() for pair in self.pairs for t in pair]
 
@@ -183,15 +196,16 @@ class _SharedInputs:
     def __init__(self, matrices: list[torch.Tensor], scaling: float, groups: dict[int, list[int]], moved: bool):
         self.matrices, self.scaling, self.groups, self.moved = matrices, scaling, groups, moved
         self.found: dict[int, list[int]] = {}
-        self.x: torch.Tensor | None = None
-        self.version = 0
+        self.x: Callable[[], torch.Tensor | None] = lambda: None  # weak: the last input of all would outlive its block
+        self.when = 0, True  # its version, and whether a graph was built
         self.group: list[int] = []  # of the sites called with this x so far
         self.ready: dict[int, torch.Tensor] = {}
 
     def low(self, n: int, x: torch.Tensor) -> torch.Tensor:
         """`(tokens, r)`. Each is handed out once, so that a block that runs again computes again."""
-        if x is not self.x or x._version != self.version:
-            self.x, self.version, self.group, self.ready = x, x._version, [], {}
+        when = x._version, torch.is_grad_enabled()
+        if x is not self.x() or when != self.when:
+            self.x, self.when, self.group, self.ready = weakref.ref(x), when, [], {}
         if n not in self.ready:
             members = self.groups.get(n, [n])
             stacked = (torch.cat([self.matrices[m] for m in members]) * self.scaling).to(x.dtype)
