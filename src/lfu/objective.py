@@ -584,6 +584,8 @@ class LfUStep:
                 moved = self._read_second(plan, piece)
                 displaced.append({layer: moved[layer].detach() for layer in moved})
                 self._consistency_backward(record, plan, piece.target, moved)
+        if len(displaced) == 1:
+            return displaced[0]
         return {layer: torch.cat([part[layer] for part in displaced]) for layer in displaced[0]}
 
     def _through_clean(self, record: Record, plan: _Plan, pieces: list[Rows]) -> dict[int, torch.Tensor]:
