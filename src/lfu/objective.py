@@ -292,7 +292,7 @@ class LfUStep:
             state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
         if self._direction:
             state |= {"random": float(self._random)}
-            state |= {f"direction/{i:05d}": t.cpu() for i, t in enumerate(self._direction)}
+            state |= {f"direction/{i:05d}": t.cpu().clone() for i, t in enumerate(self._direction)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -415,7 +415,8 @@ class LfUStep:
             finally:
                 split.join(keep)
         processes.settle(plan.batch, self.anatomy.decoder, self.backward)
-        self._check_finite(record, theta)
+        if record.skipped is not None or not split.all_finite(theta):
+            self._check_finite(record, theta)
         processes.share(record)
 
     def _run_first_order(self, record: Record, plan: _Plan, run_first: Callable[[], torch.Tensor]) -> None:
