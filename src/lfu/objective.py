@@ -100,7 +100,10 @@ class Record:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight."""
+    """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight.
+
+    `second`: the decoder's inputs of the perturbed pass over it, and the compared positions in them.
+    """
 
     batch: Batch
     where: torch.Tensor
@@ -109,6 +112,7 @@ class _Plan:
     share: float
     reader: Reader
     replay: Replay
+    second: tuple[Batch, torch.Tensor]
 
 
 class BadBatch(ArithmeticError):
@@ -393,7 +397,9 @@ class LfUStep:
             layers = draw_layers(reader.layers, self.cheaper.random_layers, source)
             reader = Reader(self.anatomy, layers, reader.final_norm)
         devices = (p.device for p in self.anatomy.model.parameters())
-        return _Plan(batch, where, items, index, share, reader, Replay(devices, self.same_dropout))
+        # now, with nothing under way: it looks at masks and positions, and a GPU would have to catch up first
+        second = self._smaller(Rows(batch, where, {}))
+        return _Plan(batch, where, items, index, share, reader, Replay(devices, self.same_dropout), second)
 
     def _run(
         self, record: Record, plan: _Plan, ascent_batch: Batch | None, run_first: Callable[[], torch.Tensor]
@@ -519,12 +525,16 @@ class LfUStep:
         with torch.no_grad(), self.autocast():
             return {layer: self.anatomy.logits(h) for layer, h in clean.items()}
 
-    def _second_batch(self, rows: Rows) -> tuple[Batch, torch.Tensor]:
-        """The decoder's inputs of the perturbed pass, and the compared positions in them."""
+    def _second_batch(self, plan: _Plan, rows: Rows) -> tuple[Batch, torch.Tensor]:
+        """The decoder's inputs of the perturbed pass over all rows or a piece, and the compared positions in them."""
         if self.same_dropout and self._random:
             if self.cheaper.part < 1:
                 raise ValueError(self._part_saves_nothing())
             return rows.batch, rows.where
+        return plan.second if rows.batch is plan.batch else self._smaller(rows)
+
+    def _smaller(self, rows: Rows) -> tuple[Batch, torch.Tensor]:
+        """Without the rows that `part` left out, and, with `trim`, without padding and what comes after."""
         if self.cheaper.part < 1:
             rows = answered(rows)
         return trimmed(rows.batch, rows.where, self.anatomy) if self.trim else (rows.batch, rows.where)
@@ -633,7 +643,7 @@ class LfUStep:
 
     def _read_second(self, plan: _Plan, rows: Rows) -> dict[int, torch.Tensor]:
         """The second forward, up to the last compared layer: layer -> `(N, d)`."""
-        batch, where = self._second_batch(rows)
+        batch, where = self._second_batch(plan, rows)
         with (
             plan.replay(),
             self.autocast(),
