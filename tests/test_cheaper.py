@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lfu import LfUStep
 from lfu.anatomy import anatomy
-from lfu.cheaper import Cheaper, cost, draw_layers, draw_rows, generator, longest_cycle, within
+from lfu.cheaper import BESIDE, Cheaper, cost, draw_layers, draw_rows, generator, longest_cycle, within
 from lfu.objective import sft_loss
-from lfu.undesirable import Auxiliary
+from lfu.undesirable import Auxiliary, LoRA, Steering
 
 # -- what is drawn -----------------------------------------------------------------------------------------------------
 
@@ -116,6 +116,38 @@ def test_part_is_unbiased_for_a_given_auxiliary():
         if len(seen) == 3:
             break
     torch.testing.assert_close(sum(seen.values()) / 3, exact, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("why", ["trim=False", "dynamic rope", "other masks"])
+def test_part_leaves_rows_out_where_nothing_can_be_trimmed(why):
+    """The second forward sees the drawn rows alone, and the gradient is that of the trimmed pass."""
+    batch, shapes, found = tiny_batch(), [], []
+    for trim in (True, False):
+        model = tiny_model("llama", attention_dropout=0.1 if why == "other masks" else 0.0)
+        if why == "dynamic rope" and not trim:
+            model.config.rope_parameters = model.config.rope_parameters | {"rope_type": "dynamic"}
+        step = LfUStep(model, part=0.67, trim=trim or why == "dynamic rope", same_dropout=why != "other masks")
+        run = step.reader.run
+        step.reader.run = lambda b, run=run: (shapes.append(b["input_ids"].shape), run(b))
+        step(batch)
+        found.append(flat(model))
+    assert shapes[1] == (2, 10)
+    if why != "other masks":
+        torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-7)
+
+
+def test_part_is_refused_where_noise_shows_only_when_it_is_drawn():
+    model = tiny_model("llama", dtype=torch.float32)
+    model.get_input_embeddings().register_forward_hook(lambda m, a, out: out + torch.rand_like(out))
+    with pytest.raises(ValueError, match="with dropout or embedding noise saves nothing"):
+        LfUStep(model, part=0.5)(tiny_batch())
+
+
+def test_a_budget_leaves_part_alone_where_masks_are_drawn():
+    for dropout in (0.0, 0.1):
+        step = LfUStep(tiny_model("llama", attention_dropout=dropout), budget=1.65)
+        step.settle_budget(4)
+        assert (step.cheaper.part < 1) == (dropout == 0)
 
 
 def _with_seed(step, seed):
@@ -271,12 +303,16 @@ def test_counted_cost(theta):
     for kind in ("steering", "own"):
         assert flops(lambda kind=kind: LfUStep(model, auxiliary=kind)(batch)) <= 1.05 * floor
     counted = {}
-    for form in ({}, {"every": 4}, {"part": 0.5}, {"stale": 4}, {"random_layers": 1}, {"budget": 1.35}):
-        step = LfUStep(model, auxiliary="steering", **form)
-        counted[str(form)] = sum(flops(lambda step=step: step(batch)) for _ in range(4)) / 4 / sft
-    exact = counted.pop("{}")
-    assert all(count < 0.95 * exact for count in counted.values()), (exact, counted)
-    assert counted["{'budget': 1.35}"] <= 1.35
+    forms = ({}, {"every": 4}, {"part": 0.5}, {"stale": 4}, {"random_layers": 1}, {"budget": 1.35}, {"budget": 1.7})
+    # r = 1 of d = 64 costs what r = 8 of d = 512 does
+    for auxiliary in (Steering(), LoRA(rank=1)):
+        for form in forms:
+            step = LfUStep(model, auxiliary=auxiliary, **form)
+            counted[str(form)] = sum(flops(lambda step=step: step(batch)) for _ in range(4)) / 4 / sft
+        exact = counted.pop("{}")
+        assert all(count < 0.95 * exact for count in counted.values()), (exact, counted)
+        assert counted["{'budget': 1.35}"] <= 1.35
+        assert counted["{'budget': 1.7}"] <= 1.7
 
 
 @pytest.mark.parametrize("low", [1, 2, 3])
@@ -329,22 +365,39 @@ def test_between_the_passes_only_the_answer_tokens_are_kept(dtype):
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(1.01, 2.5), st.booleans(), st.integers(1, 16), st.integers(1, 80), st.booleans())
-def test_a_budget_is_kept_and_never_spends_less_than_it_must(budget, full, rows, compared, stale):
-    form = within(budget, full=full, rows=rows, compared=compared, stale=stale)
-    assert cost(form, full=full, rows=rows, compared=compared) <= budget + 1e-9
+@given(st.floats(1.01, 2.5), st.booleans(), st.integers(1, 16), st.integers(1, 80), st.integers(0, 40), st.booleans())
+def test_a_budget_is_kept_and_never_spends_less_than_it_must(budget, full, rows, top, below, stale):
+    layers, depth = range(min(below, top - 1) + 1, top + 1), top + below
+    form = within(budget, full=full, rows=rows, layers=layers, depth=depth, stale=stale)
+    assert cost(form, full=full, rows=rows, layers=layers, depth=depth) <= budget + 1e-9
     assert stale or not form.stale
     assert form.cycle() <= longest_cycle(Cheaper(), budget)
-    if budget >= 2.06:
+    if budget >= 1 + BESIDE + top / depth:
         assert form.exact
+
+
+def test_a_range_that_ends_early_costs_its_share_and_a_late_draw_costs_what_lies_below():
+    early = cost(Cheaper(), full=False, layers=range(1, 5), depth=12)
+    assert early == pytest.approx(1 + BESIDE + 4 / 12)
+    assert within(1.5, full=False, rows=4, layers=range(1, 5), depth=12).exact
+    # one of 9..12: the forward runs 9 to 12 of 12 layers
+    late = cost(Cheaper(random_layers=1), full=False, layers=range(9, 13), depth=12)
+    assert late == pytest.approx(1 + BESIDE + (9 + 10 + 11 + 12) / 4 / 12)
 
 
 @pytest.mark.parametrize(
     ("budget", "rows", "want"),
-    [(1.3, 4, "part=0.25"), (1.35, 1, "every=3"), (1.6, 4, "part=0.5"), (1.7, 1, "stale=4"), (3.0, 4, "")],
+    [
+        (1.3, 4, "every=4"),
+        (1.4, 4, "part=0.25"),
+        (1.35, 1, "every=4"),
+        (1.65, 4, "part=0.5"),
+        (1.7, 1, "stale=4"),
+        (3.0, 4, ""),
+    ],
 )
 def test_what_a_budget_picks_on_a_lora_theta(budget, rows, want):
-    assert str(within(budget, full=False, rows=rows, compared=4)) == want
+    assert str(within(budget, full=False, rows=rows, layers=range(1, 5), depth=4)) == want
 
 
 @pytest.mark.parametrize(
@@ -381,14 +434,17 @@ class OfOnesOwn(Auxiliary):
         ({"stale": 2, "direction": "clean"}, "drop direction='clean'"),
         ({"stale": 2, "consistency": "logit_kl"}, "head that is not trained"),
         ({"stale": 2, "auxiliary": OfOnesOwn()}, "OfOnesOwn has none"),
+        ({"part": 0.5, "config": {"attention_dropout": 0.1}}, "part=0.5 with dropout .* saves nothing"),
         ({"budget": 1.0}, "budget must be"),
         ({"budget": 1.5, "every": 2}, "drop every=2"),
     ],
     ids=str,
 )
 def test_refused_with_one_line(options, message):
+    options = dict(options)
+    model = tiny_model("llama", **options.pop("config", {}))
     with pytest.raises(ValueError, match=message) as refusal:
-        LfUStep(tiny_model("llama"), **options)
+        LfUStep(model, **options)
     assert "\n" not in str(refusal.value)
 
 

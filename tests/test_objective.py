@@ -13,7 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES, gradients, relative_difference, tiny_batch, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
 
 from lfu import LfUStep
 from lfu.advice import WINDOW, Advice
@@ -98,6 +100,28 @@ def test_costs_two_forwards_and_two_backwards(kind, theta):
     assert decoder < sft
     extra = 0.25 if kind == "lora" else 0.0  # rank 2 of 64: B A x forward and back, and its gradient
     assert step <= (sft + decoder) * (1 + extra) * 1.001
+
+
+class _Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("lora", 2.8), ("steering", 2.4), ("own", 2.4)])
+def test_bookkeeping_launches_few_operations(kind, most):
+    """Norms, sums and moves are taken over all tensors at once: a GPU waits for launches, not for arithmetic."""
+    model, batch = tiny_model("llama", theta="lora", dtype=torch.float32), tiny_batch()
+    step = LfUStep(model, auxiliary=kind)
+    counts = []
+    for run in (lambda: sft_loss(model, batch, 1.0).backward(), lambda: step(batch), lambda: step(batch)):
+        model.zero_grad()
+        with _Operations() as operations:
+            run()
+        counts.append(operations.count)
+    assert counts[2] <= most * counts[0], counts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -476,8 +500,8 @@ def test_sites_that_are_seen_together_late_change_nothing_under_gradient_checkpo
     """A block that runs again must save what it saved, though by then more is known of its sites."""
 
     class Forgetful(LoRA):
-        def move(self, steps):
-            super().move(steps)
+        def move(self, steps, length=1.0):
+            super().move(steps, length)
             self.groups = {}  # as if the perturbed pass were the first to call them: experts nobody was sent to
 
     batch, found = tiny_batch(), []
@@ -491,6 +515,23 @@ def test_sites_that_are_seen_together_late_change_nothing_under_gradient_checkpo
             assert step(batch).skipped is None
         found.append(gradients(model))
     assert relative_difference(*found) < 1e-12
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(8, 6), torch.nn.Linear(8, 6, bias=False), Conv1D(6, 8)], ids=str)
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_low_rank_product_is_added_where_the_output_lies(layer, moved):
+    """No copy, also of a view, as a layer with a bias returns; and what comes out may be changed in place."""
+    x, b = torch.randn(2, 5, 8), torch.randn(6, 3, requires_grad=True)
+    inputs = SimpleNamespace(low=lambda n, x: torch.ones(10, 3))
+    auxiliary = LoRA()
+    auxiliary.pairs, auxiliary.moved = [(None, b)], moved
+    plain = layer(x)
+    want = plain + moved * (torch.ones(10, 3) @ b.T).view(2, 5, 6)
+    found = auxiliary._hook(inputs, 0)(layer, (x,), plain)
+    torch.testing.assert_close(found, want)
+    assert found.data_ptr() == plain.data_ptr()
+    found.clamp_(-1, 1).sum().backward()
+    assert b.grad is not None
 
 
 def _shared_inputs():

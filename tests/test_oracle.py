@@ -229,8 +229,8 @@ class _Held:
         base = LoRA if kind == "lora" else Steering
 
         class Held(base):
-            def move(self, steps):
-                super().move(steps)
+            def move(self, steps, length=1.0):
+                super().move(steps, length)
                 values = [t.detach() for t in aux.values()]
                 tensors = [t for pair in self.pairs for t in pair] if kind == "lora" else self.vectors
                 with torch.no_grad():

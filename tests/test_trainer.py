@@ -49,6 +49,7 @@ DATA = {
     "text": [{"text": f"{p} {c}"} for p, c in ROWS],
 }
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", lora_dropout=0.1)
+PART = {"part": 0.5, "same_dropout": False}  # with that adapter's dropout it is refused otherwise
 
 
 def settings(folder, kind=LfUConfig, **options):
@@ -159,7 +160,7 @@ def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
         ("prompt_completion", {"auxiliary": "own", "consistency": "logit_kl"}),
         ("prompt_completion", {"direction": "clean", "consistency": "contrastive", "layers": "early"}),
         ("prompt_completion", {"method": "lfu_reps", "lam": "auto"}),
-        ("prompt_completion", {"every": 2, "part": 0.5, "random_layers": 2, "lam": "auto"}),
+        ("prompt_completion", {"every": 2, "random_layers": 2, "lam": "auto", **PART}),
         ("text", {"packing": True, "max_length": 24, "stale": 2}),
         ("prompt_completion", {"budget": 1.3, "gradient_checkpointing": False}),
     ],
@@ -190,7 +191,7 @@ def test_the_perturbed_pass_runs_in_the_models_precision(tmp_path, mixed, consis
     assert t.last_record.consistency == 0
 
 
-@pytest.mark.parametrize("options", [{"stale": 2}, {"every": 2}, {"part": 0.5}, {"random_layers": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"stale": 2}, {"every": 2}, PART, {"random_layers": 2}], ids=str)
 def test_an_approximate_run_says_so(tmp_path, options):
     t = trainer(tmp_path, peft=LORA, **options)
     t.train()
@@ -242,7 +243,7 @@ def test_evaluation_is_sft_trainers(tmp_path):
         {"ascent_batch": "independent"},
         {"auxiliary": "own"},
         {"stale": 3, "auxiliary": "own"},
-        {"every": 2, "part": 0.5, "random_layers": 2},
+        {"every": 2, "random_layers": 2, **PART},
     ],
     ids=str,
 )
@@ -422,6 +423,11 @@ def test_presets_are_the_papers_and_explicit_values_win(tmp_path):
     assert pick(method="lfu_reps") == pick(auxiliary="steering") == pick(preset="reps") == (0.1, 0.1)
     assert settings(tmp_path, preset="reps").auxiliary == "steering"
     assert pick(preset="instruct", lam=1) == (0.001, 1.0)
+
+
+def test_part_is_refused_beside_noise_in_the_embeddings(tmp_path):
+    with pytest.raises(ValueError, match=r"part=0\.5 with NEFTune's noise saves nothing"):
+        trainer(tmp_path, part=0.5, method="lfu+neftune")
 
 
 def test_prompt_tuning_is_refused(tmp_path):

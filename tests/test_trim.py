@@ -15,6 +15,8 @@ from tiny import VOCAB, Float64Throughout, gradients, relative_difference, tiny_
 
 from lfu import LfUStep
 from lfu.anatomy import anatomy
+from lfu.objective import sft_loss
+from lfu.pieces import Rows
 from lfu.representations import answer_positions
 from lfu.rng import generators
 from lfu.trim import PACKS, trimmed
@@ -183,6 +185,15 @@ def test_dropout_keeps_the_shape(monkeypatch):
     assert shapes == [(3, 8), (3, 16)]
 
 
+def test_the_second_batch_is_made_before_the_first_forward(monkeypatch):
+    """It reads numbers off the device, which then has nothing else to finish."""
+    seen = []
+    monkeypatch.setattr("lfu.objective.trimmed", lambda *a: (seen.append("trimmed"), trimmed(*a))[1])
+    loss = lambda *a: (seen.append("loss"), sft_loss(*a))[1]
+    LfUStep(tiny_model("llama", dtype=torch.float32), loss_fn=loss)(ragged([9, 7, 8], width=16))
+    assert seen == ["trimmed", "loss"]
+
+
 @pytest.mark.parametrize(
     "why", ["another tensor", "dynamic rope", "not causal", "4-d mask", "a compared token is masked", "trim=False"]
 )
@@ -201,11 +212,7 @@ def test_what_is_not_safe_stays_whole(why):
     elif why == "a compared token is masked":
         batch["attention_mask"][0, 7] = 0
     else:
-        plan = lambda: None
-        plan.batch, plan.where = batch, where
-        step = LfUStep(model, trim=False)
-        step._random = False
-        assert step._second_batch(plan)[0] is batch
+        assert LfUStep(model, trim=False)._smaller(Rows(batch, where, {}))[0] is batch
         return
     small, there = trimmed(batch, where, anatomy(model))
     assert small["input_ids"] is batch["input_ids"]

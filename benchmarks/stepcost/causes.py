@@ -107,7 +107,7 @@ def _second_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, R
     rows = Rows(batch, where, target)
 
     def trimmed() -> None:
-        inputs, _ = step._second_batch(rows)
+        inputs, _ = step._smaller(rows)
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         step.anatomy.decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
 

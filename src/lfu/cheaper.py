@@ -98,11 +98,12 @@ def draw_layers(layers: Sequence[int], count: int, source: torch.Generator) -> l
 
 # -- what it costs, and budget= ----------------------------------------------------------------------------------------
 
-# What the auxiliary and the reading cost on top of the passes, as a share of an SFT step: estimated for r = 8, d = 576.
-AUXILIARY = 0.05
+# What the LoRA auxiliary (r = 8, d = 576), the reading and the bookkeeping cost beside the passes, of the whole
+# micro-batch, as a share of an SFT step: estimated. Other auxiliaries cost less.
+BESIDE = 0.15
 
 
-def cost(form: Cheaper, *, full: bool, rows: int = 1, compared: int = 1) -> float:
+def cost(form: Cheaper, *, full: bool, rows: int = 1, layers: Sequence[int] = (1,), depth: int = 1) -> float:
     """Arithmetic of a step, as a multiple of an SFT step, counted in passes.
 
     A backward costs one forward where theta is an adapter, two where it is all weights. The head, which the second
@@ -112,29 +113,33 @@ def cost(form: Cheaper, *, full: bool, rows: int = 1, compared: int = 1) -> floa
         form: the approximate form.
         full: theta is (nearly) all weights.
         rows: rows of a micro-batch.
-        compared: compared layers.
+        layers: compared layers, neighbours in 1..K.
+        depth: K, the number of layers.
     """
     forward = 1 / (3 if full else 2)  # of an SFT step
-    count = max(1, round(form.part * rows))
-    depth = _mean_depth(compared, form.random_layers) if form.random_layers else 1.0
-    exact = AUXILIARY + count / rows * depth
+    second = max(1, round(form.part * rows)) / rows * _mean_depth(layers, depth, form.random_layers)
+    exact = BESIDE + second  # `part` spares nothing of what is beside the second pass
     if form.stale:
-        return 1 + (exact + (form.stale - 1) * count / rows * depth * forward) / form.stale
+        return 1 + (exact + (form.stale - 1) * second * forward) / form.stale
     return 1 + exact / form.every
 
 
 def longest_cycle(form: Cheaper, budget: float | None, accumulation: int = 1) -> int:
     """As `Cheaper.cycle`, for a run whose `budget` is yet to pick its form: the longest that it may come to."""
-    return form.cycle(accumulation) if budget is None else max(8, math.ceil((1 + AUXILIARY) / (budget - 1)))
+    return form.cycle(accumulation) if budget is None else max(8, math.ceil((1 + BESIDE) / (budget - 1)))
 
 
-def _mean_depth(compared: int, count: int) -> float:
-    """Mean share of the layers up to the highest that `draw_layers` gives, for a range that starts at layer 1."""
-    ends = [start + count if start + count <= compared else compared for start in range(compared)]
-    return sum(ends) / compared / compared
+def _mean_depth(layers: Sequence[int], depth: int, count: int) -> float:
+    """Mean share of the model up to the highest compared layer, of all `layers` or of `count` that are drawn."""
+    if not count:
+        return layers[-1] / depth
+    ends = (min(start + count, len(layers)) for start in range(len(layers)))  # past the end it goes on at the start
+    return sum(layers[end - 1] for end in ends) / len(layers) / depth
 
 
-def within(budget: float, *, full: bool, rows: int = 1, compared: int = 1, stale: bool = True) -> Cheaper:
+def within(
+    budget: float, *, full: bool, rows: int = 1, layers: Sequence[int] = (1,), depth: int = 1, stale: bool = True
+) -> Cheaper:
     """The first form of this list whose `cost` is within `budget`: the exact step; `part`, as many rows as fit;
     `random_layers`, a quarter of them; `stale` 4, then 8; `every`, the lowest k that fits.
 
@@ -143,6 +148,7 @@ def within(budget: float, *, full: bool, rows: int = 1, compared: int = 1, stale
 
     Args:
         budget: a step's cost as a multiple of an SFT step, > 1.
+        full, rows, layers, depth: as in `cost`; one row where `part` can't be used.
         stale: whether `stale` can be used.
 
     Raises:
@@ -151,8 +157,9 @@ def within(budget: float, *, full: bool, rows: int = 1, compared: int = 1, stale
     if not (isinstance(budget, (int, float)) and math.isfinite(budget) and budget > 1):
         raise ValueError(f"budget must be a finite number > 1 (1 is plain SFT), got {budget!r}")
     forms = [Cheaper(), *(Cheaper(part=count / rows) for count in range(rows - 1, 0, -1))]
-    forms += [Cheaper(random_layers=compared // 4)] if compared >= 8 else []
+    forms += [Cheaper(random_layers=len(layers) // 4)] if len(layers) >= 8 else []
     forms += [Cheaper(stale=4), Cheaper(stale=8)] if stale else []
-    price = cost(Cheaper(), full=full) - 1
+    price = cost(Cheaper(), full=full, layers=layers, depth=depth) - 1
     forms += [Cheaper(every=max(2, math.ceil(price / (budget - 1) - 1e-9)))]
-    return next(form for form in forms if cost(form, full=full, rows=rows, compared=compared) <= budget + 1e-9)
+    prices = ((form, cost(form, full=full, rows=rows, layers=layers, depth=depth)) for form in forms)
+    return next(form for form, price in prices if price <= budget + 1e-9)

@@ -29,6 +29,7 @@ from lfu.choices import CHOICES, one_of
 from lfu.precision import wide
 from lfu.representations import hidden_of
 from lfu.strength import SplitGradients, sample_of
+from lfu.together import neighbours
 from lfu.undesirable.ascent import global_norm_tensor
 
 if TYPE_CHECKING:
@@ -307,7 +308,8 @@ class Several(OneProcess):
             return gradients
         summed: list[torch.Tensor | None] = []
         # an expert that no token of this process reached has no gradient here, and one elsewhere
-        for group in _groups([torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters)]):
+        whole = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters)]
+        for group in neighbours(whole, COALESCED):
             flat = _flatten_dense_tensors(group)
             dist.all_reduce(flat)
             summed += _unflatten_dense_tensors(flat, group)
@@ -431,6 +433,10 @@ class Taps:
         cosine = dot / scale if scale > 0 and math.isfinite(dot / scale) else 0.0
         return math.sqrt(a) if a >= 0 else math.nan, math.sqrt(b) if b >= 0 else math.nan, cosine
 
+    def all_finite(self, theta: Sequence[nn.Parameter]) -> bool:
+        """Not known: what the reducer has made of them is in `.grad`."""
+        return False
+
     def join(self, keep: int | None = None) -> None:
         """Hooks off. `keep` has no effect: what a reducer has summed can't be taken apart."""
         self.set_aside()
@@ -472,19 +478,6 @@ def _forward_of(module: nn.Module, instead: Callable[..., Any]) -> Iterator[None
             del module.forward
         else:
             module.forward = own
-
-
-def _groups(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Neighbours of one dtype and device, together up to `COALESCED` numbers or one tensor."""
-    group: list[torch.Tensor] = []
-    for t in tensors:
-        fits = group and t.dtype == group[0].dtype and t.device == group[0].device
-        if group and not (fits and sum(g.numel() for g in group) + t.numel() <= COALESCED):
-            yield group
-            group = []
-        group.append(t)
-    if group:
-        yield group
 
 
 def _squared(gradient: torch.Tensor) -> torch.Tensor:

@@ -18,15 +18,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from lfu.anatomy import anatomy, layer_range
-from lfu.cheaper import Cheaper, draw_layers, draw_rows, generator, within
+from lfu.cheaper import Cheaper, cost, draw_layers, draw_rows, generator, within
 from lfu.choices import CHOICES, one_of
 from lfu.consistency import TokenSum, consistency_of, in_chunks
 from lfu.distributed import local, processes_of
 from lfu.first_order import Injection
-from lfu.pieces import Rows, in_pieces
+from lfu.pieces import Rows, answered, in_pieces
 from lfu.precision import wide
 from lfu.representations import Reader, answer_positions
-from lfu.rng import Replay, generators
+from lfu.rng import Replay, draws_masks, generators
 from lfu.strength import SplitGradients, Strength, sample_of
 from lfu.trim import trimmed
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend, auxiliary_of
@@ -100,7 +100,10 @@ class Record:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight."""
+    """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight.
+
+    `second`: the decoder's inputs of the perturbed pass over it, and the compared positions in them.
+    """
 
     batch: Batch
     where: torch.Tensor
@@ -109,6 +112,7 @@ class _Plan:
     share: float
     reader: Reader
     replay: Replay
+    second: tuple[Batch, torch.Tensor]
 
 
 class BadBatch(ArithmeticError):
@@ -148,7 +152,8 @@ class LfUStep:
             in the record, or `raise`. A non-finite loss leaves no gradient; of a non-finite gradient the measured
             tensors (see `strength.sample_of`) drop the broken part, and elsewhere its entries become zero.
         every: APPROXIMATE, as the next three: they cost less, are off by default, and `cheaper.Cheaper` tells of them.
-        part: see `every`.
+        part: see `every`. Not with dropout or embedding noise, whose masks are the whole micro-batch's; with
+            same_dropout=False it may be.
         stale: see `every`.
         random_layers: see `every`.
         budget: > 1: the wanted cost of a step as a multiple of SFT's; picks one of them (see `cheaper.within`), when
@@ -216,11 +221,12 @@ class LfUStep:
         self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
         self.processes = processes_of(model, ascent_scope)
         self.anatomy = anatomy(self.processes.unwrapped(model), blocks)
-        depth = len(self.anatomy.blocks)
         self.consistency = consistency_of(consistency)
-        compared = layer_range(layers, depth)
+        compared = layer_range(layers, self.depth)
         self.reads_logits = getattr(self.consistency, "reads", "layers") == "logits"
-        self.reader = Reader(self.anatomy, [depth] if self.reads_logits else compared, final_norm or self.reads_logits)
+        self.reader = Reader(
+            self.anatomy, [self.depth] if self.reads_logits else compared, final_norm or self.reads_logits
+        )
         self.auxiliary = auxiliary_of(auxiliary)
         self.auxiliary.bind(self.anatomy)
         frozen_head = not any(p.requires_grad for p in self.anatomy.model.get_output_embeddings().parameters())
@@ -251,6 +257,8 @@ class LfUStep:
             raise ValueError(
                 f"random_layers={form.random_layers} of {compared} compared layers leaves none out: give fewer"
             )
+        if form.part < 1 and self.replays_masks:
+            raise ValueError(self._part_saves_nothing())
         if not form.stale:
             return
         if self.direction == "clean":
@@ -264,19 +272,36 @@ class LfUStep:
             raise ValueError("stale with logit_kl needs a head that is not trained, as under LoRA: drop one of the two")
 
     @property
+    def replays_masks(self) -> bool:
+        """Whether the second pass must see the clean pass's dropout masks. Embedding noise shows only when drawn."""
+        return self.same_dropout and draws_masks(self.model, self.anatomy.model.config.get_text_config())
+
+    @property
     def trains_all(self) -> bool:
         """Whether theta is most of the blocks' weights, not an adapter: then a backward costs two forwards."""
         weights = [p for block in self.anatomy.blocks for p in block.parameters()]
         return 2 * sum(p.numel() for p in weights if p.requires_grad) > sum(p.numel() for p in weights)
 
-    def settle_budget(self, rows: int) -> None:
-        """`budget` becomes one of the forms, once."""
+    def settle_budget(self, rows: int, noise: bool = False) -> None:
+        """`budget` becomes one of the forms, once. `noise`: the embeddings will have some, as NEFTune's."""
         stale = self.auxiliary.can_be_kept and self.direction == "perturbed" and not self.reads_logits
         stale = stale and self.processes.alone
-        compared = 1 if self.reads_logits else len(self.reader.layers)
+        if self.replays_masks or (noise and self.same_dropout):
+            rows = 1  # no `part`: the second pass keeps its shape
         assert self.budget is not None
-        self.cheaper = within(self.budget, full=self.trains_all, rows=rows, compared=compared, stale=stale)
+        self.cheaper = within(
+            self.budget, full=self.trains_all, rows=rows, layers=self.reader.layers, depth=self.depth, stale=stale
+        )
         self.budget = None
+
+    def cost(self, rows: int) -> float:
+        """What a step costs as a multiple of an SFT step, counted: see `cheaper.cost`."""
+        return cost(self.cheaper, full=self.trains_all, rows=rows, layers=self.reader.layers, depth=self.depth)
+
+    @property
+    def depth(self) -> int:
+        """K, the number of layers."""
+        return len(self.anatomy.blocks)
 
     @property
     def lam(self) -> float:
@@ -292,7 +317,7 @@ class LfUStep:
             state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
         if self._direction:
             state |= {"random": float(self._random)}
-            state |= {f"direction/{i:05d}": t.cpu() for i, t in enumerate(self._direction)}
+            state |= {f"direction/{i:05d}": t.cpu().clone() for i, t in enumerate(self._direction)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -372,7 +397,9 @@ class LfUStep:
             layers = draw_layers(reader.layers, self.cheaper.random_layers, source)
             reader = Reader(self.anatomy, layers, reader.final_norm)
         devices = (p.device for p in self.anatomy.model.parameters())
-        return _Plan(batch, where, items, index, share, reader, Replay(devices, self.same_dropout))
+        # now, with nothing under way: it looks at masks and positions, and a GPU would have to catch up first
+        second = self._smaller(Rows(batch, where, {}))
+        return _Plan(batch, where, items, index, share, reader, Replay(devices, self.same_dropout), second)
 
     def _run(
         self, record: Record, plan: _Plan, ascent_batch: Batch | None, run_first: Callable[[], torch.Tensor]
@@ -415,7 +442,8 @@ class LfUStep:
             finally:
                 split.join(keep)
         processes.settle(plan.batch, self.anatomy.decoder, self.backward)
-        self._check_finite(record, theta)
+        if record.skipped is not None or not split.all_finite(theta):
+            self._check_finite(record, theta)
         processes.share(record)
 
     def _run_first_order(self, record: Record, plan: _Plan, run_first: Callable[[], torch.Tensor]) -> None:
@@ -497,11 +525,25 @@ class LfUStep:
         with torch.no_grad(), self.autocast():
             return {layer: self.anatomy.logits(h) for layer, h in clean.items()}
 
-    def _second_batch(self, rows: Rows) -> tuple[Batch, torch.Tensor]:
-        """The decoder's inputs of the perturbed pass, and the compared positions in them."""
-        if not self.trim or (self.same_dropout and self._random):
+    def _second_batch(self, plan: _Plan, rows: Rows) -> tuple[Batch, torch.Tensor]:
+        """The decoder's inputs of the perturbed pass over all rows or a piece, and the compared positions in them."""
+        if self.same_dropout and self._random:
+            if self.cheaper.part < 1:
+                raise ValueError(self._part_saves_nothing())
             return rows.batch, rows.where
-        return trimmed(rows.batch, rows.where, self.anatomy)
+        return plan.second if rows.batch is plan.batch else self._smaller(rows)
+
+    def _smaller(self, rows: Rows) -> tuple[Batch, torch.Tensor]:
+        """Without the rows that `part` left out, and, with `trim`, without padding and what comes after."""
+        if self.cheaper.part < 1:
+            rows = answered(rows)
+        return trimmed(rows.batch, rows.where, self.anatomy) if self.trim else (rows.batch, rows.where)
+
+    def _part_saves_nothing(self) -> str:
+        return (
+            f"part={self.cheaper.part:g} with dropout or embedding noise saves nothing, as the second pass draws the "
+            "masks of the whole micro-batch: use every or random_layers, take the noise away, or set same_dropout=False"
+        )
 
     # -- the ascent (Eq. 2) --------------------------------------------------------------------------------------------
 
@@ -601,7 +643,7 @@ class LfUStep:
 
     def _read_second(self, plan: _Plan, rows: Rows) -> dict[int, torch.Tensor]:
         """The second forward, up to the last compared layer: layer -> `(N, d)`."""
-        batch, where = self._second_batch(rows)
+        batch, where = self._second_batch(plan, rows)
         with (
             plan.replay(),
             self.autocast(),

@@ -61,6 +61,17 @@ def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None
         )
 
 
+def answered(rows: Rows) -> Rows:
+    """The rows with a compared token alone; all where there is none, or a tensor is not laid out by rows."""
+    size, length = rows.batch["labels"].shape
+    row = rows.where // length
+    chosen, place = row.unique(return_inverse=True)  # where is ascending, and so are the rows
+    if len(chosen) in (0, size) or _most(rows.batch) < size:
+        return rows
+    batch = {k: v.index_select(0, chosen) if _by_row(v, size) else v for k, v in rows.batch.items()}
+    return Rows(batch, place * length + rows.where % length, rows.target)
+
+
 def cut(rows: Rows, count: int) -> list[Rows]:
     """`count` pieces of about as many rows each; without those that have nothing to compare."""
     if count == 1:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 Generators = Callable[[torch.device], torch.Generator]
 
@@ -25,6 +28,21 @@ def generators(seed: int, index: int) -> Generators:
         return made[device]
 
     return on
+
+
+# probabilities of masks that are drawn without a module of torch.nn: attention's kernels, functional dropout
+_PROBABILITIES = (
+    "attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "hidden_dropout", "activation_dropout",
+    "residual_dropout", "dropout", "layerdrop",
+)  # fmt: skip
+
+
+def draws_masks(model: nn.Module, config: Any) -> bool:
+    """Whether a forward in training mode draws dropout masks, as far as modules and `config` tell."""
+    if any(isinstance(module, _DropoutNd) and module.p > 0 for module in model.modules()):
+        return True
+    values = (getattr(config, name, None) for name in _PROBABILITIES)
+    return any(isinstance(value, float) and value > 0 for value in values)
 
 
 class Replay:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lfu.together import dot
 from lfu.undesirable.ascent import global_norm_tensor
 
 # Above this many elements of theta, whole tensors are sampled: 2^24 float32 gradients are 64 MB.
@@ -49,6 +50,7 @@ class SplitGradients:
     def __init__(self, measured: Sequence[nn.Parameter]):
         self.measured = list(measured)
         self.parts: list[list[torch.Tensor | None]] = []
+        self.finite = False  # both parts, as far as compared
         self.set_aside()
 
     def set_aside(self) -> None:
@@ -71,12 +73,22 @@ class SplitGradients:
     def compare(self) -> tuple[float, float, float]:
         """`(||g_sft||, ||g_cons||, cosine)`: the second part, and what came since. The cosine is 0 where undefined."""
         sft, cons = self.parts[1], [p.grad for p in self.measured]
-        dots = [torch.sum(x * y, dtype=torch.float64) for x, y in zip(sft, cons) if x is not None and y is not None]
+        both = [(x, y) for x, y in zip(sft, cons) if x is not None and y is not None]
         a, b = global_norm_tensor(sft), global_norm_tensor(cons)
-        dot = torch.stack([d.to(a.device) for d in dots]).sum() if dots else torch.zeros_like(a)
-        norm_a, norm_b, product = torch.stack([a, b.to(a.device), dot]).tolist()
+        product_of = dot([x for x, _ in both], [y for _, y in both])
+        norm_a, norm_b, product = torch.stack([t.to(a.device) for t in (a, b, product_of)]).tolist()
+        self.finite = math.isfinite(norm_a) and math.isfinite(norm_b)
         scale = norm_a * norm_b
         return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
+
+    def all_finite(self, theta: Sequence[nn.Parameter]) -> bool:
+        """Whether `compare` found every gradient of `theta` finite, and so is their sum.
+
+        A norm in float32 is finite only below 2e19 an entry, which no sum takes to float32's or bfloat16's end; in
+        float16 two finite gradients may add up to infinity.
+        """
+        narrow = any(p.dtype == torch.float16 for p in self.measured)
+        return self.finite and len(self.measured) == len(theta) and not narrow
 
     def undo(self, theta: Sequence[nn.Parameter]) -> bool:
         """Drops what came since the newest part. False where that can't be done: some of `theta` is not measured."""
@@ -101,8 +113,15 @@ class SplitGradients:
         if not self.parts:
             return
         self.set_aside()
-        for p, row in zip(self.measured, zip(*self.parts[:keep])):
-            p.grad = _sum(row)
+        first, *others = self.parts[:keep]
+        total = list(first)
+        for part in others:
+            pairs = [(t, g) for t, g in zip(total, part) if t is not None and g is not None]
+            if pairs:
+                torch._foreach_add_([t for t, _ in pairs], [g for _, g in pairs])
+            total = [g if t is None else t for t, g in zip(total, part)]
+        for p, t in zip(self.measured, total):
+            p.grad = t
         self.parts = []
 
 

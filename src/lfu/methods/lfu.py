@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import torch
 
 from lfu.advice import Advice
-from lfu.cheaper import cost
 from lfu.consistency import consistency_of
 from lfu.distributed import of_trainer, refuse_launch, refuse_on_shards, refuse_stale, several
 from lfu.methods.method import Method, Micro
@@ -185,13 +184,12 @@ def _tell_approximate(trainer: Any) -> None:
     rows = 1 if args.packing or args.padding_free else args.per_device_train_batch_size
     budget = step.budget
     if budget is not None:
-        step.settle_budget(rows)
+        step.settle_budget(rows, noise=bool(args.neftune_noise_alpha))
     if budget is None and step.cheaper.exact:
         return
-    spent = cost(step.cheaper, full=step.trains_all, rows=rows, compared=len(step.reader.layers))
     picked = f"budget={budget:g} picks " if budget is not None else ""
     form = f"{step.cheaper} (approximate)" if not step.cheaper.exact else "the exact step"
-    trainer.say(f"{picked}{form}: about {spent:.2f} times an SFT step, counted")
+    trainer.say(f"{picked}{form}: about {step.cost(rows):.2f} times an SFT step, counted")
 
 
 def refuse_settings(args: Any) -> None:
@@ -226,6 +224,12 @@ def _refuse_setup(trainer: Any) -> None:
         raise ValueError(
             f"{type(peft_config).__name__} puts virtual tokens before the prompt, so token positions do not match "
             "the labels': use LoRA, DoRA or full fine-tuning with LfU"
+        )
+    args = trainer.args
+    if args.part < 1 and args.same_dropout and args.neftune_noise_alpha:
+        raise ValueError(
+            f"part={args.part:g} with NEFTune's noise saves nothing, as the second pass must draw that of the whole "
+            "micro-batch: use every or random_layers, or set same_dropout=False"
         )
     if getattr(trainer, "_is_vision_dataset", False):
         raise ValueError("LfU compares text layers: vision-language data sets are not supported")

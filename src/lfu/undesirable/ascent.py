@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lfu.together import norms
 from lfu.undesirable.auxiliary import Auxiliary
 
 
@@ -17,14 +18,8 @@ def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:
 
 def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """`global_norm` as a float64 scalar still on the device of the first tensor, so that the caller waits once."""
-    norms = [torch.linalg.vector_norm(t, dtype=_wide(t)).double() for t in tensors if t is not None]
-    if not norms:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-
-
-def _wide(t: torch.Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
+    found = [t for t in tensors if t is not None]
+    return torch.linalg.vector_norm(norms(found)) if found else torch.zeros((), dtype=torch.float64)
 
 
 def ascend(auxiliary: Auxiliary, gradients: Sequence[torch.Tensor | None], alpha: float) -> float:
@@ -41,5 +36,5 @@ def ascend(auxiliary: Auxiliary, gradients: Sequence[torch.Tensor | None], alpha
     norm = global_norm(gradients)
     if norm == 0.0 or not math.isfinite(norm):
         return norm
-    auxiliary.move(None if g is None else g * (alpha / norm) for g in gradients)  # one step in memory at a time
+    auxiliary.move(gradients, alpha / norm)
     return norm

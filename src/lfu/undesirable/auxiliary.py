@@ -53,12 +53,9 @@ class Auxiliary(ABC):
             p.grad = None
         return gradients
 
-    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
-        """Add one step a parameter, in the parameters' order; None is no step."""
-        with torch.no_grad():
-            for p, step in zip(self.parameters(), steps, strict=True):
-                if step is not None:
-                    p.add_(step.to(p.dtype))
+    def move(self, steps: Iterable[torch.Tensor | None], length: float = 1.0) -> None:
+        """Add `length` times a step to each parameter, in the parameters' order; None is no step."""
+        add([(p, step) for p, step in zip(self.parameters(), steps, strict=True) if step is not None], length)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a resumed run must know to do the same arithmetic in the same order; nothing of the components."""
@@ -84,6 +81,13 @@ class Auxiliary(ABC):
         """From here on the components are constants (Eq. 5 has no second-order terms)."""
         for p in self.parameters():
             p.requires_grad_(False)
+
+
+def add(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], length: float) -> None:
+    """`p += length * step` for each `(p, step)`, without a copy of the step where the dtypes are one."""
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_add_([p for p, _ in pairs], [step.to(p.dtype) for p, step in pairs], alpha=length)
 
 
 @contextmanager

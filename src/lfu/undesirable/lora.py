@@ -15,6 +15,7 @@ from torch import nn
 
 from lfu.anatomy import Anatomy, FusedExperts, linear_shape, weight_of
 from lfu.rng import Generators
+from lfu.together import views
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
 from lfu.undesirable.experts import with_low_rank
 
@@ -95,22 +96,24 @@ class LoRA(Auxiliary):
             )
 
     def reset(self, generators: Generators) -> None:
-        self.pairs, self.moved = [], False
-        for site in self.sites:
-            self.pairs.append(self._pair((), *linear_shape(site), weight_of(site), generators))
-        for fused in self.experts:
-            count, n_in, n_out = fused.shape
-            self.pairs.append(self._pair((count,), n_in, n_out, fused.weight, generators))
-
-    def _pair(
-        self, lead: tuple[int, ...], n_in: int, n_out: int, weight: torch.Tensor, generators: Generators
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A `(*lead, r, in)` random, B `(*lead, out, r)` zero."""
-        dtype = component_dtype(weight.dtype)
-        # kaiming-uniform with a = sqrt(5), as PEFT draws its A: uniform in +-1/sqrt(in)
-        a = torch.empty(*lead, self.rank, n_in, dtype=dtype, device=weight.device)
-        a.uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generators(weight.device))
-        return a, torch.zeros(*lead, n_out, self.rank, dtype=dtype, device=weight.device, requires_grad=True)
+        """A `(r, in)` random and B `(out, r)` zero, those of experts `(experts, ...)`; one draw a device and dtype."""
+        self.moved = False
+        shapes: list[tuple[tuple[int, ...], int, int]] = [((), *linear_shape(site)) for site in self.sites]
+        shapes += [((count,), n_in, n_out) for count, n_in, n_out in (fused.shape for fused in self.experts)]
+        alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for n, weight in enumerate((*map(weight_of, self.sites), *(fused.weight for fused in self.experts))):
+            alike.setdefault((weight.device, component_dtype(weight.dtype)), []).append(n)
+        pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for (device, dtype), members in alike.items():
+            a_shapes = [(*lead, self.rank, n_in) for lead, n_in, _ in (shapes[n] for n in members)]
+            b_shapes = [(*lead, n_out, self.rank) for lead, _, n_out in (shapes[n] for n in members)]
+            flat = torch.empty(sum(map(math.prod, a_shapes)), dtype=dtype, device=device)
+            a = views(flat.uniform_(-1, 1, generator=generators(device)), a_shapes)
+            # kaiming-uniform with a = sqrt(5), as PEFT draws its A: uniform in +-1/sqrt(in)
+            torch._foreach_mul_(a, [1 / math.sqrt(shape[-1]) for shape in a_shapes])
+            b = views(torch.zeros(sum(map(math.prod, b_shapes)), dtype=dtype, device=device), b_shapes)
+            pairs |= {n: (a_, b_.requires_grad_()) for n, a_, b_ in zip(members, a, b)}
+        self.pairs = [pairs[n] for n in range(len(shapes))]
 
     def parameters(self) -> list[torch.Tensor]:
         return [t for pair in self.pairs for t in (pair if self.moved else pair[1:])]
@@ -131,8 +134,8 @@ class LoRA(Auxiliary):
                 stacklevel=2,
             )
 
-    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
-        super().move(steps)
+    def move(self, steps: Iterable[torch.Tensor | None], length: float = 1.0) -> None:
+        super().move(steps, length)
         self.moved = True
         for a, _ in self.pairs:
             a.requires_grad_()
@@ -175,9 +178,23 @@ class LoRA(Auxiliary):
         b = self.pairs[n][1]
 
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
-            return _AddLowRank.apply(y, inputs.low(n, args[0]), b, self.moved)
+            low, whole = inputs.low(n, args[0]), _whole(y)
+            if whole is None:
+                return _AddLowRank.apply(y, low, b, self.moved)
+            return _AddLowRank.apply(whole, low, b, self.moved).view(y.shape)  # a view that the model may clamp_
 
         return hook
+
+
+def _whole(y: torch.Tensor) -> torch.Tensor | None:
+    """What y is another shape of, as a layer with a bias (and Conv1D) returns its product; None if it is none.
+
+    A view can't be handed on changed in place by an autograd function, the tensor behind it can.
+    """
+    base = y._base if y._is_view() else None
+    if base is None or base._is_view() or not (base.is_contiguous() and y.is_contiguous()):
+        return None
+    return base if base.numel() == y.numel() and base.shape[-1] == y.shape[-1] else None
 
 
 class _SharedInputs:

@@ -11,7 +11,7 @@ from torch import nn
 from lfu.anatomy import Anatomy
 from lfu.rng import Generators
 from lfu.undesirable.ascent import global_norm
-from lfu.undesirable.auxiliary import Auxiliary
+from lfu.undesirable.auxiliary import Auxiliary, add
 
 
 class Own(Auxiliary):
@@ -40,22 +40,13 @@ class Own(Auxiliary):
     def take_gradients(self) -> list[torch.Tensor | None]:
         return [p.grad for p in self.theta]  # left in place: they are the SFT part of Eq. 6
 
-    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
+    def move(self, steps: Iterable[torch.Tensor | None], length: float = 1.0) -> None:
         if not self.copies:
             self.copies = [p.detach().clone() for p in self.theta]
-        wanted: list[torch.Tensor] = []  # norms, a tensor each
-        lost: list[torch.Tensor] = []
-        with torch.no_grad():
-            for p, step in zip(self.theta, steps, strict=True):
-                if step is None:
-                    continue
-                before = p.detach().float() if p.dtype.itemsize < 4 else None
-                p.add_(step.to(p.dtype))
-                if before is not None:
-                    wanted.append(torch.linalg.vector_norm(step.float()))
-                    lost.append(torch.linalg.vector_norm(p.float() - before - step.float()))
+        pairs = [(p, step) for p, step in zip(self.theta, steps, strict=True) if step is not None]
+        add([(p, step) for p, step in pairs if p.dtype.itemsize >= 4], length)
+        self.rounded = _add_narrow([(p, step) for p, step in pairs if p.dtype.itemsize < 4], length)
         torch.clear_autocast_cache()  # within a caller's autocast it would keep the weights as they were, cast
-        self.rounded = global_norm(lost) / global_norm(wanted) if wanted else 0.0
 
     def attached(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -80,3 +71,16 @@ class Own(Auxiliary):
         if self.copies:
             torch.clear_autocast_cache()
         self.copies = []
+
+
+def _add_narrow(pairs: list[tuple[nn.Parameter, torch.Tensor]], length: float) -> float:
+    """`p += length * step` on 16-bit weights, one in memory at a time; the share of the step that rounding took."""
+    wanted: list[torch.Tensor] = []  # norms, a tensor each
+    lost: list[torch.Tensor] = []
+    with torch.no_grad():
+        for p, gradient in pairs:
+            before, step = p.detach().float(), gradient * length
+            p.add_(step.to(p.dtype))
+            wanted.append(torch.linalg.vector_norm(step.float()))
+            lost.append(torch.linalg.vector_norm(p.float() - before - step.float()))
+    return global_norm(lost) / global_norm(wanted) if wanted else 0.0

@@ -44,8 +44,8 @@ class Steering(Auxiliary):
     def parameters(self) -> list[torch.Tensor]:
         return self.vectors
 
-    def move(self, steps: Iterable[torch.Tensor | None]) -> None:
-        super().move(steps)
+    def move(self, steps: Iterable[torch.Tensor | None], length: float = 1.0) -> None:
+        super().move(steps, length)
         self.moved = True
 
     def attached(self) -> AbstractContextManager[None]:
