@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lfu import LfUTrainer
 from lfu.report.testbed_view import ahead_of_sft, chosen_of, front, summarise, view
 from lfu.study.testbed import __main__ as bed
 from lfu.study.testbed.model import batch_of, make_model, make_tokenizer, scores, token_row
@@ -96,6 +97,27 @@ def test_sft_and_lfu_with_lam_0_tie_exactly():
     ]
     assert all(torch.equal(tuned[0][name], tuned[1][name]) for name in start)
     assert any(not torch.equal(tuned[0][name], start[name]) for name in start)
+
+
+def test_all_methods_see_the_same_rows_in_the_same_order(monkeypatch):
+    """Whatever they draw themselves: noise, an auxiliary, a second pass. Another seed has another order."""
+    seen: list = []
+    step = LfUTrainer.training_step
+
+    def recorded(trainer, model, inputs, *more):
+        seen.append(inputs["input_ids"].tolist())
+        return step(trainer, model, inputs, *more)
+
+    monkeypatch.setattr(LfUTrainer, "training_step", recorded)
+    start, orders = make_model(0).state_dict(), {}
+    for method, seed in [("sft", 1), ("lfu", 1), ("lfu_reps", 1), ("neftune", 1), ("sam", 1), ("sft", 2)]:
+        seen.clear()
+        fine_tune(start, Setting("x", "", method, {"num_train_epochs": 2}), 32, seed)
+        orders[method, seed] = list(seen)
+    assert len(orders["sft", 1]) == 4
+    assert orders["sft", 1][:2] != orders["sft", 1][2:]  # shuffled anew
+    assert all(order == orders["sft", 1] for (_, seed), order in orders.items() if seed == 1)
+    assert orders["sft", 2] != orders["sft", 1]
 
 
 def test_all_settings_are_valid_and_named_apart():
