@@ -38,6 +38,7 @@ def test_plain_sft_that_forgets_more_is_not_recommended():
         "Recommended: plain SFT, learning rate 1: nothing that was tried had a lower loss on the validation rows "
         "without forgetting more."
     )
+    assert said(results)[1] == "By the items that choose, every other setting forgets more than it may."
     tables = {table.caption: table for table in _differences_tables(results, results["modes"]["steps"])}
     assert [row[0] for row in tables["Difference to plain SFT [95 % interval]"].rows] == ["sft learning_rate=1e-3"]
     assert [row[0] for row in tables["Difference to the untouched model [95 % interval]"].rows] == ["sft"]
