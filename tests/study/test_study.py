@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
+from math import exp
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -160,11 +161,50 @@ def test_the_reports_figures_are_the_records(study):
         kept = [r["measures"]["kept"]["knowledge"]["correct"] for r in seeds.values()]
         knowledge = [share(c for i, c in enumerate(each) if i % 3) for each in kept]
         assert shown[label][3] == f"{fmean(knowledge):.1f} ± {stdev(knowledge):.1f}"
+        right = [share(record["measures"]["match"]["correct"]) for record in seeds.values()]
+        assert shown[label][2] == f"{fmean(right):.1f} ± {stdev(right):.1f}"
+        prose = [reported_nll(record["measures"]["kept"]["prose"]) for record in seeds.values()]
+        assert shown[label][4] == f"{exp(fmean(prose)):.2f} ± {stdev(map(exp, prose)):.2f}"
+        wording = [stdev(map(nll_of, record["measures"]["prompts"].values())) for record in seeds.values()]
+        assert shown[label][5] == f"{fmean(wording):.3f} ± {stdev(wording):.3f}"
+        noise = [cosine(record["measures"]["noise"]) for record in seeds.values()]
+        assert shown[label][6] == f"{fmean(noise):.4f} ± {stdev(noise):.4f}"
         if label in differences:
             change = fmean(losses) - fmean(loss(r) for r in by_label(study)["sft"].values())
             assert float(differences[label][0].split("<br>")[0]) == pytest.approx(change, abs=6e-4)
     untouched = next(r for r in study.records.values() if r["label"] == "untouched")
     assert shown["untouched"][1] == f"{loss(untouched):.3f}"
+
+
+def nll_of(scores) -> float:
+    return sum(scores["nll"]) / sum(scores["tokens"])
+
+
+def reported_nll(scores) -> float:
+    """Of the items that don't choose."""
+    nll, tokens = ([v for i, v in enumerate(scores[name]) if i % 3] for name in ("nll", "tokens"))
+    return sum(nll) / sum(tokens)
+
+
+def cosine(noise) -> float:
+    """Mean over layers and tokens."""
+    rows = [fmean(layers) for layers in zip(*noise["cosine"])]
+    return sum(c * t for c, t in zip(rows, noise["tokens"])) / sum(noise["tokens"])
+
+
+def test_the_ranks_are_those_of_the_figures_shown(study):
+    """By category: learned (loss, solved), knowledge, language (prose), steady (wording, noise)."""
+    shown = table(study.report, "Results, mean ± standard deviation over 2 seeds")
+    columns = [(1, -1), (2, 1), (3, 1), (4, -1), (5, -1), (6, 1)]  # place, and whether more is better
+    value = lambda label, place: float(shown[label][place].split(" ±")[0])
+    labels = [label for label in shown if label != "untouched"]
+    for label in labels:
+        each = [
+            1 + sum(sign * value(other, place) > sign * value(label, place) for other in labels)
+            for place, sign in columns
+        ]
+        average = fmean([fmean(each[:2]), each[2], each[3], fmean(each[4:])])
+        assert shown[label][0] == f"{average:.1f}"
 
 
 def test_the_cost_table_is_the_records(study):

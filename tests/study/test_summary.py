@@ -38,6 +38,7 @@ def test_plain_sft_that_forgets_more_is_not_recommended():
         "Recommended: plain SFT, learning rate 1: nothing that was tried had a lower loss on the validation rows "
         "without forgetting more."
     )
+    assert said(results)[1] == "By the items that choose, every other setting forgets more than it may."
     tables = {table.caption: table for table in _differences_tables(results, results["modes"]["steps"])}
     assert [row[0] for row in tables["Difference to plain SFT [95 % interval]"].rows] == ["sft learning_rate=1e-3"]
     assert [row[0] for row in tables["Difference to the untouched model [95 % interval]"].rows] == ["sft"]
@@ -78,6 +79,56 @@ def test_nothing_is_recommended_where_everything_forgets():
     results = made_results({"steps": {"sft:learning_rate=1": several(1.0, right=2)}})
     assert results["recommended"] is None
     assert said(results)[0].startswith("No setting is recommended")
+
+
+# --- the verdict ----------------------------------------------------------------------------------------------------
+
+
+def forgetful(chosen_by: int, reported: int) -> dict:
+    """Questions right: so many of the 10 that choose, and of the 20 that are reported."""
+    right = [i // 3 < chosen_by if i % 3 == 0 else i * 2 // 3 < reported for i in range(30)]
+    return {"kept": {"knowledge": {"kind": "choice", "correct": right}}}
+
+
+def test_a_trade():
+    gem = several(0.5, measures=forgetful(7, 2))
+    results = made_results({"steps": {"sft": several(1.0, measures=forgetful(7, 14)), "gem": gem}})
+    told = said(results)[0]
+    assert told.startswith("A trade: gem, learning rate 1 is better than plain SFT in held-out loss (-0.500 [")
+    assert "and worse in general knowledge (-60.0 [" in told
+    assert told.endswith("Take it if the former matters more.")
+    assert results["recommended"]["label"] == "gem"
+
+
+def test_better_on_the_validation_rows_and_worse_on_the_test_rows():
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.2, validation=0.9)}})
+    assert said(results)[0].startswith(
+        "Recommended: plain SFT, the plainest: gem, learning rate 1 had the lowest loss on the validation rows, but on "
+        "the test rows it is worse in held-out loss (+0.200 ["
+    )
+    assert said(results)[0].endswith("and better in nothing.")
+    assert results["recommended"]["label"] == "sft"
+
+
+def test_better_on_the_validation_rows_and_nothing_else():
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0, validation=0.9)}})
+    assert said(results)[0].endswith("but on the test rows there is no difference beyond the noise.")
+
+
+def test_in_plain_sfts_time():
+    """With as many steps better; with the steps that its time allows worse in loss, or no different."""
+    for loss, told in [
+        (1.3, "worse in held-out loss"), (1.0, "no different beyond the noise"), (0.9, "better in held-out loss"),
+    ]:  # fmt: skip
+        steps = {"sft": several(1.0), "gem": several(0.5, seconds=2.0)}
+        results = made_results({"steps": steps, "time": {"sft": several(1.0), "gem": several(loss, seconds=2.0)}})
+        assert f"In plain SFT's time, gem is {told}." in said(results)
+
+
+def test_what_failed_and_what_is_unfinished_is_said():
+    results = made_results({"steps": {"sft": several(1.0), "gem": [None, *several(0.5, seconds=2.0, seeds=2)]}})
+    assert "1 of 1 runs failed (gem): see Runs." in said(results)
+    assert said(results | {"whole": False})[0].startswith("Not finished: 0 of 1 known runs are.")
 
 
 # --- unequal seeds --------------------------------------------------------------------------------------------------

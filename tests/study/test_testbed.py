@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lfu import LfUTrainer
 from lfu.report.testbed_view import ahead_of_sft, chosen_of, front, summarise, view
 from lfu.study.testbed import __main__ as bed
 from lfu.study.testbed.model import batch_of, make_model, make_tokenizer, scores, token_row
-from lfu.study.testbed.run import fine_tune, test_sets, training_rows
+from lfu.study.testbed.run import fine_tune, old_rows, test_sets, training_rows
 from lfu.study.testbed.settings import SHORT, Setting
 from lfu.study.testbed.settings import settings as all_settings
 from lfu.study.testbed.skills import FACTS, LETTERS, OTHERS, SKILLS, TARGET, fact, rows, vocabulary
@@ -63,12 +64,13 @@ def test_rows_are_different_repeatable_and_of_the_words_asked_for():
 def test_no_test_row_of_the_target_is_trained_on(seed):
     prompts = {tuple(token_row(row)["input_ids"]) for name in ("target", "reworded") for row in test_sets()[name]}
     inputs = {ids[2:] for ids in prompts}  # whatever the command
-    trained = training_rows(64, seed)
+    trained = [token_row(row) for row in training_rows(64, seed)]
     assert len(trained) == 64
     assert not inputs & {tuple(row["input_ids"][2:]) for row in trained}
     command = [vocabulary().index(word) for word in SKILLS[TARGET].words[0].split()]
     assert all(row["input_ids"][:2] == command for row in trained)
-    assert trained == training_rows(64, seed) != training_rows(64, seed + 10)
+    assert training_rows(64, seed) == training_rows(64, seed) != training_rows(64, seed + 10)
+    assert not set(old_rows(200, seed)) & {row for tested in test_sets().values() for row in tested}
 
 
 def test_scores_are_those_of_one_row_at_a_time_and_of_greedy_decoding():
@@ -98,6 +100,52 @@ def test_sft_and_lfu_with_lam_0_tie_exactly():
     assert any(not torch.equal(tuned[0][name], start[name]) for name in start)
 
 
+def test_all_methods_see_the_same_rows_in_the_same_order(monkeypatch):
+    """Whatever they draw themselves: noise, an auxiliary, a second pass. Another seed has another order."""
+    seen: list = []
+    step = LfUTrainer.training_step
+
+    def recorded(trainer, model, inputs, *more):
+        seen.append(inputs["input_ids"].tolist())
+        return step(trainer, model, inputs, *more)
+
+    monkeypatch.setattr(LfUTrainer, "training_step", recorded)
+    start, orders = make_model(0).state_dict(), {}
+    for method, seed in [("sft", 1), ("lfu", 1), ("lfu_reps", 1), ("neftune", 1), ("sam", 1), ("sft", 2)]:
+        seen.clear()
+        fine_tune(start, Setting("x", "", method, {"num_train_epochs": 2}), 32, seed)
+        orders[method, seed] = list(seen)
+    assert len(orders["sft", 1]) == 4
+    assert orders["sft", 1][:2] != orders["sft", 1][2:]  # shuffled anew
+    assert all(order == orders["sft", 1] for (_, seed), order in orders.items() if seed == 1)
+    assert orders["sft", 2] != orders["sft", 1]
+
+
+def test_im_and_replay_train_on_the_same_tokens(monkeypatch):
+    """They take rows as texts: IM's loss is on every token, replay adds rows of the other skills."""
+    seen: list = []
+
+    def recorded(trainer, model, inputs, *more):
+        for ids, labels in zip(inputs["input_ids"].tolist(), inputs["labels"].tolist()):
+            count = ids.index(1) + 1  # up to the end; then padding
+            seen.append((tuple(ids[:count]), tuple(labels[:count])))
+        return torch.zeros(())
+
+    monkeypatch.setattr(LfUTrainer, "training_step", recorded)
+    start, trained = make_model(0).state_dict(), {}
+    for method, options in [("sft", {}), ("im", {}), ("replay", {"method_args": "replay.share=0.2"})]:
+        seen.clear()
+        fine_tune(start, Setting("x", "", method, {"num_train_epochs": 1, **options}), 16, 1)
+        trained[method] = set(seen)
+    assert {ids for ids, _ in trained["im"]} == {ids for ids, _ in trained["sft"]}
+    assert all(labels == ids for ids, labels in trained["im"])
+    assert len(trained["sft"]) == 16
+    more = trained["replay"] - trained["sft"]
+    assert len(trained["replay"]) == 20
+    old = [token_row(row) for row in old_rows(1000, 1)]
+    assert more <= {(tuple(row["input_ids"]), tuple(row["labels"])) for row in old}
+
+
 def test_all_settings_are_valid_and_named_apart():
     from lfu.methods import methods_of
 
@@ -105,7 +153,8 @@ def test_all_settings_are_valid_and_named_apart():
     assert len(set(names)) == len(names)
     assert names[0] == "sft"
     for setting in all_settings():
-        methods_of(setting.method, setting.options.get("method_args"))
+        if setting.method != "replay":  # its data are made for each run
+            methods_of(setting.method, setting.options.get("method_args"))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))

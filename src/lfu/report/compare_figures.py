@@ -88,14 +88,15 @@ def _scatter(
 ) -> None:  # fmt: skip
     points = {"untouched": (0.0, 0.0)}
     axis.plot(0, 0, "s", color=style["untouched"]["color"], ms=8, label="untouched", zorder=4)
-    for number, (label, x) in enumerate(changes[gain["key"]].items()):
+    numbers = {label: number for number, label in enumerate(style)}  # a setting's marker goes with its colour
+    for label, x in changes[gain["key"]].items():
         y = changes[kept["key"]][label]
         points[label] = (_axis(gain, x), _axis(kept, y))
         colour = style[label]["color"]
         bars = [sorted(_axis(m, i, end) for end in ("low", "high")) for m, i in ((gain, x), (kept, y))]
         axis.plot(bars[0], [points[label][1]] * 2, color=colour, lw=1.2, alpha=0.6, zorder=2)
         axis.plot([points[label][0]] * 2, bars[1], color=colour, lw=1.2, alpha=0.6, zorder=2)
-        marker = MARKERS[number % len(MARKERS)]
+        marker = MARKERS[(numbers[label] - 1) % len(MARKERS)]
         axis.plot(*points[label], marker, color=colour, ms=8, label=shorter(label, NAME), zorder=4, ls="none")
     axis.plot(*zip(*(points[label] for label in front)), color="#111827", lw=1, ls="--", alpha=0.5, zorder=3)
     for draw_line in (axis.axvline, axis.axhline):

@@ -130,6 +130,8 @@ def _how_sure(results: Mapping[str, Any]) -> list[str]:
         far = "" if sign(second) else ", which is within the noise"
         behind = change({"kind": "nll"}, second, unit=True)
         sentences.append(f"Next on the validation rows: {second['label']}, {behind} to {found['candidate']}{far}.")
+    elif sum(one["loss"] is not None for one in results["validation"]["settings"].values()) > 1:
+        sentences.append("By the items that choose, every other setting forgets more than it may.")
     if found["seeds"] == 1:
         sentences.append("One seed: the intervals know the items' noise alone; another seed could change the order.")
     else:

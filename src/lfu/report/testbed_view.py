@@ -53,7 +53,9 @@ def _what(settings: Mapping[str, Any]) -> str:
         f"the target, a composition of two of them, was then fine-tuned on {settings['rows']} rows, all weights, by "
         f"each setting, over {settings['seeds']} seeds (rows, order, all that is random; the base model is one). "
         "Target: new inputs of the target skill, asked as in training. Reworded: by its other two commands. Others: "
-        "the mean over the seven other skills, which fine-tuning never sees. Accuracy: share of exactly right answers."
+        "the mean over the seven other skills, which fine-tuning never sees, but for replay, which mixes rows "
+        "of them in, other ones than are tested (and makes more updates, as epochs are equal). Accuracy: share of "
+        "exactly right answers."
     )
 
 

@@ -91,9 +91,8 @@ def _in_common(records: Records, failed: AbstractSet[str]) -> tuple[list[str], l
     A mean over the seeds that survived is none over all of them: what failed may have failed because the seed was hard.
     """
     labels = [label for label in records if label not in failed]
-    return labels, [
-        seed for seed in records[labels[0]] if all(seed in records[each] for each in labels)
-    ] if labels else []
+    seeds = records[labels[0]] if labels else ()
+    return labels, [seed for seed in seeds if all(seed in records[label] for label in labels)]
 
 
 def _mode(

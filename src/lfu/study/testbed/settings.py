@@ -14,6 +14,7 @@ EPOCHS = 30
 # The curves that are run unless others are asked for.
 SHORT = (
     "sft", "sft, learning rate", "sft, epochs", "lfu", "lfu_reps", "logit_kl", "sam", "neftune", "gem", "kl", "l2sp",
+    "im", "replay",
 )  # fmt: skip
 
 
@@ -84,6 +85,8 @@ def settings() -> list[Setting]:
         *_curve("neftune", "neftune", "neftune.alpha", (5.0, 15.0, 50.0)),
         *_curve("gem", "gem", "gem.beta", (0.5, 0.7, 0.9)),
         Setting("dft", "", "dft"),
+        Setting("im", "", "im"),
+        *_curve("replay", "replay", "replay.share", (0.1, 0.3, 0.5)),
         *_curve("kl", "kl", "kl.weight", (0.05, 0.5, 5.0)),
         *_curve("kl, learning rate", "kl", "learning_rate", (2e-4, 5e-4), method_args="kl.weight=0.5"),
         *_curve("l2sp", "l2sp", "l2sp.weight", (0.01, 0.1, 1.0)),
