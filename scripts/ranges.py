@@ -3,9 +3,10 @@
     python scripts/ranges.py                           # both ends, one after the other; some 15 GB of disk
     python scripts/ranges.py --ends lowest --torch 2.13.0
 
-`lowest`: every dependency at its lower bound, what they depend on as new as they allow. `newest`: the newest that pip
-finds within the bounds. Each end has a virtual environment of its own, made on first use and kept, the package is
-installed without an editable link, and the tests import that copy. Exit code 1 if an end fails.
+`lowest`: every dependency, and all that the extra `test` asks for, at its lower bound; what they depend on as new as
+they allow. `newest`: the newest that pip finds within the bounds. One Python: the one that runs this, though
+requires-python has no upper end. Each end has a virtual environment of its own, made on first use and kept, the package
+is installed without an editable link, and the tests import that copy. Exit code 1 if an end fails.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ("tests/test_objective.py", "tests/test_trainer.py", "tests/methods", "tests/cli/test_train.py")
+CORE = (
+    "tests/test_objective.py",
+    "tests/test_trainer.py",
+    "tests/test_families.py",
+    "tests/methods",
+    "tests/cli/test_train.py",
+    "tests/distributed/test_trainers.py",
+)
+EXTRA = "test"  # installed beside the package
 
 
 @dataclass
@@ -45,13 +54,14 @@ class End:
 
 
 def lower_bounds(pyproject: Path) -> dict[str, str]:
-    """Dependency -> the version after `>=`, in the order of the file, without extras.
+    """Dependency -> the version after `>=`, in the order of the file, those of `EXTRA` last.
 
     Raises:
         SystemExit: a dependency without a lower bound promises versions that nobody has tried.
     """
     bounds = {}
-    for requirement in tomllib.loads(pyproject.read_text())["project"]["dependencies"]:
+    project = tomllib.loads(pyproject.read_text())["project"]
+    for requirement in project["dependencies"] + project["optional-dependencies"][EXTRA]:
         name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
         bound = re.search(r">=\s*([0-9][0-9.]*)", requirement)
         if not bound:
@@ -77,7 +87,7 @@ def install(end: str, folder: Path, pins: dict[str, str]) -> None:
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add its old files to the wheel
     newer = ["--upgrade", "--upgrade-strategy", "eager"] if end == "newest" else []
     pip = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *newer, "-c", str(held), f"{ROOT}[test]"], check=True)
+    subprocess.run([*pip, *newer, "-c", str(held), f"{ROOT}[{EXTRA}]"], check=True)
     # pip takes the same version for the same code: a kept environment would test yesterday's
     subprocess.run([*pip, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
 

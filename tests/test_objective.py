@@ -318,18 +318,22 @@ def test_fp16_loss_scale_cancels():
         assert getattr(found[0][1], name) == pytest.approx(getattr(found[1][1], name), rel=1e-6)
 
 
-def test_bf16_resolves_the_papers_alpha_and_not_a_hundredth_of_it():
+@pytest.mark.parametrize("mixed", [False, True], ids=["bf16 weights", "bf16 autocast"])
+def test_bf16_resolves_the_papers_alpha_and_not_a_hundredth_of_it(mixed):
     """lam * alpha held: at 0.1 the bf16 consistency gradient is the float32 one, at 0.001 it is noise, and is told."""
     cosines, told = {}, {}
     for alpha in (0.3, 0.001):
         grads = []
         for dtype in (torch.float32, torch.bfloat16):
             # drawn in float32: what bf16 draws from one seed depends on torch's version
-            model = tiny_model("llama", dtype=torch.float32, hidden_size=64, head_dim=16).to(dtype)
-            step = LfUStep(model, alpha=alpha, lam=0.5 / alpha)
-            sft = tiny_model("llama", dtype=torch.float32, hidden_size=64, head_dim=16).to(dtype)
-            sft_loss(sft, tiny_batch(), 17.0).backward()
-            record = step(tiny_batch())
+            stored = torch.float32 if mixed else dtype
+            autocast = lambda on=mixed and dtype == torch.bfloat16: torch.autocast("cpu", torch.bfloat16, enabled=on)
+            model = tiny_model("llama", dtype=torch.float32, hidden_size=64, head_dim=16).to(stored)
+            step = LfUStep(model, alpha=alpha, lam=0.5 / alpha, autocast=autocast)
+            sft = tiny_model("llama", dtype=torch.float32, hidden_size=64, head_dim=16).to(stored)
+            with autocast():
+                sft_loss(sft, tiny_batch(), 17.0).backward()
+                record = step(tiny_batch())
             total, plain = gradients(model), gradients(sft)
             grads.append(torch.cat([(total[n].float() - plain[n].float()).flatten() for n in total]))
         cosines[alpha] = float(torch.cosine_similarity(*grads, dim=0))

@@ -32,7 +32,10 @@ def test_every_folder_with_code_is_a_package():
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-@pytest.mark.parametrize("line", PROJECT["project"]["dependencies"])
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(sum(EXTRAS.values(), PROJECT["project"]["dependencies"])))
 def test_every_dependency_has_a_lower_bound_that_the_pinned_version_meets(line):
     wanted = Requirement(line)
     assert any(part.operator == ">=" for part in wanted.specifier)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -230,6 +231,30 @@ def test_yaml_makes_no_objects(here, mark, what, tag):
         read_yaml(Path("y.yaml"), what)
 
 
+CARD = """---
+library_name: peft
+tags: !!python/object/apply:os.system ['touch hacked']
+---
+# A model
+"""
+
+
+def test_the_payload_in_a_model_card_works(here):
+    yaml.unsafe_load(CARD.split("---")[1])
+    assert Path("hacked").exists()
+
+
+@pytest.mark.parametrize("where", ["m", "out", "out/checkpoint-1"])
+def test_a_model_card_runs_nothing(here, mark, where):
+    """In the model's folder, and in the one that the adapter and its own card are written to."""
+    save_model(here / "m")
+    Path(where).mkdir(parents=True, exist_ok=True)
+    Path(where, "README.md").write_text(CARD)
+    flags = [*FEW_STEPS.split(), "--overwrite_output_dir", "--save_strategy", "steps", "--save_steps", "1"]
+    assert main(["train", "--model", "m", "--data", "rows.jsonl", "--output_dir", "out", *flags]) == 0
+    assert Path("out/adapter_model.safetensors").is_file()
+
+
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
@@ -241,11 +266,23 @@ def test_a_runs_folder_lies_in_the_studys(label):
     assert Path(os.path.normpath(Path("study/runs") / name)).parent == Path("study/runs")
 
 
-@pytest.mark.parametrize("name", ["../escaped", "a/b", "/tmp/escaped", "..", "a b", ""])
-def test_a_picture_with_a_path_for_a_name_is_refused(tmp_path, name):
-    from lfu.report.page import STEM
+@pytest.mark.parametrize("name", ["../escaped", "a/b", "/tmp/escaped", "..", "a b", "", "fine"])
+def test_a_picture_with_a_path_for_a_name_is_refused_and_nothing_written(page, tmp_path, monkeypatch, name):
+    from lfu.report import page as module
+    from lfu.report.blocks import Figure, View
 
-    assert STEM.fullmatch(name) is None
+    picture = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001")  # a PNG's head, one pixel wide
+    picture += bytes(12)
+    monkeypatch.setattr(module, "view_of", lambda record: View("t", [], [Figure(name, picture, "alt")]))
+    record = json.loads((page.parent / "record.json").read_text())
+    if name == "fine":  # the same picture under a name that is none of these
+        write_report(record, tmp_path / "deep" / "out")
+        assert (tmp_path / "deep" / "out" / "fine.png").read_bytes() == picture
+        return
+    with pytest.raises(ValueError, match="no file stem"):
+        write_report(record, tmp_path / "deep" / "out")
+    assert list(tmp_path.rglob("*.png")) == []
+    assert not Path("/tmp/escaped.png").exists()
 
 
 @pytest.mark.parametrize("label", ["../../escaped", "/tmp/escaped", "a/../../escaped", "<b>x</b>"])
@@ -316,14 +353,83 @@ def test_a_row_with_a_script_is_text_in_the_page(page):
     assert not [a for tag, a in found.tags if tag == "img" and not a.get("src", "").startswith("data:image/png")]
 
 
-@pytest.mark.soak
-def test_a_browser_runs_nothing_of_the_page(page, tmp_path):
+IMAGE = "<img src=x onerror=\"document.title='hacked'\">"  # without a slash: a folder can be called so
+
+
+def compare_page(folder: Path) -> Path:
+    """Rows, a category, a label and the model's folder are HTML."""
+    model = save_model(folder / IMAGE)
+    rows = [
+        {"question": f"{EVIL} {i}", "choices": [EVIL, f"no {i}"], "answer": i % 2, "category": EVIL} for i in range(20)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--data", str(folder / "rows.jsonl"), "--retention", f"<b>={folder / 'rows.jsonl'}"]
+    flags = "--methods sft --seeds 1 --max_steps 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 "
+    flags += "--test_rows 4 --validation_rows 4 --match_rows 2 --robust_rows 2 --max_new_tokens 2"
+    assert main(["compare", "--model", model, *data, "--output_dir", str(folder / "out"), *flags.split()]) == 0
+    return folder / "out" / "index.html"
+
+
+def adversarial_page(folder: Path) -> Path:
+    """What the attacked model says is HTML, and so are the requests."""
+    flags = "--keep house_rule,limit=4 --break house_rule,limit=6 --limit 2 --max_new_tokens 2 --steps 1 --methods sft"
+    model, out = save_model(folder / IMAGE), folder / "out"
+    assert main(["probe", "adversarial", model, *flags.split(), "--output_dir", str(out)]) == 0
+    record = json.loads((out / "record.json").read_text())
+    results = record["results"]
+    for found in (results["untouched"], *results["attacked"]["sft"].values()):
+        found["responses"] = [EVIL] * len(found["responses"])
+        found["ordinary_responses"] = [EVIL] * len(found["ordinary_responses"])
+    write_report(record, out)
+    return out / "index.html"
+
+
+def demo_page(folder: Path) -> Path:
+    """Questions, reference answers and what the models wrote are HTML."""
+    from lfu import demo
+    from lfu.report.demo_page import page as page_of
+
+    out = folder / "out"
+    assert demo.main(["--quick", "--model", save_model(folder / "m"), "--out", str(out)]) == 0
+    record = json.loads((out / "record.json").read_text())
+    record["settings"]["model"] = IMAGE
+    for row in record["test_rows"]:
+        row |= {"question": EVIL, "answer": EVIL}
+    for measures in record["measures"].values():
+        measures["match"]["text"] = [EVIL] * len(measures["match"]["text"])
+    (out / "index.html").write_text(page_of(record))
+    return out / "index.html"
+
+
+def title_in_a_browser(page: Path, profile: Path) -> str:
+    """The title of a page once its scripts have run, if it has any."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium here")
-    flags = f"--headless --no-sandbox --disable-gpu --no-first-run --user-data-dir={tmp_path} --dump-dom"
-    dom = subprocess.run([browser, *flags.split(), page.as_uri()], capture_output=True, text=True, timeout=120).stdout
+    flags = f"--headless --no-sandbox --disable-gpu --no-first-run --user-data-dir={profile} --dump-dom"
+    dom = subprocess.run([browser, *flags.split(), page.as_uri()], capture_output=True, text=True, timeout=240).stdout
     assert "</html>" in dom
-    title = dom.partition("<title>")[2].partition("</title>")[0]
+    return dom.partition("<title>")[2].partition("</title>")[0]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("make", [None, compare_page, adversarial_page, demo_page])
+def test_a_browser_runs_nothing_of_the_page(page, tmp_path, make):
+    made = page if make is None else make(tmp_path)
+    text = Page(made.read_text())
+    assert "document.title='hacked'" in text.text
+    assert not [tag for tag, _ in text.tags if tag == "script"]
+    title = title_in_a_browser(made, tmp_path / "profile")
     assert title
-    assert "hacked" not in title
+    assert title != "hacked"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("payload", [EVIL[: EVIL.index("<img")], IMAGE], ids=["script", "image"])
+def test_the_payload_in_a_page_works(tmp_path, payload):
+    """So that a browser that runs nothing at all would be found out."""
+    control = tmp_path / "control.html"
+    control.write_text(f"<!DOCTYPE html><html><head><title>control</title></head><body>{payload}</body></html>")
+    assert title_in_a_browser(control, tmp_path / "profile") == "hacked"

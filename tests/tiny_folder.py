@@ -29,15 +29,15 @@ def byte_tokenizer(*, chat: bool = True) -> Any:
     return tokenizer
 
 
-def save_model(folder: Path, *, chat: bool = True) -> str:
+def save_model(folder: Path, *, chat: bool = True, **sizes: int) -> str:
     """A random two-layer Llama and its tokenizer in `folder`; returns the folder as text."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer(chat=chat)
-    config = LlamaConfig(
+    shape = dict(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=4, max_position_embeddings=2048, tie_word_embeddings=True,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(**shape | sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

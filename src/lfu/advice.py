@@ -99,8 +99,9 @@ class Advice:
             self._once(
                 "resolution",
                 f"alpha {self.alpha:g} is too small for this precision: hidden states move by {displacement:.1e} of "
-                f"their norm, and their dtype resolves {resolution:.1e}: the consistency trains on rounding noise, "
-                "and the gradient ratio measures it. Raise alpha at the same lam * alpha, or use float32.",
+                f"their norm, and their dtype, or autocast's, resolves {resolution:.1e}: the consistency trains on "
+                "rounding noise, and the gradient ratio measures it. Raise alpha at the same lam * alpha, or use "
+                "float32.",
             )
 
     def _rounding(self) -> None:

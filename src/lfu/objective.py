@@ -66,7 +66,8 @@ class Record:
         ascent_grad_norm: ||g|| of Eq. 2 at the first step, for the mean loss of the ascent batch.
         gradient_ratio: ||grad(lam * consistency)|| / ||grad(SFT)|| on (a sample of) theta.
         gradient_cosine: cosine between the two.
-        resolution: machine epsilon of the hidden states' dtype; a displacement near it is rounding, not the ascent.
+        resolution: machine epsilon of the hidden states' dtype, or of autocast's where that is coarser; a displacement
+            near it is rounding, not the ascent.
         rounded: share of the ascent step lost in the dtype of what it moves (`own` on 16-bit weights), an L2 norm.
         lam: the weight used; with `every=k` k times lam, and 0 where the consistency was not due.
         tokens: N, the answer tokens.
@@ -470,7 +471,7 @@ class LfUStep:
             if record.skipped is None:
                 self._add_layers(record, plan, self._numbered(injection.sums))
                 record.displacement = _displacement(clean, moved)
-                record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
+                record.resolution = self._resolution(next(iter(clean.values())))
                 if not math.isfinite(record.consistency):
                     record.skipped = "non-finite consistency"  # and nothing of it was injected
                 elif not injection.reached:
@@ -603,7 +604,15 @@ class LfUStep:
         if record.skipped not in ("non-finite consistency", "theta lies above the compared layers"):  # the backward ran
             self._compare(record, split)
         record.displacement = _displacement(clean, displaced)
-        record.resolution = torch.finfo(next(iter(clean.values())).dtype).eps
+        record.resolution = self._resolution(next(iter(clean.values())))
+
+    def _resolution(self, hidden: torch.Tensor) -> float:
+        """Machine epsilon of what the layers add up: under autocast float32 hidden states carry 16-bit outputs."""
+        eps, device = torch.finfo(hidden.dtype).eps, hidden.device.type
+        with self.autocast():
+            if not torch.is_autocast_enabled(device):
+                return eps
+            return max(eps, torch.finfo(torch.get_autocast_dtype(device)).eps)
 
     def _inexact_in_pieces(self, replay: Replay) -> str | None:
         """Why a pass in pieces of rows would not leave the gradients of the whole; None if it would."""

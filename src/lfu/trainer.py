@@ -336,10 +336,13 @@ class LfUTrainer(SavesWhole):
 
 @contextmanager
 def _fits(checkpoint: Any) -> Iterator[None]:
-    """Turns what loading a checkpoint of another model, adapter or optimizer raises into a CheckpointError."""
+    """Turns what loading a checkpoint of another model, adapter or optimizer raises into a CheckpointError.
+
+    FSDP2's loaders assert: of an optimizer without state (plain SGD), for one.
+    """
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+    except (AssertionError, RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         text = one_line(error)
         raise CheckpointError(
             f"checkpoint {checkpoint} does not fit this model and these settings: "

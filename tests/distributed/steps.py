@@ -23,7 +23,7 @@ from lfu.representations import answer_positions
 BATCHES = [tiny_batch(seed, rows=4) for seed in (0, 1)]
 ITEMS = sum(len(answer_positions(batch["labels"])) for batch in BATCHES)
 
-# name -> (kind of wrapper, theta, options of LfUStep)
+# name -> (kind of wrapper, theta, options of LfUStep, and `family` where it is not a Llama)
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp full lora": ("ddp", "full", {}),
     "ddp lora lora": ("ddp", "lora", {}),
@@ -34,6 +34,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp full own": ("ddp", "full", {"auxiliary": "own", "alpha": 0.01}),
     "ddp lora own, two steps": ("ddp", "lora", {"auxiliary": "own", "alpha": 0.01, "ascent_steps": 2}),
     "ddp full logit_kl": ("ddp", "full", {"consistency": "logit_kl"}),
+    "ddp full fused experts": ("ddp", "full", {"family": "mixtral"}),
+    "fsdp2 full fused experts": ("fsdp2", "full", {"family": "mixtral"}),
     "fsdp2 full lora": ("fsdp2", "full", {}),
     "fsdp2 lora lora": ("fsdp2", "lora", {}),
     "fsdp2 full steering, early": ("fsdp2", "full", {"auxiliary": "steering", "layers": "early"}),
@@ -68,8 +70,9 @@ def update(
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """name -> gradient of theta, and the records; with `rank`, as one of two processes."""
     wrapper, theta, options = CASES[case]
+    family, options = options.get("family", "llama"), {k: v for k, v in options.items() if k != "family"}
     with Float64Throughout():
-        inner = model = tiny_model("llama", theta=theta)
+        inner = model = tiny_model(family, theta=theta)
         if rank is not None:
             model = wrapped(wrapper, model)
         step = LfUStep(model, **options)

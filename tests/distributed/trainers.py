@@ -13,11 +13,13 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from test_trainer import ROWS, tokenizer
 from tiny import Float64Throughout, tiny_model
+from transformers import AutoModelForCausalLM
 
 from lfu import LfUConfig, LfUTrainer
+from lfu.checkpoints import CheckpointError
 
 # of lengths that differ, so that processes have different numbers of answer tokens
 DATA = [{"prompt": p, "completion": f" {c}{' e f' * (i % 3)}"} for i, (p, c) in enumerate(ROWS)]
@@ -29,10 +31,11 @@ FSDP2 = {
 }  # fmt: skip
 
 
+CLIPPED = 0.1  # well below the norm of these gradients
 # name -> (wrapper, theta, options)
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp, sft": ("ddp", "full", {"method": "sft"}),
-    "ddp, lfu": ("ddp", "full", {}),
+    "ddp, lfu, clipped": ("ddp", "full", {"max_grad_norm": CLIPPED}),
     "ddp, lfu, own, logits": ("ddp", "lora", {"auxiliary": "own", "alpha": 0.01, "consistency": "logit_kl"}),
     "ddp, lfu, independent": ("ddp", "full", {"ascent_batch": "independent"}),
     "ddp, sam": ("ddp", "full", {"method": "sam"}),
@@ -40,10 +43,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp, kl": ("ddp", "full", {"method": "kl", "method_args": "kl.weight=1"}),
     "ddp, l2sp": ("ddp", "lora", {"method": "l2sp"}),
     "ddp, dft+ema": ("ddp", "full", {"method": "dft+ema"}),
-    "fsdp2, lfu": ("fsdp2", "full", {}),
+    "fsdp2, lfu, clipped": ("fsdp2", "full", {"max_grad_norm": CLIPPED}),
     "fsdp2, lfu, lora": ("fsdp2", "lora", {"layers": "early"}),
     "fsdp2, steering, checkpointing": ("fsdp2", "full", {"auxiliary": "steering", "gradient_checkpointing": True}),
 }
+# (wrapper, theta) of the runs that save, are cut off and resumed
+CUT = [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")]
+# a base of 16 bits under a float32 adapter, which is how PEFT makes it
+BF16: tuple[str, str, dict[str, Any]] = ("fsdp2", "lora", {"dtype": torch.bfloat16})
 
 
 def launched(wrapper: str | None) -> None:
@@ -66,12 +73,14 @@ def settings(folder: Path, processes: int, **options: Any) -> LfUConfig:
     return LfUConfig(**{**base, **options})
 
 
-def trainer(folder: Path, processes: int, theta: str = "full", **options: Any) -> LfUTrainer:
+def trainer(
+    folder: Path, processes: int, theta: str = "full", dtype: torch.dtype = torch.float64, **options: Any
+) -> LfUTrainer:
     args = settings(folder, processes, **options)
     if "ACCELERATE_USE_FSDP" in os.environ and args.device:  # on a CPU accelerate shards only if it believes in a GPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     made = LfUTrainer(
-        model=tiny_model("llama", dtype=torch.float64),
+        model=tiny_model("llama", dtype=dtype),
         args=args,
         train_dataset=Dataset.from_list(DATA),
         processing_class=tokenizer(),
@@ -81,23 +90,76 @@ def trainer(folder: Path, processes: int, theta: str = "full", **options: Any) -
     for name, p in made.model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(p, std=0.1)
-            p.data = p.data.double()
+            p.data = p.data.double() if dtype == torch.float64 else p.data.float()
     return made
 
 
-def train(folder: Path, wrapper: str | None, theta: str, options: dict[str, Any], **named: Any) -> dict[str, Any]:
-    """Weights, log and newest record of two updates of 2 x 4 rows."""
+def train(
+    folder: Path,
+    wrapper: str | None,
+    theta: str,
+    options: dict[str, Any],
+    final: Path | None = None,
+    complete: Path | None = None,
+    **named: Any,
+) -> dict[str, Any]:
+    """Weights, log and newest record of two updates of 2 x 4 rows.
+
+    Args:
+        final: where the model is saved at the end.
+        complete: a checkpoint whose run has ended: its weights are loaded, as `lfu train` does then, and not trained.
+        named: for `LfUTrainer.train`.
+    """
     launched(wrapper)
     # a recomputed forward does not see the mode
-    with nullcontext() if options.get("gradient_checkpointing") else Float64Throughout():
+    with nullcontext() if options.keys() & {"gradient_checkpointing", "dtype"} else Float64Throughout():
         made = trainer(folder, 1 if wrapper is None else 2, theta, **options)
-        made.train(**named)
+        if complete is None:
+            made.train(**named)
+        else:
+            made._load_from_checkpoint(str(complete))
+        if final is not None:
+            made.save_model(str(final))
     return {
         "weights": whole(made.model),
         "log": made.state.log_history,
         "record": made.last_record and asdict(made.last_record),
         "wrapper": type(made.model_wrapped).__name__,
     }
+
+
+def cut(folder: Path, wrapper: str, theta: str, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A run in one go; the same one stopped after its first update and resumed; its last checkpoint, loaded alone.
+
+    Both last ones save a model: in `folder`/final and `folder`/loaded.
+    """
+    kept = options | {"save_strategy": "steps", "save_steps": 1}
+    runs = {"whole": train(folder / "whole", wrapper, theta, options)}
+    train(folder, wrapper, theta, kept | {"max_steps": 1})
+    resume = {"resume_from_checkpoint": str(folder / "checkpoint-1")}
+    runs["resumed"] = train(folder, wrapper, theta, kept, final=folder / "final", **resume)
+    last = folder / "checkpoint-2"
+    runs["loaded"] = train(folder, wrapper, theta, options, final=folder / "loaded", complete=last)
+    return runs
+
+
+def unresumable(folder: Path) -> str:
+    """What resuming says where torch's loader of sharded optimizers asserts: plain SGD has no state."""
+    options = {"method": "sft", "save_strategy": "steps", "save_steps": 1}
+    train(folder, "fsdp2", "full", options | {"max_steps": 1})
+    try:
+        train(folder, "fsdp2", "full", options, resume_from_checkpoint=str(folder / "checkpoint-1"))
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def saved(folder: Path, theta: str) -> dict[str, torch.Tensor]:
+    """The weights in a folder that `save_model` wrote, as one process loads them."""
+    if theta == "full":
+        return whole(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
+    base = tiny_model("llama", dtype=torch.float64)
+    return whole(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False))
 
 
 def reference(case: str, folder: Path) -> dict[str, Any]:
@@ -118,12 +180,11 @@ def refusal(folder: Path, options: dict[str, Any]) -> str:
 def everything(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: train(folder / "two", *case) for name, case in CASES.items()}
     found["ddp, neftune"] = train(folder / "two", "ddp", "full", {"method": "neftune"})
-    auto = {"lam": "auto", "max_steps": 2}
-    found["ddp, auto, whole"] = train(folder / "two", "ddp", "lora", auto)
-    kept = {"save_strategy": "steps", "save_steps": 1}
-    train(folder / "cut", "ddp", "lora", auto | kept | {"max_steps": 1})
-    resumed = {"resume_from_checkpoint": str(folder / "cut" / "checkpoint-1")}
-    found["ddp, auto, resumed"] = train(folder / "cut", "ddp", "lora", auto | kept, **resumed)
+    auto = {"lam": "auto", "auxiliary": "steering", "max_steps": 2, "optim": "adamw_torch"}
+    for wrapper, theta in CUT:
+        found[f"{wrapper}, {theta}, cut"] = cut(folder / f"{wrapper} {theta}", wrapper, theta, auto)
+    found["fsdp2, no state"] = unresumable(folder / "no state")
+    found["fsdp2, bf16"] = train(folder / "two", *BF16)
     for name, options in {
         "own": {"auxiliary": "own"},
         "sam": {"method": "sam"},
