@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp, dft+ema": ("ddp", "full", {"method": "dft+ema"}),
     "fsdp2, lfu": ("fsdp2", "full", {}),
     "fsdp2, lfu, lora": ("fsdp2", "lora", {"layers": "early"}),
+    "fsdp2, lfu, blocks checkpointed": ("fsdp2, checkpointed", "full", {}),
     "fsdp2, steering, checkpointing": ("fsdp2", "full", {"auxiliary": "steering", "gradient_checkpointing": True}),
 }
 
@@ -50,9 +51,11 @@ def launched(wrapper: str | None) -> None:
     """What `accelerate launch` sets."""
     for state in (PartialState, AcceleratorState, GradientState):
         state._shared_state.clear()
-    for name, value in FSDP2.items():
+    wrapper = wrapper or "none"
+    checkpointed = {"FSDP_ACTIVATION_CHECKPOINTING": str("checkpointed" in wrapper).lower()}
+    for name, value in (FSDP2 | checkpointed).items():
         os.environ.pop(name, None)
-        if wrapper == "fsdp2":
+        if wrapper.startswith("fsdp2"):
             os.environ[name] = value
 
 
@@ -89,7 +92,8 @@ def train(folder: Path, wrapper: str | None, theta: str, options: dict[str, Any]
     """Weights, log and newest record of two updates of 2 x 4 rows."""
     launched(wrapper)
     # a recomputed forward does not see the mode
-    with nullcontext() if options.get("gradient_checkpointing") else Float64Throughout():
+    recomputed = options.get("gradient_checkpointing") or (wrapper or "").endswith("checkpointed")
+    with nullcontext() if recomputed else Float64Throughout():
         made = trainer(folder, 1 if wrapper is None else 2, theta, **options)
         made.train(**named)
     return {
@@ -138,5 +142,6 @@ def whole(model: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, p in model.named_parameters():
         value = p.detach()
+        name = name.replace("_checkpoint_wrapped_module.", "")
         found[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
     return found
