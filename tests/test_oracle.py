@@ -6,12 +6,14 @@ Also: what accumulates to what, that the zero auxiliary changes no bit, and that
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from oracle import Oracle
 from tiny import FAMILIES, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from trl.models import enable_selective_activation_checkpointing
 
 from lfu import LfUStep
@@ -161,10 +163,17 @@ def _checkpoint(model, form):
         return
     if form == "attention kept":
         enable_selective_activation_checkpointing(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    kwargs = {"context_fn": partial(create_selective_checkpoint_contexts, _products)} if form == "products kept" else {}
+    model.gradient_checkpointing_enable({"use_reentrant": False, **kwargs})
 
 
-@pytest.mark.parametrize("form", ["round the forward", "round the block", "attention kept"])
+def _products(context, operation, *args, **kwargs):
+    """The selective policy of torch's own examples: what the linear layers gave is kept, the rest is computed again."""
+    kept = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("form", ["round the forward", "round the block", "attention kept", "products kept"])
 @pytest.mark.parametrize("theta", ["full", "lora"])
 @pytest.mark.parametrize("auxiliary", AUXILIARIES)
 def test_gradient_checkpointing_gives_the_same_gradients(auxiliary, theta, form):

@@ -141,7 +141,7 @@ class LoRA(Auxiliary):
         linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
         inputs = _SharedInputs([a for a, _ in linears], self.scaling, self.groups, self.moved)
         with ExitStack() as stack:
-            stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses]))
+            stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses], True))
             for experts, (a, b) in zip(self.experts, fused, strict=True):
                 stack.enter_context(with_low_rank(experts, a, b, self.scaling))
             yield
@@ -161,10 +161,21 @@ class LoRA(Auxiliary):
     def _hook(self, inputs: _SharedInputs, n: int):
         b = self.pairs[n][1]
 
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
-            return _AddLowRank.apply(y, inputs.low(n, args[0]), b, self.moved)
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], named: dict[str, Any], y: torch.Tensor) -> Any:
+            x = args[0] if args else next(iter(named.values()))
+            if self.moved and _kept_by_others(module):
+                y = y.clone()
+            return _AddLowRank.apply(y, inputs.low(n, x), b, self.moved)
 
         return hook
+
+
+def _kept_by_others(module: nn.Module) -> bool:
+    """Whether somebody may hold on to the layer's output, which must not change under them.
+
+    Another forward hook, or a mode that sees every operation: selective checkpointing keeps products in one.
+    """
+    return len(module._forward_hooks) > 1 or torch._C._len_torch_dispatch_stack() > 0
 
 
 class _SharedInputs:
