@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import weakref
@@ -531,11 +532,62 @@ def test_the_low_rank_product_is_added_where_the_output_lies(layer, moved):
     auxiliary.pairs, auxiliary.moved = [(None, b)], moved
     plain = layer(x)
     want = plain + moved * (torch.ones(10, 3) @ b.T).view(2, 5, 6)
-    found = auxiliary._hook(inputs, 0)(layer, (x,), plain)
+    found = auxiliary._hook(inputs, 0)(layer, (x,), {}, plain)
     torch.testing.assert_close(found, want)
     assert found.data_ptr() == plain.data_ptr()
     found.clamp_(-1, 1).sum().backward()
     assert b.grad is not None
+
+
+def test_an_output_that_a_hook_of_the_user_keeps_stays_as_it_was():
+    found, kept = [], []
+    for watched in (False, True):
+        model = tiny_model("llama")
+        if watched:
+            linear = model.model.layers[0].mlp.down_proj
+            linear.register_forward_hook(lambda module, args, y: kept.append((y, y.detach().clone())))
+        LfUStep(model)(tiny_batch())
+        found.append(gradients(model))
+    assert len(kept) == 2
+    assert all(torch.equal(y.detach(), then) for y, then in kept)
+    assert relative_difference(*found) == 0
+
+
+def test_linear_layers_called_by_keyword():
+    """And by a forward of another library, in another order: Liger's SwiGLU."""
+    found = []
+    for patched in (False, True):
+        model = tiny_model("llama", theta="lora")
+        if patched:
+            for block in anatomy(model).blocks:
+                block.mlp.forward = functools.partial(_swiglu, block.mlp)
+        for seed in (0, 1):
+            assert LfUStep(model)(tiny_batch(seed)).skipped is None
+        found.append(gradients(model))
+    assert relative_difference(*found) < 1e-12
+
+
+def _swiglu(mlp, x):
+    up = mlp.up_proj(input=x) if type(mlp.up_proj) is torch.nn.Linear else mlp.up_proj(x=x)
+    return mlp.down_proj(_SiLUMul.apply(mlp.gate_proj(x), up))
+
+
+class _SiLUMul(torch.autograd.Function):
+    """As Liger's: the backward writes over what was saved, gate and up."""
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad):
+        gate, up = ctx.saved_tensors
+        sigmoid = gate.sigmoid()
+        of_gate = grad * up * (sigmoid * (1 + gate * (1 - sigmoid)))
+        up.copy_(grad * gate * sigmoid)
+        gate.copy_(of_gate)
+        return gate, up
 
 
 def _shared_inputs():

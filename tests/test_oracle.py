@@ -6,14 +6,18 @@ Also: what accumulates to what, that the zero auxiliary changes no bit, and that
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from oracle import Oracle
 from tiny import FAMILIES, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from trl.models import enable_selective_activation_checkpointing
 
 from lfu import LfUStep
-from lfu.anatomy import layer_range
+from lfu.anatomy import anatomy, layer_range
 from lfu.rng import generators
 from lfu.undesirable import LoRA, Own, Steering, ascend
 
@@ -148,17 +152,41 @@ def test_lora_auxiliary_beside_a_dora_theta():
     assert record.ascent_grad_norm == pytest.approx(norm, rel=1e-9)
 
 
+def _checkpoint(model, form):
+    """Turns gradient checkpointing on; it then goes round a block's forward, or round the block with its hooks."""
+    if hasattr(model, "peft_config"):
+        model.enable_input_require_grads()
+    if form == "round the block":  # FSDP2's, after the step was made
+        parts = anatomy(model)
+        for i, block in enumerate(parts.blocks):
+            parts.decoder.layers[i] = checkpoint_wrapper(block)
+        return
+    if form == "attention kept":
+        enable_selective_activation_checkpointing(model)
+    kwargs = {"context_fn": partial(create_selective_checkpoint_contexts, _products)} if form == "products kept" else {}
+    model.gradient_checkpointing_enable({"use_reentrant": False, **kwargs})
+
+
+def _products(context, operation, *args, **kwargs):
+    """The selective policy of torch's own examples: what the linear layers gave is kept, the rest is computed again."""
+    kept = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("form", ["round the forward", "round the block", "attention kept", "products kept"])
+@pytest.mark.parametrize("theta", ["full", "lora"])
 @pytest.mark.parametrize("auxiliary", AUXILIARIES)
-def test_gradient_checkpointing_gives_the_same_gradients(auxiliary):
+def test_gradient_checkpointing_gives_the_same_gradients(auxiliary, theta, form):
     """Hooks inside a block fire again in the recompute; the auxiliary must be there still, in the same place."""
     found = []
     for checkpointing in (False, True):
-        model = tiny_model("qwen", theta="lora")
+        model = tiny_model("qwen", theta=theta)
+        step = LfUStep(model, auxiliary=AUXILIARIES[auxiliary](), layers="2-3")
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        record = LfUStep(model, auxiliary=AUXILIARIES[auxiliary](), layers="2-3")(tiny_batch())
-        found.append(gradients(model) | {"consistency": torch.tensor([record.consistency])})
+            _checkpoint(model, form)
+        record = step(tiny_batch())
+        by_name = {name.replace("_checkpoint_wrapped_module.", ""): g for name, g in gradients(model).items()}
+        found.append(by_name | {"consistency": torch.tensor([record.consistency])})
     assert relative_difference(*found) < 1e-14
 
 

@@ -14,6 +14,7 @@ from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+from trl.models.activation_offloading import OffloadActivations
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
 from lfu.advice import LfUAdvice
@@ -210,6 +211,40 @@ def test_layers_are_logged_on_request(tmp_path):
     assert logged == {f"lfu/{name}/{layer}" for name in ("consistency", "displacement") for layer in ("02", "03")}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": False},
+        {"auxiliary": "steering", "steering_norm": True, "gradient_checkpointing": False},
+        {"auxiliary": "own", "consistency": "logit_kl", "ascent_steps": 2},
+        {"direction": "clean", "consistency": "contrastive"},
+        {"stale": 2, "gradient_checkpointing": False},
+    ],
+    ids=str,
+)
+def test_trls_activation_offloading_changes_no_number(tmp_path, monkeypatch, options):
+    """TRL's own manager, with this CPU as the accelerator that tensors leave and come back to; one loss is NaN."""
+
+    def offload(**_):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+            return OffloadActivations(use_pin_memory=False, use_streams=False, min_offload_size=0)
+
+    monkeypatch.setattr("trl.models.activation_offloading.OffloadActivations", offload)
+    found = []
+    for on in (False, True):
+        t = trainer(tmp_path / str(on), activation_offloading=on, **options)
+        _poison_one_loss(t)
+        t.train()
+        found.append(weights(t))
+    offloading = t.maybe_activation_offload_context
+    assert offloading.tensor_id > 0
+    assert len(offloading.tracker) < 10  # what the dropped graph left is gone
+    assert t.last_record.skipped is None
+    assert_equal(*found)
+
+
 def test_dropout_masks_are_shared_unless_asked_otherwise(tmp_path):
     moved = {}
     for shared in (True, False):
@@ -325,11 +360,9 @@ def test_a_healthy_run_gets_no_advice(tmp_path):
 # -- bad batches -------------------------------------------------------------------------------------------------------
 
 
-def test_a_nan_in_the_loss_never_reaches_the_weights(tmp_path):
-    """One micro-batch whose loss is NaN: recorded, skipped, and the run goes on."""
-
-    t = trainer(tmp_path)
-    head, calls = t.model.model.norm, 0
+def _poison_one_loss(t):
+    """NaN in the third training forward: the clean pass of the second micro-batch."""
+    calls = 0
 
     def poison(module, args, output):
         nonlocal calls
@@ -338,7 +371,14 @@ def test_a_nan_in_the_loss_never_reaches_the_weights(tmp_path):
             return output * float("nan") if calls == 3 else None
         return None
 
-    head.register_forward_hook(poison)
+    t.model.model.norm.register_forward_hook(poison)
+
+
+def test_a_nan_in_the_loss_never_reaches_the_weights(tmp_path):
+    """One micro-batch whose loss is NaN: recorded, skipped, and the run goes on."""
+
+    t = trainer(tmp_path)
+    _poison_one_loss(t)
     t.train()
     assert all(torch.isfinite(v).all() for v in weights(t).values())
     skipped = [entry["lfu/skipped"] for entry in t.state.log_history if "lfu/skipped" in entry]

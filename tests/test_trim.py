@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
 from tiny import VOCAB, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lfu import LfUStep
 from lfu.anatomy import anatomy
@@ -195,14 +196,18 @@ def test_the_second_batch_is_made_before_the_first_forward(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "why", ["another tensor", "dynamic rope", "not causal", "4-d mask", "a compared token is masked", "trim=False"]
+    "why", ["packed by TRL", "dynamic rope", "not causal", "4-d mask", "a compared token is masked", "trim=False"]
 )
 def test_what_is_not_safe_stays_whole(why):
     model = tiny_model("llama", dtype=torch.float32)
     batch = ragged([9, 7, 8], width=16)
     where = answer_positions(batch["labels"])
-    if why == "another tensor":
-        batch["cu_seq_lens_q"] = torch.tensor([0, 16])
+    if why == "packed by TRL":  # its bounds are tensors of their own; and it has one token to cut
+        rows = [{"input_ids": list(range(3, 3 + n)), "labels": [-100, *range(4, 3 + n)]} for n in (9, 7)]
+        batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)(rows)
+        assert {"cu_seq_lens_q", "seq_idx", "position_ids"} <= batch.keys()
+        where = answer_positions(batch["labels"])
+        assert where[-1] == batch["input_ids"].shape[1] - 2
     elif why == "dynamic rope":
         model.config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0}
     elif why == "not causal":

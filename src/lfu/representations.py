@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from lfu.anatomy import Anatomy
 from lfu.trim import LOSS_ONLY
@@ -18,6 +19,15 @@ from lfu.trim import LOSS_ONLY
 
 class _Stop(Exception):
     """Raised by the hook on the last compared layer: nothing after it is needed."""
+
+
+def _uncounted() -> saved_tensors_hooks:
+    """Within it autograd keeps its tensors as they are.
+
+    A checkpoint round the whole block (FSDP2's) runs the reading hook too, in the forward but not again in the
+    recompute, and compares how many tensors were saved.
+    """
+    return saved_tensors_hooks(lambda t: t, lambda t: t)
 
 
 def answer_positions(labels: torch.Tensor, which: str = "predict") -> torch.Tensor:
@@ -87,9 +97,10 @@ class Reader:
                     return
                 hidden = hidden_of(output)
                 read = hidden.detach() if detach else hidden
-                found[layer] = read.flatten(0, 1).index_select(0, positions.to(hidden.device))
-                if visit is not None:
-                    visit(layer, hidden, found[layer])
+                with _uncounted():
+                    found[layer] = read.flatten(0, 1).index_select(0, positions.to(hidden.device))
+                    if visit is not None:
+                        visit(layer, hidden, found[layer])
                 if stop and layer == last:
                     raise _Stop
 

@@ -44,8 +44,8 @@ def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> tuple[dict[s
 
     Returns:
         inputs `(B', T')` and `(N,)` flat indices into B'*T', in the same order. What can't be cut safely comes back as
-        it is: another tensor in the batch, a compared token that is masked, a rope that depends on the length, a model
-        that is not causal.
+        it is: another tensor in the batch (the bounds in a row that TRL has packed, which has no padding), a compared
+        token that is masked, a rope that depends on the length, a model that is not causal.
     """
     inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
     if not len(where) or not _plain(inputs, anatomy):

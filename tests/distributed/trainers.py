@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp, dft+ema": ("ddp", "full", {"method": "dft+ema"}),
     "fsdp2, lfu, clipped": ("fsdp2", "full", {"max_grad_norm": CLIPPED}),
     "fsdp2, lfu, lora": ("fsdp2", "lora", {"layers": "early"}),
+    "fsdp2, lfu, blocks checkpointed": ("fsdp2, checkpointed", "full", {}),
     "fsdp2, steering, checkpointing": ("fsdp2", "full", {"auxiliary": "steering", "gradient_checkpointing": True}),
 }
 # (wrapper, theta) of the runs that save, are cut off and resumed
@@ -57,9 +58,11 @@ def launched(wrapper: str | None) -> None:
     """What `accelerate launch` sets."""
     for state in (PartialState, AcceleratorState, GradientState):
         state._shared_state.clear()
-    for name, value in FSDP2.items():
+    wrapper = wrapper or "none"
+    checkpointed = {"FSDP_ACTIVATION_CHECKPOINTING": str("checkpointed" in wrapper).lower()}
+    for name, value in (FSDP2 | checkpointed).items():
         os.environ.pop(name, None)
-        if wrapper == "fsdp2":
+        if wrapper.startswith("fsdp2"):
             os.environ[name] = value
 
 
@@ -112,7 +115,8 @@ def train(
     """
     launched(wrapper)
     # a recomputed forward does not see the mode
-    with nullcontext() if options.keys() & {"gradient_checkpointing", "dtype"} else Float64Throughout():
+    recomputed = options.get("gradient_checkpointing") or (wrapper or "").endswith("checkpointed")
+    with nullcontext() if recomputed or "dtype" in options else Float64Throughout():
         made = trainer(folder, 1 if wrapper is None else 2, theta, **options)
         if complete is None:
             made.train(**named)
@@ -199,5 +203,6 @@ def whole(model: Any) -> dict[str, torch.Tensor]:
     found = {}
     for name, p in model.named_parameters():
         value = p.detach()
+        name = name.replace("_checkpoint_wrapped_module.", "")
         found[name] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
     return found

@@ -91,11 +91,11 @@ def add(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], length: float) -> No
 
 
 @contextmanager
-def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Install forward hooks, and take them off whatever happens."""
+def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]], with_kwargs: bool = False) -> Iterator[None]:
+    """Install forward hooks, and take them off whatever happens. `with_kwargs` as in `register_forward_hook`."""
     handles: list[Any] = []
     try:
-        handles.extend(module.register_forward_hook(hook) for module, hook in hooks)
+        handles.extend(module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks)
         yield
     finally:
         for handle in handles:

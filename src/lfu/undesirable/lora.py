@@ -145,7 +145,7 @@ class LoRA(Auxiliary):
         linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
         inputs = _SharedInputs([a for a, _ in linears], self.scaling, self.groups, self.moved)
         with ExitStack() as stack:
-            stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses]))
+            stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses], True))
             for experts, (a, b) in zip(self.experts, fused, strict=True):
                 stack.enter_context(with_low_rank(experts, a, b, self.scaling))
             yield
@@ -177,8 +177,11 @@ class LoRA(Auxiliary):
     def _hook(self, inputs: _SharedInputs, n: int):
         b = self.pairs[n][1]
 
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], y: torch.Tensor) -> Any:
-            low, whole = inputs.low(n, args[0]), _whole(y)
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], named: dict[str, Any], y: torch.Tensor) -> Any:
+            low = inputs.low(n, args[0] if args else next(iter(named.values())))
+            if self.moved and _kept_by_others(module):
+                y = y.clone()
+            whole = _whole(y)
             if whole is None:
                 return _AddLowRank.apply(y, low, b, self.moved)
             return _AddLowRank.apply(whole, low, b, self.moved).view(y.shape)  # a view that the model may clamp_
@@ -195,6 +198,14 @@ def _whole(y: torch.Tensor) -> torch.Tensor | None:
     if base is None or base._is_view() or not (base.is_contiguous() and y.is_contiguous()):
         return None
     return base if base.numel() == y.numel() and base.shape[-1] == y.shape[-1] else None
+
+
+def _kept_by_others(module: nn.Module) -> bool:
+    """Whether somebody may hold on to the layer's output, which must not change under them.
+
+    Another forward hook, or a mode that sees every operation: selective checkpointing keeps products in one.
+    """
+    return len(module._forward_hooks) > 1 or torch._C._len_torch_dispatch_stack() > 0
 
 
 class _SharedInputs:

@@ -92,7 +92,7 @@ class _ZeroSteering(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, d: torch.Tensor, preserve_norm: bool):
-        ctx.dtype = d.dtype
+        ctx.dtype, ctx.preserve_norm = d.dtype, preserve_norm
         ctx.save_for_backward(*([hidden] if preserve_norm else []))
         return hidden.clone()  # a view could not be changed in place by the next block; what is saved is this one
 
@@ -100,8 +100,9 @@ class _ZeroSteering(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor):
         (grad,) = gradients
         per_token = grad.to(ctx.dtype)
-        if ctx.saved_tensors:
-            hidden = ctx.saved_tensors[0].to(ctx.dtype)
+        if ctx.preserve_norm:
+            (hidden,) = ctx.saved_tensors  # read once: checkpointing and offloading hand it out once
+            hidden = hidden.to(ctx.dtype)
             norm = _norm(hidden)
             unit = hidden / norm
             per_token = norm * (per_token - unit * (unit * per_token).sum(-1, keepdim=True))
