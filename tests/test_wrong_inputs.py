@@ -265,6 +265,21 @@ def test_encodings(suffix, encoding):
     assert {"latin-1": "Latin-1"}.get(encoding, encoding.upper()) in message
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_one_line_in_another_encoding_is_named(suffix):
+    """Far behind what a decoder takes at a time."""
+    whole = {
+        ".csv": ["question,answer", *['q,"é"'] * 5000],
+        ".jsonl": [json.dumps(GOOD, ensure_ascii=False)] * 5001,
+        ".json": ["[", *[json.dumps(GOOD, ensure_ascii=False) + ","] * 4999, json.dumps(GOOD), "]"],
+    }[suffix]
+    lines = [line.encode("latin-1" if number == 4321 else "utf-8") for number, line in enumerate(whole, 1)]
+    Path(f"f{suffix}").write_bytes(b"\n".join(lines))
+    byte = whole[4320].index("é") + 1
+    message = fine_or_one_line(lambda: load_rows(f"f{suffix}")) or ""
+    assert f"not UTF-8 text (line 4321, byte {byte}; Latin-1 or Windows-1252, perhaps)" in message
+
+
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
 def test_a_truncated_file_is_told_or_read_up_to_its_last_whole_row(suffix):
     """Cut anywhere: never a traceback, never half a row."""

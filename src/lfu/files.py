@@ -145,7 +145,7 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path}: {not_utf8(path, error)}") from error
+        raise UserError(f"{what} {path}: {not_utf8(path)}") from error
     # beside its own errors: a date such as 2001-99-99, nesting without end, a number of too many digits
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         raise UserError(f"{what} {path}: not valid YAML ({one_line(error)})") from error
@@ -168,16 +168,25 @@ def _fits(value: Any, limit: int) -> bool:
     return not waiting
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """What to say of a text file in another encoding, with a guess at which."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError:
-        start = b""
+def not_utf8(path: Path) -> str:
+    """What to say of a text file in another encoding: the first line that is not UTF-8, and a guess at which it is."""
+    # read again: what a decoder says of the place counts from the chunk that it had
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        where = next((f"line {n}, byte {byte}; " for n, line in enumerate(file, 1) if (byte := _not_utf8(line))), "")
     marks = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
     guess = next((name for mark, name in marks.items() if start.startswith(mark)), "Latin-1 or Windows-1252, perhaps")
-    return f"not UTF-8 text (byte {error.start}; {guess}): save it as UTF-8"
+    return f"not UTF-8 text ({where}{guess}): save it as UTF-8"
+
+
+def _not_utf8(line: bytes) -> int:
+    """Which byte of a line, counted from 1, is not UTF-8; 0 if all are."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start + 1
+    return 0
 
 
 def dump_json(value: Any) -> str:

@@ -114,7 +114,7 @@ def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"data {path}: {not_utf8(path, error)}") from error
+        raise UserError(f"data {path}: {not_utf8(path)}") from error
     except OSError as error:
         raise UserError(f"data {path}: can't be read ({error.strerror or one_line(error)})") from error
 
