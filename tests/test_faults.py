@@ -227,6 +227,29 @@ def test_where_pieces_would_not_be_exact_the_error_says_so(options, config, rows
     assert not any(sum(counts) for counts in hooks(model).values())
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("kind", AUXILIARIES)
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_sampled_theta_is_tried_in_pieces_until_a_backward_has_begun(monkeypatch, kind, backward):
+    batch, found = tiny_batch(3, rows=4), []
+    for short in (False, True):
+        monkeypatch.setattr("lfu.strength.SAMPLE", 300)
+        model = tiny_model("llama")
+        step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
+        step(batch)
+        seen = oom_above(model, 2, backward=backward) if short else None
+        if short and backward:
+            with pytest.raises(torch.OutOfMemoryError) as caught:
+                step(batch)
+            assert "its backward had begun" in "".join(caught.value.__notes__)
+            assert min(seen.sizes) == 4
+            assert not any(g.any() for g in gradients(model).values()), "parts can't be told apart, so none may stay"
+            return
+        assert step(batch).pieces == (2 if short else 1)
+        found.append(gradients(model))
+    assert relative_difference(*found) < 1e-5
+
+
 def test_out_of_memory_in_the_clean_pass_leaves_earlier_micro_batches_alone():
     model = tiny_model("llama")
     step = LfUStep(model)
