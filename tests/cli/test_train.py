@@ -97,9 +97,13 @@ def test_rows_that_will_be_cut_are_counted(here, model, capsys):
 def test_rows_that_lose_their_whole_answer_are_counted(here, model, capsys):
     rows = [{"question": "q" * (i * 40), "answer": "a"} for i in range(1, 5)]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train(model, "--template none --max_length 100 --max_steps 1", data="long.jsonl") == 0
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    flags = "--template none --max_length 100 --max_steps 1 --eval_data test.jsonl"
+    assert train(model, flags, data="long.jsonl") == 0
     told = capsys.readouterr()
     assert "2 of 4 rows are longer than max_length 100" in told.err
+    assert "2 of 3 evaluation rows are longer than max_length 100" in told.err
+    assert "made for" not in told.err
     assert "2 of 4 rows are left out: max_length cuts off their whole answer" in told.err
     assert "Trained on 2 rows" in told.out
 

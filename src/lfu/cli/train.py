@@ -114,8 +114,9 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
 
 def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) -> tuple[Dataset, Dataset | None]:
     """The rows to train and to evaluate on, in TRL's shapes. Needs the tokenizer, not the model."""
+    from lfu.data.lengths import about_lengths
     from lfu.data.load import load_rows
-    from lfu.data.templates import check_chat_template, count_too_long, to_training_rows
+    from lfu.data.templates import check_chat_template, to_training_rows
     from lfu.models import load_tokenizer
 
     eval_rows = None
@@ -143,11 +144,11 @@ def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) ->
         _say("note: the loss is on every turn of the conversations; --assistant_only_loss true takes the answers only")
     for line in _about_rows(rows, eval_rows):
         _say(line)
-    _fit_the_context(config, model)
-    if too_long := count_too_long(rows, tokenizer, config.max_length):
-        _say(
-            f"warning: {too_long} of {len(rows)} rows are longer than max_length {config.max_length} and are cut there"
-        )
+    context = _fit_the_context(config, model)
+    for kind, what in ((rows, "rows"), (eval_rows, "evaluation rows")):
+        if kind is not None:
+            for line in about_lengths(kind, what, tokenizer, max_length=config.max_length, context=context):
+                _say(f"warning: {line}")
     return rows, eval_rows
 
 
@@ -164,17 +165,18 @@ def _about_rows(rows: Dataset, eval_rows: Dataset | None) -> Iterator[str]:
         )
 
 
-def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> None:
-    """Cuts rows where the model's positions end, if max_length lies beyond."""
+def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> int | None:
+    """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
     from lfu.models import context_length
 
-    longest = context_length(
+    longest, ends = context_length(
         str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
     )
-    if longest and (config.max_length is None or config.max_length > longest):
+    if ends and (config.max_length is None or config.max_length > longest):
         beyond = "no limit" if config.max_length is None else f"max_length {config.max_length}"
         _say(f"note: the model's context is {longest} tokens: rows are cut there, in place of {beyond}")
         config.max_length = longest
+    return longest
 
 
 # -- model and trainer ----------------------------------------------------------------------------------------------
