@@ -148,6 +148,16 @@ def test_out_of_memory_is_one_line_and_says_how_to_go_on(here, model, monkeypatc
     assert "go on from out/checkpoint-2" in told
 
 
+def test_a_bad_batch_is_one_line_where_it_should_stop_the_run(here, model, capsys):
+    assert train(model, "--on_bad_batch raise --alpha 1e30 --template none --max_length 2048") == 2
+    err = capsys.readouterr().err
+    (told,) = [line for line in err.splitlines() if line.startswith("lfu train: error")]
+    assert "step 1, micro-batch 0: non-finite" in told
+    assert "--on_bad_batch skip" in told
+    assert "no checkpoint was saved yet" in told
+    assert "Traceback" not in err
+
+
 def test_conversations_are_trained_on_as_trl_does(here, model, capsys):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)

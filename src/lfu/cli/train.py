@@ -233,8 +233,10 @@ def _how_to_resume(folder: Path, step: int) -> str:
 
 @contextmanager
 def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
-    """One line for a disk or a memory that is full in the middle of a run, with what is still there."""
+    """One line for a full disk or memory, or a bad batch, in the middle of a run, with what is still there."""
     import torch
+
+    from lfu.objective import BadBatch
 
     try:
         yield
@@ -246,6 +248,12 @@ def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
         raise UserError(
             f"out of memory in step {trainer.state.global_step + 1}.{notes} A smaller --per_device_train_batch_size "
             "with more --gradient_accumulation_steps, or a smaller --max_length, needs less. "
+            f"{_how_to_resume(folder, trainer.state.global_step)}"
+        ) from error
+    except BadBatch as error:
+        raise UserError(
+            f"step {trainer.state.global_step + 1}, {error}, and --on_bad_batch is raise: look at its rows, lower "
+            "--alpha or --learning_rate, or take --on_bad_batch skip. "
             f"{_how_to_resume(folder, trainer.state.global_step)}"
         ) from error
 
