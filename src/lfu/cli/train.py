@@ -35,6 +35,7 @@ def run(argv: list[str]) -> int:
     config, model_arguments, data_arguments = parse(argv)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
+    done_before = _steps_of(resume_from)  # the checkpoint may be gone by the end (--save_total_limit)
     rows, eval_rows = _load_data(config, model_arguments, data_arguments)
     with output.no_empty_leftovers(folder):
         trainer = _build_trainer(config, model_arguments, rows, eval_rows)
@@ -61,7 +62,7 @@ def run(argv: list[str]) -> int:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         trained_on = len(rows) if config.packing else len(trainer.train_dataset)
-        print(_summary(trainer, folder, trained_on, time.monotonic() - start, _steps_of(resume_from)))
+        print(_summary(trainer, folder, trained_on, time.monotonic() - start, done_before))
     return 0
 
 
