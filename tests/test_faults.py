@@ -281,17 +281,19 @@ def test_pieces_cover_every_row_once():
 
 
 class Raises(TrainerCallback):
-    """Raises at an event, in the second update."""
+    """Raises at an event, in the second update or, of the events at the beginning, before the first."""
 
     def __init__(self, event: str):
+        self.early = event in ("on_train_begin", "on_epoch_begin")
         setattr(self, event, self._raise)
 
     def _raise(self, args, state, control, **more):
-        if state.global_step >= 1:
+        if self.early or state.global_step >= 1:
             raise Boom
 
 
-EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log",
+EVENTS = ("on_train_begin", "on_epoch_begin", "on_evaluate", "on_prediction_step",
+          "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log",
           "on_save", "on_epoch_end", "on_train_end")  # fmt: skip
 METHODS = ("lfu", "lfu+neftune", "kl", "sam", "ema")
 
@@ -302,6 +304,7 @@ def test_an_exception_in_a_callback_leaves_nothing_on_the_model(tmp_path, event)
         tmp_path, callbacks=[Raises(event)], neftune_noise_alpha=5.0, save_strategy="steps", save_steps=2,
         gradient_checkpointing=False,  # transformers leaves a hook of its own for it, after good runs too
     )  # fmt: skip
+    t.eval_dataset, t.args.eval_strategy, t.args.eval_steps = t.train_dataset, "steps", 1
     before = hooks(t.model), flags(t.model)
     with pytest.raises(Boom):
         t.train()
