@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from tiny_folder import save_model
 from tiny_study import write_questions
 
-from lfu import checkpoints
+from lfu import checkpoints, files
 from lfu.cli import main
 from lfu.errors import UserError
 from lfu.files import WRITING
@@ -38,6 +40,7 @@ import json, os, signal, sys, time
 import torch; torch.set_num_threads(1)
 import lfu, lfu.cli.train, lfu.cli.arguments, lfu.cli.stop, trl, peft, transformers, datasets
 from lfu.cli import main
+print("ready", flush=True)
 for line in sys.stdin:
     delay, words = json.loads(line)
     pid = os.fork()
@@ -114,6 +117,16 @@ def look_at(folder: Path) -> int:
     return count
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model):
+    """The output folder of a run that nothing disturbed, with its four checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_questions(folder / "rows.jsonl", 12)
+    with chdir(folder):
+        assert train(model) == 0
+    return folder / "out"
+
+
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +139,7 @@ class Runs:
             [sys.executable, "-W", "ignore", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=environment,
         )  # fmt: skip
+        assert self.server.stdout.readline() == "ready\n"
 
     def run(self, arguments: list[str], kill_after: float | None = None) -> int:
         """The exit code; that of SIGKILL if the run was not over after so many seconds."""
@@ -151,7 +165,7 @@ def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict)
     while True:
         before = last_saved(out)
         resume = ["--resume_from_checkpoint true"] if before else ["--overwrite_output_dir"]
-        code = runs.run(words(model, *resume), delays.pop() if delays else None)
+        code = runs.run(words(model, "--save_total_limit 2", *resume), delays.pop() if delays else None)
         seen["files"] += look_at(out) if out.exists() else 0
         seen["unfinished"] += any(out.glob(f"{WRITING}*"))
         assert last_saved(out) >= before, "a checkpoint got lost"
@@ -165,15 +179,12 @@ def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict)
     return seen
 
 
-def kill_many(model: str, wanted: int, kills: int, seed: int) -> dict[str, int]:
+def kill_many(model: str, whole: dict[str, torch.Tensor], wanted: int, kills: int, seed: int) -> dict[str, int]:
     """Runs until so many of them were killed; each may be killed so often."""
-    assert train(model, out="whole") == 0
-    whole = adapter("whole")
     runs, draw, total = Runs(), random.Random(seed), {"runs": 0}
     try:
-        assert runs.run(words(model, out="timed")) == 0  # the imports
         start = time.monotonic()
-        assert runs.run(words(model, "--overwrite_output_dir", out="timed")) == 0
+        assert runs.run(words(model, out="timed")) == 0
         seconds = time.monotonic() - start
         assert_same(adapter("timed"), whole)
         while total["runs"] < wanted:
@@ -187,29 +198,29 @@ def kill_many(model: str, wanted: int, kills: int, seed: int) -> dict[str, int]:
     return total
 
 
-def test_killed_at_random_moments(here, model):
-    found = kill_many(model, 1, 3, seed=3)
+def test_killed_at_random_moments(here, finished, model):
+    found = kill_many(model, adapter(str(finished)), 1, 3, seed=3)
     assert found["kills"] >= 1
     assert found["files"] > 10
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_fifty_runs_killed_at_random_moments(here, model, capsys):
-    found = kill_many(model, 50, 1, seed=0)
+def test_fifty_runs_killed_at_random_moments(here, finished, model, capsys):
+    found = kill_many(model, adapter(str(finished)), 50, 1, seed=0)
     with capsys.disabled():
         print(f"\n{found}")
     assert found["kills"] == found["runs"] == 50
     assert found["resumed"] >= 10, "most were killed before their first checkpoint"
 
 
-@pytest.mark.parametrize("place", ["rename", "state", "weights", "final"])
-def test_killed_while_it_saves(here, model, monkeypatch, place):
-    """The process ends (here: an exception that nobody catches) at the worst moments: the checkpoint before stays."""
-    assert train(model, out="whole") == 0
+class Killed(BaseException):
+    """Stands for the end of the process."""
 
-    class Killed(BaseException):
-        pass
+
+@pytest.mark.parametrize("place", ["rename", "state", "weights", "rotation", "final"])
+def test_killed_while_it_saves(here, finished, model, monkeypatch, place):
+    """The process ends (here: an exception that nobody catches) at the worst moments: the checkpoint before stays."""
 
     def killed(*args, **kwargs):
         raise Killed
@@ -236,6 +247,10 @@ def test_killed_while_it_saves(here, model, monkeypatch, place):
             patch.setattr(TrainerState, "save_to_json", second(TrainerState.save_to_json))
         elif place == "weights":
             patch.setattr(LfUTrainer, "_save_optimizer_and_scheduler", second(LfUTrainer._save_optimizer_and_scheduler))
+        elif place == "rotation":
+            patch.setattr(
+                shutil, "rmtree", killed_in_the_middle(shutil.rmtree, re.compile(r".*(?<!writing-)checkpoint-3"))
+            )
         else:
             patch.setattr("lfu.cli.train._summary", killed)
             replace = os.replace
@@ -247,22 +262,102 @@ def test_killed_while_it_saves(here, model, monkeypatch, place):
 
             patch.setattr(os, "replace", fail_on_the_config)
         with pytest.raises(Killed):
-            train(model)
+            train(model, "--save_total_limit 2")
     look_at(Path("out"))
     assert not Path("out/adapter_config.json").exists(), "weights without it are no model"
-    assert last_saved(Path("out")) == (STEPS if place == "final" else EVERY)
-    assert train(model, "--resume_from_checkpoint true") == 0
-    assert_same(adapter(), adapter("whole"))
+    assert last_saved(Path("out")) == {"final": STEPS, "rotation": 3 * EVERY}.get(place, EVERY)
+    if place in ("state", "weights"):  # as for a rename that was not reached
+        return
+    assert train(model, "--save_total_limit 2 --resume_from_checkpoint true") == 0
+    assert not list(Path("out").glob(f"{WRITING}*"))
+    assert [checkpoints.steps_of(path) for path in checkpoints.checkpoints(Path("out"))] == [STEPS - EVERY, STEPS]
+    assert_same(adapter(), adapter(str(finished)))
+
+
+def killed_in_the_middle(rmtree, names: re.Pattern[str]):
+    """`shutil.rmtree`, of which a kill leaves half for a folder of such a name."""
+
+    def call(path, *args, **kwargs):
+        if names.fullmatch(Path(path).name) and Path(path).is_dir():
+            min(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+            raise Killed
+        rmtree(path, *args, **kwargs)
+
+    return call
+
+
+def two_files(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b"):
+        (folder / name).write_text(text)
+    return folder
+
+
+def new_one(folder: Path) -> None:
+    with files.new_folder(folder / "checkpoint-9") as work:
+        two_files(work, "new")
+
+
+class Life:
+    """Of a process that is killed after so many calls."""
+
+    def __init__(self, length: int):
+        self.length, self.calls = length, 0
+
+    def ends(self, original):
+        def call(path, *rest, **named):
+            self.calls += 1
+            if self.calls == self.length + 1 and original is shutil.rmtree and Path(path).is_dir():
+                for file in [file for file in Path(path).rglob("*") if file.is_file()][:1]:
+                    os.remove(file)
+            if self.calls > self.length:
+                raise Killed
+            return original(path, *rest, **named)
+
+        return call
+
+
+CHANGES = {
+    "replaced": lambda folder: files.swap_in(
+        two_files(folder / f"{WRITING}checkpoint-9", "new"), folder / "checkpoint-9"
+    ),
+    "made anew": new_one,
+    "deleted": lambda folder: files.remove_folder(folder / "checkpoint-9"),
+    "a file": lambda folder: files.write_text(folder / "checkpoint-9" / "a", "old"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_is_never_half_there_nor_lost(tmp_path, monkeypatch, change):
+    """Killed before each renaming and in each deletion: from then on nothing is done, no clearing up either."""
+    for moment in range(10):
+        folder = tmp_path / str(moment)
+        two_files(folder / "checkpoint-9", "old")
+        life = Life(moment)
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "replace"), (shutil, "rmtree"), (Path, "unlink")):
+                patch.setattr(module, name, life.ends(getattr(module, name)))
+            with suppress(Killed):
+                CHANGES[change](folder)
+        assert checkpoints.newest(folder) is None  # these are no checkpoints, but what is hidden comes back
+        there = {path.name: path.read_text() for path in (folder / "checkpoint-9").glob("[ab]")}
+        whole = [{"a": text, "b": text} for text in ("old", "new")]
+        assert there in whole or (change == "deleted" and not there), moment
+        files.remove_unfinished(folder)
+        files.remove_unfinished(folder / "checkpoint-9")
+        assert not list(folder.rglob(f"{WRITING}*"))
+        if life.calls <= moment:
+            return
+    raise AssertionError("there are more moments")
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, model, monkeypatch, capsys, number):
+def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, finished, model, monkeypatch, capsys, number):
     from lfu import LfUTrainer
 
-    assert train(model, out="whole") == 0
     original = LfUTrainer.training_step
 
     def signalled(self, *args, **kwargs):
@@ -329,20 +424,6 @@ DAMAGE = {
         lambda c: ((c / "trainer_state.json").unlink(), (c / "trainer_state.json").mkdir()), "can't be read"
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, model):
-    """A finished run with four checkpoints."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_questions(folder / "rows.jsonl", 12)
-    old = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert train(model) == 0
-    finally:
-        os.chdir(old)
-    return folder / "out"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

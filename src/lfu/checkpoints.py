@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lfu.errors import UserError, one_line
+from lfu.files import restore
 
 NAME = re.compile(r"checkpoint-(\d+)")
 STATE = "trainer_state.json"  # Trainer writes it last
@@ -39,10 +40,13 @@ def newest(
 ) -> Path | None:
     """The newest checkpoint in `folder` that training can go on from, or None.
 
+    One that a killed run was replacing gets its name back first.
+
     Args:
         say: is told of every newer one that is passed over, and why.
         save_only_model: such checkpoints have no optimizer, and need none.
     """
+    restore(folder)
     for path in reversed(checkpoints(folder)):
         why = fault(path, save_only_model=save_only_model)
         if why is None:

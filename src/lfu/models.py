@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -278,11 +277,9 @@ def _cached() -> Path | None:
 
 def _convert(gguf: Path, target: Path) -> Path:
     """Writes the model beside `target`, then renames it: a conversion that was killed leaves no `target`."""
-    for left_over in target.parent.glob(f".{CACHE_PREFIX}*"):  # of a killed conversion: the lock is ours now
-        shutil.rmtree(left_over, ignore_errors=True)
     print(f"lfu: converting the embedded model once, some ten seconds (kept in {target})", file=sys.stderr)
     # a `target` is there already only where somebody took files out of it
-    with new_folder(target, prefix=f".{CACHE_PREFIX}") as work:
+    with new_folder(target) as work:
         _write_float32(gguf, work)
     return target
 

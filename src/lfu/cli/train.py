@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lfu import checkpoints
 from lfu.cli import output
 from lfu.errors import UserError, leading, one_line
+from lfu.files import restore
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,6 +73,7 @@ def run(argv: list[str]) -> int:
 def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | None:
     """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
     output.check_writable(folder)
+    restore(folder)  # a checkpoint that a killed run was replacing
     checkpoint = _checkpoint(config, folder)
     if checkpoint and overwrite:
         raise UserError(
