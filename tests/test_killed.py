@@ -408,6 +408,26 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def two_random_states(checkpoint: Path) -> None:
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    shutil.copy(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+
+
+def fsdp(checkpoint: Path) -> None:
+    """Laid out as two processes of FSDP leave it."""
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "adapter_model.safetensors").unlink()
+    two_random_states(checkpoint)
+    for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+        (checkpoint / name).mkdir()
+        for file in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+            (checkpoint / name / file).write_bytes(b"something")
+
+
 DAMAGE = {
     "truncated weights": (lambda c: half(c / "adapter_model.safetensors"), "adapter_model.safetensors is damaged"),
     "no weights": (lambda c: (c / "adapter_model.safetensors").unlink(), "it has no weights"),
@@ -420,6 +440,23 @@ DAMAGE = {
     "truncated random state": (lambda c: half(c / "rng_state.pth"), "rng_state.pth is damaged"),
     "truncated state of the method": (lambda c: half(c / "lfu_state.safetensors"), "lfu_state.safetensors is damaged"),
     "broken configuration": (lambda c: half(c / "adapter_config.json"), "adapter_config.json is damaged"),
+    "truncated random state of one process": (
+        lambda c: (two_random_states(c), half(c / "rng_state_1.pth")), "rng_state_1.pth is damaged"
+    ),
+    "empty scale of fp16": (lambda c: (c / "scaler.pt").touch(), "scaler.pt is damaged"),
+    "an index of nothing": (
+        lambda c: (c / "model.safetensors.index.json").write_text("{}"), "model.safetensors.index.json is damaged"
+    ),
+    "an epoch that is none": (lambda c: change(c / "trainer_state.json", epoch="two"), "holds no state of a training"),
+    "FSDP, unfinished": (lambda c: (fsdp(c), (c / "optimizer_0" / ".metadata").unlink()), "optimizer_0 has no"),
+    "FSDP, empty shard": (
+        lambda c: (fsdp(c), (c / "pytorch_model_fsdp_0" / "__1_0.distcp").write_bytes(b"")), "fsdp_0 is damaged"
+    ),
+    "FSDP, no optimizer": (lambda c: (fsdp(c), shutil.rmtree(c / "optimizer_0")), "it has no optimizer"),
+    "FSDP, truncated random state": (lambda c: (fsdp(c), half(c / "rng_state_1.pth")), "rng_state_1.pth is damaged"),
+    "DeepSpeed, a folder missing": (
+        lambda c: ((c / "global_step6").mkdir(), (c / "latest").write_text("global_step9")), "latest names global_step9"
+    ),
     "a folder for a file": (
         lambda c: ((c / "trainer_state.json").unlink(), (c / "trainer_state.json").mkdir()), "can't be read"
     ),
@@ -438,6 +475,30 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, fini
     assert len(said) == 1
     assert says in said[0]
     assert "checkpoint-9 is passed over" in said[0]
+
+
+def test_sound_checkpoints_of_several_processes(tmp_path, finished):
+    for name in ("fsdp", "deepspeed"):
+        shutil.copytree(finished / "checkpoint-9", tmp_path / name)
+    fsdp(tmp_path / "fsdp")
+    (tmp_path / "deepspeed" / "global_step9").mkdir()
+    (tmp_path / "deepspeed" / "latest").write_text("global_step9\n")
+    assert checkpoints.fault(tmp_path / "fsdp") is None
+    assert checkpoints.fault(tmp_path / "deepspeed") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04 cut"])
+def test_what_is_found_out_while_loading_is_an_error_of_the_checkpoint(tmp_path, content):
+    """For those who name a checkpoint to `LfUTrainer.train`, which does not look at it first."""
+    from test_trainer import trainer
+
+    t = trainer(tmp_path)
+    t.accelerator.scaler = torch.amp.GradScaler("cpu")
+    for name in ("rng_state.pth", "scaler.pt"):
+        (tmp_path / name).write_bytes(content)
+    for load in (t._load_rng_state, t._load_scaler):
+        with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
+            load(str(tmp_path))
 
 
 def test_no_permission_is_told(tmp_path, finished, monkeypatch):

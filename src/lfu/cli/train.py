@@ -275,7 +275,7 @@ def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
     state = _state_of(checkpoint)
     if config.max_steps > 0:
         return state["global_step"] >= config.max_steps
-    return (state["epoch"] or 0) >= config.num_train_epochs
+    return (state.get("epoch") or 0) >= config.num_train_epochs
 
 
 def _strength_hint(ratio: float) -> list[str]:
