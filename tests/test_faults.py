@@ -99,35 +99,38 @@ def _after(fail, original):
     return call
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("theta", ["subset", "full"])
 @pytest.mark.parametrize("kind", AUXILIARIES)
 @pytest.mark.parametrize("sampled", [False, True], ids=["", "sampled"])
-def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch, kind, place, sampled):
-    model = tiny_model("llama", theta="subset" if "hook" not in place else "full")
+def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch, kind, sampled, theta):
+    """One model after the other exception: after each of them it works as if nothing had happened."""
+    model = tiny_model("llama", theta=theta)
     if sampled:
         monkeypatch.setattr("lfu.strength.SAMPLE", 300)
     step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
     step(tiny_batch(1))
     earlier, before = gradients(model), {k: v.clone() for k, v in model.state_dict().items()}
-    with monkeypatch.context() as patch:
-        seen = break_at(step, place, Boom(), patch)
-        hooks_before, flags_before = hooks(model), flags(model)
-        with pytest.raises(Boom):
-            step(tiny_batch(2))
-        assert hooks(model) == hooks_before
-        assert flags(model) == flags_before
-    getattr(seen, "undo", lambda: None)()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    left = gradients(model)
-    if (sampled and kind != "own" and place != "reset") or (sampled and kind == "own" and _late(place)):
-        assert not any(g.any() for g in left.values()), "parts can't be told apart, so none may stay"
-    else:
-        assert relative_difference(left, earlier) < 1e-12
-    # and it works as if nothing had happened
-    model.zero_grad()
-    step.calls = 0
-    step(tiny_batch(1))
-    assert relative_difference(gradients(model), earlier) < 1e-12
+    for place in PLACES:
+        if ("hook" in place) != (theta == "full"):  # a hook on a gradient needs one in each block
+            continue
+        with monkeypatch.context() as patch:
+            seen = break_at(step, place, Boom(), patch)
+            hooks_before, flags_before = hooks(model), flags(model)
+            with pytest.raises(Boom):
+                step(tiny_batch(2))
+            assert hooks(model) == hooks_before, place
+            assert flags(model) == flags_before, place
+        getattr(seen, "undo", lambda: None)()
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), place
+        left = gradients(model)
+        if (sampled and kind != "own" and place != "reset") or (sampled and kind == "own" and _late(place)):
+            assert not any(g.any() for g in left.values()), f"{place}: parts can't be told apart, so none may stay"
+        else:
+            assert relative_difference(left, earlier) < 1e-12, place
+        model.zero_grad()
+        step.calls = 0
+        step(tiny_batch(1))
+        assert relative_difference(gradients(model), earlier) < 1e-12, place
 
 
 def _late(place: str) -> bool:
@@ -182,26 +185,29 @@ def _out_of_memory(gradient):
 @pytest.mark.filterwarnings("ignore:out of memory")
 def test_the_perturbed_pass_in_pieces_leaves_the_same_gradients(kind, consistency, fits, backward):
     """Five rows, of which one has no answer at all."""
-    batch = tiny_batch(3, rows=5)
-    batch["labels"][3] = -100
-    found = []
-    for short in (False, True):
-        model = tiny_model("llama")
-        step = LfUStep(model, auxiliary=AUXILIARIES[kind](), consistency=consistency, lam="auto")
-        for _ in range(2):  # earlier micro-batches of the update
-            step(batch)
-        seen = oom_above(model, fits, backward=backward) if short else None
-        record = step(batch)
-        found.append((gradients(model), record, step.strength.mean_log))
-        assert record.pieces == ({1: 4, 3: 2}[fits] if short else 1)
-        assert not short or min(seen.sizes) <= fits
-    (whole, one, log_one), (pieces, two, log_two) = found
+    whole, one, log_one = five_rows(kind, consistency)
+    pieces, two, log_two = five_rows(kind, consistency, fits, backward)
+    assert (one.pieces, two.pieces) == (1, {1: 4, 3: 2}[fits])
     assert relative_difference(pieces, whole) < 1e-5  # norms and softmaxes are float32, whatever the dtype
     for name in ("sft_loss", "consistency", "gradient_ratio", "gradient_cosine"):
         assert getattr(two, name) == pytest.approx(getattr(one, name), rel=1e-4), name
     assert two.displacement == pytest.approx(one.displacement, rel=1e-4)
     assert two.consistency_per_layer == pytest.approx(one.consistency_per_layer, rel=1e-4)
     assert log_two == pytest.approx(log_one, rel=1e-4)
+
+
+@cache  # what several cases are compared with
+def five_rows(kind: str, consistency, fits: int | None = None, backward: bool = False):
+    """Gradients, record and lam's running mean of the second of two micro-batches; the memory holds `fits` rows."""
+    batch = tiny_batch(3, rows=5)
+    batch["labels"][3] = -100
+    model = tiny_model("llama")
+    step = LfUStep(model, auxiliary=AUXILIARIES[kind](), consistency=consistency, lam="auto")
+    step(batch)  # an earlier micro-batch of the update
+    seen = oom_above(model, fits, backward=backward) if fits else None
+    record = step(batch)
+    assert not seen or min(seen.sizes) <= fits
+    return gradients(model), record, step.strength.mean_log
 
 
 @pytest.mark.parametrize(

@@ -623,8 +623,9 @@ def test_no_room_for_a_checkpoint(here, finished, model, capsys, size):
     look_at(Path("out"))
     assert not list(Path("out").rglob(f"{WRITING}*"))
     assert last_saved(Path("out")) == 9
-    assert train(model, "--resume_from_checkpoint true") == 0
-    assert_same(adapter(), adapter(str(finished)))
+    if size == 3000:  # what is on disk is the same for all of them
+        assert train(model, "--resume_from_checkpoint true") == 0
+        assert_same(adapter(), adapter(str(finished)))
 
 
 @pytest.mark.parametrize("verb", ["export", "evaluate", "probe"])
