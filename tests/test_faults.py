@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lfu import LfUStep
+from lfu.advice import LfUAdvice
 from lfu.consistency import MSE, Contrastive, Cosine, LogitKL
 from lfu.objective import sft_loss
 from lfu.pieces import cut
@@ -96,35 +99,38 @@ def _after(fail, original):
     return call
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("theta", ["subset", "full"])
 @pytest.mark.parametrize("kind", AUXILIARIES)
 @pytest.mark.parametrize("sampled", [False, True], ids=["", "sampled"])
-def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch, kind, place, sampled):
-    model = tiny_model("llama", theta="subset" if "hook" not in place else "full")
+def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch, kind, sampled, theta):
+    """One model after the other exception: after each of them it works as if nothing had happened."""
+    model = tiny_model("llama", theta=theta)
     if sampled:
         monkeypatch.setattr("lfu.strength.SAMPLE", 300)
     step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
     step(tiny_batch(1))
     earlier, before = gradients(model), {k: v.clone() for k, v in model.state_dict().items()}
-    with monkeypatch.context() as patch:
-        seen = break_at(step, place, Boom(), patch)
-        hooks_before, flags_before = hooks(model), flags(model)
-        with pytest.raises(Boom):
-            step(tiny_batch(2))
-        assert hooks(model) == hooks_before
-        assert flags(model) == flags_before
-    getattr(seen, "undo", lambda: None)()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    left = gradients(model)
-    if (sampled and kind != "own" and place != "reset") or (sampled and kind == "own" and _late(place)):
-        assert not any(g.any() for g in left.values()), "parts can't be told apart, so none may stay"
-    else:
-        assert relative_difference(left, earlier) < 1e-12
-    # and it works as if nothing had happened
-    model.zero_grad()
-    step.calls = 0
-    step(tiny_batch(1))
-    assert relative_difference(gradients(model), earlier) < 1e-12
+    for place in PLACES:
+        if ("hook" in place) != (theta == "full"):  # a hook on a gradient needs one in each block
+            continue
+        with monkeypatch.context() as patch:
+            seen = break_at(step, place, Boom(), patch)
+            hooks_before, flags_before = hooks(model), flags(model)
+            with pytest.raises(Boom):
+                step(tiny_batch(2))
+            assert hooks(model) == hooks_before, place
+            assert flags(model) == flags_before, place
+        getattr(seen, "undo", lambda: None)()
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), place
+        left = gradients(model)
+        if (sampled and kind != "own" and place != "reset") or (sampled and kind == "own" and _late(place)):
+            assert not any(g.any() for g in left.values()), f"{place}: parts can't be told apart, so none may stay"
+        else:
+            assert relative_difference(left, earlier) < 1e-12, place
+        model.zero_grad()
+        step.calls = 0
+        step(tiny_batch(1))
+        assert relative_difference(gradients(model), earlier) < 1e-12, place
 
 
 def _late(place: str) -> bool:
@@ -179,26 +185,29 @@ def _out_of_memory(gradient):
 @pytest.mark.filterwarnings("ignore:out of memory")
 def test_the_perturbed_pass_in_pieces_leaves_the_same_gradients(kind, consistency, fits, backward):
     """Five rows, of which one has no answer at all."""
-    batch = tiny_batch(3, rows=5)
-    batch["labels"][3] = -100
-    found = []
-    for short in (False, True):
-        model = tiny_model("llama")
-        step = LfUStep(model, auxiliary=AUXILIARIES[kind](), consistency=consistency, lam="auto")
-        for _ in range(2):  # earlier micro-batches of the update
-            step(batch)
-        seen = oom_above(model, fits, backward=backward) if short else None
-        record = step(batch)
-        found.append((gradients(model), record, step.strength.mean_log))
-        assert record.pieces == ({1: 4, 3: 2}[fits] if short else 1)
-        assert not short or min(seen.sizes) <= fits
-    (whole, one, log_one), (pieces, two, log_two) = found
+    whole, one, log_one = five_rows(kind, consistency)
+    pieces, two, log_two = five_rows(kind, consistency, fits, backward)
+    assert (one.pieces, two.pieces) == (1, {1: 4, 3: 2}[fits])
     assert relative_difference(pieces, whole) < 1e-5  # norms and softmaxes are float32, whatever the dtype
     for name in ("sft_loss", "consistency", "gradient_ratio", "gradient_cosine"):
         assert getattr(two, name) == pytest.approx(getattr(one, name), rel=1e-4), name
     assert two.displacement == pytest.approx(one.displacement, rel=1e-4)
     assert two.consistency_per_layer == pytest.approx(one.consistency_per_layer, rel=1e-4)
     assert log_two == pytest.approx(log_one, rel=1e-4)
+
+
+@cache  # what several cases are compared with
+def five_rows(kind: str, consistency, fits: int | None = None, backward: bool = False):
+    """Gradients, record and lam's running mean of the second of two micro-batches; the memory holds `fits` rows."""
+    batch = tiny_batch(3, rows=5)
+    batch["labels"][3] = -100
+    model = tiny_model("llama")
+    step = LfUStep(model, auxiliary=AUXILIARIES[kind](), consistency=consistency, lam="auto")
+    step(batch)  # an earlier micro-batch of the update
+    seen = oom_above(model, fits, backward=backward) if fits else None
+    record = step(batch)
+    assert not seen or min(seen.sizes) <= fits
+    return gradients(model), record, step.strength.mean_log
 
 
 @pytest.mark.parametrize(
@@ -225,6 +234,29 @@ def test_where_pieces_would_not_be_exact_the_error_says_so(options, config, rows
     seen.handle.remove()
     assert relative_difference(gradients(model), earlier) < 1e-12
     assert not any(sum(counts) for counts in hooks(model).values())
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("kind", AUXILIARIES)
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_sampled_theta_is_tried_in_pieces_until_a_backward_has_begun(monkeypatch, kind, backward):
+    batch, found = tiny_batch(3, rows=4), []
+    for short in (False, True):
+        monkeypatch.setattr("lfu.strength.SAMPLE", 300)
+        model = tiny_model("llama")
+        step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
+        step(batch)
+        seen = oom_above(model, 2, backward=backward) if short else None
+        if short and backward:
+            with pytest.raises(torch.OutOfMemoryError) as caught:
+                step(batch)
+            assert "its backward had begun" in "".join(caught.value.__notes__)
+            assert min(seen.sizes) == 4
+            assert not any(g.any() for g in gradients(model).values()), "parts can't be told apart, so none may stay"
+            return
+        assert step(batch).pieces == (2 if short else 1)
+        found.append(gradients(model))
+    assert relative_difference(*found) < 1e-5
 
 
 def test_out_of_memory_in_the_clean_pass_leaves_earlier_micro_batches_alone():
@@ -258,17 +290,19 @@ def test_pieces_cover_every_row_once():
 
 
 class Raises(TrainerCallback):
-    """Raises at an event, in the second update."""
+    """Raises at an event, in the second update or, of the events at the beginning, before the first."""
 
     def __init__(self, event: str):
+        self.early = event in ("on_train_begin", "on_epoch_begin")
         setattr(self, event, self._raise)
 
     def _raise(self, args, state, control, **more):
-        if state.global_step >= 1:
+        if self.early or state.global_step >= 1:
             raise Boom
 
 
-EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log",
+EVENTS = ("on_train_begin", "on_epoch_begin", "on_evaluate", "on_prediction_step",
+          "on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end", "on_log",
           "on_save", "on_epoch_end", "on_train_end")  # fmt: skip
 METHODS = ("lfu", "lfu+neftune", "kl", "sam", "ema")
 
@@ -279,6 +313,7 @@ def test_an_exception_in_a_callback_leaves_nothing_on_the_model(tmp_path, event)
         tmp_path, callbacks=[Raises(event)], neftune_noise_alpha=5.0, save_strategy="steps", save_steps=2,
         gradient_checkpointing=False,  # transformers leaves a hook of its own for it, after good runs too
     )  # fmt: skip
+    t.eval_dataset, t.args.eval_strategy, t.args.eval_steps = t.train_dataset, "steps", 1
     before = hooks(t.model), flags(t.model)
     with pytest.raises(Boom):
         t.train()
@@ -312,7 +347,7 @@ def test_an_exception_in_training_leaves_nothing_on_the_model(tmp_path, monkeypa
 
 @pytest.mark.parametrize("method", ["lfu", "sft", "kl", "gem", "lfu+neftune"])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_theta_never_becomes_nan(tmp_path, method, where, capsys):
+def test_theta_never_becomes_nan(tmp_path, method, where):
     """One micro-batch of four updates is broken: its update is left out or mended, told, and the run goes on."""
     t = trainer(tmp_path, method=method, max_steps=4, max_grad_norm=1.0)
     calls = 0
@@ -329,7 +364,14 @@ def test_theta_never_becomes_nan(tmp_path, method, where, capsys):
 
     t.model.model.norm.register_forward_hook(poison)
     start = weights(t)
-    t.train()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        t.train()
+    told = [str(each.message) for each in heard if issubclass(each.category, LfUAdvice)]
+    if "lfu" in method:  # its step looks after itself, and counts
+        assert sum(entry["lfu/skipped"] for entry in t.state.log_history if "lfu/skipped" in entry) == 0.5  # one of two
+    else:
+        assert [line for line in told if line.startswith("the gradient of update 2 is not finite: it is left out")]
     assert calls > 4
     assert all(torch.isfinite(value).all() for value in weights(t).values())
     assert any(not torch.equal(start[name], value) for name, value in weights(t).items())

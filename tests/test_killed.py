@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from safetensors.torch import load_file
 from tiny_folder import save_model
 from tiny_study import write_questions
 
-from lfu import checkpoints
+from lfu import checkpoints, files
 from lfu.cli import main
 from lfu.errors import UserError
 from lfu.files import WRITING
@@ -38,6 +40,7 @@ import json, os, signal, sys, time
 import torch; torch.set_num_threads(1)
 import lfu, lfu.cli.train, lfu.cli.arguments, lfu.cli.stop, trl, peft, transformers, datasets
 from lfu.cli import main
+print("ready", flush=True)
 for line in sys.stdin:
     delay, words = json.loads(line)
     pid = os.fork()
@@ -114,6 +117,16 @@ def look_at(folder: Path) -> int:
     return count
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model):
+    """The output folder of a run that nothing disturbed, with its four checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_questions(folder / "rows.jsonl", 12)
+    with chdir(folder):
+        assert train(model) == 0
+    return folder / "out"
+
+
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +139,7 @@ class Runs:
             [sys.executable, "-W", "ignore", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, env=environment,
         )  # fmt: skip
+        assert self.server.stdout.readline() == "ready\n"
 
     def run(self, arguments: list[str], kill_after: float | None = None) -> int:
         """The exit code; that of SIGKILL if the run was not over after so many seconds."""
@@ -151,7 +165,7 @@ def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict)
     while True:
         before = last_saved(out)
         resume = ["--resume_from_checkpoint true"] if before else ["--overwrite_output_dir"]
-        code = runs.run(words(model, *resume), delays.pop() if delays else None)
+        code = runs.run(words(model, "--save_total_limit 2", *resume), delays.pop() if delays else None)
         seen["files"] += look_at(out) if out.exists() else 0
         seen["unfinished"] += any(out.glob(f"{WRITING}*"))
         assert last_saved(out) >= before, "a checkpoint got lost"
@@ -165,15 +179,12 @@ def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict)
     return seen
 
 
-def kill_many(model: str, wanted: int, kills: int, seed: int) -> dict[str, int]:
+def kill_many(model: str, whole: dict[str, torch.Tensor], wanted: int, kills: int, seed: int) -> dict[str, int]:
     """Runs until so many of them were killed; each may be killed so often."""
-    assert train(model, out="whole") == 0
-    whole = adapter("whole")
     runs, draw, total = Runs(), random.Random(seed), {"runs": 0}
     try:
-        assert runs.run(words(model, out="timed")) == 0  # the imports
         start = time.monotonic()
-        assert runs.run(words(model, "--overwrite_output_dir", out="timed")) == 0
+        assert runs.run(words(model, out="timed")) == 0
         seconds = time.monotonic() - start
         assert_same(adapter("timed"), whole)
         while total["runs"] < wanted:
@@ -187,29 +198,29 @@ def kill_many(model: str, wanted: int, kills: int, seed: int) -> dict[str, int]:
     return total
 
 
-def test_killed_at_random_moments(here, model):
-    found = kill_many(model, 1, 3, seed=3)
+def test_killed_at_random_moments(here, finished, model):
+    found = kill_many(model, adapter(str(finished)), 1, 3, seed=3)
     assert found["kills"] >= 1
     assert found["files"] > 10
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_fifty_runs_killed_at_random_moments(here, model, capsys):
-    found = kill_many(model, 50, 1, seed=0)
+def test_fifty_runs_killed_at_random_moments(here, finished, model, capsys):
+    found = kill_many(model, adapter(str(finished)), 50, 1, seed=0)
     with capsys.disabled():
         print(f"\n{found}")
     assert found["kills"] == found["runs"] == 50
     assert found["resumed"] >= 10, "most were killed before their first checkpoint"
 
 
-@pytest.mark.parametrize("place", ["rename", "state", "weights", "final"])
-def test_killed_while_it_saves(here, model, monkeypatch, place):
-    """The process ends (here: an exception that nobody catches) at the worst moments: the checkpoint before stays."""
-    assert train(model, out="whole") == 0
+class Killed(BaseException):
+    """Stands for the end of the process."""
 
-    class Killed(BaseException):
-        pass
+
+@pytest.mark.parametrize("place", ["rename", "state", "weights", "rotation", "final"])
+def test_killed_while_it_saves(here, finished, model, monkeypatch, place):
+    """The process ends (here: an exception that nobody catches) at the worst moments: the checkpoint before stays."""
 
     def killed(*args, **kwargs):
         raise Killed
@@ -236,6 +247,10 @@ def test_killed_while_it_saves(here, model, monkeypatch, place):
             patch.setattr(TrainerState, "save_to_json", second(TrainerState.save_to_json))
         elif place == "weights":
             patch.setattr(LfUTrainer, "_save_optimizer_and_scheduler", second(LfUTrainer._save_optimizer_and_scheduler))
+        elif place == "rotation":
+            patch.setattr(
+                shutil, "rmtree", killed_in_the_middle(shutil.rmtree, re.compile(r".*(?<!writing-)checkpoint-3"))
+            )
         else:
             patch.setattr("lfu.cli.train._summary", killed)
             replace = os.replace
@@ -247,22 +262,102 @@ def test_killed_while_it_saves(here, model, monkeypatch, place):
 
             patch.setattr(os, "replace", fail_on_the_config)
         with pytest.raises(Killed):
-            train(model)
+            train(model, "--save_total_limit 2")
     look_at(Path("out"))
     assert not Path("out/adapter_config.json").exists(), "weights without it are no model"
-    assert last_saved(Path("out")) == (STEPS if place == "final" else EVERY)
-    assert train(model, "--resume_from_checkpoint true") == 0
-    assert_same(adapter(), adapter("whole"))
+    assert last_saved(Path("out")) == {"final": STEPS, "rotation": 3 * EVERY}.get(place, EVERY)
+    if place in ("state", "weights"):  # as for a rename that was not reached
+        return
+    assert train(model, "--save_total_limit 2 --resume_from_checkpoint true") == 0
+    assert not list(Path("out").glob(f"{WRITING}*"))
+    assert [checkpoints.steps_of(path) for path in checkpoints.checkpoints(Path("out"))] == [STEPS - EVERY, STEPS]
+    assert_same(adapter(), adapter(str(finished)))
+
+
+def killed_in_the_middle(rmtree, names: re.Pattern[str]):
+    """`shutil.rmtree`, of which a kill leaves half for a folder of such a name."""
+
+    def call(path, *args, **kwargs):
+        if names.fullmatch(Path(path).name) and Path(path).is_dir():
+            min(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+            raise Killed
+        rmtree(path, *args, **kwargs)
+
+    return call
+
+
+def two_files(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b"):
+        (folder / name).write_text(text)
+    return folder
+
+
+def new_one(folder: Path) -> None:
+    with files.new_folder(folder / "checkpoint-9") as work:
+        two_files(work, "new")
+
+
+class Life:
+    """Of a process that is killed after so many calls."""
+
+    def __init__(self, length: int):
+        self.length, self.calls = length, 0
+
+    def ends(self, original):
+        def call(path, *rest, **named):
+            self.calls += 1
+            if self.calls == self.length + 1 and original is shutil.rmtree and Path(path).is_dir():
+                for file in [file for file in Path(path).rglob("*") if file.is_file()][:1]:
+                    os.remove(file)
+            if self.calls > self.length:
+                raise Killed
+            return original(path, *rest, **named)
+
+        return call
+
+
+CHANGES = {
+    "replaced": lambda folder: files.swap_in(
+        two_files(folder / f"{WRITING}checkpoint-9", "new"), folder / "checkpoint-9"
+    ),
+    "made anew": new_one,
+    "deleted": lambda folder: files.remove_folder(folder / "checkpoint-9"),
+    "a file": lambda folder: files.write_text(folder / "checkpoint-9" / "a", "old"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_is_never_half_there_nor_lost(tmp_path, monkeypatch, change):
+    """Killed before each renaming and in each deletion: from then on nothing is done, no clearing up either."""
+    for moment in range(10):
+        folder = tmp_path / str(moment)
+        two_files(folder / "checkpoint-9", "old")
+        life = Life(moment)
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "replace"), (shutil, "rmtree"), (Path, "unlink")):
+                patch.setattr(module, name, life.ends(getattr(module, name)))
+            with suppress(Killed):
+                CHANGES[change](folder)
+        assert checkpoints.newest(folder) is None  # these are no checkpoints, but what is hidden comes back
+        there = {path.name: path.read_text() for path in (folder / "checkpoint-9").glob("[ab]")}
+        whole = [{"a": text, "b": text} for text in ("old", "new")]
+        assert there in whole or (change == "deleted" and not there), moment
+        files.remove_unfinished(folder)
+        files.remove_unfinished(folder / "checkpoint-9")
+        assert not list(folder.rglob(f"{WRITING}*"))
+        if life.calls <= moment:
+            return
+    raise AssertionError("there are more moments")
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, model, monkeypatch, capsys, number):
+def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, finished, model, monkeypatch, capsys, number):
     from lfu import LfUTrainer
 
-    assert train(model, out="whole") == 0
     original = LfUTrainer.training_step
 
     def signalled(self, *args, **kwargs):
@@ -282,8 +377,25 @@ def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, model, monkeypat
     assert "Traceback" not in err
     assert not Path("out/adapter_model.safetensors").exists()
     look_at(Path("out"))
-    assert train(model, "--resume_from_checkpoint true") == 0
-    assert_same(adapter(), adapter("whole"))
+    if number == signal.SIGINT:  # the other one took the same way
+        assert train(model, "--resume_from_checkpoint true") == 0
+        assert_same(adapter(), adapter(str(finished)))
+
+
+def test_ctrl_c_in_the_last_evaluation_does_not_lose_the_model(here, finished, model, monkeypatch, capsys):
+    from lfu import LfUTrainer
+
+    evaluate = LfUTrainer.evaluate
+
+    def signalled(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(LfUTrainer, "evaluate", signalled)
+    flags = f"--save_strategy no --eval_data rows.jsonl --eval_strategy steps --eval_steps {STEPS}"
+    assert train(model, flags) == 0
+    assert "that was the last step: the run is complete" in capsys.readouterr().err
+    assert_same(adapter(), adapter(str(finished)))
 
 
 def _once(asked):
@@ -313,6 +425,26 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def two_random_states(checkpoint: Path) -> None:
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    shutil.copy(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+
+
+def fsdp(checkpoint: Path) -> None:
+    """Laid out as two processes of FSDP leave it."""
+    (checkpoint / "optimizer.pt").unlink()
+    (checkpoint / "adapter_model.safetensors").unlink()
+    two_random_states(checkpoint)
+    for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+        (checkpoint / name).mkdir()
+        for file in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+            (checkpoint / name / file).write_bytes(b"something")
+
+
 DAMAGE = {
     "truncated weights": (lambda c: half(c / "adapter_model.safetensors"), "adapter_model.safetensors is damaged"),
     "no weights": (lambda c: (c / "adapter_model.safetensors").unlink(), "it has no weights"),
@@ -325,24 +457,27 @@ DAMAGE = {
     "truncated random state": (lambda c: half(c / "rng_state.pth"), "rng_state.pth is damaged"),
     "truncated state of the method": (lambda c: half(c / "lfu_state.safetensors"), "lfu_state.safetensors is damaged"),
     "broken configuration": (lambda c: half(c / "adapter_config.json"), "adapter_config.json is damaged"),
+    "truncated random state of one process": (
+        lambda c: (two_random_states(c), half(c / "rng_state_1.pth")), "rng_state_1.pth is damaged"
+    ),
+    "empty scale of fp16": (lambda c: (c / "scaler.pt").touch(), "scaler.pt is damaged"),
+    "an index of nothing": (
+        lambda c: (c / "model.safetensors.index.json").write_text("{}"), "model.safetensors.index.json is damaged"
+    ),
+    "an epoch that is none": (lambda c: change(c / "trainer_state.json", epoch="two"), "holds no state of a training"),
+    "FSDP, unfinished": (lambda c: (fsdp(c), (c / "optimizer_0" / ".metadata").unlink()), "optimizer_0 has no"),
+    "FSDP, empty shard": (
+        lambda c: (fsdp(c), (c / "pytorch_model_fsdp_0" / "__1_0.distcp").write_bytes(b"")), "fsdp_0 is damaged"
+    ),
+    "FSDP, no optimizer": (lambda c: (fsdp(c), shutil.rmtree(c / "optimizer_0")), "it has no optimizer"),
+    "FSDP, truncated random state": (lambda c: (fsdp(c), half(c / "rng_state_1.pth")), "rng_state_1.pth is damaged"),
+    "DeepSpeed, a folder missing": (
+        lambda c: ((c / "global_step6").mkdir(), (c / "latest").write_text("global_step9")), "latest names global_step9"
+    ),
     "a folder for a file": (
         lambda c: ((c / "trainer_state.json").unlink(), (c / "trainer_state.json").mkdir()), "can't be read"
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, model):
-    """A finished run with four checkpoints."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_questions(folder / "rows.jsonl", 12)
-    old = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert train(model) == 0
-    finally:
-        os.chdir(old)
-    return folder / "out"
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -357,6 +492,30 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, fini
     assert len(said) == 1
     assert says in said[0]
     assert "checkpoint-9 is passed over" in said[0]
+
+
+def test_sound_checkpoints_of_several_processes(tmp_path, finished):
+    for name in ("fsdp", "deepspeed"):
+        shutil.copytree(finished / "checkpoint-9", tmp_path / name)
+    fsdp(tmp_path / "fsdp")
+    (tmp_path / "deepspeed" / "global_step9").mkdir()
+    (tmp_path / "deepspeed" / "latest").write_text("global_step9\n")
+    assert checkpoints.fault(tmp_path / "fsdp") is None
+    assert checkpoints.fault(tmp_path / "deepspeed") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04 cut"])
+def test_what_is_found_out_while_loading_is_an_error_of_the_checkpoint(tmp_path, content):
+    """For those who name a checkpoint to `LfUTrainer.train`, which does not look at it first."""
+    from test_trainer import trainer
+
+    t = trainer(tmp_path)
+    t.accelerator.scaler = torch.amp.GradScaler("cpu")
+    for name in ("rng_state.pth", "scaler.pt"):
+        (tmp_path / name).write_bytes(content)
+    for load in (t._load_rng_state, t._load_scaler):
+        with pytest.raises(checkpoints.CheckpointError, match="does not fit"):
+            load(str(tmp_path))
 
 
 def test_no_permission_is_told(tmp_path, finished, monkeypatch):
@@ -464,8 +623,9 @@ def test_no_room_for_a_checkpoint(here, finished, model, capsys, size):
     look_at(Path("out"))
     assert not list(Path("out").rglob(f"{WRITING}*"))
     assert last_saved(Path("out")) == 9
-    assert train(model, "--resume_from_checkpoint true") == 0
-    assert_same(adapter(), adapter(str(finished)))
+    if size == 3000:  # what is on disk is the same for all of them
+        assert train(model, "--resume_from_checkpoint true") == 0
+        assert_same(adapter(), adapter(str(finished)))
 
 
 @pytest.mark.parametrize("verb", ["export", "evaluate", "probe"])

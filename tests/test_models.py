@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_folder import byte_tokenizer, save_model
+from transformers import FalconConfig, GPT2Config, LlamaConfig
 
 from lfu import models
 from lfu.errors import UserError
@@ -91,6 +92,23 @@ def test_a_broken_adapter_configuration(tmp_path, text):
 
 
 # -- the embedded default ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "made_for", "ends"),
+    [
+        (GPT2Config(n_positions=48), 48, True),
+        (LlamaConfig(max_position_embeddings=64), 64, False),
+        (LlamaConfig(max_position_embeddings=64, rope_parameters={
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4
+        }), 256, False),
+        (FalconConfig(alibi=True), None, False),
+    ],
+    ids=["a table", "rotary", "rotary, stretched", "none"],
+)  # fmt: skip
+def test_how_many_tokens_a_model_was_made_for(tmp_path, config, made_for, ends):
+    config.save_pretrained(tmp_path)
+    assert models.context_length(str(tmp_path)) == (made_for, ends)
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ class OneProcess:
 
     def split(self, theta: list[nn.Parameter], own: bool) -> Any:
         """What tells the SFT backward's gradient from the consistency backward's."""
-        return SplitGradients(theta if own else sample_of(theta))
+        return SplitGradients(theta if own else sample_of(theta), theta)
 
     def through(self, batch: Mapping[str, Any], run: Callable[[], Any]) -> Any:
         """`run`, a forward of parts of the model, with all that the wrapper does round a forward."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lfu.errors import UserError, one_line
 
-WRITING = ".writing-"  # begins the name of what is not finished; a killed process may leave one
+# Begins the name of what is not finished, or on its way out; a killed process may leave one. Then comes what it is:
+# file-, set- (several files), new-NAME- (a folder), checkpoint-N, old-NAME- (holds what is being replaced), gone-NAME.
+WRITING = ".writing-"
 YAML_VALUES = 100_000  # values in a YAML file, those that aliases repeat counted each time
 
 
@@ -31,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """As `write_text`, for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=WRITING, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{WRITING}file-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -43,14 +46,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, prefix: str = WRITING) -> Iterator[Path]:
+def new_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target`, which takes the place of `target` if the block ends well.
+
+    What a killed process left of an earlier attempt at `target` is cleared: only one may write to it at a time.
 
     Raises:
         OSError: the folder can't be made or written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    restore(target.parent, glob.escape(target.name))
+    left = re.compile(rf"{re.escape(WRITING)}(new|old)-{re.escape(target.name)}-\w{{8}}")  # mkdtemp adds eight
+    for path in target.parent.iterdir():
+        if left.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{WRITING}new-{target.name}-", dir=target.parent))
     try:
         os.chmod(work, 0o755)  # mkdtemp's own is for this user alone
         yield work
@@ -62,13 +72,15 @@ def new_folder(target: Path, prefix: str = WRITING) -> Iterator[Path]:
 def swap_in(work: Path, target: Path) -> None:
     """Renames the folder `work` to `target`; an older `target` is moved out of the way first, then deleted.
 
+    A kill between the two renames hides the older one: `restore` gives it its name back.
+
     Raises:
         OSError: it can't be renamed.
     """
     if not target.exists():
         os.replace(work, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=WRITING, dir=target.parent))
+    old = Path(tempfile.mkdtemp(prefix=f"{WRITING}old-{target.name}-", dir=target.parent))
     try:
         os.replace(target, old / target.name)
         try:
@@ -105,10 +117,34 @@ def moved_in(folder: Path, last: re.Pattern[str]) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Deletes a folder under another name, so that a kill in between leaves no half of it under its own.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    gone = path.with_name(f"{WRITING}gone-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def restore(folder: Path, name: str = "*") -> None:
+    """Gives folders of such a `name` that a process was replacing in `folder` when it was killed their names back."""
+    for path in folder.glob(f"{WRITING}old-*/{name}"):
+        if not (folder / path.name).exists():
+            with suppress(OSError):  # another process was faster
+                os.replace(path, folder / path.name)
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what killed trainings were writing in their output folder, which nobody trains to now."""
-    for path in [*folder.glob(f"{WRITING}checkpoint-*"), *folder.glob(f"{WRITING}set-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Deletes what killed processes were writing in `folder`, where nobody writes now, and restores what they hid."""
+    restore(folder)
+    for path in folder.glob(f"{WRITING}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 _SAVING_FAILED = re.compile(r"os error|no space left|file too large|inline_container|streamwriter|unexpected pos", re.I)
@@ -145,7 +181,7 @@ def read_yaml(path: Path, what: str) -> Any:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{what} {path}: {not_utf8(path, error)}") from error
+        raise UserError(f"{what} {path}: {not_utf8(path)}") from error
     # beside its own errors: a date such as 2001-99-99, nesting without end, a number of too many digits
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
         raise UserError(f"{what} {path}: not valid YAML ({one_line(error)})") from error
@@ -168,16 +204,25 @@ def _fits(value: Any, limit: int) -> bool:
     return not waiting
 
 
-def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    """What to say of a text file in another encoding, with a guess at which."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError:
-        start = b""
+def not_utf8(path: Path) -> str:
+    """What to say of a text file in another encoding: the first line that is not UTF-8, and a guess at which it is."""
+    # read again: what a decoder says of the place counts from the chunk that it had
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        where = next((f"line {n}, byte {byte}; " for n, line in enumerate(file, 1) if (byte := _not_utf8(line))), "")
     marks = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
     guess = next((name for mark, name in marks.items() if start.startswith(mark)), "Latin-1 or Windows-1252, perhaps")
-    return f"not UTF-8 text (byte {error.start}; {guess}): save it as UTF-8"
+    return f"not UTF-8 text ({where}{guess}): save it as UTF-8"
+
+
+def _not_utf8(line: bytes) -> int:
+    """Which byte of a line, counted from 1, is not UTF-8; 0 if all are."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start + 1
+    return 0
 
 
 def dump_json(value: Any) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -79,10 +78,13 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     return _guarded(name, lambda path: _tokenizer(path, options))
 
 
-def context_length(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> int | None:
-    """The positions that a model has embeddings for, by its configuration; None where it has no such table.
+def context_length(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False
+) -> tuple[int | None, bool]:
+    """The tokens that a model was made for, by its configuration, and whether it has no positions beyond them.
 
-    Rotary positions go on beyond the length that a model was trained with, so nothing is cut for them.
+    A table of positions ends there. Rotary positions go on, and the model has not learned them. None where there is
+    no such number.
 
     Raises:
         UserError: as `load_model`.
@@ -95,10 +97,14 @@ def context_length(name: str, revision: str | None = None, *, trust_remote_code:
     if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
         raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
     config = _guarded(name, lambda path: AutoConfig.from_pretrained(path, **options)).get_text_config()
-    if getattr(config, "rope_parameters", None) or getattr(config, "alibi", False):
-        return None
     longest = getattr(config, "max_position_embeddings", None)
-    return int(longest) if longest else None
+    if not longest or getattr(config, "alibi", False):
+        return None, False
+    rotary = getattr(config, "rope_parameters", None)
+    if not rotary:
+        return int(longest), True
+    factor, original = rotary.get("factor") or 1, rotary.get("original_max_position_embeddings") or longest
+    return max(int(longest), int(factor * original)), False
 
 
 def is_adapter(name: str | os.PathLike) -> bool:
@@ -271,11 +277,9 @@ def _cached() -> Path | None:
 
 def _convert(gguf: Path, target: Path) -> Path:
     """Writes the model beside `target`, then renames it: a conversion that was killed leaves no `target`."""
-    for left_over in target.parent.glob(f".{CACHE_PREFIX}*"):  # of a killed conversion: the lock is ours now
-        shutil.rmtree(left_over, ignore_errors=True)
     print(f"lfu: converting the embedded model once, some ten seconds (kept in {target})", file=sys.stderr)
     # a `target` is there already only where somebody took files out of it
-    with new_folder(target, prefix=f".{CACHE_PREFIX}") as work:
+    with new_folder(target) as work:
         _write_float32(gguf, work)
     return target
 

@@ -599,7 +599,7 @@ class LfUStep:
             lambda pieces: through(record, plan, pieces),
             Rows(plan.batch, plan.where, target),
             inexact=self._inexact_in_pieces(plan.replay),
-            undo=lambda: split.undo(self.anatomy.theta()),
+            undo=split.undo,
         )
         if record.skipped not in ("non-finite consistency", "theta lies above the compared layers"):  # the backward ran
             self._compare(record, split)

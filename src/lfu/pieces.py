@@ -36,7 +36,7 @@ def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None
     Args:
         run: takes the pieces, one after the other, and accumulates their gradients.
         inexact: why the term is no sum over the rows' own tokens; None if it is.
-        undo: takes a failed attempt's gradients back; False if it can't.
+        undo: takes a failed attempt's gradients back; False if it can't (see `strength.SplitGradients.undo`).
 
     Raises:
         torch.OutOfMemoryError: even for the smallest pieces, or where pieces would not be exact; its note says which.
@@ -47,8 +47,12 @@ def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None
         try:
             return run(cut(rows, count))
         except torch.OutOfMemoryError as error:
-            if count >= most or not undo():
-                why = inexact or ("single rows don't fit either" if count > 1 else "the rows can't be taken apart")
+            why = inexact
+            if count >= most:
+                why = why or ("single rows don't fit either" if count > 1 else "the rows can't be taken apart")
+            elif not undo():
+                why = "its backward had begun, and of so large a theta gradients are kept apart for a sample only"
+            if why:
                 error.add_note(f"It was in LfU's perturbed pass, which can't be done in smaller pieces: {why}.")
                 raise
         count = min(2 * count, most)  # outside the except: what the failed attempt held is free by now

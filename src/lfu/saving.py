@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import sort_checkpoints
 from trl import SFTTrainer
 
-from lfu.files import WRITING, moved_in, os_errors_only, swap_in
+from lfu.checkpoints import checkpoints
+from lfu.files import WRITING, moved_in, os_errors_only, remove_folder, swap_in
 
 # without these a folder of weights is no model
 MARKS = re.compile(r"(adapter_)?config\.json|.*\.safetensors\.index\.json")
@@ -52,9 +54,27 @@ class SavesWhole(SFTTrainer):
                 shutil.rmtree(writing, ignore_errors=True)
         if push is not None:
             super()._push_from_checkpoint(str(run / name))
-        if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=True)
+        if self.args.should_save and (self.args.save_total_limit or 0) > 0:
+            self._remove_all_but(run / name, run, self.args.save_total_limit)
+
+    def _remove_all_but(self, kept: Path, run: Path, limit: int) -> None:
+        """Deletes the oldest checkpoints beyond `limit`; `kept` and the best one stay.
+
+        As transformers' `rotate_checkpoints`, which deletes them in place: a kill would leave half of one.
+        """
+        stay = {kept.name, Path(self.state.best_model_checkpoint or kept).name}
+        named = {path.name for path in checkpoints(run)}  # a folder of another name is not ours
+        found = [name for name in (Path(p).name for p in sort_checkpoints(str(run), use_mtime=True)) if name in named]
+        spare = [name for name in found if name not in stay]
+        for name in spare[: max(len(found) - max(limit, len(stay)), 0)]:
+            with suppress(OSError):  # what can't be deleted is in nobody's way
+                remove_folder(run / name)
+
+    def _finalize_training(self, trial: Any, *positional: Any) -> Any:
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and best is not None and self.args.save_total_limit == 1:
+            self._remove_all_but(Path(best), Path(self._get_output_dir(trial)), 1)  # Trainer would, in place
+        return super()._finalize_training(trial, *positional)
 
     def save_beside(self, folder: Path) -> None:
         """Adds files of one's own to a checkpoint that is being written to `folder`."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -313,10 +314,10 @@ class LfUTrainer(SavesWhole):
         return {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        path = Path(resume_from_checkpoint) / STATE_FILE
         with _fits(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / STATE_FILE
-        saved = load_file(path) if path.exists() else {}
+            saved = load_file(path) if path.exists() else {}
         for method in self.methods:
             mark = f"{method.name}/"
             state = {key.removeprefix(mark): value for key, value in saved.items() if key.startswith(mark)}
@@ -333,16 +334,29 @@ class LfUTrainer(SavesWhole):
         with _fits(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _fits(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _fits(checkpoint):
+            super()._load_scaler(checkpoint)
+
+
+_MISFITS = (
+    AssertionError, RuntimeError, ValueError, KeyError, OSError, EOFError, UnpicklingError, SafetensorError
+)  # fmt: skip
+
 
 @contextmanager
 def _fits(checkpoint: Any) -> Iterator[None]:
-    """Turns what loading a checkpoint of another model, adapter or optimizer raises into a CheckpointError.
+    """Turns what loading a broken checkpoint, or one of another model or optimizer, raises into a CheckpointError.
 
     FSDP2's loaders assert: of an optimizer without state (plain SGD), for one.
     """
     try:
         yield
-    except (AssertionError, RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
+    except _MISFITS as error:
         text = one_line(error)
         raise CheckpointError(
             f"checkpoint {checkpoint} does not fit this model and these settings: "

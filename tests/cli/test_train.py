@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -24,15 +26,35 @@ FAST = (
 def here(tmp_path, monkeypatch):
     """An empty working folder with a small training file."""
     monkeypatch.chdir(tmp_path)
+    write_rows()
+    return tmp_path
+
+
+def write_rows():
     rows = [{"question": f"What is {i} + {i}?", "answer": f"{i} + {i} = {2 * i}"} for i in range(8)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
 
 
 def train(model, *flags, output="out", data="rows.jsonl"):
     """`lfu train` with a few quick steps; a flag given twice takes its last value."""
     words = [word for flag in flags for word in flag.split()]
     return main(["train", "--model", model, "--data", data, "--output_dir", str(output), *FAST.split(), *words])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model):
+    """The output folder of a run with a checkpoint every two steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    with chdir(folder):
+        write_rows()
+        assert train(model, "--save_strategy steps --save_steps 2") == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def earlier(here, whole):
+    """The same run's folder here, under its name."""
+    shutil.copytree(whole, here / "out")
 
 
 def files(folder):
@@ -97,9 +119,13 @@ def test_rows_that_will_be_cut_are_counted(here, model, capsys):
 def test_rows_that_lose_their_whole_answer_are_counted(here, model, capsys):
     rows = [{"question": "q" * (i * 40), "answer": "a"} for i in range(1, 5)]
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert train(model, "--template none --max_length 100 --max_steps 1", data="long.jsonl") == 0
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    flags = "--template none --max_length 100 --max_steps 1 --eval_data test.jsonl"
+    assert train(model, flags, data="long.jsonl") == 0
     told = capsys.readouterr()
     assert "2 of 4 rows are longer than max_length 100" in told.err
+    assert "2 of 3 evaluation rows are longer than max_length 100" in told.err
+    assert "made for" not in told.err
     assert "2 of 4 rows are left out: max_length cuts off their whole answer" in told.err
     assert "Trained on 2 rows" in told.out
 
@@ -144,6 +170,16 @@ def test_out_of_memory_is_one_line_and_says_how_to_go_on(here, model, monkeypatc
     assert "go on from out/checkpoint-2" in told
 
 
+def test_a_bad_batch_is_one_line_where_it_should_stop_the_run(here, model, capsys):
+    assert train(model, "--on_bad_batch raise --alpha 1e30 --template none --max_length 2048") == 2
+    err = capsys.readouterr().err
+    (told,) = [line for line in err.splitlines() if line.startswith("lfu train: error")]
+    assert "step 1, micro-batch 0: non-finite" in told
+    assert "--on_bad_batch skip" in told
+    assert "no checkpoint was saved yet" in told
+    assert "Traceback" not in err
+
+
 def test_conversations_are_trained_on_as_trl_does(here, model, capsys):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
@@ -151,8 +187,7 @@ def test_conversations_are_trained_on_as_trl_does(here, model, capsys):
     assert "--assistant_only_loss true" in capsys.readouterr().err
 
 
-def test_an_adapter_can_be_trained_further(here, model, capsys):
-    assert train(model) == 0
+def test_an_adapter_can_be_trained_further(here, model, earlier, capsys):
     assert train("out", output="more") == 0
     assert "training the adapter out further" in capsys.readouterr().err
     first, second = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("out", "more"))
@@ -162,25 +197,26 @@ def test_an_adapter_can_be_trained_further(here, model, capsys):
     assert "merge it first" in capsys.readouterr().err
 
 
-def test_resume_ends_where_the_whole_run_ends(here, model):
+def test_resume_ends_where_the_whole_run_ends(here, model, whole):
     saving = "--save_strategy steps --save_steps 2"
-    assert train(model, saving, output="whole") == 0
-    assert train(model, saving, f"--resume_from_checkpoint {here}/whole/checkpoint-2", output="resumed") == 0
-    whole, resumed = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("whole", "resumed"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert train(model, saving, f"--resume_from_checkpoint {whole}/checkpoint-2", output="resumed") == 0
+    one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, here / "resumed"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_resume_true_passes_over_a_checkpoint_that_a_killed_run_left_unfinished(here, model):
-    assert train(model, "--save_steps 2") == 0
+def test_resume_true_passes_over_a_checkpoint_that_a_killed_run_left_unfinished(here, model, earlier, capsys):
     unfinished = Path("out/checkpoint-6")
     unfinished.mkdir()
     (unfinished / "adapter_model.safetensors").write_bytes(b"half")
-    assert train(model, "--save_steps 2 --max_steps 5 --resume_from_checkpoint true") == 0
-
-
-def test_the_summary_says_what_a_resumed_run_did_and_when_there_was_nothing_to_do(here, model, capsys):
-    assert train(model, "--save_steps 2") == 0
     assert train(model, "--save_steps 2 --max_steps 6 --resume_from_checkpoint true") == 0
+    assert "steps 5 to 6" in capsys.readouterr().out
+    assert Path("out/checkpoint-6/trainer_state.json").is_file()
+
+
+def test_the_summary_says_what_a_resumed_run_did_and_when_there_was_nothing_to_do(here, model, earlier, capsys):
+    limit = "--save_total_limit 1"  # the checkpoint that the run goes on from is gone in the end
+    assert train(model, f"--save_steps 2 --max_steps 6 --resume_from_checkpoint true {limit}") == 0
+    assert not Path("out/checkpoint-4").exists()
     assert "steps 5 to 6" in capsys.readouterr().out
     before = load_file("out/adapter_model.safetensors")
     Path("out/adapter_model.safetensors").unlink()  # as if killed between the last checkpoint and the save
@@ -198,14 +234,7 @@ def test_the_summary_judges_the_strength_of_a_short_run(here, model, capsys, fla
     assert said is None or said in out
 
 
-def test_resume_true_takes_the_last_checkpoint(here, model, capsys):
-    assert train(model, "--save_steps 2") == 0
-    assert train(model, "--save_steps 2 --max_steps 6 --resume_from_checkpoint true") == 0
-    assert Path("out/checkpoint-6").is_dir()
-
-
-def test_overwriting_drops_the_earlier_run_only(here, model, capsys):
-    assert train(model, "--save_steps 2") == 0
+def test_overwriting_drops_the_earlier_run_only(here, model, earlier, capsys):
     Path("out/notes.txt").write_text("mine")
     capsys.readouterr()
     assert train(model) == 2
@@ -318,8 +347,7 @@ def test_what_does_not_fit_the_model_leaves_nothing(here, model, flags, message,
     assert files(here) == ["rows.jsonl"]
 
 
-def test_saved_files_are_ordinary(here, model):
-    assert train(model, "--save_steps 4") == 0
+def test_saved_files_are_ordinary(here, earlier):
     assert AutoTokenizer.from_pretrained("out").eos_token == "<|im_end|>"
     assert not [name for name in files("out") if "aux" in name]
     weights = load_file("out/adapter_model.safetensors")

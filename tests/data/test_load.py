@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets.exceptions
 import pytest
 from datasets import Dataset
 
@@ -135,6 +136,19 @@ def test_what_else_can_be_wrong(name, options, message):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(UserError, match="holds no"):
         load_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize("script", [False, True])
+@pytest.mark.parametrize("name", ["DatasetGenerationError", "NonMatchingSplitsSizesError", "NonMatchingChecksumError"])
+def test_whatever_goes_wrong_on_the_hub_is_one_line(monkeypatch, name, script):
+    def load_dataset(*args, revision=None, **options):
+        if script and revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found x.py")
+        raise getattr(datasets.exceptions, name)("it went wrong") from KeyError("the cause")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"data a/b: .*(it went wrong|the cause)"):
+        load_rows("a/b")
 
 
 def test_a_hub_set_with_a_script_is_taken_from_its_parquet_copy(monkeypatch):

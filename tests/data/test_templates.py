@@ -8,6 +8,7 @@ from tiny_folder import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from lfu.data.lengths import about_lengths
 from lfu.data.templates import ALPACA, alpaca_prompt, count_too_long, to_training_rows
 from lfu.errors import UserError
 
@@ -168,3 +169,10 @@ def test_what_trl_trains_on_is_the_answer_and_the_end_token(tmp_path, template):
     assert count_too_long(rows, tokenizer, length) == 0
     assert count_too_long(rows, tokenizer, length - 1) == 1
     assert count_too_long(rows, tokenizer, None) == 0
+    # beyond what the model was made for, unless they are cut before
+    say = lambda cut, context: list(about_lengths(rows, "rows", tokenizer, max_length=cut, context=context))
+    assert say(None, length) == say(length, None) == []
+    for cut in (None, length):
+        (told,) = say(cut, length - 1)
+        assert told.startswith(f"1 of 1 rows are longer than the {length - 1} tokens that the model was made for")
+    assert say(length - 1, length - 1) == [f"1 of 1 rows are longer than max_length {length - 1} and are cut there"]

@@ -21,6 +21,11 @@ takes shipped recipes or YAML files of flags, merged from left to right (see: lf
 field of trl.SFTConfig and lfu.LfUConfig is a flag."""
 
 
+# What transformers and TRL raise for a value that they refuse: a file that is not there, a package that is not
+# installed, or one of Python's own conversions. Anything else is a mistake of the program's, and shown as one.
+REFUSED = (ValueError, TypeError, OSError, ImportError, OverflowError)
+
+
 @dataclass
 class ModelArguments(ModelConfig):
     """TRL's model arguments, with the paper's adapter as the default: LoRA r 8, alpha 16, on all linear layers."""
@@ -146,9 +151,7 @@ def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
         raise UserError(_unknown(unknown[0], parser))
     try:
         return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
-    except UserError:
-        raise
-    except Exception as error:  # transformers' checks of a value raise all sorts of things
+    except REFUSED as error:
         raise UserError(one_line(error)) from error
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lfu.errors import UserError
+from lfu.files import remove_folder
 
 MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -43,10 +43,10 @@ def earlier_run(path: Path) -> list[Path]:
 
 
 def remove(entries: list[Path]) -> None:
-    """Deletes files and folders."""
+    """Deletes files and folders; a kill in between leaves no half of a folder under its name."""
     for entry in entries:
         if entry.is_dir():
-            shutil.rmtree(entry)
+            remove_folder(entry)
         else:
             entry.unlink(missing_ok=True)
 

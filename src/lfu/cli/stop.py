@@ -51,3 +51,8 @@ class Stop(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if self.trainer.interrupted:
             control.should_save = control.should_evaluate = False  # done at the end of the step
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self.trainer.interrupted and state.global_step >= state.max_steps:  # in the last step, or its evaluation
+            self.trainer.interrupted = False
+            self.say("that was the last step: the run is complete")

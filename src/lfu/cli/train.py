@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lfu import checkpoints
 from lfu.cli import output
 from lfu.errors import UserError, leading, one_line
+from lfu.files import restore
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +36,7 @@ def run(argv: list[str]) -> int:
     config, model_arguments, data_arguments = parse(argv)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
+    done_before = _steps_of(resume_from)  # the checkpoint may be gone by the end (--save_total_limit)
     rows, eval_rows = _load_data(config, model_arguments, data_arguments)
     with output.no_empty_leftovers(folder):
         trainer = _build_trainer(config, model_arguments, rows, eval_rows)
@@ -61,7 +63,7 @@ def run(argv: list[str]) -> int:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         trained_on = len(rows) if config.packing else len(trainer.train_dataset)
-        print(_summary(trainer, folder, trained_on, time.monotonic() - start, _steps_of(resume_from)))
+        print(_summary(trainer, folder, trained_on, time.monotonic() - start, done_before))
     return 0
 
 
@@ -71,6 +73,7 @@ def run(argv: list[str]) -> int:
 def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | None:
     """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
     output.check_writable(folder)
+    restore(folder)  # a checkpoint that a killed run was replacing
     checkpoint = _checkpoint(config, folder)
     if checkpoint and overwrite:
         raise UserError(
@@ -114,8 +117,9 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
 
 def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) -> tuple[Dataset, Dataset | None]:
     """The rows to train and to evaluate on, in TRL's shapes. Needs the tokenizer, not the model."""
+    from lfu.data.lengths import about_lengths
     from lfu.data.load import load_rows
-    from lfu.data.templates import check_chat_template, count_too_long, to_training_rows
+    from lfu.data.templates import check_chat_template, to_training_rows
     from lfu.models import load_tokenizer
 
     eval_rows = None
@@ -143,11 +147,11 @@ def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) ->
         _say("note: the loss is on every turn of the conversations; --assistant_only_loss true takes the answers only")
     for line in _about_rows(rows, eval_rows):
         _say(line)
-    _fit_the_context(config, model)
-    if too_long := count_too_long(rows, tokenizer, config.max_length):
-        _say(
-            f"warning: {too_long} of {len(rows)} rows are longer than max_length {config.max_length} and are cut there"
-        )
+    context = _fit_the_context(config, model)
+    for kind, what in ((rows, "rows"), (eval_rows, "evaluation rows")):
+        if kind is not None:
+            for line in about_lengths(kind, what, tokenizer, max_length=config.max_length, context=context):
+                _say(f"warning: {line}")
     return rows, eval_rows
 
 
@@ -164,17 +168,18 @@ def _about_rows(rows: Dataset, eval_rows: Dataset | None) -> Iterator[str]:
         )
 
 
-def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> None:
-    """Cuts rows where the model's positions end, if max_length lies beyond."""
+def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> int | None:
+    """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
     from lfu.models import context_length
 
-    longest = context_length(
+    longest, ends = context_length(
         str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
     )
-    if longest and (config.max_length is None or config.max_length > longest):
+    if longest and ends and (config.max_length is None or config.max_length > longest):
         beyond = "no limit" if config.max_length is None else f"max_length {config.max_length}"
         _say(f"note: the model's context is {longest} tokens: rows are cut there, in place of {beyond}")
         config.max_length = longest
+    return longest
 
 
 # -- model and trainer ----------------------------------------------------------------------------------------------
@@ -231,8 +236,10 @@ def _how_to_resume(folder: Path, step: int) -> str:
 
 @contextmanager
 def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
-    """One line for a disk or a memory that is full in the middle of a run, with what is still there."""
+    """One line for a full disk or memory, or a bad batch, in the middle of a run, with what is still there."""
     import torch
+
+    from lfu.objective import BadBatch
 
     try:
         yield
@@ -244,6 +251,12 @@ def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
         raise UserError(
             f"out of memory in step {trainer.state.global_step + 1}.{notes} A smaller --per_device_train_batch_size "
             "with more --gradient_accumulation_steps, or a smaller --max_length, needs less. "
+            f"{_how_to_resume(folder, trainer.state.global_step)}"
+        ) from error
+    except BadBatch as error:
+        raise UserError(
+            f"step {trainer.state.global_step + 1}, {error}, and --on_bad_batch is raise: look at its rows, lower "
+            "--alpha or --learning_rate, or take --on_bad_batch skip. "
             f"{_how_to_resume(folder, trainer.state.global_step)}"
         ) from error
 
@@ -262,7 +275,7 @@ def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
     state = _state_of(checkpoint)
     if config.max_steps > 0:
         return state["global_step"] >= config.max_steps
-    return (state["epoch"] or 0) >= config.num_train_epochs
+    return (state.get("epoch") or 0) >= config.num_train_epochs
 
 
 def _strength_hint(ratio: float) -> list[str]:

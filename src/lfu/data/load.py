@@ -114,7 +114,7 @@ def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
-        raise UserError(f"data {path}: {not_utf8(path, error)}") from error
+        raise UserError(f"data {path}: {not_utf8(path)}") from error
     except OSError as error:
         raise UserError(f"data {path}: can't be read ({error.strerror or one_line(error)})") from error
 
@@ -228,13 +228,16 @@ def _from_hub(name: str, split: str, config: str | None, limit: int | None) -> D
 
 def _download(name: str, split: str, config: str | None) -> Dataset:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetBuildError, DatasetsError
 
     try:
         return load_dataset(name, config, split=split)
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise UserError(f"data {name}: {one_line(error)}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except DatasetBuildError as error:  # it is there, and broken; its cause says more than it does
+        raise UserError(f"data {name}: can't be read ({one_line(error.__cause__ or error)})") from error
+    except (OSError, ValueError, KeyError, DatasetsError) as error:
         raise UserError(
             f"data {name}: no file of that name here, and from the hub: {one_line(error)}. "
             "Check the name, --data_config and --data_split; without a network give a local file or word_problems"
@@ -242,7 +245,7 @@ def _download(name: str, split: str, config: str | None) -> Dataset:
     # A loading script would be code from the hub; the hub's own conversion of the same set to parquet is data only.
     try:
         return load_dataset(name, config, split=split, revision="refs/convert/parquet")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         raise UserError(
             f"data {name}: comes as a loading script, which is not run, and has no parquet copy ({one_line(error)}): "
             "download the file and give its path"

@@ -72,7 +72,8 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
     Raises:
         UserError: for anything the user can put right; nothing is written then.
     """
-    from lfu.data.templates import count_too_long
+    from lfu.data.lengths import about_lengths
+    from lfu.models import context_length
 
     config, model, data = parse([*options.flags.training])
     if config.packing and config.max_steps < 1:
@@ -90,9 +91,14 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         )  # fmt: skip
     except ValueError as error:
         raise UserError(one_line(error)) from error
-    if too_long := count_too_long(shaped["train"], tokenizer, config.max_length):
-        longer = f"longer than max_length {config.max_length}"
-        parts.said.append(f"{too_long} of {len(parts.train)} training rows are {longer}, and are cut there.")
+    context, _ = context_length(
+        str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    for name, rows in shaped.items():  # those for scoring are not cut
+        cut = config.max_length if name == "train" else None
+        what = "training rows" if name == "train" else f"{name} rows"
+        told = about_lengths(rows, what, tokenizer, max_length=cut, context=context)
+        parts.said.extend(f"{line}." for line in told)
     training = _without(options.flags.training, ROWS)
     rates = list(options.rates) or [f"{config.learning_rate:g}"]
 
