@@ -87,6 +87,22 @@ def test_torchrun_starts_the_command_line(tmp_path):
     assert sum(line.startswith("lfu train: error: ") for line in told) == 1  # the second process tells with its number
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["accelerate/deepspeed-zero2", "accelerate/deepspeed-zero3"])
+def test_sft_runs_under_the_launch_files_for_deepspeed_and_lfu_is_refused(tmp_path, name):
+    """One process of gloo on a CPU. The first run compiles a part of DeepSpeed for minutes."""
+    pytest.importorskip("deepspeed")
+    launcher = f"accelerate.commands.launch --config_file {launches()[name]} --num_processes 1"
+    start = lambda *flags: launch(
+        tmp_path, launcher, "--use_cpu", "true", "--bf16", "true", *flags, DS_ACCELERATOR="cpu"
+    )
+    assert_trained(start("--method", "sft"), tmp_path)
+    refused = start("--overwrite_output_dir")
+    assert refused.returncode == 1
+    assert "two backward passes: not supported yet under DeepSpeed, use DDP" in refused.stderr
+
+
 def test_launch_files_are_accelerates():
     from accelerate.commands.config.config_args import ClusterConfig
 
