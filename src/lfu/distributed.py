@@ -72,7 +72,7 @@ def refuse_launch(trainer: Any) -> None:
             "start it by accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
         )
     if trainer.is_deepspeed_enabled:
-        raise ValueError(f"method {method!r} has two backward passes, and DeepSpeed steps at the end of one: {works}")
+        raise ValueError(f"method {method!r} has two backward passes: not supported yet under DeepSpeed, {works}")
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(f"method {method!r} can't run round the flat parameters of FSDP 1: set fsdp_version: 2")

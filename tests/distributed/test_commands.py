@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from commands import everything
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_folder import save_model
 from two import both
 
+import lfu
 from lfu.recipes import launches
 
 pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
@@ -42,6 +49,58 @@ def test_one_process_writes_a_whole_run(told, folder):
     assert {path.name for path in (folder / "run").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
     with safe_open(folder / "run" / "adapter_model.safetensors", "pt") as saved:
         assert all("lora_" in name for name in saved.keys())  # noqa: SIM118 (no mapping)
+
+
+def launch(folder: Path, launcher: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`lfu train` in processes of their own, as docs/guide.md has it; the model that is trained is saved in out."""
+    model = folder / "m" if (folder / "m").exists() else save_model(folder / "m")
+    words = (
+        f"-m {launcher} -m lfu.cli train --model {model} --data word_problems:8 --output_dir {folder / 'out'} "
+        "--max_steps 2 --per_device_train_batch_size 1 --gradient_accumulation_steps 2 --logging_steps 1 "
+        "--report_to none"
+    )
+    source = str(Path(lfu.__file__).parent.parent)
+    return subprocess.run(
+        [sys.executable, *words.split(), *flags], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": source} | environment,
+    )  # fmt: skip
+
+
+def assert_trained(done: subprocess.CompletedProcess[str], folder: Path) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Trained on 8 rows") == 1
+    tensors = load_file(folder / "out" / "adapter_model.safetensors")
+    assert all(bool(value.isfinite().all()) for value in tensors.values())
+    assert any(bool(value.any()) for name, value in tensors.items() if "lora_B" in name)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_torchrun_starts_the_command_line(tmp_path):
+    start = lambda: launch(
+        tmp_path, "torch.distributed.run --nproc_per_node 2", "--use_cpu", "true", ACCELERATE_USE_CPU="true"
+    )
+    assert_trained(start(), tmp_path)
+    again = start()  # into the same folder
+    assert again.returncode == 1  # the launcher's
+    told = [line for line in again.stderr.splitlines() if "lfu train: error: output folder" in line]
+    assert sum(line.startswith("lfu train: error: ") for line in told) == 1  # the second process tells with its number
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["accelerate/deepspeed-zero2", "accelerate/deepspeed-zero3"])
+def test_sft_runs_under_the_launch_files_for_deepspeed_and_lfu_is_refused(tmp_path, name):
+    """One process of gloo on a CPU. The first run compiles a part of DeepSpeed for minutes."""
+    pytest.importorskip("deepspeed")
+    launcher = f"accelerate.commands.launch --config_file {launches()[name]} --num_processes 1"
+    start = lambda *flags: launch(
+        tmp_path, launcher, "--use_cpu", "true", "--bf16", "true", *flags, DS_ACCELERATOR="cpu"
+    )
+    assert_trained(start("--method", "sft"), tmp_path)
+    refused = start("--overwrite_output_dir")
+    assert refused.returncode == 1
+    assert "two backward passes: not supported yet under DeepSpeed, use DDP" in refused.stderr
 
 
 def test_launch_files_are_accelerates():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from trainers import BF16, CASES, CLIPPED, CUT, everything, reference, saved, train
 from two import both
 
+from lfu.distributed import refuse_launch
 from lfu.trainer import STATE_FILE
 
 # TRL's fused loss keeps float32 sums whatever the model's dtype; checkpointed runs are float32 in parts
@@ -104,6 +107,13 @@ def test_embedding_noise_is_each_process_its_own_and_the_weights_are_one(told):
     one, other = (process["ddp, neftune"]["weights"] for process in told)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(weight.isfinite().all() for weight in one.values())
+
+
+def test_deepspeed_is_refused_in_one_line():
+    """By what accelerate says of the launch; DeepSpeed need not be installed."""
+    trainer = SimpleNamespace(args=SimpleNamespace(method="lfu"), is_deepspeed_enabled=True)
+    with pytest.raises(ValueError, match=r"method 'lfu' has two .* not supported yet under DeepSpeed, use DDP"):
+        refuse_launch(trainer)
 
 
 @pytest.mark.parametrize(
