@@ -333,9 +333,9 @@ def _differences_table(
     return Table(
         ["", *(f"{metric['title']} ({metric['items']})" for metric in metrics.values())], rows,
         caption=f"Difference to {to} [95 % interval]",
-        note="better, worse: beyond the noise; no word: neither. On the same seeds and items, both drawn anew (crossed "
-        f"bootstrap); in brackets how many items. Perplexity in per cent. Of {count} such intervals about "
-        f"{count / 20:.1g} leave out the truth by chance.",
+        note="better, worse: beyond the noise; no word: neither. On the same seeds and items: a bootstrap over the items, "
+        f"Student's t for the seeds; in brackets how many items. Perplexity in per cent. Of {count} such intervals "
+        f"about {count / 20:.1g} leave out the truth by chance.",
     )  # fmt: skip
 
 
@@ -418,7 +418,8 @@ def _training_and_cost(results: Mapping[str, Any], mode: str, found: Mapping[str
     table = Table(
         ["", "a step, s", "over SFT's", "steps", "training, s", "once, s", "peak memory, MiB", "trainable", "rows",
          "weights moved, %"], rows, caption=_of_mode("Cost", results, mode),
-        note="Medians: over the steps of a run, then over the seeds. once: what "
+        note="A step: the mean over whole cycles of a run without the slowest and quickest, then the median over the "
+        "seeds; the rest: medians over the seeds. once: what "
         f"comes before the first and after the last step. Memory: {of or 'not known'}, in training. weights moved: "
         "||theta - theta0|| / ||theta0||.",
     )  # fmt: skip
