@@ -184,7 +184,7 @@ def refusal(folder: Path, options: dict[str, Any]) -> str:
 def everything(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {name: train(folder / "two", *case) for name, case in CASES.items()}
     found["ddp, neftune"] = train(folder / "two", "ddp", "full", {"method": "neftune"})
-    auto = {"lam": "auto", "auxiliary": "steering", "max_steps": 2, "optim": "adamw_torch"}
+    auto = {"lam": "auto", "max_steps": 2, "optim": "adamw_torch"}
     for wrapper, theta in CUT:
         found[f"{wrapper}, {theta}, cut"] = cut(folder / f"{wrapper} {theta}", wrapper, theta, auto)
     found["fsdp2, no state"] = unresumable(folder / "no state")

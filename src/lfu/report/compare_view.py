@@ -334,8 +334,8 @@ def _differences_table(
         ["", *(f"{metric['title']} ({metric['items']})" for metric in metrics.values())], rows,
         caption=f"Difference to {to} [95 % interval]",
         note="better, worse: beyond the noise; no word: neither. On the same seeds and items: a bootstrap over the "
-        f"items, Student's t for the seeds; in brackets how many items. Perplexity in per cent. Of {count} such intervals "
-        f"about {count / 20:.1g} leave out the truth by chance.",
+        "items, Student's t for the seeds; in brackets how many items. Perplexity in per cent. Of "
+        f"{count} such intervals about {count / 20:.1g} leave out the truth by chance.",
     )  # fmt: skip
 
 
