@@ -85,10 +85,14 @@ def assert_agree(model, step, oracle, batch=None, **call):
 @pytest.mark.parametrize("theta", ["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step_is_the_oracle(family, theta):
-    """Every auxiliary x consistency x layer range."""
-    for auxiliary, consistency, layers in itertools.product(AUXILIARIES, CONSISTENCIES, LAYERS):
-        if consistency == "logit_kl" and layers != "all":
-            continue  # Eq. 7 has no layers
+    """Every auxiliary x consistency; on Llama in every layer range, on the others each pair in one of them in turn."""
+    numbered = itertools.product(*map(enumerate, (AUXILIARIES, CONSISTENCIES, LAYERS)))
+    for (i, auxiliary), (j, consistency), (k, layers) in numbered:
+        if consistency == "logit_kl":
+            if layers != "all":
+                continue  # Eq. 7 has no layers
+        elif family != "llama" and (i + j + k + FAMILIES.index(family)) % len(LAYERS):
+            continue
         model = tiny_model(family, theta=theta)
         step, oracle = pair(model, auxiliary, consistency=consistency, layers=layers)
         assert_agree(model, step, oracle)

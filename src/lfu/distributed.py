@@ -415,6 +415,10 @@ class Taps:
                 p.grad = before if p.grad is None else before.add_(p.grad)
         self.theta, self.earlier = [], []
 
+    def undo(self) -> bool:
+        """Never: what has come since is in the sum."""
+        return False
+
     def narrow(self, measured: Sequence[nn.Parameter]) -> None:
         """Nothing is kept that could be given up."""
 

@@ -111,7 +111,7 @@ def test_embedding_noise_is_each_process_its_own_and_the_weights_are_one(told):
 
 def test_deepspeed_is_refused_in_one_line():
     """By what accelerate says of the launch; DeepSpeed need not be installed."""
-    trainer = SimpleNamespace(args=SimpleNamespace(method="lfu"), is_deepspeed_enabled=True)
+    trainer = SimpleNamespace(args=SimpleNamespace(method="lfu", n_gpu=1), is_deepspeed_enabled=True)
     with pytest.raises(ValueError, match=r"method 'lfu' has two .* not supported yet under DeepSpeed, use DDP"):
         refuse_launch(trainer)
 
