@@ -539,6 +539,31 @@ def test_the_low_rank_product_is_added_where_the_output_lies(layer, moved):
     assert b.grad is not None
 
 
+def test_experts_whose_kernel_reads_the_weight_itself_are_told():
+    """As Liger's fused experts do: the auxiliary's stand-in for the parameter is not asked."""
+    import transformers
+
+    class Kernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, None
+
+    config = transformers.MixtralConfig(
+        vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    model = transformers.MixtralForCausalLM(config)
+    for block in model.model.layers:
+        experts = block.mlp.experts
+        experts.forward = lambda x, *_, e=experts: Kernel.apply(x, e.gate_up_proj)
+    with pytest.warns(UserWarning, match=r"4 layers \(experts.gate_up_proj, experts.down_proj.* not called"):
+        assert LfUStep(model)(tiny_batch()).skipped is None
+
+
 def test_an_output_that_a_hook_of_the_user_keeps_stays_as_it_was():
     found, kept = [], []
     for watched in (False, True):
@@ -677,6 +702,19 @@ def test_models_it_cannot_work_with():
         block.self_attn, block.mlp = torch.nn.Identity(), torch.nn.Identity()
     with pytest.raises(ValueError, match="no linear layer"):
         LfUStep(bare)
+
+
+@pytest.mark.parametrize("theta", ["full", "lora"])
+def test_a_compiled_model_is_refused_and_compiled_parts_without_hooks_are_not(theta):
+    model = tiny_model("llama", theta=theta)
+    blocks = anatomy(model).blocks
+    blocks[0].mlp.act_fn.compile(backend="eager")
+    LfUStep(model)
+    with pytest.raises(ValueError, match=r"the model is compiled: .* before torch.compile"):
+        LfUStep(torch.compile(model, backend="eager"))
+    blocks[1].compile(backend="eager")
+    with pytest.raises(ValueError, match=r"the module '.*layers\.1' is compiled"):
+        LfUStep(model)
 
 
 @given(st.integers(1, 80))

@@ -86,6 +86,15 @@ class Anatomy:
         """The parameters being fine-tuned: all that require a gradient, each once."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def compiled(self, model: nn.Module) -> str | None:
+        """The name, in `model`, of a module that torch.compile has and that holds a place of a hook; "" is `model`."""
+        places = {id(module) for module in (*self.blocks, *(linear for _, linear in self.linears()))}
+        for name, module in model.named_modules():
+            has = module._compiled_call_impl is not None or "_orig_mod" in module._modules
+            if has and any(id(inner) in places for inner in module.modules()):
+                return name
+        return None
+
     @property
     def final(self) -> nn.Module:
         """The module whose output is the last hidden state after the final norm, and which every forward runs.

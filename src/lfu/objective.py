@@ -171,7 +171,8 @@ class LfUStep:
             gradient of all processes' parts together, or `local`, each process its own.
 
     Raises:
-        ValueError: any argument outside its range, a layer range outside the model, nothing to attach to.
+        ValueError: any argument outside its range, a layer range outside the model, nothing to attach to, a model that
+            torch.compile has (modules without a linear layer of a block in them may be compiled).
     """
 
     def __init__(
@@ -222,6 +223,11 @@ class LfUStep:
         self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
         self.processes = processes_of(model, ascent_scope)
         self.anatomy = anatomy(self.processes.unwrapped(model), blocks)
+        if (place := self.anatomy.compiled(model)) is not None:
+            raise ValueError(
+                f"{f'the module {place!r}' if place else 'the model'} is compiled: LfU attaches and removes hooks inside "
+                "it in every step, which would compile it anew each time; give the model as it was before torch.compile"
+            )
         self.consistency = consistency_of(consistency)
         compared = layer_range(layers, self.depth)
         self.reads_logits = getattr(self.consistency, "reads", "layers") == "logits"

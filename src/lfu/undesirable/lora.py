@@ -126,11 +126,13 @@ class LoRA(Auxiliary):
         return gradients
 
     def _tell_of_unreached(self, gradients: list[torch.Tensor | None]) -> None:
-        unreached = [name for name, g in zip(self.names, gradients) if g is None]
+        names = [*self.names, *(f"experts.{fused.name}" for fused in self.experts)]
+        unreached = [name for name, g in zip(names, gradients, strict=True) if g is None]
         if unreached:
             warnings.warn(
-                f"{len(unreached)} linear layers ({', '.join(unreached[:4])}) were not called in the first forward, so "
-                "their LoRA auxiliary does nothing: the model reads their weight itself, or sent them no token",
+                f"{len(unreached)} layers ({', '.join(unreached[:4])}) were not called in the first forward, so their "
+                "LoRA auxiliary does nothing: the model reads their weight itself, as kernels of fused experts do, or "
+                "sent them no token",
                 stacklevel=2,
             )
 
