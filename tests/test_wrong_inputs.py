@@ -213,6 +213,7 @@ def rows_of_anything(rows: list[dict], template: str) -> None:
 
 @FEW
 @given(ROWS, st.sampled_from(TEMPLATES))
+@example([{"conversations": {"": None}}], "auto")
 def test_rows_of_anything(rows, template):
     rows_of_anything(rows, template)
 

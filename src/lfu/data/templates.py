@@ -170,6 +170,8 @@ def _multiple_choice(row: dict[str, Any], answer_column: str) -> Turns:
 
 def _conversation(turns: Any) -> Turns:
     """Texts in turn, user first (LIMA), or `from` and `value` (ShareGPT, without system turns)."""
+    if turns and not isinstance(turns, list):
+        raise ValueError(f"conversations must be a list of turns, got {type(turns).__name__}")
     if turns and isinstance(turns[0], dict):
         user = [turn.get("from") in ("human", "user") for turn in turns]
         if user != [i % 2 == 0 for i in range(len(turns))]:
