@@ -226,7 +226,8 @@ class LfUStep:
         if (place := self.anatomy.compiled(model)) is not None:
             raise ValueError(
                 f"{f'the module {place!r}' if place else 'the model'} is compiled: LfU attaches and removes hooks "
-                "inside it in every step, which would compile it anew each time; give the model as it was before torch.compile"
+                "inside it in every step, which would compile it anew each time; give the model as it was before "
+                "torch.compile"
             )
         self.consistency = consistency_of(consistency)
         compared = layer_range(layers, self.depth)
