@@ -319,7 +319,7 @@ def test_a_weight_that_several_layers_share_has_one_auxiliary():
 def test_layers_whose_weight_is_read_without_a_call_are_named_once():
     model = next(family for family in FAMILIES if family.name == "Mamba").build()
     step = LfUStep(model)
-    with pytest.warns(UserWarning, match=r"2 linear layers \(1.mixer.dt_proj, 2.mixer.dt_proj\) were not called"):
+    with pytest.warns(UserWarning, match=r"2 layers \(1.mixer.dt_proj, 2.mixer.dt_proj\) were not called"):
         step(BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
