@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from batches import IGNORED, Batch, answer_batches, text_batches
+from batches import IGNORED, Batch, answer_batches, text_batches, tokens_of
 
 from lfu import LfUStep
 from lfu.data.load import load_rows
@@ -59,7 +59,7 @@ def taken(model: Any) -> Vector:
 
 def loss_gradient(model: Any, batches: list[Batch]) -> Vector:
     """Of the mean negative log-likelihood a labelled token."""
-    items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    items = tokens_of(batches)
     for batch in batches:
         sft_loss(model, batch, items).backward()
     return taken(model)
@@ -67,7 +67,7 @@ def loss_gradient(model: Any, batches: list[Batch]) -> Vector:
 
 def consistency_gradient(model: Any, batches: list[Batch], options: dict[str, Any], plain: Vector) -> Vector:
     """Of Eq. 5 at lam 1: what LfU's step leaves, less SFT's gradient."""
-    items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    items = tokens_of(batches)
     step = LfUStep(model, **({"lam": 1.0} | options))
     for batch in batches:
         step(batch, num_items=items)
@@ -76,7 +76,7 @@ def consistency_gradient(model: Any, batches: list[Batch], options: dict[str, An
 
 def kl_gradient(model: Any, batches: list[Batch], start: dict[str, torch.Tensor]) -> Vector:
     """Of the mean KL(untouched || theta) over the answer tokens."""
-    items = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    items = tokens_of(batches)
     for batch in batches:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         answered = batch["labels"][:, 1:] != IGNORED
@@ -116,8 +116,7 @@ def measure(
     """The losses apart from training, and each term's cosines with their gradients, plain and scaled as by Adam."""
     with torch.no_grad():
         losses = {
-            name: sum(float(sft_loss(model, b, 1.0)) for b in batches)
-            / sum(int((b["labels"][:, 1:] != IGNORED).sum()) for b in batches)
+            name: sum(float(sft_loss(model, b, 1.0)) for b in batches) / tokens_of(batches)
             for name, batches in apart.items()
         }
     gradients = {name: loss_gradient(model, batches) for name, batches in apart.items()}
@@ -205,7 +204,7 @@ def main() -> None:
                 )
         batch = batches[update % len(batches)]
         optimizer.param_groups[0]["lr"] = given.learning_rate * (1 - update / total)
-        sft_loss(model, batch, int((batch["labels"][:, 1:] != IGNORED).sum())).backward()
+        sft_loss(model, batch, tokens_of([batch])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

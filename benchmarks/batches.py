@@ -38,5 +38,10 @@ def padded(pairs: Sequence[tuple[list[int], list[int]]], size: int) -> list[Batc
     return batches
 
 
+def tokens_of(batches: Sequence[Batch]) -> int:
+    """How many tokens the loss of all micro-batches is over."""
+    return sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+
+
 def _filled(values: list[int], filler: int, width: int) -> list[int]:
     return values + [filler] * (width - len(values))
