@@ -9,7 +9,7 @@ READY = $(VENV)/.ready
 help:
 	@echo "make demo    fine-tune a real 135 M model twice, by SFT and by LfU, and compare (about 7 minutes, CPU)"
 	@echo "make test    lint and the test suite"
-	@echo "make soak    kill -9 over 50 runs, thousands of wrong inputs: the slow tests"
+	@echo "make soak    the slow tests (kill -9 over 50 runs, thousands of wrong inputs, DeepSpeed), then docs, wheel, ranges"
 	@echo "make study   methods on a small model trained from scratch: gain and forgetting, exactly (about 25 minutes, CPU)"
 	@echo "make bench   time, memory and arithmetic of a step beside SFT's, the naive one's and the floor"
 	@echo "make lint    ruff and mypy"
@@ -36,8 +36,14 @@ lint: $(READY)
 test: lint
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
-soak: $(READY)
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m soak
+# DeepSpeed compiles what it needs when it is first used, with ninja
+$(VENV)/.soak: $(READY)
+	@DS_BUILD_OPS=0 $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[deepspeed]"
+	@touch $@
+
+soak: $(VENV)/.soak
+	@PATH="$(abspath $(VENV))/bin:$$PATH" HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m soak
+	@$(MAKE) docs wheel ranges
 
 study: $(READY)
 	@$(PY) -m lfu.study.testbed

@@ -243,7 +243,8 @@ def test_trls_activation_offloading_changes_no_number(tmp_path, monkeypatch, opt
     assert offloading.tensor_id > 0
     assert len(offloading.tracker) < 10  # what the dropped graph left is gone
     assert t.last_record.skipped is None
-    assert_equal(*found)
+    # the weights move by 1e-2. A tensor that has been away may lie in memory otherwise, and torch 2.7 rounds otherwise
+    torch.testing.assert_close(*found, rtol=0, atol=5e-6)
 
 
 def test_dropout_masks_are_shared_unless_asked_otherwise(tmp_path):

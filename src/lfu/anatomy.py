@@ -31,7 +31,8 @@ class FusedExperts:
     def is_one(self, weight: torch.Tensor) -> bool:
         """Whether this parameter is such a tensor, in a dtype that can be computed in."""
         count = getattr(self.module, "num_experts", None)
-        return weight.dim() == 3 and weight.shape[0] == count and weight.dtype in _COMPUTED_IN
+        shape = whole_shape(weight)
+        return len(shape) == 3 and shape[0] == count and weight.dtype in _COMPUTED_IN
 
     @property
     def weight(self) -> torch.Tensor:
@@ -185,7 +186,7 @@ def _find_blocks(base: Any, decoder: Any) -> list[nn.Module]:
             f"no list of {count or 'num_hidden_layers'} blocks found in {type(decoder).__name__}: name it with the "
             "argument `blocks`, for example blocks='layers'"
         )
-    largest: nn.ModuleList = max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+    largest: nn.ModuleList = max(lists, key=lambda found: sum(whole_shape(p).numel() for p in found.parameters()))
     return list(largest)
 
 
@@ -211,6 +212,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     """`(in_features, out_features)` of a layer that `is_linear`."""
     base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return (base.nx, base.nf) if isinstance(base, Conv1D) else (base.in_features, base.out_features)
+
+
+def whole_shape(weight: torch.Tensor) -> torch.Size:
+    """The shape of a weight, also of one that ZeRO-3 has cut up (FSDP2's tell theirs themselves)."""
+    return getattr(weight, "ds_shape", weight.shape)
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:

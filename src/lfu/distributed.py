@@ -53,8 +53,10 @@ def processes_of(model: nn.Module, scope: str = "global") -> OneProcess:
     """`Several` for a model wrapped by DDP or FSDP2, else `OneProcess`.
 
     Raises:
-        ValueError: unknown scope; DDP's `static_graph`.
+        ValueError: unknown scope; DDP's `static_graph`; DeepSpeed's engine.
     """
+    if type(model).__name__ == "DeepSpeedEngine":  # which need not be installed
+        raise ValueError("LfUStep can't tell DeepSpeed's engine where an update ends: use LfUTrainer, or DDP or FSDP2")
     return Several(model, scope) if isinstance(model, DistributedDataParallel | FSDPModule) else OneProcess()
 
 
@@ -62,7 +64,7 @@ def refuse_launch(trainer: Any) -> None:
     """Ways to run several processes that LfU and SAM can't work under.
 
     Raises:
-        ValueError: DataParallel, DeepSpeed, FSDP 1, tensor, context or sequence parallelism, a model sharded while it
+        ValueError: DataParallel, FSDP 1, tensor, context or sequence parallelism, a model sharded while it
             was loaded.
     """
     method, works = trainer.args.method, "use DDP, or FSDP with fsdp_version 2"
@@ -71,8 +73,6 @@ def refuse_launch(trainer: Any) -> None:
             f"method {method!r} can't run under nn.DataParallel, which one process on {trainer.args.n_gpu} GPUs means: "
             "start it by accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
         )
-    if trainer.is_deepspeed_enabled:
-        raise ValueError(f"method {method!r} has two backward passes: not supported yet under DeepSpeed, {works}")
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(f"method {method!r} can't run round the flat parameters of FSDP 1: set fsdp_version: 2")
@@ -85,15 +85,15 @@ def refuse_launch(trainer: Any) -> None:
         raise ValueError(f"method {method!r} splits batches over processes, not layers or sequences: {works}")
 
 
-def refuse_on_shards(own: bool, reads_logits: bool) -> None:
-    """Raises ValueError for what FSDP2's cut-up weights don't allow; the message names what works."""
+def refuse_on_shards(own: bool, reads_logits: bool, by: str = "FSDP") -> None:
+    """Raises ValueError for what cut-up weights and gradients don't allow; the message names what works."""
     if own:
         raise ValueError(
-            "auxiliary='own' moves whole weights, and FSDP cuts them up: use auxiliary='lora' or 'steering', or DDP"
+            f"auxiliary='own' moves whole weights, and {by} cuts them up: use auxiliary='lora' or 'steering', or DDP"
         )
     if reads_logits:
         raise ValueError(
-            "consistency='logit_kl' runs the head by itself, whose weight FSDP cuts up: use 'mse', 'cosine' or "
+            f"consistency='logit_kl' runs the head by itself, whose weight {by} cuts up: use 'mse', 'cosine' or "
             "'contrastive', or DDP"
         )
 
@@ -105,8 +105,8 @@ def refuse_stale(stale: int) -> None:
 
 
 def several(trainer: Any) -> bool:
-    """Whether the trainer's model will be in a wrapper of DDP or FSDP."""
-    return trainer.accelerator.num_processes > 1 or trainer.is_fsdp_enabled
+    """Whether the trainer's model will be in a wrapper of DDP, FSDP or DeepSpeed."""
+    return trainer.accelerator.num_processes > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
 def of_trainer(trainer: Any, model: nn.Module) -> Several:
@@ -142,6 +142,10 @@ class OneProcess:
     def anyone(self, record: Record) -> bool:
         """Whether one of the processes goes on; then all must, those that would skip with weight 0."""
         return record.skipped is None
+
+    def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
+        """A zero to go backward from in place of a loss that is not finite."""
+        return torch.stack([p.flatten()[:0].sum().float() for p in theta]).sum()
 
     def mean(self, count: float) -> float:
         """A count, averaged over the processes."""
@@ -255,14 +259,17 @@ class Several(OneProcess):
 
         def instead(*_: Any, **__: Any) -> Any:
             found.append(run())
-            # DDP waits for every parameter, also for those that this pass does not reach
-            return found, None if self.sharded else touch([p for p in inner.parameters() if p.requires_grad])
+            return found, self._end(inner)
 
         if self._taps is not None:
             self._taps.second = True
         with _forward_of(inner, instead):
             (result,), self._tail = self.wrapper(batch["input_ids"])
         return result
+
+    def _end(self, inner: nn.Module) -> torch.Tensor | None:
+        """A zero for the loss: DDP waits for every parameter, also for those that the perturbed pass does not reach."""
+        return None if self.sharded else touch([p for p in inner.parameters() if p.requires_grad])
 
     def joined(self, loss: torch.Tensor, record: Record) -> torch.Tensor:
         self._pending = False
@@ -272,7 +279,7 @@ class Several(OneProcess):
     def settle(self, batch: Mapping[str, Any], decoder: nn.Module, backward: Callable[[torch.Tensor], Any]) -> None:
         if not self._pending:
             return
-        if self.sharded:  # a pass over one token of one row: FSDP2 reduces where a backward through its root ends
+        if isinstance(self.wrapper, FSDPModule):  # one token of one row: it reduces where a backward through it ends
             one = {"input_ids": batch["input_ids"][:1, :1]}
             loss = 0.0 * self.through(batch, lambda: hidden_of(decoder(**one, use_cache=False))).float().sum()
         else:
@@ -291,6 +298,9 @@ class Several(OneProcess):
 
     def finite(self, loss: torch.Tensor) -> bool:
         return self._sum([float(not torch.isfinite(loss))]) == [0.0]
+
+    def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
+        return torch.zeros((), device=self.device, requires_grad=True)
 
     def anyone(self, record: Record) -> bool:
         return self._sum([float(record.skipped is None)])[0] > 0
@@ -368,8 +378,9 @@ class Taps:
         total: Callable[[Sequence[float]], list[float]],
     ):
         self.total, self.theta, self.second = total, theta if own else [], False
-        self.first: dict[Any, torch.Tensor] = {}
-        self.sums: dict[Any, torch.Tensor] = {}  # (sft . sft, cons . cons, sft . cons), float64
+        # the first backward's gradient and its square: autograd may add the second's to it where it lies
+        self.first: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.sums: dict[Any, torch.Tensor] = {}  # (cons . cons, sft . cons), float64
         self.handles: list[Any] = []
         self.tapped: set[int] = set()
         self.earlier = [p.grad for p in self.theta]
@@ -400,9 +411,9 @@ class Taps:
 
     def _arrived(self, key: int, gradient: torch.Tensor) -> None:
         if not self.second:
-            self.first[key] = gradient
+            self.first[key] = gradient, _squared(gradient)
             return
-        before = self.first.get(key)
+        before, _ = self.first.get(key, (None, None))
         squared = _squared(gradient)
         both = None if before is None else wide(before) * wide(gradient)
         dot = torch.zeros_like(squared) if both is None else both.sum(dtype=torch.float64)
@@ -430,7 +441,7 @@ class Taps:
 
     def compare(self) -> tuple[float, float, float]:
         """`(||g_sft||, ||g_cons||, cosine)`, as `SplitGradients.compare`; the same in every process."""
-        sft = float(torch.stack([_squared(g) for g in self.first.values()]).sum()) if self.first else 0.0
+        sft = float(torch.stack([squared for _, squared in self.first.values()]).sum()) if self.first else 0.0
         found = torch.stack(list(self.sums.values())).sum(0).tolist() if self.sums else [0.0, 0.0]
         a, b, dot = self.total([sft, *found])
         scale = math.sqrt(a) * math.sqrt(b) if a >= 0 and b >= 0 else math.nan  # NaN is not >= 0

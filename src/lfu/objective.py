@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lfu.anatomy import anatomy, layer_range
+from lfu.anatomy import anatomy, layer_range, whole_shape
 from lfu.cheaper import Cheaper, cost, draw_layers, draw_rows, generator, within
 from lfu.choices import CHOICES, one_of
 from lfu.consistency import TokenSum, consistency_of, in_chunks
@@ -288,7 +288,8 @@ class LfUStep:
     def trains_all(self) -> bool:
         """Whether theta is most of the blocks' weights, not an adapter: then a backward costs two forwards."""
         weights = [p for block in self.anatomy.blocks for p in block.parameters()]
-        return 2 * sum(p.numel() for p in weights if p.requires_grad) > sum(p.numel() for p in weights)
+        sizes = [(whole_shape(p).numel(), p.requires_grad) for p in weights]
+        return 2 * sum(size for size, trained in sizes if trained) > sum(size for size, _ in sizes)
 
     def settle_budget(self, rows: int, noise: bool = False) -> None:
         """`budget` becomes one of the forms, once. `noise`: the embeddings will have some, as NEFTune's."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lfu.anatomy import whole_shape
 from lfu.together import dot
 from lfu.undesirable.ascent import global_norm_tensor
 
@@ -27,15 +28,16 @@ def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[n
     The draw has a fixed seed: the same tensors in each step and each run of a model. At least one tensor is taken.
     """
     limit = SAMPLE if limit is None else limit
-    if sum(p.numel() for p in theta) <= limit:
+    sizes = {p: whole_shape(p).numel() for p in theta}
+    if sum(sizes.values()) <= limit:
         return list(theta)
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0)).tolist()
     chosen, room = [], limit
     for p in (theta[i] for i in order):
-        if p.numel() <= room:
+        if sizes[p] <= room:
             chosen.append(p)
-            room -= p.numel()
-    return chosen or [min(theta, key=lambda p: p.numel())]
+            room -= sizes[p]
+    return chosen or [min(theta, key=sizes.__getitem__)]
 
 
 class SplitGradients:

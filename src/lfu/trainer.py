@@ -185,9 +185,7 @@ class LfUTrainer(SavesWhole):
         if processes is None or processes.finite(result):  # in all processes, or in none
             return result
         self._bad_loss = torch.full_like(result.detach(), torch.nan)
-        if processes.size > 1:
-            return torch.zeros((), device=result.device, requires_grad=True)
-        return torch.stack([p.flatten()[:0].sum().float() for p in self.anatomy.theta()]).sum()
+        return processes.nothing(inputs, self.anatomy.theta())
 
     def _training_loss(self, model: Any, inputs: Any, num_items: Any) -> torch.Tensor:
         terms = [method for method in self.methods if _overrides(method, "loss")]
@@ -314,9 +312,13 @@ class LfUTrainer(SavesWhole):
         return {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        path = Path(resume_from_checkpoint) / STATE_FILE
         with _fits(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_methods(resume_from_checkpoint)
+
+    def _load_methods(self, checkpoint: str) -> None:
+        path = Path(checkpoint) / STATE_FILE
+        with _fits(checkpoint):
             saved = load_file(path) if path.exists() else {}
         for method in self.methods:
             mark = f"{method.name}/"
@@ -331,6 +333,8 @@ class LfUTrainer(SavesWhole):
                 )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.is_deepspeed_enabled:  # which has loaded the weights in its own way
+            self._load_methods(checkpoint)
         with _fits(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lfu.anatomy import Anatomy
+from lfu.anatomy import Anatomy, whole_shape
 
 Batch = Mapping[str, Any]
 # what the loss needs and the decoder does not
@@ -87,7 +87,7 @@ def _packs(inputs: Batch, anatomy: Anatomy, real: torch.Tensor, starts: list[int
         return False
     if not all(line[:end].all() for line, end in zip(real, ends)):  # holes in the mask
         return False
-    weights = sum(p.numel() for p in anatomy.blocks[0].parameters())
+    weights = sum(whole_shape(p).numel() for p in anatomy.blocks[0].parameters())
     tokens, width = sum(ends), config.hidden_size
     # multiply-adds of one block: its weights for every token, and 2 * width for every pair that attention forms
     padded = len(ends) * max(ends) * (weights + 2 * width * max(ends))

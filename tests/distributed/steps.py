@@ -180,6 +180,13 @@ def scopes(rank: int) -> dict[str, Any]:
     return found
 
 
+def alike(wrapper: str | None) -> dict[str, Any]:
+    """The record of the first micro-batch of all, of rows that are the same in each process."""
+    model = tiny_model("llama")
+    with Float64Throughout():
+        return asdict(LfUStep(model if wrapper is None else wrapped(wrapper, model))(part(BATCHES[0], 0)))
+
+
 def everything(rank: int) -> dict[str, Any]:
     return {
         "updates": {case: update(case, rank) for case in CASES},
@@ -189,6 +196,7 @@ def everything(rank: int) -> dict[str, Any]:
             for trouble in TROUBLES
         },
         "communication": {wrapper: communication(wrapper) for wrapper in ("ddp", "fsdp2")},
+        "alike": {wrapper: alike(wrapper) for wrapper in ("ddp", "fsdp2")},
         "refusals": refusals(),
         "scopes": scopes(rank),
     }

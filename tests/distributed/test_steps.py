@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
-from steps import CASES, TROUBLES, everything, update
+from steps import CASES, TROUBLES, alike, everything, update
 from tiny import relative_difference
 from two import both
 
-from lfu import objective
+from lfu import LfUStep, objective
 from lfu.distributed import REASONS, touch
 
 pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
@@ -40,6 +40,14 @@ def test_two_processes_are_one(told, case):
     records = [one["updates"][case][1] for one in told]
     assert records[0] == records[1]  # the gradient ratio too
     assert all(record["gradient_ratio"] > 0 for record in records[0])
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_of_rows_that_are_alike_the_gradient_ratio_is_that_of_one_process(told, wrapper):
+    """Without earlier gradients autograd keeps the first backward's tensor and adds the second's to it."""
+    found, wanted = told[0]["alike"][wrapper], alike(None)
+    for name in ("gradient_ratio", "gradient_cosine"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-9), name
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
@@ -72,6 +80,13 @@ def test_what_shards_cannot_do_is_refused_with_what_they_can(told):
     own, kl = told[0]["refusals"]
     assert "auxiliary='lora'" in own
     assert "'mse'" in kl
+
+
+def test_deepspeeds_engine_in_a_loop_of_ones_own_is_refused():
+    """By its name: DeepSpeed need not be installed."""
+    engine = type("DeepSpeedEngine", (torch.nn.Module,), {})()
+    with pytest.raises(ValueError, match="use LfUTrainer, or DDP or FSDP2"):
+        LfUStep(engine)
 
 
 def test_every_reason_to_skip_can_travel():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from trainers import BF16, CASES, CLIPPED, CUT, everything, reference, saved, train
 from two import both
 
-from lfu.distributed import refuse_launch
 from lfu.trainer import STATE_FILE
 
 # TRL's fused loss keeps float32 sums whatever the model's dtype; checkpointed runs are float32 in parts
 TOLERANCE = 1e-7
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
@@ -27,7 +25,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(folder):
-    return both(everything, folder / "told", folder)
+    return both(everything, folder / "told", folder, TORCH >= (2, 8))
 
 
 def assert_close(found, wanted):
@@ -92,6 +90,7 @@ def test_what_is_saved_is_the_whole_trained_model(told, folder, wrapper, theta, 
         assert torch.equal(found[key], weight), key
 
 
+@pytest.mark.skipif(TORCH < (2, 8), reason="FSDP2 takes one dtype for all weights of a block")
 def test_a_float32_adapter_on_a_bf16_base_is_trained_on_shards(told, folder):
     one, other = (process["fsdp2, bf16"]["weights"] for process in told)
     _, theta, options = BF16
@@ -107,13 +106,6 @@ def test_embedding_noise_is_each_process_its_own_and_the_weights_are_one(told):
     one, other = (process["ddp, neftune"]["weights"] for process in told)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert all(weight.isfinite().all() for weight in one.values())
-
-
-def test_deepspeed_is_refused_in_one_line():
-    """By what accelerate says of the launch; DeepSpeed need not be installed."""
-    trainer = SimpleNamespace(args=SimpleNamespace(method="lfu", n_gpu=1), is_deepspeed_enabled=True)
-    with pytest.raises(ValueError, match=r"method 'lfu' has two .* not supported yet under DeepSpeed, use DDP"):
-        refuse_launch(trainer)
 
 
 @pytest.mark.parametrize(

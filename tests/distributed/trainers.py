@@ -79,11 +79,12 @@ def settings(folder: Path, processes: int, **options: Any) -> LfUConfig:
 def trainer(
     folder: Path, processes: int, theta: str = "full", dtype: torch.dtype = torch.float64, **options: Any
 ) -> LfUTrainer:
+    model = tiny_model("llama", dtype=dtype)  # first: once it knows of ZeRO-3, transformers draws weights otherwise
     args = settings(folder, processes, **options)
     if "ACCELERATE_USE_FSDP" in os.environ and args.device:  # on a CPU accelerate shards only if it believes in a GPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     made = LfUTrainer(
-        model=tiny_model("llama", dtype=dtype),
+        model=model,
         args=args,
         train_dataset=Dataset.from_list(DATA),
         processing_class=tokenizer(),
@@ -181,14 +182,15 @@ def refusal(folder: Path, options: dict[str, Any]) -> str:
     return ""
 
 
-def everything(rank: int, folder: Path) -> dict[str, Any]:
+def everything(rank: int, folder: Path, bf16: bool) -> dict[str, Any]:
     found: dict[str, Any] = {name: train(folder / "two", *case) for name, case in CASES.items()}
     found["ddp, neftune"] = train(folder / "two", "ddp", "full", {"method": "neftune"})
     auto = {"lam": "auto", "max_steps": 2, "optim": "adamw_torch"}
     for wrapper, theta in CUT:
         found[f"{wrapper}, {theta}, cut"] = cut(folder / f"{wrapper} {theta}", wrapper, theta, auto)
     found["fsdp2, no state"] = unresumable(folder / "no state")
-    found["fsdp2, bf16"] = train(folder / "two", *BF16)
+    if bf16:
+        found["fsdp2, bf16"] = train(folder / "two", *BF16)
     for name, options in {
         "own": {"auxiliary": "own"},
         "sam": {"method": "sam"},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
 
+from lfu import zero
 from lfu.advice import Advice
 from lfu.consistency import consistency_of
 from lfu.distributed import of_trainer, refuse_launch, refuse_on_shards, refuse_stale, several
@@ -48,6 +51,8 @@ class LfU(Method):
         step = make_step(trainer)
         if several(trainer):
             refuse_stale(step.cheaper.stale)
+        if trainer.is_deepspeed_enabled:
+            zero.refuse_zero(trainer, step)
         if trainer.is_fsdp_enabled:
             refuse_on_shards(isinstance(step.auxiliary, Own), step.reads_logits)
         trainer.step = step
@@ -62,7 +67,8 @@ class LfU(Method):
         if trainer.step is None:
             return micro.run()
         if several(trainer) and getattr(trainer.step.processes, "wrapper", None) is not micro.model:
-            trainer.step.processes = of_trainer(trainer, micro.model)  # only now is there a wrapper
+            wrapped = zero.of_trainer if trainer.is_deepspeed_enabled else of_trainer
+            trainer.step.processes = wrapped(trainer, micro.model)  # only now is there a wrapper
         independent = trainer.args.ascent_batch == "independent"
         record = trainer.step(
             micro.inputs,
@@ -170,12 +176,18 @@ def make_step(trainer: Any) -> LfUStep:
         seed=args.seed,
         blocks=args.blocks,
         loss_fn=trainer.extra_loss,
-        backward=trainer.accelerator.backward,
+        backward=_backward(trainer),
         autocast=trainer.accelerator.autocast,
         second_pass=lambda: trainer.maybe_activation_offload_context,
         grad_scaler=trainer.accelerator.scaler,
         ascent_scope=args.ascent_scope,
     )
+
+
+def _backward(trainer: Any) -> Callable[[torch.Tensor], Any]:
+    """Accelerate's. DeepSpeed would divide by the accumulation steps, which `items` has done already."""
+    backward = trainer.accelerator.backward
+    return partial(backward, scale_wrt_gas=False) if trainer.is_deepspeed_enabled else backward
 
 
 def _tell_approximate(trainer: Any) -> None:

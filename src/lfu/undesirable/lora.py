@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lfu.anatomy import Anatomy, FusedExperts, linear_shape, weight_of
+from lfu.anatomy import Anatomy, FusedExperts, linear_shape, weight_of, whole_shape
 from lfu.rng import Generators
 from lfu.together import views
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
@@ -83,11 +83,11 @@ class LoRA(Auxiliary):
             p: name.replace("base_layer.", "")
             for block in anatomy.blocks
             for name, p in block.named_parameters()
-            if p.dim() > 1 and ".lora_" not in name and not name.endswith("bias")
+            if len(whole_shape(p)) > 1 and ".lora_" not in name and not name.endswith("bias")
         }
         others = {p: name for p, name in weights.items() if id(p) not in covered}
-        size = sum(p.numel() for p in others)
-        if size > _WORTH_TELLING * sum(p.numel() for p in weights):
+        size = sum(whole_shape(p).numel() for p in others)
+        if size > _WORTH_TELLING * sum(whole_shape(p).numel() for p in weights):
             warnings.warn(
                 f"{len(others)} weight tensors in the blocks of {type(anatomy.model).__name__} ({size:,} numbers: "
                 f"{', '.join(sorted(set(others.values()))[:4])}) are neither linear layers nor fused experts of a "
