@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,23 @@ from links import broken_in_markdown, broken_in_site, slug  # noqa: E402
 
 def test_every_link_image_and_anchor_exists():
     assert broken_in_markdown(ROOT) == []
+
+
+def test_every_test_behind_a_promise_exists():
+    """docs/reliability.md: `file.py::test_name`, or `::test_name` of the file named before; `*` ends a family."""
+    file, missing, found = "", [], 0
+    for path, name in re.findall(
+        r"`([\w/]+\.py)?(?:::(test_\w+\*?))?`", (ROOT / "docs" / "reliability.md").read_text()
+    ):
+        file = path or file
+        if not name:
+            continue
+        source = (ROOT / "tests" / file).read_text()
+        found += 1
+        if f"def {name.removesuffix('*')}" not in source or (not name.endswith("*") and f"def {name}(" not in source):
+            missing.append(f"{file}::{name}")
+    assert not missing
+    assert found > 50
 
 
 @pytest.mark.parametrize(
