@@ -77,6 +77,15 @@ def test_a_zero_auxiliary_changes_no_bit(base, kind):
     assert torch.equal(logits(model, batch), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_dtype_that_four_bits_are_multiplied_in_is_the_resolution(base, dtype):
+    """Of hidden states that are float32: an alpha below it moves nothing but rounding, and the advice says so."""
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+    model = adapted(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=how))
+    record = LfUStep(model)(tiny_batch())
+    assert record.resolution == torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("options", [{"auxiliary": kind} for kind in KINDS] + [{"consistency": "logit_kl"}], ids=str)
 def test_the_step_is_that_of_the_dequantised_weights(base, options):
     found, wanted, batch = quantised(base), dequantised(base), tiny_batch()

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -86,6 +87,12 @@ class Anatomy:
     def theta(self) -> list[nn.Parameter]:
         """The parameters being fine-tuned: all that require a gradient, each once."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @cached_property
+    def multiplies_in(self) -> set[torch.dtype]:
+        """The dtypes in which quantised layers multiply, whatever comes in; some know them after a forward only."""
+        found = (getattr(base_of(linear), "compute_dtype", None) for _, linear in self.linears())
+        return {dtype for dtype in found if isinstance(dtype, torch.dtype)}
 
     def compiled(self, model: nn.Module) -> str | None:
         """The name, in `model`, of a module that torch.compile has and that holds a place of a hook; "" is `model`."""
@@ -208,9 +215,14 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def base_of(module: nn.Module) -> Any:
+    """The layer inside PEFT's wrapper, or the layer itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """`(in_features, out_features)` of a layer that `is_linear`."""
-    base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    base = base_of(module)
     return (base.nx, base.nf) if isinstance(base, Conv1D) else (base.in_features, base.out_features)
 
 
@@ -221,7 +233,7 @@ def whole_shape(weight: torch.Tensor) -> torch.Size:
 
 def weight_of(module: nn.Module) -> torch.Tensor:
     """The weight of a layer that `is_linear` (of a quantised one: its packed storage)."""
-    base: Any = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    base = base_of(module)
     return base.weight
 
 

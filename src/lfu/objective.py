@@ -66,8 +66,8 @@ class Record:
         ascent_grad_norm: ||g|| of Eq. 2 at the first step, for the mean loss of the ascent batch.
         gradient_ratio: ||grad(lam * consistency)|| / ||grad(SFT)|| on (a sample of) theta.
         gradient_cosine: cosine between the two.
-        resolution: machine epsilon of the hidden states' dtype, or of autocast's where that is coarser; a displacement
-            near it is rounding, not the ascent.
+        resolution: machine epsilon of the hidden states' dtype, or of autocast's or quantised layers' where that is
+            coarser; a displacement near it is rounding, not the ascent.
         rounded: share of the ascent step lost in the dtype of what it moves (`own` on 16-bit weights), an L2 norm.
         lam: the weight used; with `every=k` k times lam, and 0 where the consistency was not due.
         tokens: N, the answer tokens.
@@ -615,12 +615,16 @@ class LfUStep:
         record.resolution = self._resolution(next(iter(clean.values())))
 
     def _resolution(self, hidden: torch.Tensor) -> float:
-        """Machine epsilon of what the layers add up: under autocast float32 hidden states carry 16-bit outputs."""
-        eps, device = torch.finfo(hidden.dtype).eps, hidden.device.type
+        """Machine epsilon of what the layers add up: float32 hidden states may carry 16-bit outputs.
+
+        Those of autocast, or of quantised layers, which multiply in a dtype of their own.
+        """
+        device = hidden.device.type
+        dtypes = {hidden.dtype, *self.anatomy.multiplies_in}
         with self.autocast():
-            if not torch.is_autocast_enabled(device):
-                return eps
-            return max(eps, torch.finfo(torch.get_autocast_dtype(device)).eps)
+            if torch.is_autocast_enabled(device):
+                dtypes.add(torch.get_autocast_dtype(device))
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
 
     def _inexact_in_pieces(self, replay: Replay) -> str | None:
         """Why a pass in pieces of rows would not leave the gradients of the whole; None if it would."""
