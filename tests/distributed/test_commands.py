@@ -101,6 +101,9 @@ def test_lfu_runs_under_the_launch_files_for_deepspeed(tmp_path, name):
     refused = start("--method", "sam", "--overwrite_output_dir")
     assert refused.returncode == 1
     assert "method 'sam' reads whole weights, and FSDP and DeepSpeed cut them up" in refused.stderr
+    disagrees = start("--overwrite_output_dir", "--bf16", "false")
+    assert "the launch file and the flags disagree: " in disagrees.stderr
+    assert "Traceback" not in disagrees.stderr.split("lfu train: error")[0]
 
 
 def test_launch_files_are_accelerates():

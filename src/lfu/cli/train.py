@@ -253,6 +253,10 @@ def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
             "with more --gradient_accumulation_steps, or a smaller --max_length, needs less. "
             f"{_how_to_resume(folder, trainer.state.global_step)}"
         ) from error
+    except ValueError as error:
+        if "DeepSpeed config values" not in str(error):  # transformers compares launch file and flags when it starts
+            raise
+        raise UserError(f"the launch file and the flags disagree: {one_line(error)}") from error
     except BadBatch as error:
         raise UserError(
             f"step {trainer.state.global_step + 1}, {error}, and --on_bad_batch is raise: look at its rows, lower "
