@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lfu.errors import UserError
 from lfu.study.build import steps_of
-from lfu.study.choose import Bisection, Candidate, best_rate, candidate, pareto_front
+from lfu.study.choose import Bisection, Candidate, best_rate, candidate, edge_of, pareto_front
 from lfu.study.plan import LEVELS, TIMING_STEPS, UNTOUCHED, Design, Run, Task, planned
 from lfu.study.settings import Setting, make_setting, with_yardsticks
 
@@ -72,6 +72,13 @@ def work_off(study: Design, world: World, pick=lambda tasks: 0):
 
 
 # --- equal steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chosen", "end"), [("1e-4", None), ("0.001", "highest"), ("5e-5", "lowest"), (None, None), ("2e-4", None)]
+)
+def test_a_learning_rate_at_the_end_of_the_search_is_told(chosen, end):
+    assert edge_of({"1e-4": 2.0, "0.001": 1.0, "5e-5": None, "2e-4": 1.5}, chosen) == end
 
 
 def test_one_learning_rate_needs_no_search():

@@ -453,8 +453,25 @@ def _fairness(results: Mapping[str, Any]) -> list[Any]:
         own = ", ".join(f"{name}={text}" for name, text in one["differs"].items()) or "nothing"
         rows.append([label, one["learning_rate"] or "-", own, "\n".join(one["what"])])
     differs = Table(["", "learning rate", "config that is not plain SFT's", "what it is"], rows, caption="What differs")
-    said = [*same["rows"], *(f"Not measured: {name}, as {why}." for name, why in results["left_out"].items())]
+    said = [
+        *same["rows"],
+        *_edges(results["search"]),
+        *(f"Not measured: {name}, as {why}." for name, why in results["left_out"].items()),
+    ]
     return [Heading("What is fair here"), *map(Paragraph, [*alike(results), choosing, *said]), differs]
+
+
+def _edges(search: Mapping[str, Any]) -> list[str]:
+    """A sentence for each end of the learning rates at which one was chosen."""
+    said = []
+    for end, direction in (("highest", "higher"), ("lowest", "lower")):
+        labels = [f"{label} ({one['chosen']})" for label, one in search.items() if one["edge"] == end]
+        if labels:
+            said.append(
+                f"Chosen was the {end} learning rate that was tried by {_listed(labels)}: a {direction} one may be "
+                "better, and what is compared here is not the best that can be had."
+            )
+    return said
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -22,6 +22,12 @@ def best_rate(losses: Mapping[str, float | None]) -> str | None:
     return min(known, key=known.__getitem__) if known else None
 
 
+def edge_of(losses: Mapping[str, float | None], chosen: str | None) -> str | None:
+    """`highest` or `lowest`, where the chosen rate is an end of those that were tried: a better one may lie beyond."""
+    rates = sorted(losses, key=float)
+    return {rates[0]: "lowest", rates[-1]: "highest"}.get(chosen or "") if len(rates) > 1 else None
+
+
 @dataclass(frozen=True)
 class Bisection:
     """The search for the value of a parameter from which on training collapses, on a logarithmic scale.

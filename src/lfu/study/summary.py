@@ -16,7 +16,7 @@ from lfu.evaluation.intervals import Interval
 from lfu.evaluation.ranks import category_ranks
 from lfu.report.compare_text import KINDS, turn
 from lfu.study import metrics
-from lfu.study.choose import Candidate, candidate, compared_with, held_against, pareto_front
+from lfu.study.choose import Candidate, candidate, compared_with, edge_of, held_against, pareto_front
 from lfu.study.metrics import Metric, Read, metrics_of
 from lfu.study.plan import UNTOUCHED, Plan, Run
 from lfu.study.rows import chooses
@@ -414,9 +414,11 @@ def _search(study: Study, plan: Plan) -> dict[str, Any]:
         rates = study.design.rates_of(setting)
         if len(rates) > 1:
             places = {rate: study.shelf(study.design.first_run(setting, rate)) for rate in rates}
+            losses, chosen = {rate: place.validation for rate, place in places.items()}, plan.rates.get(setting)
             found[setting.label] = {
-                "chosen": plan.rates.get(setting),
-                "losses": {rate: place.validation for rate, place in places.items()},
+                "chosen": chosen,
+                "edge": edge_of(losses, chosen),
+                "losses": losses,
                 "failed": [rate for rate, place in places.items() if place.any_failure],
             }
     return found
