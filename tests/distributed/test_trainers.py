@@ -44,7 +44,7 @@ def test_two_processes_are_one(told, folder, case):
         if name in theirs:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)  # TRL sums it in float32
-    if "clipped" in case:
+    if "clipped" in case and not (case.startswith("fsdp2") and TORCH < (2, 8)):  # which logs one shard's norm
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-6)
         assert ours["grad_norm"] > 2 * CLIPPED
     assert told[0][case]["wrapper"].startswith("FSDP" if case.startswith("fsdp2") else "DistributedDataParallel")
