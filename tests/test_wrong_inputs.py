@@ -62,6 +62,16 @@ def a_flag(flag: str, value: str) -> str | None:
     return fine_or_one_line(lambda: parse([*ENOUGH, f"--{flag}={value}"]))
 
 
+@pytest.mark.parametrize("text", ["3", "[]", "null", '{"zero_optimization": 2}'])
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_json_that_is_no_configuration_of_deepspeeds(text, in_a_file):
+    if in_a_file:
+        Path("ds.json").write_text(text)
+    assert "give a JSON file with DeepSpeed's configuration" in (
+        a_flag("deepspeed", "ds.json" if in_a_file else text) or ""
+    )
+
+
 def test_there_are_flags_to_try():
     assert len(FLAGS) > 150
     assert {"alpha", "lam", "learning_rate", "data", "model_name_or_path"} <= set(FLAGS)

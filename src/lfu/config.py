@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import dataclass, field
-from typing import Union
+from pathlib import Path
+from typing import Any, Union
 
 import torch
 from trl import SFTConfig
@@ -189,6 +192,7 @@ class LfUConfig(SFTConfig):
         self.method_args = self.method_args and written_out(methods)  # a mapping becomes text that can be saved
         for method in methods:
             method.configure(self)
+        _refuse_deepspeed(self.deepspeed)
         super().__post_init__()
         self._resolve_strength(any(isinstance(method, LfU) for method in methods))
         self._check()
@@ -247,3 +251,15 @@ class LfUConfig(SFTConfig):
             raise ValueError(
                 f"{form or f'budget={self.budget:g}'} makes LfU's second pass cheaper, and lam=0 has none: drop it"
             )
+
+
+def _refuse_deepspeed(given: Any) -> None:
+    """Raises ValueError for JSON that is no configuration; what is no JSON at all is transformers' to refuse."""
+    if not isinstance(given, str):
+        return
+    try:
+        found = json.loads(Path(given).read_text(encoding="utf-8") if os.path.exists(given) else given)
+    except (ValueError, OSError):
+        return
+    if not (isinstance(found, dict) and isinstance(found.get("zero_optimization", {}), dict)):
+        raise ValueError(f"deepspeed={given[:60]!r}: give a JSON file with DeepSpeed's configuration, an object")
