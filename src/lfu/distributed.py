@@ -89,7 +89,8 @@ def refuse_on_shards(own: bool, reads_logits: bool, by: str = "FSDP") -> None:
     """Raises ValueError for what cut-up weights and gradients don't allow; the message names what works."""
     if own:
         raise ValueError(
-            f"auxiliary='own' moves whole weights, and {by} cuts them up: use auxiliary='lora' or 'steering', or DDP"
+            f"auxiliary='own' moves whole weights by whole gradients, and {by} cuts them up: use auxiliary='lora' or "
+            "'steering', or DDP"
         )
     if reads_logits:
         raise ValueError(
@@ -101,7 +102,9 @@ def refuse_on_shards(own: bool, reads_logits: bool, by: str = "FSDP") -> None:
 def refuse_stale(stale: int) -> None:
     """Raises ValueError for the first-order form: its one backward would have to be agreed on."""
     if stale:
-        raise ValueError(f"stale={stale} runs in one process: use every, part or random_layers under DDP and FSDP")
+        raise ValueError(
+            f"stale={stale} runs in one process: under DDP, FSDP and DeepSpeed use every, part or random_layers"
+        )
 
 
 def several(trainer: Any) -> bool:
@@ -300,7 +303,13 @@ class Several(OneProcess):
         return self._sum([float(not torch.isfinite(loss))]) == [0.0]
 
     def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
-        return torch.zeros((), device=self.device, requires_grad=True)
+        """It reaches all of theta, so that what earlier micro-batches have left is reduced where this one should."""
+        if self.sharded:
+            two = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+            return 0.0 * self.wrapper(input_ids=two, use_cache=False).logits.float().sum()
+        self.through(batch, lambda: None)
+        assert self._tail is not None
+        return self._tail
 
     def anyone(self, record: Record) -> bool:
         return self._sum([float(record.skipped is None)])[0] > 0
@@ -365,7 +374,7 @@ class Taps:
         model: inside its wrapper.
         theta: its trainable parameters; `sample_of` them is measured.
         own: the ascent moves theta.
-        sharded: FSDP2, whose whole parameters exist only while a module runs.
+        sharded: FSDP2 and ZeRO-3, whose whole parameters exist only while a module runs.
         total: sums numbers over the processes.
     """
 

@@ -516,6 +516,8 @@ class LfUStep:
         if self.processes.finite(loss):
             self.backward(loss)
             return loss.detach()
+        if not self.processes.alone:
+            self.backward(self.processes.nothing(batch, self.anatomy.theta()))
         return torch.full_like(loss.detach(), math.nan)
 
     def _zero_auxiliary(self) -> AbstractContextManager[None]:

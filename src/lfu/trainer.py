@@ -311,6 +311,12 @@ class LfUTrainer(SavesWhole):
     def _method_state(self) -> dict[str, torch.Tensor]:
         return {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        # where DeepSpeed has the model, which loads weights and optimizer here
+        loading = self.is_deepspeed_enabled and resume_from_checkpoint is not None
+        with _fits(resume_from_checkpoint) if loading else nullcontext():
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _fits(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -360,6 +366,8 @@ def _fits(checkpoint: Any) -> Iterator[None]:
     """
     try:
         yield
+    except CheckpointError:
+        raise
     except _MISFITS as error:
         text = one_line(error)
         raise CheckpointError(

@@ -1,14 +1,16 @@
-"""LfU under DeepSpeed, ZeRO-1 to ZeRO-3: as under DDP and FSDP2 (see distributed.py), but each backward is reduced.
+"""LfU under DeepSpeed, ZeRO-1 to ZeRO-3: as under DDP and FSDP2 (see distributed.py), but no reduction is put off.
 
 DeepSpeed reduces, averages and cuts up the gradient of theta in hooks on its backward, and adds what comes to what it
-has. LfU's two backwards are to it two micro-batches of one update: the first of them must not end the update. Putting a
-reduction off, as DDP's and FSDP2's are, is something ZeRO-2 and ZeRO-3 refuse: theta's gradient is sent twice as often
-as by SFT. What ZeRO is used for, that no process holds a whole gradient or optimizer, stays so.
+has: ZeRO-2 and ZeRO-3 after each backward, ZeRO-1 at the end of an update. LfU's two backwards are to it two
+micro-batches of one update: the first of them must not end the update. So under ZeRO-2 and ZeRO-3 theta's gradient is
+sent twice as often as by SFT. They have a way to put that off (`coalesce_grad_reduction`), which is not used: whole
+gradients would stay in every process, and that none does is what they are used for. (What stays is the sample on which
+the gradient ratio is measured, see `strength.sample_of`, until the second backward.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +73,6 @@ class Zero(Several):
             yield
         finally:
             self.state._set_sync_gradients(ends)
-
-    def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
-        self.through(batch, lambda: None)
-        assert self._tail is not None
-        return self._tail
 
     def _end(self, inner: nn.Module) -> torch.Tensor | None:
         """Of ZeRO-3, whose weights are whole only while they are used: a zero of its own.

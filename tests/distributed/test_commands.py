@@ -97,7 +97,10 @@ def test_lfu_runs_under_the_launch_files_for_deepspeed(tmp_path, name):
     start = lambda *flags: launch(
         tmp_path, launcher, "--use_cpu", "true", "--bf16", "true", *flags, DS_ACCELERATOR="cpu"
     )
-    assert_trained(start(), tmp_path)
+    saving = ("--save_strategy", "steps", "--save_steps", "1")
+    assert_trained(start(*saving), tmp_path)
+    complete = start(*saving, "--resume_from_checkpoint", "true")
+    assert "is complete, and DeepSpeed has a model only to train it: to save it, " in complete.stderr
     refused = start("--method", "sam", "--overwrite_output_dir")
     assert refused.returncode == 1
     assert "method 'sam' reads whole weights, and FSDP and DeepSpeed cut them up" in refused.stderr

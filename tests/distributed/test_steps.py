@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from steps import CASES, TROUBLES, alike, everything, update
+from steps import CASES, TROUBLED, TROUBLES, alike, everything, update
 from tiny import relative_difference
 from two import both
 
@@ -39,7 +39,7 @@ def test_two_processes_are_one(told, case):
         agrees(one["updates"][case], wanted)
     records = [one["updates"][case][1] for one in told]
     assert records[0] == records[1]  # the gradient ratio too
-    assert all(record["gradient_ratio"] > 0 for record in records[0])
+    assert all(record["gradient_ratio"] > 0 for record in records[0] if record["form"] != "not due")
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
@@ -51,7 +51,7 @@ def test_of_rows_that_are_alike_the_gradient_ratio_is_that_of_one_process(told, 
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("case", ["ddp full lora", "fsdp2 lora lora"])
+@pytest.mark.parametrize("case", TROUBLED)
 def test_trouble_in_one_process_is_trouble_of_the_whole_micro_batch(told, case, trouble):
     """Nobody waits for ever, and the earlier micro-batch's gradient is reduced even where the last one is dropped."""
     wanted = update(case, trouble=trouble)

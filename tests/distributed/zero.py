@@ -12,6 +12,8 @@ from accelerate import PartialState
 from trainers import CLIPPED, launched, trainer, whole
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from lfu.checkpoints import CheckpointError
+
 # name -> (stage, theta, options)
 CASES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "2, full, sft": (2, "full", {"method": "sft"}),
@@ -86,16 +88,24 @@ def cut(folder: Path, stage: int, theta: str) -> dict[str, dict[str, Any]]:
     return runs
 
 
-def poisoned(rank: int, folder: Path, stage: int) -> dict[str, Any]:
-    """A loss that is not a number, in the last micro-batch of the first update, of one process."""
-    trained = made(folder, stage, "lora", {})
+# which micro-batches have a loss that is not a number: the last of an update, the first of a later one, all of one
+POISONED = {"last": {1}, "first": {2}, "all": {2, 3}}
+
+
+def poison(trained: Any, bad: set[int]) -> None:
     plain, calls = trained._training_loss, [0]
 
     def loss(*given: Any) -> torch.Tensor:
         calls[0] += 1
-        return plain(*given) * (torch.nan if rank == 1 and calls[0] == 2 else 1.0)
+        return plain(*given) * (torch.nan if calls[0] - 1 in bad else 1.0)
 
     trained._training_loss = loss
+
+
+def poisoned(rank: int, folder: Path, stage: int, bad: set[int]) -> dict[str, Any]:
+    """Three updates of two micro-batches; what is bad is so in one of the two processes."""
+    trained = made(folder, stage, "full", {"max_steps": 3})
+    poison(trained, bad if rank == 1 else set())
     trained.train()
     import deepspeed
 
@@ -104,8 +114,9 @@ def poisoned(rank: int, folder: Path, stage: int) -> dict[str, Any]:
 
 
 def refusal(folder: Path, stage: int, options: dict[str, Any]) -> str:
+    theta = "lora" if "peft" in options else "full"
     try:
-        made(folder, stage, "full", options)
+        made(folder, stage, theta, {name: value for name, value in options.items() if name != "peft"})
     except ValueError as error:
         return str(error)
     return ""
@@ -117,7 +128,18 @@ REFUSED = {
     "stale": (2, {"stale": 2}, "every"),
     "sam": (2, {"method": "sam"}, "use DDP"),
     "kl": (3, {"method": "kl"}, "use DDP"),
+    "corda": (3, {"method": "corda", "peft": True}, "use DDP"),
+    "osf": (2, {"method": "osf", "peft": True}, "use DDP"),
 }
+
+
+def misfit(folder: Path, checkpoint: Path) -> str:
+    """What resuming from a checkpoint of one process, without DeepSpeed, says."""
+    try:
+        train(folder, 2, "lora", {"max_steps": 3}, resume_from_checkpoint=str(checkpoint))
+    except CheckpointError as error:
+        return str(error)
+    return ""
 
 
 def everything(rank: int, folder: Path) -> dict[str, Any]:
@@ -125,7 +147,10 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
     for stage, theta in CUT:
         found[f"{stage}, {theta}, cut"] = cut(folder / f"{stage} {theta}", stage, theta)
     for stage in (2, 3):
-        found[f"{stage}, poisoned"] = poisoned(rank, folder / "two", stage)
+        found |= {
+            f"{stage}, {where} bad": poisoned(rank, folder / "two", stage, bad) for where, bad in POISONED.items()
+        }
         found[f"{stage}, bf16"] = train(folder / "two", stage, "lora", {"bf16": True})
     found["refused"] = {name: refusal(folder / "two", stage, options) for name, (stage, options, _) in REFUSED.items()}
+    found["misfit"] = misfit(folder / "two", folder / "one process" / "checkpoint-1")
     return found

@@ -49,6 +49,11 @@ def run(argv: list[str]) -> int:
         try:
             with stop, _nothing_left(folder, trainer):
                 if resume_from and _is_complete(resume_from, config):
+                    if trainer.is_deepspeed_enabled:
+                        raise UserError(
+                            f"the run in {folder} is complete, and DeepSpeed has a model only to train it: to save it, "
+                            f"give the same command without a launcher, or take the weights in {resume_from}"
+                        )
                     trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
                     trainer.finish()
                 else:
@@ -236,7 +241,7 @@ def _how_to_resume(folder: Path, step: int) -> str:
 
 @contextmanager
 def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
-    """One line for a full disk or memory, or a bad batch, in the middle of a run, with what is still there."""
+    """One line for a full disk or memory, a bad batch, or a launch file at odds with the flags, and what is left."""
     import torch
 
     from lfu.objective import BadBatch

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lfu.anatomy import anatomy
 from lfu.methods.method import Method, Preparation, knob
-from lfu.methods.weights import refuse_sharding
+from lfu.methods.weights import refuse_sharded_launch
 
 BUILT_IN = "plain_text"
 TOKENS_PER_DIMENSION = 128  # peft's rule of thumb: samples = hidden size / tokens a sample * 128
@@ -54,6 +54,7 @@ class CorDA(Method):
 
     def adapter(self, config: Any, run: Preparation) -> Any:
         """The LoRA config with twice the rank; what A and B start with is kept for `setup`."""
+        refuse_sharded_launch(run.args, self.name)
         _refuse(config, run.model)
         config = _resolved(config, run.model)
         windows = list(islice(self._windows(run), self.samples))
@@ -67,7 +68,6 @@ class CorDA(Method):
 
     def setup(self, trainer: Any) -> None:
         """Writes the start into the adapter and fixes the second halves."""
-        refuse_sharding(trainer, self.name)
         self._fixed: list[_Fixed] = []
         for name, layer in trainer.anatomy.model.named_modules():
             if isinstance(layer, LoraLayer):

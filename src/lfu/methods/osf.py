@@ -10,7 +10,7 @@ from peft import LoraConfig, OSFConfig, PeftModel
 from peft.tuners.osf.layer import OSFLayer
 
 from lfu.methods.method import Method, Preparation, knob
-from lfu.methods.weights import refuse_sharding
+from lfu.methods.weights import refuse_sharded_launch
 from lfu.precision import wide
 
 # What a LoRA config can ask for and PEFT's OSF has no counterpart of.
@@ -50,6 +50,7 @@ class OSF(Method):
             raise ValueError(f"osf.keep must be a share below 1 or a whole number of directions, got {self.keep:g}")
 
     def adapter(self, config: Any, run: Preparation) -> OSFConfig:
+        refuse_sharded_launch(run.args, self.name)
         _refuse(config, run.model)
         run.say("osf: takes the place of the LoRA adapter, whose rank, alpha and dropout do not apply")
         return OSFConfig(
@@ -59,7 +60,6 @@ class OSF(Method):
         )
 
     def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
         layers = [module for module in trainer.anatomy.model.modules() if isinstance(module, OSFLayer)]
         if not layers:
             raise ValueError("method 'osf' adapts nn.Linear layers, and none of the targeted ones is one")

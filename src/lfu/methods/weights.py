@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,17 @@ def product_norm2(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def refuse_sharding(trainer: Any, name: str) -> None:
     """Raises ValueError under FSDP and DeepSpeed, where no process holds a whole weight."""
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+    _refuse_where(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled, name)
+
+
+def refuse_sharded_launch(args: Any, name: str) -> None:
+    """The same before there is a trainer, by what the launcher has set."""
+    fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
+    _refuse_where(fsdp or args.deepspeed_plugin is not None, name)
+
+
+def _refuse_where(sharded: bool, name: str) -> None:
+    if sharded:
         raise ValueError(f"method {name!r} reads whole weights, and FSDP and DeepSpeed cut them up: use DDP or one GPU")
 
 
