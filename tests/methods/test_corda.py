@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,7 +96,8 @@ def test_it_starts_as_the_untouched_model(tmp_path, texts, family, targets):
 def test_calibration_leaves_the_model_as_it_was(tmp_path, texts):
     base, untouched = model(), model()
     method = methods_of("corda", {"data": texts})[0]
-    run = type("Run", (), dict(model=base, tokenizer=byte_tokenizer(), args=None, say=print))
+    args = SimpleNamespace(fsdp=[], deepspeed_plugin=None)
+    run = SimpleNamespace(model=base, tokenizer=byte_tokenizer(), args=args, say=print)
     given = LoraConfig(**LORA)
     found = method.adapter(given, run)
     assert (given.r, given.lora_alpha, given.target_modules) == (2, 6, "all-linear")
@@ -106,6 +108,16 @@ def test_calibration_leaves_the_model_as_it_was(tmp_path, texts):
     for one, two in zip(base.modules(), untouched.modules()):
         assert vars(one).keys() == vars(two).keys()
         assert not one._forward_hooks
+
+
+@pytest.mark.parametrize("name", ["corda", "osf"])
+@pytest.mark.parametrize("launcher", ["deepspeed", "fsdp"])
+def test_a_launch_that_cuts_weights_up_is_refused_before_they_are_decomposed(name, launcher, monkeypatch):
+    args = SimpleNamespace(fsdp=[], deepspeed_plugin=object() if launcher == "deepspeed" else None)
+    if launcher == "fsdp":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=f"method '{name}' reads whole weights"):
+        methods_of(name, {})[0].adapter(LoraConfig(**LORA), SimpleNamespace(args=args))
 
 
 def pefts_own(texts):
