@@ -243,8 +243,10 @@ def test_trls_activation_offloading_changes_no_number(tmp_path, monkeypatch, opt
     assert offloading.tensor_id > 0
     assert len(offloading.tracker) < 10  # what the dropped graph left is gone
     assert t.last_record.skipped is None
-    # the weights move by 1e-2. A tensor that has been away may lie in memory otherwise, and torch 2.7 rounds otherwise
-    torch.testing.assert_close(*found, rtol=0, atol=5e-6)
+    if torch.__version__.startswith("2.7."):  # which rounds otherwise where a tensor that has been away lies otherwise
+        torch.testing.assert_close(*found, rtol=0, atol=5e-6)  # the weights move by 1e-2
+    else:
+        assert_equal(*found)
 
 
 def test_dropout_masks_are_shared_unless_asked_otherwise(tmp_path):
