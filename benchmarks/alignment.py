@@ -32,9 +32,9 @@ from lfu import LfUStep
 from lfu.data.load import load_rows
 from lfu.data.probes import plain_text
 from lfu.data.templates import to_training_rows
-from lfu.files import dump_json, write_text
-from lfu.models import load_model
-from lfu.objective import sft_loss
+from lfu.model.loading import load_model
+from lfu.step.step import sft_loss
+from lfu.support.files import dump_json, write_text
 
 # LfU's term, each by the options of its step; lam 1, so that the step's gradient less SFT's is the term's
 CONSISTENCIES: dict[str, dict[str, Any]] = {

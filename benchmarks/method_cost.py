@@ -32,9 +32,9 @@ from stepcost.cases import make_batch  # noqa: E402
 from lfu import LfUConfig, LfUTrainer  # noqa: E402
 from lfu.data.word_problems import word_problems  # noqa: E402
 from lfu.evaluation.record import machine, versions  # noqa: E402
-from lfu.files import dump_json, write_text  # noqa: E402
 from lfu.methods import REGISTRY, method_class  # noqa: E402
-from lfu.models import load_model  # noqa: E402
+from lfu.model.loading import load_model  # noqa: E402
+from lfu.support.files import dump_json, write_text  # noqa: E402
 
 # What a method can't do without. The rewriting, mixing and calibrating itself is not timed.
 ARGS = {"wise": "wise.alpha=0.5"}

@@ -48,7 +48,7 @@ from stepcost.tables import floor_table, markdown  # noqa: E402
 from stepcost.variants import Variant, parse_variant  # noqa: E402
 
 from lfu.evaluation.record import machine  # noqa: E402
-from lfu.files import dump_json, write_text  # noqa: E402
+from lfu.support.files import dump_json, write_text  # noqa: E402
 from lfu.undesirable import KINDS  # noqa: E402
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lfu.files import write_text
+from lfu.support.files import write_text
 
 SEED = 0
 Row = dict[str, Any]

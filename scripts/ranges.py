@@ -26,12 +26,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = (
-    "tests/test_objective.py",
+    "tests/step/test_step.py",
     "tests/test_trainer.py",
-    "tests/test_families.py",
+    "tests/model/test_families.py",
     "tests/methods",
     "tests/cli/test_train.py",
-    "tests/distributed/test_trainers.py",
+    "tests/parallel/test_trainers.py",
 )
 EXTRA = "test"  # installed beside the package
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from lfu.anatomy import anatomy
+from lfu.model.anatomy import anatomy
 from lfu.undesirable import LoRA
 
 VOCAB = 61

@@ -62,7 +62,7 @@ def test_everything_is_measured_and_written(out, tiny):
 def test_the_three_models_are_the_untouched_one_and_two_different_trained_ones(out, tiny):
     from lfu.data.word_problems import word_problems
     from lfu.evaluation.score import answer_nll
-    from lfu.models import load_model
+    from lfu.model.loading import load_model
 
     nll = {who: record_of(out)["measures"][who]["answers"]["nll"] for who in ("base", "sft", "lfu")}
     assert nll["base"] == pytest.approx(answer_nll(*load_model(tiny), word_problems("test", 4, 42)).nll)

@@ -8,8 +8,8 @@ import pytest
 
 from lfu.cli.arguments import parse
 from lfu.data.templates import TEMPLATES
-from lfu.errors import UserError
 from lfu.recipes import as_flags, find, parts, shipped
+from lfu.support.errors import UserError
 
 BY_GROUP: dict[str, list[str]] = {}
 for name, path in shipped().items():

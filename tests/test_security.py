@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny_folder import byte_tokenizer, save_model
 
-from lfu import checkpoints
 from lfu.cli import main
 from lfu.data.templates import check_chat_template, to_training_rows, whole_text
-from lfu.errors import UserError
-from lfu.files import read_yaml
-from lfu.models import context_length, load_model, load_tokenizer
+from lfu.model.loading import context_length, load_model, load_tokenizer
 from lfu.report.page import write_report
 from lfu.study.folder import slug
+from lfu.support.errors import UserError
+from lfu.support.files import read_yaml
+from lfu.training import checkpoints
 
 FEW_STEPS = "--max_steps 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none"
 
@@ -145,7 +145,7 @@ def test_pickles_in_a_checkpoint(here, mark, write, name, capsys):
 
 def test_no_code_of_ours_unpickles():
     """But for the check of a checkpoint, which takes data alone."""
-    source = Path(checkpoints.__file__).parent
+    source = Path(checkpoints.__file__).parent.parent
     for path in source.rglob("*.py"):
         text = path.read_text()
         assert "import pickle" not in text, path

@@ -17,9 +17,9 @@ from trl import SFTConfig, SFTTrainer
 from trl.models.activation_offloading import OffloadActivations
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
-from lfu.advice import LfUAdvice
-from lfu.distributed import refuse_launch
+from lfu.parallel.processes import refuse_launch
 from lfu.trainer import STATE_FILE
+from lfu.training.advice import LfUAdvice
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
 CHAT = (

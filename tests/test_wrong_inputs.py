@@ -18,9 +18,9 @@ from lfu.cli.arguments import parse
 from lfu.data.duplicates import repeated, shared
 from lfu.data.load import load_rows
 from lfu.data.templates import TEMPLATES, count_too_long, to_training_rows
-from lfu.errors import UserError, one_line
 from lfu.evaluation.prompts import read_templates
-from lfu.files import read_yaml
+from lfu.support.errors import UserError, one_line
+from lfu.support.files import read_yaml
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))

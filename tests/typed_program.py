@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from lfu import LfUConfig, LfUStep, LfUTrainer, Record
-from lfu.consistency import consistency_of
 from lfu.evaluation.forgetting import Forgetting, forgetting
 from lfu.evaluation.intervals import Interval
 from lfu.evaluation.score import ChoiceScores, TokenScores, answer_nll, multiple_choice
 from lfu.methods import methods_of
 from lfu.methods.method import Method
-from lfu.models import load_model
+from lfu.model.loading import load_model
+from lfu.step.consistency import consistency_of
 from lfu.undesirable import Auxiliary, auxiliary_of
 
 

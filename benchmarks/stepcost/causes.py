@@ -18,11 +18,11 @@ from unittest import mock
 import torch
 
 from lfu import LfUStep
-from lfu.objective import Record, sft_loss
-from lfu.pieces import Rows
-from lfu.representations import answer_positions
-from lfu.rng import generators
-from lfu.strength import SplitGradients
+from lfu.model.representations import answer_positions
+from lfu.model.rng import generators
+from lfu.step.pieces import Rows
+from lfu.step.step import Record, sft_loss
+from lfu.step.strength import SplitGradients
 from lfu.undesirable import Own
 from stepcost.cases import Case
 from stepcost.clock import CLOCKS, Deadline, interleave, paired_ratios, seconds

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lfu.errors import did_you_mean
+from lfu.support.errors import did_you_mean
 from stepcost.cases import AXES, SIZES, Case
 from stepcost.fits import exponent, per_doubling
 

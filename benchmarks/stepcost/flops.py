@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lfu.anatomy import anatomy
-from lfu.objective import sft_loss
+from lfu.model.anatomy import anatomy
+from lfu.step.step import sft_loss
 from stepcost.cases import Case, make_batch, make_model, needed_lengths
 
 

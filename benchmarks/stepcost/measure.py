@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import one_line
+from lfu.support.errors import one_line
 from stepcost.cases import Case, make_batch, make_model
 from stepcost.clock import Deadline, interleave, paired, paired_ratios, quartiles, seconds
 from stepcost.flops import count, floors

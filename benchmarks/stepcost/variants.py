@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from lfu import LfUStep
-from lfu.anatomy import anatomy
-from lfu.cheaper import Cheaper, draw_layers, draw_rows, generator
-from lfu.errors import did_you_mean
 from lfu.methods import REGISTRY
-from lfu.objective import sft_loss
-from lfu.representations import answer_positions
+from lfu.model.anatomy import anatomy
+from lfu.model.representations import answer_positions
+from lfu.step.cheaper import Cheaper, draw_layers, draw_rows, generator
+from lfu.step.step import sft_loss
+from lfu.support.errors import did_you_mean
 from lfu.undesirable import KINDS
 from stepcost.cases import needed_lengths
 

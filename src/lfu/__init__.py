@@ -12,16 +12,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lfu.config import LfUConfig as LfUConfig
-    from lfu.objective import LfUStep as LfUStep
-    from lfu.objective import Record as Record
+    from lfu.step.step import LfUStep as LfUStep
+    from lfu.step.step import Record as Record
     from lfu.trainer import LfUTrainer as LfUTrainer
 
 # Imported on first use: `import lfu` and `lfu --help` must not wait for torch, transformers and trl.
 _HOME = {
     "LfUConfig": "lfu.config",
-    "LfUStep": "lfu.objective",
+    "LfUStep": "lfu.step.step",
     "LfUTrainer": "lfu.trainer",
-    "Record": "lfu.objective",
+    "Record": "lfu.step.step",
 }
 __all__ = ["LfUConfig", "LfUStep", "LfUTrainer", "Record", "__version__"]
 

@@ -12,11 +12,11 @@ from typing import Any, Union
 import torch
 from trl import SFTConfig
 
-from lfu.cheaper import Cheaper, within
-from lfu.choices import CHOICES, one_of
-from lfu.consistency import KINDS
 from lfu.methods import REGISTRY, methods_of, written_out
 from lfu.methods.lfu import LfU
+from lfu.step.cheaper import Cheaper, within
+from lfu.step.consistency import KINDS
+from lfu.support.choices import CHOICES, one_of
 
 # The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
 PRESETS: dict[str, tuple[float, float]] = {

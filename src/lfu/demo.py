@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from lfu.cli.output import check_writable
-from lfu.errors import UserError, one_line
-from lfu.files import dump_json, new_folder, write_text
-from lfu.quiet import quiet_libraries
+from lfu.support.errors import UserError, one_line
+from lfu.support.files import dump_json, new_folder, write_text
+from lfu.support.quiet import quiet_libraries
 
 Advance = Callable[[float], None]  # called with the work just done, in the unit of the phase's total
 METHODS = ("sft", "lfu")
@@ -155,7 +155,7 @@ class Bench:
         self.settings, self.out = settings, out
         self.board = Board()
         with self.board.phase("load"):
-            from lfu.models import load_model
+            from lfu.model.loading import load_model
 
             self.model, self.tokenizer = load_model(settings.model)
             self.key = _fingerprint(settings)
@@ -210,7 +210,7 @@ class Bench:
         return -(-len(self.train_rows) // self.settings.batch_size) * self.settings.epochs
 
     def _load(self, name: str) -> None:
-        from lfu.models import load_model
+        from lfu.model.loading import load_model
 
         self.model = None
         gc.collect()  # two float32 models and Adam's state at once would need twice the memory
@@ -226,8 +226,8 @@ class Bench:
         from transformers import PrinterCallback
 
         from lfu import LfUTrainer
-        from lfu.advice import LfUAdvice
         from lfu.data.templates import to_training_rows
+        from lfu.training.advice import LfUAdvice
 
         self._load(self.settings.model)
         trainer = LfUTrainer(

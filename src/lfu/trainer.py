@@ -24,24 +24,24 @@ from transformers import AutoTokenizer, TrainerCallback, set_seed
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
-from lfu.advice import Advice, LfUAdvice
-from lfu.anatomy import Anatomy, anatomy
-from lfu.checkpoints import CheckpointError, newest
 from lfu.config import LfUConfig
-from lfu.errors import one_line
-from lfu.files import remove_unfinished
 from lfu.methods import methods_of
 from lfu.methods.lfu import LfU, refuse_settings
 from lfu.methods.method import Batch, Method, Micro, Preparation
 from lfu.methods.untouched import Untouched
-from lfu.objective import LfUStep, Record
-from lfu.representations import Reader, answer_positions
-from lfu.saving import SavesWhole
+from lfu.model.anatomy import Anatomy, anatomy
+from lfu.model.representations import Reader, answer_positions
+from lfu.model.saving import SavesWhole
+from lfu.step.step import LfUStep, Record
+from lfu.support.errors import one_line
+from lfu.support.files import remove_unfinished
+from lfu.training.advice import Advice, LfUAdvice
+from lfu.training.checkpoints import CheckpointError, newest
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
 from lfu.undesirable.ascent import global_norm
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model
+    from lfu.support.annotations import Model
 
 STATE_FILE = "lfu_state.safetensors"
 

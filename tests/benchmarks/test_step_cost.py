@@ -22,7 +22,7 @@ from stepcost.profiling import ELEMENTWISE, group_of, profiled
 from stepcost.variants import DRAWS, SAMPLES, lfu_step, make_step, parse_variant, twin_of, typical_start
 
 from lfu import LfUStep
-from lfu.cheaper import draw_layers, generator
+from lfu.step.cheaper import draw_layers, generator
 
 TINY = Case("full", "tiny", batch=2, length=12)
 

@@ -144,7 +144,7 @@ def test_the_built_in_set_has_test_rows_of_its_own(here, model):
 
 
 def test_models_can_be_kept_and_examined_otherwise(here, model, monkeypatch):
-    from lfu.models import load_model
+    from lfu.model.loading import load_model
     from lfu.study import run as study_run
 
     assert run(model, f"--methods sft --keep_models {QUICK}") == 0

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_folder import byte_tokenizer, save_model
 
 from lfu.cli import main
-from lfu.models import load_model
+from lfu.model.loading import load_model
 
 pytest.importorskip("lm_eval")
 
@@ -308,7 +308,7 @@ def test_wrong_inputs(here, words, message, capsys):
 
 
 def test_a_broken_row_is_named_before_any_model_is_loaded(here, monkeypatch, capsys):
-    from lfu import models
+    from lfu.model import loading as models
 
     monkeypatch.setattr(models, "load_model", None)
     write_local(here / "mine")

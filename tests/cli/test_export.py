@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_folder import save_model
 
 from lfu.cli import main
-from lfu.models import load_model
+from lfu.model.loading import load_model
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from lfu.cli import main
 from lfu.cli.probe import PROBES
 from lfu.cli.probes.models import base_and_tuned, labelled
-from lfu.errors import UserError
 from lfu.report.blocks import Figure, Items
 from lfu.report.page import view_of
+from lfu.support.errors import UserError
 
 KINDS = ["forgetting", "drift", "prompts", "noise"]
 FILES = {

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_folder import save_model
 
 from lfu.cli import main
-from lfu.models import load_model
+from lfu.model.loading import load_model
 from lfu.report.adversarial_view import view
 from lfu.report.blocks import Items, Table
 from lfu.report.page import html, report_md

@@ -15,7 +15,7 @@ from lfu.data.probes import general_knowledge, plain_text
 from lfu.data.word_problems import word_problems
 from lfu.evaluation.score import answer_nll
 from lfu.evaluation.sizes import nested
-from lfu.models import load_model
+from lfu.model.loading import load_model
 from lfu.report.blocks import Figure
 from lfu.report.sizes_view import view
 

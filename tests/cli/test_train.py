@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import lfu
 from lfu.cli import main
-from lfu.models import load_model
+from lfu.model.loading import load_model
 
 FAST = (
     "--max_steps 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --disable_tqdm true"

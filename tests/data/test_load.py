@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from lfu.data.load import load_rows
-from lfu.errors import UserError
+from lfu.support.errors import UserError
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)]
 

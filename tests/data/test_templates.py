@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lfu.data.lengths import about_lengths
 from lfu.data.templates import ALPACA, alpaca_prompt, count_too_long, to_training_rows
-from lfu.errors import UserError
+from lfu.support.errors import UserError
 
 
 def convert(row, template="chat", system=None, chat=True):

@@ -10,9 +10,9 @@ from harness_data import ARC, write_local, write_rows
 from peft import LoraConfig, get_peft_model
 from tiny_folder import byte_tokenizer
 
-from lfu.errors import UserError
 from lfu.evaluation import cache
 from lfu.evaluation.record import weights_hash
+from lfu.support.errors import UserError
 
 pytest.importorskip("lm_eval")
 

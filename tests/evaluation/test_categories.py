@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lfu.errors import UserError
 from lfu.evaluation.categories import OTHER, Entry, load, main_metric, select, shipped
+from lfu.support.errors import UserError
 
 
 def test_the_papers_eleven_tasks_in_its_four_categories():

@@ -16,14 +16,14 @@ from harness_data import ITEMS, LAMBADA, MMLU, write_local, write_rows
 from peft import LoraConfig, get_peft_model
 from tiny_folder import byte_tokenizer, save_model
 
-from lfu.errors import UserError
 from lfu.evaluation import suite
 from lfu.evaluation.categories import Categories, Entry, load
 from lfu.evaluation.harness import Settings, TaskFailed, TaskResult, run_task
 from lfu.evaluation.record import weights_hash
 from lfu.evaluation.score import multiple_choice
 from lfu.evaluation.suite import Outcome, Plan, assemble, evaluate, plan
-from lfu.models import load_model
+from lfu.model.loading import load_model
+from lfu.support.errors import UserError
 
 pytest.importorskip("lm_eval")
 

@@ -13,7 +13,6 @@ from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
-from lfu.errors import UserError
 from lfu.evaluation import score
 from lfu.evaluation.prompts import (
     TASKS,
@@ -30,6 +29,7 @@ from lfu.evaluation.prompts import (
     task_of,
 )
 from lfu.evaluation.score import answer_nll, chat_pair, exact_match
+from lfu.support.errors import UserError
 
 TWO = {"bare": "{question}", "loud": "Hear! {question}"}
 FREE = [{"question": "Say hi", "answer": "hi"}, {"question": "Say ho", "answer": "ho, ho"}]

@@ -16,8 +16,8 @@ from tiny_folder import byte_tokenizer
 from torch.nn.functional import cross_entropy
 
 from lfu.data.probes import plain_text
-from lfu.errors import UserError
 from lfu.methods import methods_of
+from lfu.support.errors import UserError
 
 LORA = dict(r=2, lora_alpha=6, target_modules="all-linear")
 TEXTS = ["the quick brown fox", "jumps over", "a lazy dog, and then some more of the same", "0123456789"]

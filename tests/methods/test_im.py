@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from lfu.data.templates import alpaca_prompt
-from lfu.errors import UserError
 from lfu.methods.im import InstructionModelling, content_of_prompt
 from lfu.methods.method import Preparation
+from lfu.support.errors import UserError
 
 BYTES = byte_tokenizer()
 PLAIN = byte_tokenizer(chat=False)

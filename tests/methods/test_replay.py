@@ -15,10 +15,10 @@ from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
-from lfu.errors import UserError
 from lfu.methods import methods_of
 from lfu.methods.method import Preparation
 from lfu.methods.replay import Replay, draw, replayed, spread
+from lfu.support.errors import UserError
 
 SIZES = st.integers(1, 400)
 

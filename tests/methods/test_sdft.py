@@ -19,13 +19,13 @@ from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
-from lfu.errors import UserError
 from lfu.evaluation.score import final_number
 from lfu.methods.agreement import ABOUT_THE_EXERCISE, agreed
 from lfu.methods.method import Preparation
 from lfu.methods.rewrites import Rewrite, opened
 from lfu.methods.rows import end_tokens
 from lfu.methods.sdft import PREAMBLE, SDFT, generate, rewriting_prompt, task_of
+from lfu.support.errors import UserError
 
 OTHER = "another final answer"
 LONG = "This answer is a good deal longer than five words, so there is nothing to compare."

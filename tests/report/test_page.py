@@ -16,10 +16,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from lfu.errors import UserError
 from lfu.report.blocks import Figure, Heading, Items, Paragraph, Table, View
 from lfu.report.markdown import definitions, escaped, markdown
 from lfu.report.page import html, numeric_columns, png_width, write_report
+from lfu.support.errors import UserError
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 

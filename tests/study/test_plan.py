@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfu.errors import UserError
 from lfu.study.build import steps_of
 from lfu.study.choose import Bisection, Candidate, best_rate, candidate, edge_of, pareto_front
 from lfu.study.plan import LEVELS, TIMING_STEPS, UNTOUCHED, Design, Run, Task, planned
 from lfu.study.settings import Setting, make_setting, with_yardsticks
+from lfu.support.errors import UserError
 
 SFT, GEM, LFU = Setting("sft"), Setting("gem"), Setting("lfu")
 

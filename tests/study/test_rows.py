@@ -10,9 +10,9 @@ from tiny_folder import byte_tokenizer
 from trl import SFTConfig, SFTTrainer
 
 from lfu.data.templates import to_training_rows
-from lfu.errors import UserError
 from lfu.evaluation.score import _encode, _shared
 from lfu.study.rows import chooses, pair_of, questions, retention, split
+from lfu.support.errors import UserError
 
 PLAIN = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(40)]
 CONVERSATION = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lfu.errors import UserError
 from lfu.study.settings import Setting, grid, make_setting, parse_setting, with_yardsticks
+from lfu.support.errors import UserError
 
 
 @pytest.mark.parametrize(

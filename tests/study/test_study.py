@@ -21,9 +21,8 @@ from tiny_study import records, results, run, state, write_questions
 from lfu import LfUConfig
 from lfu.cli import main
 from lfu.cli.arguments import ModelArguments
-from lfu.errors import UserError
 from lfu.evaluation.record import machine, weights_hash
-from lfu.models import load_model
+from lfu.model.loading import load_model
 from lfu.report.compare_view import view
 from lfu.study import environment, keys, processes
 from lfu.study import run as study_run
@@ -31,6 +30,7 @@ from lfu.study.cluster import work_on_cluster
 from lfu.study.folder import Place
 from lfu.study.processes import work_in_processes
 from lfu.study.study import Study
+from lfu.support.errors import UserError
 
 KEPT_FILES = {"config.json", "record.json", "log.jsonl", "curve.png", "run.lock"}
 

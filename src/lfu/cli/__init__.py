@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 
-from lfu.errors import UserError, did_you_mean, leading, one_line
+from lfu.support.errors import UserError, did_you_mean, leading, one_line
 
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {

@@ -13,7 +13,7 @@ from lfu import recipes
 from lfu.cli.parser import LineParser
 from lfu.config import LfUConfig
 from lfu.data.templates import TEMPLATES
-from lfu.errors import UserError, did_you_mean, one_line
+from lfu.support.errors import UserError, did_you_mean, one_line
 
 USAGE = "lfu train [--config RECIPE[,RECIPE...]] --model_name_or_path MODEL --data DATA [--FLAG VALUE ...]"
 DESCRIPTION = """Fine-tune a model with Learning from the Undesirable, or another --method (see: lfu methods). --config

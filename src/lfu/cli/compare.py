@@ -19,7 +19,7 @@ from lfu.cli import INTERRUPTED, output
 from lfu.cli.parser import LineParser
 from lfu.cli.probe import at_least_one, not_negative
 from lfu.cli.study_flags import refuse_unused, sort_flags
-from lfu.errors import UserError, did_you_mean
+from lfu.support.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from lfu.study.build import Options

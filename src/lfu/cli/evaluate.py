@@ -16,7 +16,7 @@ from typing import Any
 from lfu.cli import output
 from lfu.cli.parser import LineParser
 from lfu.cli.probe import at_least_one, not_negative
-from lfu.errors import UserError
+from lfu.support.errors import UserError
 
 PACKAGES = {"lm_eval": "lm-eval", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 DEFINITIONS = "tasks"  # folder below --output_dir
@@ -129,7 +129,7 @@ def _with_base(models: dict[str, str], wanted: str | None) -> tuple[dict[str, st
 
 def _shared_base(models: dict[str, str]) -> str | None:
     """The base of the adapters given, if they have one in common and any other model given is that base."""
-    from lfu.models import CACHE_PREFIX, EMBEDDED, adapter_base, is_adapter
+    from lfu.model.loading import CACHE_PREFIX, EMBEDDED, adapter_base, is_adapter
 
     adapters = [name for name in models.values() if is_adapter(name)]
     bases = {adapter_base(name) for name in adapters}
@@ -227,7 +227,7 @@ def _measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def _by_hand(given: argparse.Namespace, todo: Any, model: str) -> str:
     """The harness's own command for a model: its figures must be the same."""
-    from lfu.models import EMBEDDED, adapter_base, embedded_folder, is_adapter
+    from lfu.model.loading import EMBEDDED, adapter_base, embedded_folder, is_adapter
 
     whole = adapter_base(model) if is_adapter(model) else model
     arguments = [f"pretrained={embedded_folder() if whole == EMBEDDED else whole}"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lfu.cli import output
 from lfu.cli.parser import LineParser
-from lfu.errors import UserError, one_line
-from lfu.files import new_folder, os_errors_only
+from lfu.support.errors import UserError, one_line
+from lfu.support.files import new_folder, os_errors_only
 
 
 def run(argv: list[str]) -> int:
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
 
 
 def _check(adapter: Path, out: Path) -> None:
-    from lfu.models import is_adapter
+    from lfu.model.loading import is_adapter
 
     if not adapter.is_dir():
         raise UserError(f"{adapter}: no such folder; give the output folder of lfu train")
@@ -54,7 +54,7 @@ def merge(adapter: Path, out: Path, *, dtype: str = "auto", trust_remote_code: b
     Raises:
         UserError: if the base model or the adapter can't be loaded, or the merged weights are not finite.
     """
-    from lfu.models import load_model
+    from lfu.model.loading import load_model
 
     model, tokenizer = load_model(str(adapter), dtype=dtype, trust_remote_code=trust_remote_code)
     try:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from lfu.cli.parser import LineParser
-from lfu.errors import UserError
 from lfu.methods import REGISTRY, unknown_method
 from lfu.methods.about import About, about
+from lfu.support.errors import UserError
 
 # Written by benchmarks/method_cost.py: what each method's step cost beside SFT's, in one run.
 COSTS = Path(__file__).parent.parent / "methods" / "costs.json"

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lfu.errors import UserError
-from lfu.files import remove_folder
+from lfu.support.errors import UserError
+from lfu.support.files import remove_folder
 
 MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 CHECKPOINT = re.compile(r"checkpoint-\d+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from lfu.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line
 
 
 class LineParser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lfu.cli import output
 from lfu.cli.parser import LineParser
-from lfu.errors import UserError, did_you_mean
+from lfu.support.errors import UserError, did_you_mean
 
 # kind -> what it measures; `lfu/cli/probes/<kind>.py` has `add_arguments(parser)` and `measure(given, command)`
 PROBES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lfu.errors import UserError, did_you_mean
+from lfu.support.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from lfu.study.build import Options

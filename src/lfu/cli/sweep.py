@@ -10,7 +10,7 @@ from typing import Any
 
 from lfu.cli.compare import run_study
 from lfu.cli.probe import not_negative
-from lfu.errors import UserError
+from lfu.support.errors import UserError
 
 
 def run(argv: list[str]) -> int:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfu import checkpoints
 from lfu.cli import output
-from lfu.errors import UserError, leading, one_line
-from lfu.files import restore
+from lfu.support.errors import UserError, leading, one_line
+from lfu.support.files import restore
+from lfu.training import checkpoints
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,7 +125,7 @@ def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) ->
     from lfu.data.lengths import about_lengths
     from lfu.data.load import load_rows
     from lfu.data.templates import check_chat_template, to_training_rows
-    from lfu.models import load_tokenizer
+    from lfu.model.loading import load_tokenizer
 
     eval_rows = None
     rows = load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)
@@ -175,7 +175,7 @@ def _about_rows(rows: Dataset, eval_rows: Dataset | None) -> Iterator[str]:
 
 def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> int | None:
     """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
-    from lfu.models import context_length
+    from lfu.model.loading import context_length
 
     longest, ends = context_length(
         str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
@@ -194,7 +194,7 @@ def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, 
     from trl import get_peft_config, get_quantization_config
 
     from lfu import LfUTrainer
-    from lfu.models import is_adapter, load_model
+    from lfu.model.loading import is_adapter, load_model
 
     name = str(arguments.model_name_or_path)
     go_on = is_adapter(name)
@@ -244,7 +244,7 @@ def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
     """One line for a full disk or memory, a bad batch, or a launch file at odds with the flags, and what is left."""
     import torch
 
-    from lfu.objective import BadBatch
+    from lfu.step.step import BadBatch
 
     try:
         yield
@@ -289,7 +289,7 @@ def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
 
 def _strength_hint(ratio: float) -> list[str]:
     """A word on short runs, too, which end before the trainer's advice has seen enough micro-batches."""
-    from lfu.advice import DOMINATING, NEGLIGIBLE
+    from lfu.training.advice import DOMINATING, NEGLIGIBLE
 
     if NEGLIGIBLE <= ratio <= DOMINATING:
         return []

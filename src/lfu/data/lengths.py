@@ -10,7 +10,7 @@ from lfu.data.templates import count_too_long
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lfu.annotations import Tokenizer
+    from lfu.support.annotations import Tokenizer
 
 
 def about_lengths(

@@ -12,8 +12,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from lfu.errors import UserError, one_line
-from lfu.files import not_utf8
+from lfu.support.errors import UserError, one_line
+from lfu.support.files import not_utf8
 
 BUILT_IN = "word_problems"
 BUILT_IN_ROWS = {"train": 400, "test": 100}

@@ -15,12 +15,12 @@ import string
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lfu.errors import UserError, did_you_mean, one_line
+from lfu.support.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not wait for
     from datasets import Dataset
 
-    from lfu.annotations import Tokenizer
+    from lfu.support.annotations import Tokenizer
 
 TEMPLATES = ("auto", "chat", "alpaca", "none")
 ACCEPTED = (

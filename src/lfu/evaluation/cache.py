@@ -1,6 +1,6 @@
 """Results of finished tasks, kept by what decides them: weights, task and items, settings, library versions.
 
-One JSON file a result, in the folder `evaluations` of the user's cache (see `lfu.models.cache_folder`).
+One JSON file a result, in the folder `evaluations` of the user's cache (see `lfu.model.loading.cache_folder`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError
-from lfu.files import dump_json, write_text
+from lfu.support.errors import UserError
+from lfu.support.files import dump_json, write_text
 
 FORMAT = 1  # raise it when what is kept changes: older results are then not found
 PACKAGES = ("lm_eval", "torch", "transformers", "peft")
@@ -22,7 +22,7 @@ PACKAGES = ("lm_eval", "torch", "transformers", "peft")
 
 def folder() -> Path:
     """Where results are kept."""
-    from lfu.models import cache_folder
+    from lfu.model.loading import cache_folder
 
     return cache_folder() / "evaluations"
 

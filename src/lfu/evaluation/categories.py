@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, did_you_mean
-from lfu.files import read_yaml
+from lfu.support.errors import UserError, did_you_mean
+from lfu.support.files import read_yaml
 
 FOLDER = Path(__file__).parent / "categories"
 OTHER = "Other tasks"  # the category of tasks that were asked for and stand in none

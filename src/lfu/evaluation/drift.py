@@ -17,7 +17,7 @@ from lfu.evaluation.hidden import Hidden, parts_of
 from lfu.evaluation.intervals import Interval, mean_interval
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model
+    from lfu.support.annotations import Model
 
 _CHUNK = 2**24  # weights taken to float64 at a time
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lfu.errors import UserError, one_line
 from lfu.evaluation.score import evaluating
 from lfu.evaluation.tasks import Runnable
 from lfu.evaluation.tasks.quiet import generators_kept, quiet
+from lfu.support.errors import UserError, one_line
 
 Progress = Callable[[int, int], None]  # called with requests done, requests altogether
 SHOWN = 1200  # characters of a text that are kept for reading

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfu.anatomy import Anatomy, anatomy
 from lfu.evaluation.score import Progress, Render, _batches, _encode, _pad_id, _shared, chat_pair, evaluating
-from lfu.representations import Reader, answer_positions
+from lfu.model.anatomy import Anatomy, anatomy
+from lfu.model.representations import Reader, answer_positions
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model, Tokenizer
+    from lfu.support.annotations import Model, Tokenizer
 
 
 @dataclass(frozen=True)

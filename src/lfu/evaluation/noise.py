@@ -14,10 +14,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from lfu.evaluation.hidden import Batch, answer_pieces, longest_input, over_batches, parts_of
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
 from lfu.evaluation.score import Progress, Render
-from lfu.rng import generators
+from lfu.model.rng import generators
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model, Tokenizer
+    from lfu.support.annotations import Model, Tokenizer
 
 _DRAWS_APART = 2**24  # sequences that may be numbered within one draw
 

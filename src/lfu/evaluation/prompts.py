@@ -16,10 +16,10 @@ import yaml
 from lfu.data.templates import TEMPLATES, alpaca_prompt
 from lfu.evaluation.intervals import Interval
 from lfu.evaluation.score import Progress, Render, answer_nll, chat_pair, exact_match, final_number
-from lfu.files import read_yaml
+from lfu.support.files import read_yaml
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model, Tokenizer
+    from lfu.support.annotations import Model, Tokenizer
 
 TASKS = ("word_problems", "multiple_choice", "instruction")
 METRICS = ("auto", "accuracy", "nll")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model, Tokenizer
+    from lfu.support.annotations import Model, Tokenizer
 
 Progress = Callable[[int], None]  # called with the number of items just finished
 Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text

@@ -18,7 +18,7 @@ from typing import Any
 
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
 from lfu.evaluation.score import Progress, Render, answer_nll, multiple_choice, perplexity
-from lfu.files import dump_json, write_text
+from lfu.support.files import dump_json, write_text
 
 METRICS = ("answers", "knowledge", "prose")
 Scores = Mapping[str, Mapping[str, list[Any]]]  # metric -> per-item lists, as `measure` gives them

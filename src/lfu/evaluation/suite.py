@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lfu.errors import UserError
 from lfu.evaluation import cache
 from lfu.evaluation.categories import Categories, Entry, load, main_metric
 from lfu.evaluation.forgetting import forgetting
@@ -19,9 +18,10 @@ from lfu.evaluation.ranks import average_ranks
 from lfu.evaluation.record import describe_model
 from lfu.evaluation.shares import wilson
 from lfu.evaluation.tasks import Missing, Runnable, find
+from lfu.support.errors import UserError
 
 if TYPE_CHECKING:
-    from lfu.annotations import Model, Tokenizer
+    from lfu.support.annotations import Model, Tokenizer
 
 LISTED = 50  # lost items of a task that are put into the results for reading
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from lfu.choices import one_of
-from lfu.errors import did_you_mean
 from lfu.methods.method import PLACES, Method, checked_knob, knobs_of
+from lfu.support.choices import one_of
+from lfu.support.errors import did_you_mean
 
 # name -> where its class is; imported when used. The order is that of `lfu methods`.
 REGISTRY: dict[str, str] = {

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
-from lfu.anatomy import anatomy
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.weights import refuse_sharded_launch
+from lfu.model.anatomy import anatomy
 
 BUILT_IN = "plain_text"
 TOKENS_PER_DIMENSION = 128  # peft's rule of thumb: samples = hidden size / tokens a sample * 128

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lfu.methods.method import Method, knob
 from lfu.methods.weights import named_theta, refuse_sharding
-from lfu.precision import wide
+from lfu.model.precision import wide
 
 
 @dataclass

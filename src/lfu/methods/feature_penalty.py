@@ -9,7 +9,7 @@ import torch
 
 from lfu.methods.method import Batch, Method, knob
 from lfu.methods.weights import refuse_sharding
-from lfu.precision import wide
+from lfu.model.precision import wide
 
 
 @dataclass

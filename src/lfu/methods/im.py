@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from datasets import Dataset
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
-from lfu.errors import UserError
 from lfu.methods.method import Method, Preparation
 from lfu.methods.rows import end_tokens, shape_of, template_arguments
+from lfu.support.errors import UserError
 
 IGNORED = -100
 MARK = "QzXjWvMark"  # stands where a message's text stands; no template and no text has it

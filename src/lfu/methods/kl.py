@@ -10,7 +10,7 @@ import torch
 from lfu.methods.chunks import sum_over_chunks
 from lfu.methods.method import Batch, Method, knob
 from lfu.methods.weights import refuse_sharding
-from lfu.precision import wide
+from lfu.model.precision import wide
 
 
 @dataclass

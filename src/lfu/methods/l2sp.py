@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lfu.methods.method import Batch, Method, knob
 from lfu.methods.weights import lora_pairs, plain_theta, product_norm2, refuse_sharding
-from lfu.precision import wide
+from lfu.model.precision import wide
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Learning from the Undesirable as one method among the others. The algorithm is in lfu/objective.py, not here."""
+"""Learning from the Undesirable as one method among the others. The algorithm is in lfu/step/step.py, not here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from lfu import zero
-from lfu.advice import Advice
-from lfu.consistency import consistency_of
-from lfu.distributed import of_trainer, refuse_launch, refuse_on_shards, refuse_stale, several
 from lfu.methods.method import Method, Micro
-from lfu.objective import LfUStep, Record
+from lfu.parallel import zero
+from lfu.parallel.processes import of_trainer, refuse_launch, refuse_on_shards, refuse_stale, several
+from lfu.step.consistency import consistency_of
+from lfu.step.step import LfUStep, Record
+from lfu.training.advice import Advice
 from lfu.undesirable import Own
 
 

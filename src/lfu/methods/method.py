@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # `lfu methods` lists what there is without waiting for torch
     from torch import nn
     from transformers import PreTrainedModel
 
-    from lfu.annotations import Tokenizer
     from lfu.config import LfUConfig
+    from lfu.support.annotations import Tokenizer
     from lfu.trainer import LfUTrainer
 
 # Where a method can act -> what that means. Only penalties add up; every other place has room for one method.

@@ -11,7 +11,7 @@ from peft.tuners.osf.layer import OSFLayer
 
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.weights import refuse_sharded_launch
-from lfu.precision import wide
+from lfu.model.precision import wide
 
 # What a LoRA config can ask for and PEFT's OSF has no counterpart of.
 NOT_IN_OSF = (

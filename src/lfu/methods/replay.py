@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, concatenate_datasets
 
-from lfu.errors import UserError, one_line
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.rows import SHAPES, shape_of
+from lfu.support.errors import UserError, one_line
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lfu.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from lfu.errors import UserError
 from lfu.methods.method import Preparation
+from lfu.support.errors import UserError
 
 SHAPES = {"prompt": ("prompt", "completion"), "messages": ("messages",)}
 

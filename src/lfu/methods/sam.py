@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from lfu.distributed import OneProcess, of_trainer, refuse_launch, several
 from lfu.methods.method import Method, Micro, knob
 from lfu.methods.weights import refuse_sharding
-from lfu.rng import Replay
+from lfu.model.rng import Replay
+from lfu.parallel.processes import OneProcess, of_trainer, refuse_launch, several
 from lfu.undesirable.ascent import global_norm
 
 

@@ -16,14 +16,14 @@ import torch
 from datasets import Dataset
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
-from lfu.errors import UserError
 from lfu.evaluation.record import weights_hash
 from lfu.evaluation.score import _batches, _encode, evaluating, greedy
 from lfu.methods.agreement import agreed
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.rewrites import Rewrite, key_of, opened
 from lfu.methods.rows import end_tokens, shape_of, template_arguments
-from lfu.models import cache_folder
+from lfu.model.loading import cache_folder
+from lfu.support.errors import UserError
 
 PROMPT_VERSION = 1  # raise it when what the model is asked changes: older rewrites are then left alone
 # The wording is the paper's (Fig. 3), the headings those of the template of its authors' code.

@@ -11,9 +11,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.func import functional_call
 
-from lfu.anatomy import Anatomy
 from lfu.evaluation.score import evaluating
-from lfu.representations import Reader
+from lfu.model.anatomy import Anatomy
+from lfu.model.representations import Reader
 
 
 class Untouched:

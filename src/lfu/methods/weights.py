@@ -10,8 +10,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import nn
 
-from lfu.anatomy import Anatomy
-from lfu.precision import wide
+from lfu.model.anatomy import Anatomy
+from lfu.model.precision import wide
 
 
 @dataclass(frozen=True)

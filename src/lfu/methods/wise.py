@@ -13,7 +13,7 @@ from peft import PeftType
 
 from lfu.methods.method import Method, knob
 from lfu.methods.weights import Pair, lora_pairs, plain_theta, product_norm2, refuse_sharding
-from lfu.precision import wide
+from lfu.model.precision import wide
 
 GRID = tuple(i / 10 for i in range(11))  # the paper's alphas
 

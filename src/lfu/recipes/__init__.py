@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, did_you_mean
-from lfu.files import read_yaml
+from lfu.support.errors import UserError, did_you_mean
+from lfu.support.files import read_yaml
 
 FOLDER = Path(__file__).parent
 

@@ -13,10 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError
-from lfu.files import dump_json, write_bytes, write_text
 from lfu.report.blocks import Figure, Heading, Table, View
 from lfu.report.markdown import definitions, markdown, showable, written
+from lfu.support.errors import UserError
+from lfu.support.files import dump_json, write_bytes, write_text
 
 KIND = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 STEM = re.compile(r"\w[\w-]*")

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, one_line
 from lfu.study.choose import Bisection, fitting
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
@@ -18,6 +17,7 @@ from lfu.study.plan import Design, Run
 from lfu.study.rows import Kept, Split, built_in, retention, split, trained_on, write_rows
 from lfu.study.settings import Setting, with_yardsticks
 from lfu.study.study import Flags, Study, Words
+from lfu.support.errors import UserError, one_line
 
 # flags that every run is given by the study: its own files; learning rate and steps
 ROWS = {"data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit"}
@@ -73,7 +73,7 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         UserError: for anything the user can put right; nothing is written then.
     """
     from lfu.data.lengths import about_lengths
-    from lfu.models import context_length
+    from lfu.model.loading import context_length
 
     config, model, data = parse([*options.flags.training])
     if config.packing and config.max_steps < 1:
@@ -148,7 +148,7 @@ def steps_of(config: Any, rows: int) -> int:
 
 def _cycle(config: Any) -> int:
     """Updates after which the cost of an update repeats."""
-    from lfu.cheaper import Cheaper, longest_cycle
+    from lfu.step.cheaper import Cheaper, longest_cycle
 
     if config.lam == 0:
         return 1
@@ -157,7 +157,7 @@ def _cycle(config: Any) -> int:
 
 
 def _tokenizer(config: Any, model: Any) -> Any:
-    from lfu.models import load_tokenizer
+    from lfu.model.loading import load_tokenizer
 
     return load_tokenizer(
         str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=config.trust_remote_code

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lfu.errors import UserError
 from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
+from lfu.support.errors import UserError
 
 BETTER, WORSE, SAME = 1, -1, 0
 

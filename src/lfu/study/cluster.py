@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from lfu.errors import UserError, one_line
 from lfu.study.processes import in_rounds
 from lfu.study.study import Study
+from lfu.support.errors import UserError, one_line
 
 
 def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lfu.files import dump_json, write_text
+from lfu.support.files import dump_json, write_text
 
 NOTE = "environment.json"  # in the study's folder
 

@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import one_line
-from lfu.files import dump_json, write_bytes, write_text
+from lfu.support.errors import one_line
+from lfu.support.files import dump_json, write_bytes, write_text
 
 MODEL, TRAINER = "model", "trainer"
 

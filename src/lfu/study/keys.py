@@ -116,7 +116,7 @@ def model_files(name: str, revision: str | None, *, trust_remote_code: bool = Fa
     Raises:
         UserError: no such model.
     """
-    from lfu.models import EMBEDDED, adapter_base, embedded_folder, is_adapter
+    from lfu.model.loading import EMBEDDED, adapter_base, embedded_folder, is_adapter
 
     folder = embedded_folder() if name == EMBEDDED else Path(name).expanduser()
     if folder.is_dir():

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lfu.errors import UserError
 from lfu.study.study import Study
+from lfu.support.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 HEADROOM = 1.5  # what a training of another method may take, of the first one's memory

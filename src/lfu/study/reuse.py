@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lfu.files import new_folder
 from lfu.study.folder import MODEL, Place
+from lfu.support.files import new_folder
 
 # what `lfu.study.train.train` returns, beside the cost
 OF_TRAINING = ("steps", "rows", "trainable", "notes", "advice", "curve")

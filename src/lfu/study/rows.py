@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line
 
 SPLIT_SEED = "lfu study split"  # the same rows for all seeds: runs are compared in pairs
 LEAST = 4  # rows of each part: below, a mean says nothing
@@ -197,7 +197,7 @@ def trained_on(rows: Sequence[Mapping[str, Any]], train: Sequence[Mapping[str, A
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """As JSON lines, for `lfu train --data`."""
-    from lfu.files import write_text
+    from lfu.support.files import write_text
 
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 

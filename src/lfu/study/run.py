@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, one_line
-from lfu.quiet import quiet_libraries
 from lfu.study import environment, keys
 from lfu.study.folder import TRAINER, Place
 from lfu.study.measure import parts_of
@@ -24,6 +22,8 @@ from lfu.study.plan import UNTOUCHED, Plan, Run, Task
 from lfu.study.reuse import reuse
 from lfu.study.study import Study
 from lfu.study.train import Diverged, load_start, load_tuned, train
+from lfu.support.errors import UserError, one_line
+from lfu.support.quiet import quiet_libraries
 
 WAIT = 2.0  # seconds between two looks at runs that others work on
 FORMAT = 1
@@ -202,7 +202,7 @@ def _is_plain_lora(model: Any) -> bool:
 
 
 def _starts_as_adapter(arguments: Any) -> bool:
-    from lfu.models import is_adapter
+    from lfu.model.loading import is_adapter
 
     return is_adapter(str(arguments.model_name_or_path))
 

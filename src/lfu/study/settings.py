@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
-from lfu.errors import UserError, did_you_mean, one_line
+from lfu.support.errors import UserError, did_you_mean, one_line
 
 YARDSTICK = "sft"
 Pairs = tuple[tuple[str, str], ...]  # (name, value as text), in the order given

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError
 from lfu.study import environment, keys
 from lfu.study.folder import Shelf
 from lfu.study.measure import Exam
 from lfu.study.plan import UNTOUCHED, Design, Plan, Run, Task, planned
 from lfu.study.rows import Split
 from lfu.study.settings import is_lfu
+from lfu.support.errors import UserError
 
 Words = list[str]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
-from lfu.errors import UserError, one_line
-from lfu.files import new_folder, write_text
+from lfu.support.errors import UserError, one_line
+from lfu.support.files import new_folder, write_text
 
 # Of what the trainer logs: what a resumed run logs alike. Methods' own figures have a slash in their names.
 LOGGED = ("loss", "grad_norm", "learning_rate")
@@ -42,10 +42,10 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
     from trl import get_peft_config
 
     from lfu import LfUTrainer
-    from lfu.advice import LfUAdvice
-    from lfu.checkpoints import newest, steps_of
     from lfu.evaluation.record import machine
-    from lfu.models import is_adapter
+    from lfu.model.loading import is_adapter
+    from lfu.training.advice import LfUAdvice
+    from lfu.training.checkpoints import newest, steps_of
 
     set_seed(config.seed)  # whatever a method draws before the trainer seeds everything
     start = time.monotonic()
@@ -140,7 +140,7 @@ def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
     """
     from peft import PeftModel
 
-    from lfu.models import adapter_base, is_adapter, load_tokenizer
+    from lfu.model.loading import adapter_base, is_adapter, load_tokenizer
 
     if not is_adapter(folder):
         return _load(str(folder), arguments, config, local=True)
@@ -153,7 +153,7 @@ def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
 def _load(name: str, arguments: Any, config: Any, *, local: bool = False) -> tuple[Any, Any]:
     from trl import get_quantization_config
 
-    from lfu.models import load_model
+    from lfu.model.loading import load_model
 
     return load_model(
         name,

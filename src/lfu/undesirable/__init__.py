@@ -1,6 +1,6 @@
 """The undesirable model: theta plus auxiliary components that were moved the wrong way (Eq. 2)."""
 
-from lfu.choices import one_of
+from lfu.support.choices import one_of
 from lfu.undesirable.ascent import ascend
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
 from lfu.undesirable.lora import LoRA

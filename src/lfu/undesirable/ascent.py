@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lfu.together import norms
+from lfu.model.tensors import norms
 from lfu.undesirable.auxiliary import Auxiliary
 
 

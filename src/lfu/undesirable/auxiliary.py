@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lfu.anatomy import Anatomy
-from lfu.rng import Generators
+from lfu.model.anatomy import Anatomy
+from lfu.model.rng import Generators
 
 
 class Auxiliary(ABC):

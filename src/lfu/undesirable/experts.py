@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_map
 
-from lfu.anatomy import FusedExperts
+from lfu.model.anatomy import FusedExperts
 
 _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "grouped_mm", "_grouped_mm", "grouped_mm_fallback"}
 _ALIGNED = 8  # grouped products on a GPU want rows of a multiple of 16 bytes

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lfu.anatomy import Anatomy, FusedExperts, linear_shape, weight_of, whole_shape
-from lfu.rng import Generators
-from lfu.together import views
+from lfu.model.anatomy import Anatomy, FusedExperts, linear_shape, weight_of, whole_shape
+from lfu.model.rng import Generators
+from lfu.model.tensors import views
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
 from lfu.undesirable.experts import with_low_rank
 

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-from lfu.anatomy import Anatomy
-from lfu.rng import Generators
+from lfu.model.anatomy import Anatomy
+from lfu.model.rng import Generators
 from lfu.undesirable.ascent import global_norm
 from lfu.undesirable.auxiliary import Auxiliary, add
 

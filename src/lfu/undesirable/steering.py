@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lfu.anatomy import Anatomy
-from lfu.representations import hidden_of, with_hidden
-from lfu.rng import Generators
+from lfu.model.anatomy import Anatomy
+from lfu.model.representations import hidden_of, with_hidden
+from lfu.model.rng import Generators
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from lfu.cli.probes import models, rows, training
 from lfu.cli.probes.progress import phase
 from lfu.data.house_rule import NAME as HOUSE_RULE
-from lfu.errors import UserError, did_you_mean, one_line, value_errors_are_the_users
+from lfu.support.errors import UserError, did_you_mean, one_line, value_errors_are_the_users
 
 HELD_OUT = ("requests", "ordinary")
 QUESTIONS = ("question", "prompt", "instruction", "goal")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lfu.cli.probes.progress import quiet_loading
-from lfu.errors import UserError, value_errors_are_the_users
+from lfu.support.errors import UserError, value_errors_are_the_users
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def base_and_tuned(values: Sequence[str], kind: str) -> dict[str, str]:
     Raises:
         UserError: a single model that isn't an adapter; two of one label.
     """
-    from lfu.models import adapter_base, is_adapter
+    from lfu.model.loading import adapter_base, is_adapter
 
     if len(values) == 1:
         _, name = _split(values[0])
@@ -75,7 +75,7 @@ def tokenizers(models: dict[str, str], given: argparse.Namespace) -> dict[str, A
     Raises:
         UserError: as `load_tokenizer`.
     """
-    from lfu.models import load_tokenizer
+    from lfu.model.loading import load_tokenizer
 
     return {label: load_tokenizer(name, trust_remote_code=given.trust_remote_code) for label, name in models.items()}
 
@@ -88,7 +88,7 @@ def with_model(name: str, given: argparse.Namespace, work: Callable[[Any, Any], 
     """
     import torch
 
-    from lfu.models import load_model
+    from lfu.model.loading import load_model
 
     gpu = torch.cuda.is_available()
     dtype = given.dtype or ("auto" if gpu else "float32")

@@ -11,7 +11,7 @@ from typing import Any
 
 from lfu.cli.probes import models, rows
 from lfu.cli.probes.progress import phase
-from lfu.errors import UserError, value_errors_are_the_users
+from lfu.support.errors import UserError, value_errors_are_the_users
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from lfu.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line
 
 QUESTION_SHAPES = "question and answer, instruction (and input) and output, or question, choices and answer"
 

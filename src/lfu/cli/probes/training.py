@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lfu.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line
 
 OnStep = Callable[[int, Any], None]  # (steps taken, the model as it is then)
 # What a probe says itself, so that every method of it is trained on the same rows in the same order.
@@ -183,7 +183,7 @@ def fit(
     from trl import get_peft_config
 
     from lfu import LfUTrainer
-    from lfu.advice import LfUAdvice
+    from lfu.training.advice import LfUAdvice
 
     set_seed(config.seed)  # before PEFT draws the adapter
     with _quiet_data(), warnings.catch_warnings(record=True) as heard:

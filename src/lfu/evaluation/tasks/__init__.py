@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, did_you_mean, one_line
 from lfu.evaluation.tasks import squad
 from lfu.evaluation.tasks.local import LOCAL, Local, definition, harness_folder, own_settings
 from lfu.evaluation.tasks.quiet import generators_kept, offline, quiet
-from lfu.files import write_text
+from lfu.support.errors import UserError, did_you_mean, one_line
+from lfu.support.files import write_text
 
 
 @dataclass(frozen=True)

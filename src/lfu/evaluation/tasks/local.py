@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError, one_line
 from lfu.evaluation.tasks import rows
+from lfu.support.errors import UserError, one_line
 
 
 @dataclass(frozen=True)

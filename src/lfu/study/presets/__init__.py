@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lfu import recipes
-from lfu.errors import UserError, did_you_mean
+from lfu.support.errors import UserError, did_you_mean
 
 FOLDER = Path(__file__).parent
 

@@ -21,10 +21,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from lfu.errors import UserError
-from lfu.files import dump_json, new_folder, write_text
-from lfu.quiet import quiet_libraries
 from lfu.study.keys import digest, of_files
+from lfu.support.errors import UserError
+from lfu.support.files import dump_json, new_folder, write_text
+from lfu.support.quiet import quiet_libraries
 
 
 def main(argv: list[str] | None = None) -> int:

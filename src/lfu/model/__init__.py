@@ -1,0 +1,1 @@
+"""The model's parts: finding, reading, loading and saving them."""

@@ -1,0 +1,55 @@
+"""Many small tensors at once: a launch, or a walk through PyTorch's dispatcher, costs more than their arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch._utils import _flatten_dense_tensors
+
+from lfu.model.precision import wide
+
+CHUNK = 2**20  # numbers that are laid end to end: 4 MB in float32
+
+
+def neighbours(tensors: Sequence[torch.Tensor], limit: float) -> Iterator[list[torch.Tensor]]:
+    """Neighbours of one dtype and device, together up to `limit` numbers or one tensor."""
+    group: list[torch.Tensor] = []
+    size = 0
+    for t in tensors:
+        fits = group and t.dtype == group[0].dtype and t.device == group[0].device and size + t.numel() <= limit
+        if group and not fits:
+            yield group
+            group, size = [], 0
+        group.append(t)
+        size += t.numel()
+    if group:
+        yield group
+
+
+def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The L2 norm of each, `(len(tensors),)` in float64 on the device of the first; taken in float32 or wider."""
+    found = []
+    for group in neighbours(tensors, math.inf):
+        dtype = torch.float64 if group[0].dtype == torch.float64 else torch.float32
+        found.append(torch.stack(torch._foreach_norm(group, 2, dtype=dtype)).double().to(tensors[0].device))
+    return torch.cat(found)
+
+
+def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The sum of all products of entries, a float64 scalar; products in float32 or wider, a chunk of them at a time."""
+    sums, start = [], 0
+    for group in neighbours(left, CHUNK):
+        x = _flatten_dense_tensors(group)
+        y = _flatten_dense_tensors(right[start : start + len(group)])
+        for a, b in zip(x.split(CHUNK), y.split(CHUNK)):
+            sums.append(torch.sum(wide(a) * wide(b), dtype=torch.float64).to(left[0].device))
+        start += len(group)
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64)
+
+
+def views(flat: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """A flat tensor as tensors of these shapes, one behind the other."""
+    parts = flat.split([math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes)]

@@ -1,0 +1,1 @@
+"""The step in several processes: DDP, FSDP2, DeepSpeed ZeRO."""

@@ -1,0 +1,165 @@
+"""The approximate forms of the consistency: each costs less than the exact 2F+2B, and none is on unless asked for.
+
+Which one a run uses, what each costs, and what is drawn for a micro-batch. What they change is told in docs/method.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+
+@dataclass(frozen=True)
+class Cheaper:
+    """Settings of the approximate forms; the defaults are the exact step.
+
+    Args:
+        every: the consistency acts on every k-th update only, with k times the weight, so that the sum of the
+            gradients over k updates keeps its size (lazy regularisation, Karras et al. 2020, arXiv 1912.04958).
+        part: the perturbed pass runs on this share of the micro-batch's answered rows, at least one, drawn
+            anew each time and weighted so that the mean stays.
+        stale: k >= 2: every k-th micro-batch takes the exact step; those between reuse its ascent direction in the
+            first-order form (2F+1B), see `lfu.step.first_order`. 0: off.
+        random_layers: n >= 1: each micro-batch compares n neighbouring layers of the range, from a random one on (past
+            the end it goes on at the start), so that the perturbed forward often stops early. 0: off.
+
+    Raises:
+        ValueError: a value outside its range, or two that can't be combined.
+    """
+
+    every: int = 1
+    part: float = 1.0
+    stale: int = 0
+    random_layers: int = 0
+
+    def __post_init__(self) -> None:
+        if not (_whole(self.every) and self.every >= 1):
+            raise ValueError(f"every must be a whole number >= 1, got {self.every!r}")
+        if not (isinstance(self.part, (int, float)) and 0 < self.part <= 1):
+            raise ValueError(f"part must be a share > 0 and <= 1 of the rows, got {self.part!r}")
+        if not (_whole(self.stale) and (self.stale == 0 or self.stale >= 2)):
+            raise ValueError(f"stale must be 0 (off) or a whole number >= 2, got {self.stale!r}")
+        if not (_whole(self.random_layers) and self.random_layers >= 0):
+            raise ValueError(f"random_layers must be 0 (off) or a whole number >= 1, got {self.random_layers!r}")
+        if self.stale and self.every > 1:
+            raise ValueError(
+                f"stale={self.stale} with every={self.every}: the direction would be several updates old; use one"
+            )
+
+    @property
+    def exact(self) -> bool:
+        return self == Cheaper()
+
+    def cycle(self, accumulation: int = 1) -> int:
+        """Updates after which the cost of an update repeats; `accumulation`: micro-batches of an update."""
+        return self.stale // math.gcd(self.stale, accumulation) if self.stale else self.every
+
+    def __str__(self) -> str:
+        """The settings that are on, as in `every=4, part=0.5`; empty for the exact step."""
+        set_ = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        return ", ".join(f"{f.name}={getattr(self, f.name):g}" for f in set_)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# -- what is drawn -----------------------------------------------------------------------------------------------------
+
+
+def generator(seed: int, index: int) -> torch.Generator:
+    """The randomness of micro-batch `index`, apart from that of the auxiliaries."""
+    return torch.Generator().manual_seed((seed * 0x94D049BB133111EB + index * 0xD6E8FEB86659FD93 + 1) % 2**63)
+
+
+def draw_rows(where: torch.Tensor, width: int, part: float, source: torch.Generator) -> tuple[torch.Tensor, float]:
+    """The positions `where` (flat indices into B x width) of a random share of the rows that have any.
+
+    Returns:
+        the chosen positions, and what their token sums are multiplied by so that the expectation is the sum over all.
+    """
+    rows = (where // width).cpu()
+    answered = rows.unique()
+    count = max(1, round(part * len(answered)))
+    if count >= len(answered):
+        return where, 1.0
+    chosen = answered[torch.randperm(len(answered), generator=source)[:count]]
+    return where[torch.isin(rows, chosen).to(where.device)], len(answered) / count
+
+
+def draw_layers(layers: Sequence[int], count: int, source: torch.Generator) -> list[int]:
+    """`count` neighbours of `layers`, as a ring: each layer is as likely as any, so the mean over them is unbiased."""
+    start = int(torch.randint(len(layers), (), generator=source))
+    return sorted(layers[(start + i) % len(layers)] for i in range(count))
+
+
+# -- what it costs, and budget= ----------------------------------------------------------------------------------------
+
+# What the LoRA auxiliary (r = 8, d = 576), the reading and the bookkeeping cost beside the passes, of the whole
+# micro-batch, as a share of an SFT step: estimated. Other auxiliaries cost less.
+BESIDE = 0.15
+
+
+def cost(form: Cheaper, *, full: bool, rows: int = 1, layers: Sequence[int] = (1,), depth: int = 1) -> float:
+    """Arithmetic of a step, as a multiple of an SFT step, counted in passes.
+
+    A backward costs one forward where theta is an adapter, two where it is all weights. The head, which the second
+    pass leaves out, is counted in: models with a large vocabulary cost less than this.
+
+    Args:
+        form: the approximate form.
+        full: theta is (nearly) all weights.
+        rows: rows of a micro-batch.
+        layers: compared layers, neighbours in 1..K.
+        depth: K, the number of layers.
+    """
+    forward = 1 / (3 if full else 2)  # of an SFT step
+    second = max(1, round(form.part * rows)) / rows * _mean_depth(layers, depth, form.random_layers)
+    exact = BESIDE + second  # `part` spares nothing of what is beside the second pass
+    if form.stale:
+        return 1 + (exact + (form.stale - 1) * second * forward) / form.stale
+    return 1 + exact / form.every
+
+
+def longest_cycle(form: Cheaper, budget: float | None, accumulation: int = 1) -> int:
+    """As `Cheaper.cycle`, for a run whose `budget` is yet to pick its form: the longest that it may come to."""
+    return form.cycle(accumulation) if budget is None else max(8, math.ceil((1 + BESIDE) / (budget - 1)))
+
+
+def _mean_depth(layers: Sequence[int], depth: int, count: int) -> float:
+    """Mean share of the model up to the highest compared layer, of all `layers` or of `count` that are drawn."""
+    if not count:
+        return layers[-1] / depth
+    ends = (min(start + count, len(layers)) for start in range(len(layers)))  # past the end it goes on at the start
+    return sum(layers[end - 1] for end in ends) / len(layers) / depth
+
+
+def within(
+    budget: float, *, full: bool, rows: int = 1, layers: Sequence[int] = (1,), depth: int = 1, stale: bool = True
+) -> Cheaper:
+    """The first form of this list whose `cost` is within `budget`: the exact step; `part`, as many rows as fit;
+    `random_layers`, a quarter of them; `stale` 4, then 8; `every`, the lowest k that fits.
+
+    In this order because `part` and `random_layers` act on every update, exactly and unbiased, `stale` is first order
+    in alpha, and `every` acts in bursts.
+
+    Args:
+        budget: a step's cost as a multiple of an SFT step, > 1.
+        full, rows, layers, depth: as in `cost`; one row where `part` can't be used.
+        stale: whether `stale` can be used.
+
+    Raises:
+        ValueError: a budget of 1 or less.
+    """
+    if not (isinstance(budget, (int, float)) and math.isfinite(budget) and budget > 1):
+        raise ValueError(f"budget must be a finite number > 1 (1 is plain SFT), got {budget!r}")
+    forms = [Cheaper(), *(Cheaper(part=count / rows) for count in range(rows - 1, 0, -1))]
+    forms += [Cheaper(random_layers=len(layers) // 4)] if len(layers) >= 8 else []
+    forms += [Cheaper(stale=4), Cheaper(stale=8)] if stale else []
+    price = cost(Cheaper(), full=full, layers=layers, depth=depth) - 1
+    forms += [Cheaper(every=max(2, math.ceil(price / (budget - 1) - 1e-9)))]
+    prices = ((form, cost(form, full=full, rows=rows, layers=layers, depth=depth)) for form in forms)
+    return next(form for form, price in prices if price <= budget + 1e-9)

@@ -1,0 +1,181 @@
+"""How strong the consistency term really is: its gradient beside SFT's, and `lam="auto"`, which holds the two apart.
+
+The gradient of lam * ||h' - h||^2 is first order in alpha, its value second order: the value says nothing about the
+strength, the gradient does. In the 2F+2B order the two gradients come from two backwards, so both are there to see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lfu.model.anatomy import whole_shape
+from lfu.model.tensors import dot
+from lfu.undesirable.ascent import global_norm_tensor
+
+# Above this many elements of theta, whole tensors are sampled: 2^25 float32 gradients are 128 MB. LoRA of rank 8 on all
+# linear layers of an 8 B model, the paper's setting, has 21 million.
+SAMPLE = 2**25
+
+
+def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[nn.Parameter]:
+    """The tensors of theta whose two gradients are kept apart: all, or whole tensors up to `limit` (`SAMPLE`) elements.
+
+    The draw has a fixed seed: the same tensors in each step and each run of a model. At least one tensor is taken.
+    """
+    limit = SAMPLE if limit is None else limit
+    sizes = {p: whole_shape(p).numel() for p in theta}
+    if sum(sizes.values()) <= limit:
+        return list(theta)
+    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen, room = [], limit
+    for p in (theta[i] for i in order):
+        if sizes[p] <= room:
+            chosen.append(p)
+            room -= sizes[p]
+    return chosen or [min(theta, key=sizes.__getitem__)]
+
+
+class SplitGradients:
+    """Keeps what earlier micro-batches, the SFT backward and the consistency backward left on theta apart.
+
+    By moving `.grad` tensors aside, not by copying them: a backward that finds None writes a fresh tensor. `join`
+    adds the parts up again; until then a plain `optimizer.step()` would miss some.
+
+    Args:
+        measured: the parameters whose parts are kept apart; the gradients of the others just accumulate.
+        theta: all of them, for `undo`. Default: `measured`.
+    """
+
+    def __init__(self, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter] | None = None):
+        self.measured = list(measured)
+        self.theta = self.measured if theta is None else list(theta)
+        self.parts: list[list[torch.Tensor | None]] = []
+        self.finite = False  # both parts, as far as compared
+        self.others: list[tuple[nn.Parameter, torch.Tensor | None, int]] = []
+        self.set_aside()
+
+    def set_aside(self) -> None:
+        """What is on the measured tensors now becomes a part of its own."""
+        self.parts.append([p.grad for p in self.measured])
+        for p in self.measured:
+            p.grad = None
+        self._look_at_others()
+
+    def _look_at_others(self) -> None:
+        """Remembers what is on the tensors that are not measured: a backward adds in place, which counts versions."""
+        measured = {id(p) for p in self.measured}
+        self.others = [(p, p.grad, _version(p.grad)) for p in self.theta if id(p) not in measured]
+
+    def narrow(self, measured: Sequence[nn.Parameter]) -> None:
+        """From now on keep the parts of these alone apart; those of the others are added up, and freed."""
+        kept = {id(p) for p in measured}
+        rows = list(zip(self.measured, zip(*self.parts)))
+        for p, row in rows:
+            if id(p) not in kept:
+                p.grad = _sum([*row, p.grad])
+        rows = [(p, row) for p, row in rows if id(p) in kept]
+        self.measured = [p for p, _ in rows]
+        self.parts = [list(part) for part in zip(*(row for _, row in rows))] or [[] for _ in self.parts]
+        self._look_at_others()
+
+    def compare(self) -> tuple[float, float, float]:
+        """`(||g_sft||, ||g_cons||, cosine)`: the second part, and what came since. The cosine is 0 where undefined."""
+        sft, cons = self.parts[1], [p.grad for p in self.measured]
+        both = [(x, y) for x, y in zip(sft, cons) if x is not None and y is not None]
+        a, b = global_norm_tensor(sft), global_norm_tensor(cons)
+        product_of = dot([x for x, _ in both], [y for _, y in both])
+        norm_a, norm_b, product = torch.stack([t.to(a.device) for t in (a, b, product_of)]).tolist()
+        self.finite = math.isfinite(norm_a) and math.isfinite(norm_b)
+        scale = norm_a * norm_b
+        return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
+
+    def all_finite(self, theta: Sequence[nn.Parameter]) -> bool:
+        """Whether `compare` found every gradient of `theta` finite, and so is their sum.
+
+        A norm in float32 is finite only below 2e19 an entry, which no sum takes to float32's or bfloat16's end; in
+        float16 two finite gradients may add up to infinity.
+        """
+        narrow = any(p.dtype == torch.float16 for p in self.measured)
+        return self.finite and len(self.measured) == len(theta) and not narrow
+
+    def undo(self) -> bool:
+        """Drops what came since the newest part. False where a backward has reached tensors that are not measured."""
+        if any(p.grad is not grad or _version(grad) != version for p, grad, version in self.others):
+            return False
+        for p in self.measured:
+            p.grad = None
+        return True
+
+    def abandon(self, theta: Sequence[nn.Parameter]) -> None:
+        """Leaves the first part alone on `.grad`; nothing at all where some of `theta` is not measured."""
+        self.join(1)
+        if len(self.measured) < len(theta):
+            for p in theta:
+                p.grad = None
+
+    def join(self, keep: int | None = None) -> None:
+        """Put the sum of the parts and of what is there now on `.grad`; with `keep`, of the first so many parts.
+
+        A second call does nothing.
+        """
+        if not self.parts:
+            return
+        self.set_aside()
+        first, *others = self.parts[:keep]
+        total = list(first)
+        for part in others:
+            pairs = [(t, g) for t, g in zip(total, part) if t is not None and g is not None]
+            if pairs:
+                torch._foreach_add_([t for t, _ in pairs], [g for _, g in pairs])
+            total = [g if t is None else t for t, g in zip(total, part)]
+        for p, t in zip(self.measured, total):
+            p.grad = t
+        self.parts, self.others = [], []
+
+
+def _version(grad: torch.Tensor | None) -> int:
+    return 0 if grad is None else grad._version
+
+
+def _sum(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+    total = None
+    for t in tensors:
+        if t is not None:
+            total = t if total is None else total.add_(t)
+    return total
+
+
+@dataclass
+class Strength:
+    """`lam="auto"`: lam such that ||grad(lam * consistency)|| / ||grad(SFT)|| stays near `target`.
+
+    The ratio is linear in lam, so lam = target / r with r the ratio at lam = 1: a running geometric mean over
+    micro-batches (it spans orders of magnitude), bias-corrected so that the first one counts in full.
+
+    Args:
+        target: the wanted ratio.
+        start: lam of the very first micro-batch, small enough not to act: it only measures.
+        decay: of the running mean; 0.9 remembers some ten micro-batches.
+    """
+
+    target: float
+    start: float
+    decay: float = 0.9
+    mean_log: float = 0.0
+    weight: float = 0.0
+
+    @property
+    def lam(self) -> float:
+        return self.target * math.exp(-self.mean_log / self.weight) if self.weight else self.start
+
+    def update(self, unit_ratio: float) -> None:
+        """Take in the gradient ratio at lam = 1; zero and non-finite values teach nothing."""
+        if not (math.isfinite(unit_ratio) and unit_ratio > 0):
+            return
+        self.mean_log = self.decay * self.mean_log + (1 - self.decay) * math.log(unit_ratio)
+        self.weight = self.decay * self.weight + (1 - self.decay)

@@ -1,0 +1,230 @@
+"""Files and folders that are whole or not there: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lfu.support.errors import UserError, one_line
+
+# Begins the name of what is not finished, or on its way out; a killed process may leave one. Then comes what it is:
+# file-, set- (several files), new-NAME- (a folder), checkpoint-N, old-NAME- (holds what is being replaced), gone-NAME.
+WRITING = ".writing-"
+YAML_VALUES = 100_000  # values in a YAML file, those that aliases repeat counted each time
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path`, making its folder; a kill in between leaves the old file or none.
+
+    Raises:
+        OSError: the folder can't be made or written.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_text`, for bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f"{WRITING}file-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)  # mkstemp's own is for this user alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target`, which takes the place of `target` if the block ends well.
+
+    What a killed process left of an earlier attempt at `target` is cleared: only one may write to it at a time.
+
+    Raises:
+        OSError: the folder can't be made or written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    restore(target.parent, glob.escape(target.name))
+    left = re.compile(rf"{re.escape(WRITING)}(new|old)-{re.escape(target.name)}-\w{{8}}")  # mkdtemp adds eight
+    for path in target.parent.iterdir():
+        if left.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{WRITING}new-{target.name}-", dir=target.parent))
+    try:
+        os.chmod(work, 0o755)  # mkdtemp's own is for this user alone
+        yield work
+        swap_in(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def swap_in(work: Path, target: Path) -> None:
+    """Renames the folder `work` to `target`; an older `target` is moved out of the way first, then deleted.
+
+    A kill between the two renames hides the older one: `restore` gives it its name back.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    if not target.exists():
+        os.replace(work, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f"{WRITING}old-{target.name}-", dir=target.parent))
+    try:
+        os.replace(target, old / target.name)
+        try:
+            os.replace(work, target)
+        except BaseException:
+            os.replace(old / target.name, target)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def moved_in(folder: Path, last: re.Pattern[str]) -> Iterator[Path]:
+    """Yields an empty folder; if the block ends well its files replace those of the same names in `folder`.
+
+    Args:
+        last: names without which the others can't be used: the old ones are removed first and the new ones come last,
+            so that a kill in between never leaves old and new files that are taken for one set.
+
+    Raises:
+        OSError: a file can't be written or moved.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f"{WRITING}set-", dir=folder))
+    try:
+        yield work
+        made = sorted(work.iterdir(), key=lambda path: bool(last.fullmatch(path.name)))
+        for path in made:
+            if last.fullmatch(path.name):
+                (folder / path.name).unlink(missing_ok=True)
+        for path in made:
+            (swap_in if path.is_dir() else os.replace)(path, folder / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Deletes a folder under another name, so that a kill in between leaves no half of it under its own.
+
+    Raises:
+        OSError: it can't be renamed.
+    """
+    gone = path.with_name(f"{WRITING}gone-{path.name}")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def restore(folder: Path, name: str = "*") -> None:
+    """Gives folders of such a `name` that a process was replacing in `folder` when it was killed their names back."""
+    for path in folder.glob(f"{WRITING}old-*/{name}"):
+        if not (folder / path.name).exists():
+            with suppress(OSError):  # another process was faster
+                os.replace(path, folder / path.name)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what killed processes were writing in `folder`, where nobody writes now, and restores what they hid."""
+    restore(folder)
+    for path in folder.glob(f"{WRITING}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+_SAVING_FAILED = re.compile(r"os error|no space left|file too large|inline_container|streamwriter|unexpected pos", re.I)
+
+
+@contextmanager
+def os_errors_only(folder: Path) -> Iterator[None]:
+    """Turns what safetensors and torch raise when a file can't be written into the `OSError` it was.
+
+    Raises:
+        OSError: with `folder` as its file name.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not _SAVING_FAILED.search(str(error)):
+            raise
+        number = re.search(r"os error (\d+)", str(error))
+        full = shutil.disk_usage(folder).free < 2**20 if folder.is_dir() else False
+        code = int(number[1]) if number else errno.ENOSPC if full else errno.EIO
+        raise OSError(code, os.strerror(code), str(folder)) from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """What a YAML file holds, by the safe loader; `what` is what the user calls such a file.
+
+    Raises:
+        UserError: it can't be read, or is no YAML.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path}: {not_utf8(path)}") from error
+    # beside its own errors: a date such as 2001-99-99, nesting without end, a number of too many digits
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError) as error:
+        raise UserError(f"{what} {path}: not valid YAML ({one_line(error)})") from error
+    except OSError as error:
+        raise UserError(f"{what} {path}: can't be read ({error.strerror})") from error
+    if not _fits(found, YAML_VALUES):
+        raise UserError(f"{what} {path}: its aliases (*name) stand for more than {YAML_VALUES:,} values")
+    return found
+
+
+def _fits(value: Any, limit: int) -> bool:
+    """Whether there are at most `limit` values in `value`, one that is there several times counted each time."""
+    seen, waiting = 0, [value]
+    while waiting and seen <= limit:
+        one = waiting.pop()
+        seen += 1
+        waiting += (
+            list(one.values()) if isinstance(one, dict) else list(one) if isinstance(one, list | set | tuple) else []
+        )
+    return not waiting
+
+
+def not_utf8(path: Path) -> str:
+    """What to say of a text file in another encoding: the first line that is not UTF-8, and a guess at which it is."""
+    # read again: what a decoder says of the place counts from the chunk that it had
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        where = next((f"line {n}, byte {byte}; " for n, line in enumerate(file, 1) if (byte := _not_utf8(line))), "")
+    marks = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+    guess = next((name for mark, name in marks.items() if start.startswith(mark)), "Latin-1 or Windows-1252, perhaps")
+    return f"not UTF-8 text ({where}{guess}): save it as UTF-8"
+
+
+def _not_utf8(line: bytes) -> int:
+    """Which byte of a line, counted from 1, is not UTF-8; 0 if all are."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start + 1
+    return 0
+
+
+def dump_json(value: Any) -> str:
+    """`value` as indented JSON, text in its own script."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
