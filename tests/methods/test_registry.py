@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import re
 import sys
 import types
@@ -14,6 +15,7 @@ import pytest
 from bench import config, forward, step_of, tiny_trainer
 from tiny import relative_difference
 
+import lfu.methods
 from lfu.methods import REGISTRY, method_class, methods_of, why_not_together, written_out
 from lfu.methods.method import PLACES, Method, knobs_of
 
@@ -51,6 +53,22 @@ def test_reasons_are_the_same_both_ways_round():
         assert (why_not_together(one, two) is None) == (why_not_together(two, one) is None)
 
 
+def test_every_file_with_a_method_is_registered():
+    """Asked of the classes themselves, as the registry only looks through the sources."""
+    folder = Path(lfu.methods.__file__).parent
+    modules = [importlib.import_module(f"lfu.methods.{path.stem}") for path in folder.glob("*.py")]
+    classes = {value for m in modules for value in vars(m).values() if isinstance(value, type)}
+    named = {c.name: c for c in classes if issubclass(c, Method) and "name" in vars(c)}
+    assert {name: method_class(name) for name in named} == named
+    assert list(REGISTRY)[:2] == ["sft", "lfu"]
+
+
+def test_a_name_of_lfus_own_can_not_be_taken():
+    with pytest.raises(ValueError, match=r"'gem' is taken by lfu\.methods\.gem:GEM"):
+        type("Mine", (Method,), {"name": "gem"})
+    assert method_class("gem").__module__ == "lfu.methods.gem"
+
+
 def test_a_config_copies_with_its_method(tmp_path):
     first = config(tmp_path, "gem+neftune", method_args={"gem.beta": 0.5})
     again = dataclasses.replace(first)
@@ -70,9 +88,8 @@ def test_the_documented_example_works(tmp_path):
     )
     module = types.ModuleType("documented_method")
     sys.modules["documented_method"] = module
-    exec(code, module.__dict__)
-    REGISTRY["confidence"] = "documented_method:Confidence"
     try:
+        exec(code, module.__dict__)
         assert issubclass(method_class("confidence"), Method)
         t = tiny_trainer("confidence+neftune", tmp_path, method_args="confidence.weight=0.2")
         t.train()

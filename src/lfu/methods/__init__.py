@@ -1,60 +1,21 @@
-"""Every method under one switch: `LfUConfig(method="gem")`, `"lfu+neftune"`; one file each, one line each here.
+"""Every method under one switch: `LfUConfig(method="gem")`, `"lfu+neftune"`.
 
-To add one: a file with a `Method` of your own, and a line in `REGISTRY`.
+To add one, write a file with a `Method` of your own; there is nothing else to edit (see `registry.py`).
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
 from lfu.methods.method import PLACES, Method, checked_knob, knobs_of
+from lfu.methods.registry import REGISTRY, method_class, unknown_method
 from lfu.support.choices import one_of
 from lfu.support.errors import did_you_mean
 
-# name -> where its class is; imported when used. The order is that of `lfu methods`.
-REGISTRY: dict[str, str] = {
-    "sft": "lfu.methods.sft:SFT",
-    "lfu": "lfu.methods.lfu:LfU",
-    "lfu_reps": "lfu.methods.lfu_reps:LfURepS",
-    "logit_kl": "lfu.methods.logit_kl:LogitKL",
-    "neftune": "lfu.methods.neftune:NEFTune",
-    "gem": "lfu.methods.gem:GEM",
-    "im": "lfu.methods.im:InstructionModelling",
-    "sdft": "lfu.methods.sdft:SDFT",
-    "sam": "lfu.methods.sam:SAM",
-    "l1": "lfu.methods.l1:L1",
-    "l2": "lfu.methods.l2:L2",
-    "ema": "lfu.methods.ema:EMA",
-    "kl": "lfu.methods.kl:KL",
-    "l2sp": "lfu.methods.l2sp:L2SP",
-    "wise": "lfu.methods.wise:WiSE",
-    "replay": "lfu.methods.replay:Replay",
-    "dft": "lfu.methods.dft:DFT",
-    "corda": "lfu.methods.corda:CorDA",
-    "osf": "lfu.methods.osf:OSF",
-    "intruders": "lfu.methods.intruders:Intruders",
-}
-
-
-def method_class(name: str) -> type[Method]:
-    """The class of a registered method.
-
-    Raises:
-        ValueError: no such method, with the closest names.
-    """
-    if name not in REGISTRY:
-        raise ValueError(unknown_method(name))
-    module, _, attribute = REGISTRY[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def unknown_method(name: str) -> str:
-    """What is said of a method that is not in `REGISTRY`."""
-    return f"unknown method {name!r}: use one of {', '.join(REGISTRY)}.{did_you_mean(name, REGISTRY)}"
+__all__ = ["REGISTRY", "method_class", "methods_of", "unknown_method", "why_not_together", "written_out"]
 
 
 def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) -> list[Method]:

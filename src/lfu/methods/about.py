@@ -7,13 +7,10 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from lfu.methods import REGISTRY
 from lfu.methods.method import Method
-
-PACKAGE = Path(__file__).parent
+from lfu.methods.registry import FOLDER, REGISTRY
 
 
 @dataclass(frozen=True)
@@ -31,13 +28,13 @@ class About:
 
 
 def about(name: str) -> About:
-    """What a registered method says of itself.
+    """What one of lfu's own methods says of itself.
 
     Raises:
         KeyError: it is not in `REGISTRY`.
         ValueError: its file says a thing in a way that only running it would tell.
     """
-    module, _, cls = REGISTRY[name].partition(":")
+    module, _, cls = str(REGISTRY[name]).partition(":")
     lineage = _lineage(module, cls)
     said: dict[str, Any] = {"once": Method.once, "places": Method.places}
     knobs: dict[str, tuple[str, Any, str]] = {}
@@ -75,7 +72,7 @@ def _lineage(module: str, cls: str) -> list[tuple[ast.ClassDef, Mapping[str, ast
 
 @cache
 def _parsed(module: str) -> ast.Module:
-    return ast.parse((PACKAGE / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
+    return ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
 
 
 def _fields(node: ast.ClassDef) -> list[tuple[str, ast.expr]]:

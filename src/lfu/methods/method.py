@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lfu.methods.registry import register
+
 if TYPE_CHECKING:  # `lfu methods` lists what there is without waiting for torch
     import torch
     from datasets import Dataset
@@ -129,6 +131,8 @@ class Batch:
 class Method:
     """Base of all methods; itself it does nothing.
 
+    A subclass that has a `name` is registered when it is defined.
+
     Class attributes:
         name: what `method=` and `--method` call it.
         summary: one line for lists.
@@ -146,6 +150,10 @@ class Method:
     once: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
     never_with: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            register(cls)
 
     def layers(self, depth: int) -> list[int]:
         """Which layers' hidden states (1..depth) `loss` wants to read. None by default."""
