@@ -1,4 +1,4 @@
-"""Offline, on one thread, and the same seed at the start of each test."""
+"""Offline, on one thread, the same seed at the start of each test, and the device that the tests run on."""
 
 import os
 
@@ -13,6 +13,28 @@ from hypothesis import settings
 settings.register_profile("here", deadline=None)  # machines are shared: a slow example is no failure
 settings.load_profile("here")
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where the tiny models and batches are")
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    os.environ["LFU_TEST_DEVICE"] = device  # tests/tiny.py goes by it
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--device cuda: torch sees no GPU here")
+        # the fused kernels add up their gradients in any order, and many tests compare bit for bit
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+@pytest.fixture(scope="session")
+def device(request) -> str:
+    """`cpu` or `cuda`, as `--device` says."""
+    return request.config.getoption("--device")
 
 
 @pytest.fixture(autouse=True)

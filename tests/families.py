@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from tiny import DEVICE
 
 from lfu.model.anatomy import anatomy
 from lfu.undesirable import LoRA
@@ -77,7 +78,7 @@ class Family:
                 torch.nn.init.normal_(p, std=0.2)
         if theta == "lora":
             model = with_lora(model).to(dtype)
-        return model.train()
+        return model.to(DEVICE).train()
 
 
 FAMILIES = [

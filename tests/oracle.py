@@ -127,16 +127,17 @@ class Oracle:
         """The zero auxiliary. `a_matrices`: the A of each linear layer, in the order of `linear_weights`."""
         weights = dict(self.model.named_parameters())
         aux: dict[str, torch.Tensor] = {}
+        device = next(self.model.parameters()).device
         if self.auxiliary == "lora":
             assert a_matrices is not None
             for name, a in zip(self.linear_weights(), a_matrices, strict=True):
                 *experts, rank, width = a.shape
                 out = weights[name][0].numel() // width if experts else weights[name].numel() // width
                 aux[f"{name}/A"] = a.clone()
-                aux[f"{name}/B"] = torch.zeros(*experts, out, rank, dtype=a.dtype)
+                aux[f"{name}/B"] = torch.zeros(*experts, out, rank, dtype=a.dtype, device=device)
         elif self.auxiliary == "steering":
             width = self.base.config.hidden_size
-            aux = {str(i): torch.zeros(width, dtype=torch.float64) for i in range(len(self.taps))}
+            aux = {str(i): torch.zeros(width, dtype=torch.float64, device=device) for i in range(len(self.taps))}
         else:
             aux = {name: torch.zeros_like(p) for name, p in self.theta.items()}
         return {name: t.requires_grad_() for name, t in aux.items()}

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 from safetensors.torch import load_file
-from tiny import tiny_model
+from tiny import DEVICE, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -57,7 +57,7 @@ def settings(folder, kind=LfUConfig, **options):
     base = dict(
         output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, save_strategy="no",
-        report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, max_length=32, seed=7,
+        report_to="none", use_cpu=DEVICE == "cpu", bf16=False, disable_tqdm=True, max_length=32, seed=7,
     )  # fmt: skip
     if kind is LfUConfig:
         base["advice"] = False
@@ -77,7 +77,7 @@ def trainer(folder, *, kind=LfUTrainer, data="prompt_completion", model=None, pe
 
 
 def weights(t):
-    return {k: v.clone() for k, v in t.model.state_dict().items()}
+    return {k: v.cpu().clone() for k, v in t.model.state_dict().items()}
 
 
 def assert_equal(a, b):
@@ -224,11 +224,12 @@ def test_layers_are_logged_on_request(tmp_path):
     ids=str,
 )
 def test_trls_activation_offloading_changes_no_number(tmp_path, monkeypatch, options):
-    """TRL's own manager, with this CPU as the accelerator that tensors leave and come back to; one loss is NaN."""
+    """TRL's own manager; without a GPU, this CPU is the accelerator that tensors leave. One loss is NaN."""
 
     def offload(**_):
         with monkeypatch.context() as patch:
-            patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
+            if DEVICE == "cpu":
+                patch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu"))
             return OffloadActivations(use_pin_memory=False, use_streams=False, min_offload_size=0)
 
     monkeypatch.setattr("trl.models.activation_offloading.OffloadActivations", offload)
@@ -319,7 +320,7 @@ def test_checkpoints_hold_no_auxiliary(tmp_path):
             if peft is None
             else PeftModel.from_pretrained(base, tmp_path / name / "checkpoint-4")
         )
-        assert_equal(weights(t), dict(loaded.state_dict()))
+        assert_equal(weights(t), {name: value.cpu() for name, value in loaded.state_dict().items()})
 
 
 # -- lam = auto and the advice -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch.overrides import TorchFunctionMode
 
 VOCAB = 61
+DEVICE = os.environ.get("LFU_TEST_DEVICE", "cpu")  # pytest --device sets it
 _SMALL = dict(
     vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, head_dim=4, max_position_embeddings=64, tie_word_embeddings=True,
@@ -54,8 +56,7 @@ def tiny_model(family: str = "llama", *, theta: str = "full", dtype=torch.float6
     elif theta == "subset":
         for name, p in model.named_parameters():
             p.requires_grad_(any(f".{i}." in name for i in (2, 3)) and "attn" in name)
-    model.train()
-    return model
+    return model.to(DEVICE).train()
 
 
 def tiny_batch(seed: int = 0, rows: int = 3, length: int = 10) -> dict[str, torch.Tensor]:
@@ -67,7 +68,7 @@ def tiny_batch(seed: int = 0, rows: int = 3, length: int = 10) -> dict[str, torc
         end = length - i
         ids[i, end:], mask[i, end:], labels[i, end:] = 0, 0, -100
         labels[i, : 3 + i % 2] = -100
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {"input_ids": ids.to(DEVICE), "attention_mask": mask.to(DEVICE), "labels": labels.to(DEVICE)}
 
 
 class Float64Throughout(TorchFunctionMode):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import CHOICES, QUESTIONS, TEXTS
 from peft import LoraConfig, get_peft_model
+from tiny import DEVICE
 
 from lfu.evaluation import score
 from lfu.evaluation.score import answer_nll, chat_pair, exact_match, final_number, multiple_choice, perplexity
@@ -22,7 +23,7 @@ CLOSE = {"rel": 2e-5, "abs": 2e-4}  # float32, and padding changes the order of 
 def naive_nll(model: Any, ids: list[int], start: int) -> float:
     """Summed NLL of ids[start:], one row, no padding, no cache."""
     with torch.no_grad():
-        logits = model.eval()(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        logits = model.eval()(input_ids=torch.tensor([ids], device=DEVICE)).logits[0].double().log_softmax(-1)
     return -sum(float(logits[t - 1, ids[t]]) for t in range(start, len(ids)))
 
 
@@ -116,7 +117,7 @@ def test_exact_match_equals_greedy_one_by_one(model, tokenizer, batch_size):
         start = len(ids)
         for _ in range(6):
             with torch.no_grad():
-                ids = [*ids, int(model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+                ids = [*ids, int(model.eval()(input_ids=torch.tensor([ids], device=DEVICE)).logits[0, -1].argmax())]
             if ids[-1] == tokenizer.eos_token_id:
                 break
         assert text == tokenizer.decode(ids[start:], skip_special_tokens=True)

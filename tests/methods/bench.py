@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from tiny import Float64Throughout, gradients, tiny_batch, tiny_model
+from tiny import DEVICE, Float64Throughout, gradients, tiny_batch, tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu import LfUConfig, LfUTrainer
@@ -22,7 +22,7 @@ def config(folder: Path | str, method: str = "sft", **options: Any) -> LfUConfig
     base = dict(
         output_dir=str(folder), max_steps=3, per_device_train_batch_size=3, gradient_accumulation_steps=1,
         learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, save_strategy="no",
-        report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, max_length=32, seed=7, advice=False,
+        report_to="none", use_cpu=DEVICE == "cpu", bf16=False, disable_tqdm=True, max_length=32, seed=7, advice=False,
         gradient_checkpointing=False,
     )  # fmt: skip
     return LfUConfig(**{**base, "method": method, **options})

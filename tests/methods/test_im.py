@@ -10,7 +10,7 @@ from bench import Float64Throughout, config, step_of, tiny_trainer, written_out
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import relative_difference, tiny_model
+from tiny import DEVICE, relative_difference, tiny_model
 from tiny_folder import CHAT_TEMPLATE, byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
@@ -364,7 +364,7 @@ def test_value_and_gradient(tmp_path):
 
     total, tokens = 0.0, 0
     for row in hand:
-        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor(row["labels"])
+        ids, labels = torch.tensor([row["input_ids"]], device=DEVICE), torch.tensor(row["labels"], device=DEVICE)
         with Float64Throughout():
             logits = trainer.model(input_ids=ids, use_cache=False).logits[0]
         total = total + cross_entropy(logits[:-1], labels[1:], reduction="sum")

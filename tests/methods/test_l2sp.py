@@ -8,7 +8,7 @@ from bench import float64, step_of, tiny_trainer, written_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
-from tiny import relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, relative_difference, tiny_batch, tiny_model
 
 from lfu.methods.l2sp import lora_squared_distance
 from lfu.methods.weights import lora_pairs
@@ -51,7 +51,7 @@ def move(model, size=0.05):
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
-                p.add_(size * torch.randn(p.shape, generator=g, dtype=p.dtype))
+                p.add_(size * torch.randn(p.shape, generator=g, dtype=p.dtype).to(DEVICE))
 
 
 @pytest.mark.parametrize("theta", THETA)
@@ -100,7 +100,7 @@ def test_autocast_does_not_make_it_coarse(tmp_path):
     t = tiny_trainer("l2sp", tmp_path, theta="lora", dtype=torch.float32)
     move(t.model)
     expected = float(t.methods[0].squared_distance().detach())
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert float(t.methods[0].squared_distance().detach()) == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench import float64, forward, step_of, tiny_trainer, written_out
 from peft import LoraConfig
-from tiny import gradients, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, gradients, relative_difference, tiny_batch, tiny_model
 
 THETA = ["full", "lora", "dora", "subset"]
 TOLERANCE = 1e-9
@@ -207,4 +207,4 @@ def nudge(model):
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
-                p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=torch.float64))
+                p.add_(0.05 * torch.randn(p.shape, generator=g, dtype=torch.float64).to(DEVICE))

@@ -17,7 +17,7 @@ from datasets import Dataset
 from families import FAMILIES, Family, with_lora
 from oracle import Oracle
 from peft import PeftModel
-from tiny import Float64Throughout, gradients, relative_difference, tiny_batch
+from tiny import DEVICE, Float64Throughout, gradients, relative_difference, tiny_batch
 from torch import nn
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
@@ -118,7 +118,7 @@ def test_logits_made_from_the_last_representation_are_the_models(family: Family)
     """`consistency="logit_kl"` scales and caps as the family does."""
     model = family.build()
     step = LfUStep(model, consistency="logit_kl")
-    where = torch.arange(BATCH["input_ids"].numel())
+    where = torch.arange(BATCH["input_ids"].numel(), device=DEVICE)
     with Float64Throughout(), step.reader.reading(where, detach=True) as hidden:
         logits = model(**inputs(), use_cache=False).logits.flatten(0, 1)
     (last,) = hidden.values()
@@ -138,7 +138,7 @@ def test_training_lowers_the_loss_and_what_is_saved_is_what_was_trained(family: 
     assert losses[-1] < 0.9 * losses[0]
     model.eval().save_pretrained(tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
-    again = type(model).from_pretrained(tmp_path, experts_implementation="eager").eval()
+    again = type(model).from_pretrained(tmp_path, experts_implementation="eager").to(DEVICE).eval()
     with torch.no_grad():
         assert torch.equal(model(**inputs()).logits, again(**inputs()).logits)
 
@@ -185,7 +185,7 @@ def test_the_trainer_runs_it_as_trl_is_set_up(family: Family, theta: str, tmp_pa
     run.save_model(tmp_path / "saved")
     load = lambda: PeftModel.from_pretrained(untrained, tmp_path / "saved")
     again = load() if theta == "lora" else type(model).from_pretrained(tmp_path / "saved", dtype=torch.float32)
-    again.config._experts_implementation = "eager"
+    again.to(DEVICE).config._experts_implementation = "eager"
     with torch.no_grad():
         torch.testing.assert_close(run.model.eval()(**inputs()).logits, again.eval()(**inputs()).logits)
 
@@ -337,7 +337,7 @@ class _Block(nn.Module):
         self.mix, self.grow, self.shrink = nn.Linear(width, width), nn.Linear(width, 24), nn.Linear(24, width)
 
     def forward(self, hidden):
-        past = hidden.cumsum(1) / torch.arange(1, hidden.shape[1] + 1).unsqueeze(-1)
+        past = hidden.cumsum(1) / torch.arange(1, hidden.shape[1] + 1, device=hidden.device).unsqueeze(-1)
         hidden = hidden + self.mix(past)
         return hidden + self.shrink(torch.tanh(self.grow(hidden))), None
 
@@ -401,7 +401,7 @@ class HomeMadeForCausalLM(transformers.PreTrainedModel):
 
 def home_made(layout: str) -> HomeMadeForCausalLM:
     torch.manual_seed(0)
-    model = HomeMadeForCausalLM(HomeMadeConfig(layout)).double()
+    model = HomeMadeForCausalLM(HomeMadeConfig(layout)).double().to(DEVICE)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return model

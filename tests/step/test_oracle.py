@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 from oracle import Oracle
-from tiny import FAMILIES, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, FAMILIES, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from trl.models import enable_selective_activation_checkpointing
@@ -198,7 +198,7 @@ def test_padding_free_rows_equal_padded_rows():
     """One flat row with position_ids, as TRL packs: the same gradients as the padded batch."""
     batch = tiny_batch()
     keep = batch["attention_mask"].bool()
-    positions = torch.cat([torch.arange(int(m.sum())) for m in keep])
+    positions = torch.cat([torch.arange(int(m.sum()), device=DEVICE) for m in keep])
     labels = batch["labels"][keep]
     labels[positions == 0] = -100
     flat = {"input_ids": batch["input_ids"][keep][None], "labels": labels[None], "position_ids": positions[None]}
@@ -349,7 +349,7 @@ def test_representations_are_transformers_hidden_states(family):
     model = tiny_model(family, dtype=torch.float32)
     batch = tiny_batch()
     step = LfUStep(model)
-    where = torch.arange(batch["input_ids"].numel())
+    where = torch.arange(batch["input_ids"].numel(), device=DEVICE)
     with step.reader.reading(where, detach=True) as found:
         step.reader.run(batch)
     states = model(**batch, output_hidden_states=True).hidden_states
