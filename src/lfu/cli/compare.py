@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 import secrets
 import shlex
 import sys
@@ -17,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from lfu.cli import INTERRUPTED, output
 from lfu.cli.parser import LineParser
-from lfu.cli.probe import at_least_one, not_negative
 from lfu.cli.study_flags import refuse_unused, sort_flags
-from lfu.support.errors import UserError, did_you_mean
+from lfu.support.errors import UserError
+from lfu.support.flags import add_flags, at_least_one, given_flags, pairs_of
 
 if TYPE_CHECKING:
-    from lfu.study.build import Options
-    from lfu.study.study import Flags, Study
+    from lfu.study.options import Options
+    from lfu.study.study import Study
 
-MEASURES = ("gain", "forgetting", "prompts", "noise", "distance")
 PACKAGES = ("matplotlib", "jinja2", "filelock")
 RATE_FLAGS = ("--learning_rate", "--learning-rate")
 LISTS = ("methods", "retention")  # several words each, and given several times they add up
@@ -96,16 +94,22 @@ def run_study(
         _keep_one_gpu(given)
     from lfu.cli.arguments import parse
     from lfu.study.build import build
+    from lfu.study.options import Options
 
     flags = sort_flags(words, verb)
     parse(list(flags.training))  # unknown flags, no model, no data: said as lfu train says it
-    options = _options(given, flags, settings_of(given), folder)
+    options = Options(
+        folder=folder,
+        flags=flags,
+        session=given.worker or secrets.token_hex(8),
+        say=lambda line: print(f"lfu: {line}", file=sys.stderr, flush=True),
+        **given_flags(Options, given),
+        **settings_of(given),
+    )
     refuse_unused(options, flags)
     with output.no_empty_leftovers(folder):
         study = build(options, parse)
     if not given.worker:
-        if study.adopt_if_done():
-            study.say("it was finished by a machine or packages unlike these, and is reported as it was")
         _announce(study, options)
     command = shlex.join(["lfu", verb, *argv])
     try:
@@ -122,11 +126,13 @@ def run_study(
 
 
 def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser], None]) -> LineParser:
+    from lfu.study.options import HOW, WHAT, Options
+
     parser = LineParser(
         prog=f"lfu {verb}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage=f"lfu {verb} --model MODEL --data DATA [--FLAG VALUE ...]",
     )  # fmt: skip
-    what = parser.add_argument_group("what is compared")
+    what = parser.add_argument_group(WHAT)
     add(what)  # type: ignore[arg-type]
     what.add_argument(
         "--preset", action="append", default=[], metavar="NAME",
@@ -134,53 +140,9 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
         "and reps are lfu train's and set LfU's strength",
     )  # fmt: skip
     what.add_argument("--list_presets", action="store_true", help="list the shipped studies, and stop")
-    what.add_argument(
-        "--seeds", type=seeds_of, default=[0, 1, 2], metavar="N",
-        help="how many seeds, or a list of them: 3 is 0,1,2 (default: 3)",
-    )  # fmt: skip
-    what.add_argument(
-        "--learning_rates", type=_rates_of, metavar="LR,LR",
-        help="try each setting with each of them, with the first seed, and keep the best on the validation rows "
-        "(default: --learning_rate alone)",
-    )  # fmt: skip
-    what.add_argument(
-        "--equal", choices=["steps", "time", "both"], default="steps",
-        help="what all methods get alike: training steps, or the time of plain SFT's run (default: %(default)s)",
-    )  # fmt: skip
-    rows = parser.add_argument_group("rows", "Test rows are --eval_data, or split off --data; they choose nothing.")
-    rows.add_argument("--test_rows", type=at_least_one, metavar="N", help="rows of --data to split off for the test")
-    rows.add_argument(
-        "--validation_rows", type=at_least_one, metavar="N",
-        help="rows of --data to split off to choose by (default: a tenth, 8 to 200)",
-    )  # fmt: skip
-    rows.add_argument("--validation_data", metavar="DATA", help="rows to choose by, instead of splitting some off")
-    measured = parser.add_argument_group("what is measured")
-    measured.add_argument(
-        "--measures", type=_measures_of, default=list(MEASURES), metavar="A,B",
-        help=f"some of {', '.join(MEASURES)}, or none: time and memory alone (default: all)",
-    )  # fmt: skip
-    measured.add_argument(
-        "--retention", nargs="+", action="extend", default=[], metavar="[NAME=]DATA",
-        help="rows that should not get worse: multiple choice, questions and answers, or texts; may be repeated",
-    )  # fmt: skip
-    measured.add_argument(
-        "--retention_limit",
-        type=at_least_one,
-        metavar="N",
-        help="the first N items of each such set, built-in ones too",
-    )
-    measured.add_argument(
-        "--match_rows", type=not_negative, default=100, metavar="N",
-        help="test rows that models answer in their own words, where answers end in '#### n' (default: 100)",
-    )  # fmt: skip
-    measured.add_argument(
-        "--robust_rows", type=not_negative, default=32, metavar="N",
-        help="test rows that are reworded, and disturbed (default: 32)",
-    )  # fmt: skip
-    measured.add_argument(
-        "--max_new_tokens", type=at_least_one, default=256, metavar="N", help="where written answers are cut off"
-    )
-    how = parser.add_argument_group("how")
+    groups = {WHAT: what}
+    add_flags(parser, Options, groups)
+    how = groups[HOW]
     how.add_argument(
         "--output_dir", default=f"runs/{verb}", metavar="DIR", help="folder for runs and report (default: %(default)s)"
     )
@@ -190,22 +152,10 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
         "fewer where memory doesn't hold so many models in training (default: 1)",
     )  # fmt: skip
     how.add_argument(
-        "--submitit", type=_submitit_of, metavar="KEY=VALUE,...",
+        "--submitit", type=pairs_of, metavar="KEY=VALUE,...",
         help="run the --jobs processes on a cluster, by submitit: its parameters, as in "
         "slurm_partition=gpu,gpus_per_node=1,timeout_min=240 (cluster=local: on this machine)",
     )  # fmt: skip
-    how.add_argument("--shard", type=_shard_of, metavar="I/N", help="do the I-th of N parts of the runs only")
-    how.add_argument(
-        "--only", action="append", type=_only_of, default=[], metavar="KEY=VALUE",
-        help="do these runs only: seed=1, method=lfu or setting='lfu alpha=0.1'; may be repeated",
-    )  # fmt: skip
-    how.add_argument(
-        "--save_steps", type=at_least_one, metavar="N",
-        help="a checkpoint every N steps, from which a killed training goes on (default: it starts anew)",
-    )  # fmt: skip
-    how.add_argument(
-        "--keep_models", action="store_true", help="keep every trained model, as model/ in its run's folder"
-    )
     how.add_argument("--worker", default="", help=argparse.SUPPRESS)
     return parser
 
@@ -271,97 +221,6 @@ def _need_packages(more: Sequence[str] = ()) -> None:
         raise UserError(f"this needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
-# --- values of flags -----------------------------------------------------------------------------------------------
-
-
-def seeds_of(text: str) -> list[int]:
-    """`3` is 0, 1, 2; `7,8` are those."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if "," not in text and found:
-        found = list(range(found[0]))
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(
-            f"must be a number of seeds from 1, or different seeds as in 7,8, got {text!r}"
-        )
-    return found
-
-
-def _rates_of(text: str) -> list[str]:
-    rates = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        numbers = [float(rate) for rate in rates]
-    except ValueError:
-        numbers = []
-    if not numbers or len(set(numbers)) < len(numbers) or not all(0 < rate < math.inf for rate in numbers):
-        raise argparse.ArgumentTypeError(f"must be different numbers above 0, as in 1e-4,3e-4, got {text!r}")
-    return rates
-
-
-def _measures_of(text: str) -> list[str]:
-    names = [] if text.strip() == "none" else [part.strip() for part in text.split(",") if part.strip()]
-    unknown = next((name for name in names if name not in MEASURES), None)
-    if unknown is not None:
-        raise argparse.ArgumentTypeError(
-            f"unknown measure {unknown!r}: use some of {', '.join(MEASURES)}, or none.{did_you_mean(unknown, MEASURES)}"
-        )
-    return [name for name in MEASURES if name in names]
-
-
-def _shard_of(text: str) -> tuple[int, int]:
-    first, _, second = text.partition("/")
-    if not (first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
-        raise argparse.ArgumentTypeError(f"must be I/N with 1 <= I <= N, as in 1/2, got {text!r}")
-    return int(first), int(second)
-
-
-def _submitit_of(text: str) -> dict[str, str]:
-    pairs = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and value):
-            raise argparse.ArgumentTypeError(f"must be KEY=VALUE,KEY=VALUE, got {part.strip()!r}")
-        pairs[name] = value
-    return pairs
-
-
-def _only_of(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or key not in ("seed", "method", "setting"):
-        raise argparse.ArgumentTypeError(f"must be seed=N, method=NAME or setting=LABEL, got {text!r}")
-    return key, value
-
-
-def _options(given: argparse.Namespace, flags: Flags, settings: dict[str, Any], folder: Path) -> Options:
-    from lfu.study.build import Options
-
-    named = [name.partition("=") if "=" in name else (Path(name).stem, "=", name) for name in given.retention]
-    return Options(
-        folder=folder,
-        flags=flags,
-        seeds=given.seeds,
-        rates=given.learning_rates or (),
-        equal={"steps": ("steps",), "time": ("time",), "both": ("steps", "time")}[given.equal],
-        measures=given.measures,
-        validation_data=given.validation_data,
-        validation_rows=given.validation_rows,
-        test_rows=given.test_rows,
-        retention=[(name, file) for name, _, file in named],
-        retention_limit=given.retention_limit,
-        match_rows=given.match_rows,
-        robust_rows=given.robust_rows,
-        max_new_tokens=given.max_new_tokens,
-        save_steps=given.save_steps,
-        keep_models=given.keep_models,
-        session=given.worker or secrets.token_hex(8),
-        part=_part(given),
-        say=lambda line: print(f"lfu: {line}", file=sys.stderr, flush=True),
-        **settings,
-    )
-
-
 def _announce(study: Study, options: Options) -> None:
     """What is about to be done."""
     for setting in study.design.settings:
@@ -377,24 +236,6 @@ def _announce(study: Study, options: Options) -> None:
         f"{count} setting{'s' if count > 1 else ''}, {len(study.split.train):,} training rows, {runs} runs"
         f"{'' if plan.whole else ' or more'}{f', {done} of them finished' if done else ''}; kept in {study.folder}"
     )
-
-
-def _part(given: argparse.Namespace) -> Callable[[Any, str], bool]:
-    """Which runs --shard and --only leave to this command. The untouched model is everybody's."""
-
-    wanted: dict[str, set[str]] = {}
-    for what, value in given.only:
-        wanted.setdefault(what, set()).add(value)
-
-    def mine(run: Any, key: str) -> bool:
-        if run.setting is None:
-            return True
-        if given.shard and int(key, 16) % given.shard[1] != given.shard[0] - 1:
-            return False
-        facts = {"seed": str(run.seed), "method": run.setting.method, "setting": run.label}
-        return all(facts[what] in values for what, values in wanted.items())
-
-    return mine
 
 
 # --- doing it --------------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any
 
 from lfu.cli import output
 from lfu.cli.parser import LineParser
-from lfu.cli.probe import at_least_one, not_negative
 from lfu.support.errors import UserError
+from lfu.support.flags import at_least_one, not_negative
 
 PACKAGES = {"lm_eval": "lm-eval", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 DEFINITIONS = "tasks"  # folder below --output_dir

@@ -11,6 +11,7 @@ from pathlib import Path
 from lfu.cli import output
 from lfu.cli.parser import LineParser
 from lfu.support.errors import UserError, did_you_mean
+from lfu.support.flags import at_least_one, not_negative
 
 # kind -> what it measures; `lfu/cli/probes/<kind>.py` has `add_arguments(parser)` and `measure(given, command)`
 PROBES = {
@@ -68,26 +69,6 @@ def add_shared(parser: argparse.ArgumentParser, kind: str) -> None:
         help="load the weights as this type (default: float32 on a CPU, as stored on a GPU)",
     )  # fmt: skip
     shared.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings along")
-
-
-def at_least_one(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    return _whole(text, 1)
-
-
-def not_negative(text: str) -> int:
-    """A whole number from 0, for argparse."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
-    return number
 
 
 def _help() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lfu.support.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from lfu.study.build import Options
+    from lfu.study.options import Options
     from lfu.study.study import Flags
 
 

@@ -9,8 +9,8 @@ import argparse
 from typing import Any
 
 from lfu.cli.compare import run_study
-from lfu.cli.probe import not_negative
 from lfu.support.errors import UserError
+from lfu.support.flags import not_negative
 
 
 def run(argv: list[str]) -> int:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from lfu.study.choose import Bisection, fitting
+from lfu.study.choose import fitting
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
-from lfu.study.plan import Design, Run
+from lfu.study.options import Options
+from lfu.study.plan import Design
 from lfu.study.rows import Kept, Split, built_in, retention, split, trained_on, write_rows
 from lfu.study.settings import Setting, with_yardsticks
 from lfu.study.study import Flags, Study, Words
@@ -23,44 +21,6 @@ from lfu.support.errors import UserError, one_line
 ROWS = {"data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit"}
 OF_RUN = {"learning_rate", "max_steps"}
 LEAST_KEPT = 6  # items: a third of them choose
-
-
-@dataclass
-class Options:
-    """What the user asked for.
-
-    Attributes:
-        folder: where the study lives.
-        settings: what is compared, plain SFT or not.
-        skip_larger: leave out the settings with a `data_limit` above the rows there are, if others have one that fits.
-        flags: those of `lfu train`.
-        retention: (name, file) of further sets that should be kept.
-        retention_limit: items of each set, the built-in ones too.
-        part: (run, its key) -> whether it is this process's.
-    """
-
-    folder: Path
-    settings: Sequence[Setting]
-    flags: Flags
-    seeds: Sequence[int]
-    rates: Sequence[str] = ()
-    equal: Sequence[str] = ("steps",)
-    bisection: Bisection | None = None
-    measures: Sequence[str] = ("gain", "forgetting", "prompts", "noise", "distance")
-    validation_data: str | None = None
-    validation_rows: int | None = None
-    test_rows: int | None = None
-    retention: Sequence[tuple[str, str]] = ()
-    retention_limit: int | None = None
-    match_rows: int = 100
-    robust_rows: int = 32
-    max_new_tokens: int = 256
-    save_steps: int | None = None
-    keep_models: bool = False
-    skip_larger: bool = False
-    session: str = field(default_factory=lambda: secrets.token_hex(8))
-    part: Callable[[Run, str], bool] = lambda run, key: True
-    say: Callable[[str], None] = lambda line: None
 
 
 def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> Study:
@@ -100,7 +60,7 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         told = about_lengths(rows, what, tokenizer, max_length=cut, context=context)
         parts.said.extend(f"{line}." for line in told)
     training = _without(options.flags.training, ROWS)
-    rates = list(options.rates) or [f"{config.learning_rate:g}"]
+    rates = options.learning_rates or [f"{config.learning_rate:g}"]
 
     @cache
     def total_steps(setting: Setting) -> int:
@@ -111,10 +71,10 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         folder=options.folder,
         design=Design(
             settings,
-            list(options.seeds),
+            options.seeds,
             rates,
             total_steps,
-            options.equal,
+            options.modes,
             options.bisection,
             cycle=lambda setting: _cycle(study.configs(study.design.first_run(setting, rates[0]))[0]),
         ),
@@ -126,7 +86,6 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         session=options.session,
         save_steps=options.save_steps,
         keep_models=options.keep_models,
-        part=lambda run: options.part(run, study.key(run)),
         say=options.say,
     )
     _check(study)
@@ -213,7 +172,7 @@ def _kept(options: Options, data: Any, tokenizer: Any, parts: Split) -> list[Kep
     if "forgetting" not in options.measures:
         return []
     sets = built_in(options.retention_limit)
-    for name, file in options.retention:
+    for name, file in options.kept_files:
         rows = load_rows(file, split="test", limit=options.retention_limit)
         sets.append(retention(slug(name), rows, file, template=data.template, system=data.system, tokenizer=tokenizer))
         if seen := trained_on(list(rows), parts.train):

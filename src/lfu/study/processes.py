@@ -92,8 +92,9 @@ def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> Non
     Raises:
         UserError, KeyboardInterrupt: as a worker did.
     """
+    study.follow()  # what is finished already was done by workers, too
     idle = 0  # rounds in which workers died and nothing else came of it
-    while (before := len(study.mine())) and idle < 2:
+    while (before := len(study.todo())) and idle < 2:
         codes = start()
         study.follow()
         if 130 in codes:
@@ -103,7 +104,7 @@ def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> Non
         if not any(codes):
             return
         # One died. Whoever takes its run next knows that and calls it failed; the others go on.
-        idle = idle + 1 if len(study.mine()) == before else 0
+        idle = idle + 1 if len(study.todo()) == before else 0
 
 
 def _share(number: int, jobs: int) -> dict[str, str]:

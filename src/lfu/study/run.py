@@ -19,7 +19,6 @@ from lfu.study import environment, keys
 from lfu.study.folder import TRAINER, Place
 from lfu.study.measure import parts_of
 from lfu.study.plan import UNTOUCHED, Plan, Run, Task
-from lfu.study.reuse import reuse
 from lfu.study.study import Study
 from lfu.study.train import Diverged, load_start, load_tuned, train
 from lfu.support.errors import UserError, one_line
@@ -37,7 +36,7 @@ class Died(Exception):
 
 
 def work(study: Study) -> None:
-    """Does what is to do and is this process's part, until nothing is left or the rest is other parts'.
+    """Does what is to do until nothing is left.
 
     A run that fails is kept as failed, and the others go on.
 
@@ -50,7 +49,7 @@ def work(study: Study) -> None:
     with quiet_libraries(), _imports_out_of_the_way():
         while True:
             plan = study.plan()
-            todo = [task for task in study.open_tasks(plan) if study.part(task.run)]
+            todo = study.open_tasks(plan)
             if not todo:
                 return
             if not any(_try(study, task, clock.left(plan, todo)) for task in todo):
@@ -88,8 +87,7 @@ def _perform(study: Study, task: Task, place: Place, left: str) -> None:
         place.begin(_config_record(study, run))
         if run.setting is not None and not (place.trained and place.has_model):
             phase = "training"
-            if not reuse(place, study.training_key(run)):
-                _train(study, run, place)
+            _train(study, run, place)
         trained = time.monotonic()
         if task.level != "timing":
             phase = "measuring"
@@ -245,7 +243,6 @@ def _config_record(study: Study, run: Run) -> dict[str, Any]:
         "command": study.words(run),
         "config": {name: value for name, value in config.to_dict().items() if name not in keys.NO_MATTER},
         "everywhere": study.everywhere,
-        "training": study.training_key(run) if run.setting else "",
     }
 
 

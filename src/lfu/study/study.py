@@ -49,9 +49,8 @@ class Study:
         exam: what every model is measured on.
         save_steps: a checkpoint every so many steps; None: a training that is killed starts anew.
         keep_models: whether trained models stay.
-        environment: what of the machine that trains decides results; this one's, unless the study is adopted.
+        environment: what of the machine that trains decides results: this one's, or the workers' (see `follow`).
         session, since: who works on it, and from when on; see `lfu.study.folder.Place`.
-        part: which runs are this process's; all by default.
         say: tells the user one line.
     """
 
@@ -65,7 +64,6 @@ class Study:
     session: str
     save_steps: int | None = None
     keep_models: bool = False
-    part: Callable[[Run], bool] = lambda run: True
     say: Callable[[str], None] = lambda line: None
     since: float = field(default_factory=time.time)
     environment: dict[str, Any] = field(default_factory=lambda: environment.own())
@@ -126,15 +124,9 @@ class Study:
         if run.setting is None:
             more = {name: what for name, what in self.everywhere.items() if name != "train"}
             return keys.start_key(self.configs(run)[1], more, keys.given_in(self.words(run)))
-        return self._run_key(run, self.everywhere)
-
-    def training_key(self, run: Run) -> str:
-        """The hash of what decides the trained model, however it is examined then."""
-        return self._run_key(run, {name: what for name, what in self.everywhere.items() if name != "exam"})
-
-    def _run_key(self, run: Run, more: Mapping[str, Any]) -> str:
         config, model = self.configs(run)
-        return keys.run_key(config, model, {**more, "rows": self.limit(run.setting)}, keys.given_in(self.words(run)))
+        more = {**self.everywhere, "rows": self.limit(run.setting)}
+        return keys.run_key(config, model, more, keys.given_in(self.words(run)))
 
     @property
     def everywhere(self) -> dict[str, Any]:
@@ -166,27 +158,15 @@ class Study:
         """The runs' folders."""
         return Shelf(self.folder, self.key, self.session, self.since)
 
-    def adopt(self, other: dict[str, Any] | None) -> None:
-        """From now on the runs are those of a machine with that environment; None changes nothing."""
-        if other is not None and other != self.environment:
-            self.environment = other
-            self.__dict__.pop("shelf", None)
-
-    def adopt_if_done(self) -> bool:
-        """Takes the study as it was done elsewhere, if nothing is left to do then; returns whether it was elsewhere.
-
-        Otherwise its runs are this machine's: what differs between the two may change results.
-        """
-        own, other = self.environment, environment.noted(self.folder)
-        self.adopt(other)
-        if other in (None, own) or not self.mine():
-            return other not in (None, own)
-        self.adopt(own)
-        return False
-
     def follow(self) -> None:
-        """Takes the runs for those of the workers that this process started."""
-        self.adopt(environment.noted(self.folder))
+        """From now on the runs are those of the machine that trained last in this folder, if any has.
+
+        For a process that starts workers: they may run where another GPU is seen and other packages are installed.
+        """
+        noted = environment.noted(self.folder)
+        if noted is not None and noted != self.environment:
+            self.environment = noted
+            self.__dict__.pop("shelf", None)
 
     def plan(self) -> Plan:
         """What is known to be done, as far as the results so far tell."""
@@ -196,13 +176,13 @@ class Study:
         """What is neither finished nor failed."""
         return [task for task in plan.tasks if not (self.shelf(task.run).failed or self.finished(task))]
 
-    def mine(self) -> list[Task]:
-        """The open tasks that are this process's part."""
-        return [task for task in self.open_tasks(self.plan()) if self.part(task.run)]
+    def todo(self) -> list[Task]:
+        """The open tasks that are known now."""
+        return self.open_tasks(self.plan())
 
     def useful(self, jobs: int) -> int:
         """How many of `jobs` workers have something to do: all of them, if more tasks may follow those known now."""
-        return jobs if not self.plan().whole else min(jobs, len(self.mine()))
+        return jobs if not self.plan().whole else min(jobs, len(self.todo()))
 
     def peak_memory(self) -> int | None:
         """The most bytes that a training took so far, 0 where it can't be told; None where none is over."""

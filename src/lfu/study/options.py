@@ -1,0 +1,96 @@
+"""What the user asks of a study. Every field with a help text is a flag of `lfu compare` and `lfu sweep`."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lfu.study.choose import Bisection
+from lfu.study.measure import MEASURES
+from lfu.study.settings import Setting
+from lfu.study.study import Flags
+from lfu.support.flags import at_least_one, flag, not_negative, rates_of, seeds_of, some_of
+
+WHAT, ROWS, MEASURED, HOW = "what is compared", "rows", "what is measured", "how"
+
+
+@dataclass
+class Options:
+    """What the user asked for.
+
+    Attributes:
+        folder: where the study lives.
+        settings: what is compared, plain SFT or not.
+        flags: those of `lfu train`.
+        skip_larger: leave out the settings with a `data_limit` above the rows there are, if others have one that fits.
+        session: the name under which the processes of one command work together.
+        say: tells the user one line.
+    """
+
+    folder: Path
+    settings: Sequence[Setting]
+    flags: Flags
+    bisection: Bisection | None = None
+    skip_larger: bool = False
+    session: str = field(default_factory=lambda: secrets.token_hex(8))
+    say: Callable[[str], None] = lambda line: None
+
+    seeds: list[int] = flag(
+        WHAT, [0, 1, 2], "how many seeds, or a list of them: 3 means 0,1,2 (default: 3)", type=seeds_of, metavar="N"
+    )
+    learning_rates: list[str] = flag(
+        WHAT, [], "try each setting at each of these, with the first seed, and keep the best on the validation rows "
+        "(default: --learning_rate alone)", type=rates_of, metavar="LR,LR",
+    )  # fmt: skip
+    equal: str = flag(
+        WHAT, "steps", "what all methods get alike: training steps, or the time of plain SFT's run (default: steps)",
+        choices=["steps", "time", "both"],
+    )  # fmt: skip
+    test_rows: int | None = flag(
+        ROWS, None, "rows of --data to split off for the test, where no --eval_data is given", type=at_least_one,
+        metavar="N",
+    )  # fmt: skip
+    validation_rows: int | None = flag(
+        ROWS, None, "rows of --data to split off to choose by (default: a tenth, 8 to 200)", type=at_least_one,
+        metavar="N",
+    )  # fmt: skip
+    validation_data: str | None = flag(ROWS, None, "rows to choose by, instead of splitting some off", metavar="DATA")
+    measures: list[str] = flag(
+        MEASURED, list(MEASURES), f"some of {', '.join(MEASURES)}, or none: time and memory alone (default: all)",
+        type=some_of(MEASURES, "measure"), metavar="A,B",
+    )  # fmt: skip
+    retention: list[str] = flag(
+        MEASURED, [], "rows that should not get worse: multiple choice, questions and answers, or texts; may be "
+        "repeated", nargs="+", action="extend", metavar="[NAME=]DATA",
+    )  # fmt: skip
+    retention_limit: int | None = flag(
+        MEASURED, None, "the first N items of each such set, built-in ones too", type=at_least_one, metavar="N"
+    )
+    match_rows: int = flag(
+        MEASURED, 100, "test rows that models answer in their own words, where answers end in '#### n' (default: 100)",
+        type=not_negative, metavar="N",
+    )  # fmt: skip
+    robust_rows: int = flag(
+        MEASURED, 32, "test rows that are reworded, and disturbed (default: 32)", type=not_negative, metavar="N"
+    )
+    max_new_tokens: int = flag(
+        MEASURED, 256, "where written answers are cut off (default: 256)", type=at_least_one, metavar="N"
+    )
+    save_steps: int | None = flag(
+        HOW, None, "save a checkpoint every N steps, from which a killed training goes on (default: it starts anew)",
+        type=at_least_one, metavar="N",
+    )  # fmt: skip
+    keep_models: bool = flag(HOW, False, "keep every trained model, as model/ in its run's folder", action="store_true")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """What runs are compared at: equal `steps`, equal `time`, or both."""
+        return ("steps", "time") if self.equal == "both" else (self.equal,)
+
+    @property
+    def kept_files(self) -> list[tuple[str, str]]:
+        """(name, file) of each of --retention."""
+        parts = [value.partition("=") if "=" in value else (Path(value).stem, "=", value) for value in self.retention]
+        return [(name, file) for name, _, file in parts]

@@ -1,0 +1,136 @@
+"""Command-line flags from the fields of a dataclass, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Collection
+from dataclasses import field, fields
+from typing import Any
+
+from lfu.support.errors import did_you_mean
+
+
+def flag(group: str, default: Any, help: str, **more: Any) -> Any:
+    """A dataclass field that is a flag of its name, listed under `group` in the help.
+
+    Args:
+        more: what `argparse`'s add_argument takes beside the default and the help.
+    """
+    metadata = {"group": group, "help": help, **more}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type, groups: dict[str, Any] | None = None) -> None:
+    """Adds the flags of a dataclass to a parser.
+
+    Args:
+        groups: title -> argument group that the parser has already.
+    """
+    groups = {} if groups is None else groups
+    for one in fields(options):
+        more = dict(one.metadata)
+        if "help" not in more:
+            continue
+        title = more.pop("group")
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        default = one.default_factory() if callable(one.default_factory) else one.default  # type: ignore[misc]
+        group.add_argument(f"--{one.name}", default=default, **more)
+
+
+def given_flags(options: type, given: argparse.Namespace) -> dict[str, Any]:
+    """Field -> value of those fields that are flags."""
+    return {one.name: getattr(given, one.name) for one in fields(options) if "help" in one.metadata}
+
+
+# --- types of values -------------------------------------------------------------------------------------------------
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1."""
+    return _whole(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """A whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
+    return number
+
+
+def whole_numbers(least: int, example: str) -> Callable[[str], list[int]]:
+    """The type of a list of different whole numbers, as in `0,5,10`, returned in rising order."""
+
+    def parse(text: str) -> list[int]:
+        try:
+            found = sorted({int(part) for part in text.split(",")})
+        except ValueError:
+            found = []
+        if not found or found[0] < least:
+            raise argparse.ArgumentTypeError(f"must be whole numbers from {least}, as in {example}, got {text!r}")
+        return found
+
+    return parse
+
+
+def seeds_of(text: str) -> list[int]:
+    """`3` is 0, 1, 2; `7,8` are those."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if "," not in text and found:
+        found = list(range(found[0]))
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(
+            f"must be a number of seeds from 1, or different seeds as in 7,8, got {text!r}"
+        )
+    return found
+
+
+def rates_of(text: str) -> list[str]:
+    """Learning rates as they were written, all different."""
+    rates = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        numbers = [float(rate) for rate in rates]
+    except ValueError:
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers) or not all(0 < rate < math.inf for rate in numbers):
+        raise argparse.ArgumentTypeError(f"must be different numbers above 0, as in 1e-4,3e-4, got {text!r}")
+    return rates
+
+
+def some_of(known: Collection[str], what: str) -> Callable[[str], list[str]]:
+    """The type of a list of some of the `known` words; `none` is the empty list."""
+
+    def parse(text: str) -> list[str]:
+        names = [] if text.strip() == "none" else [part.strip() for part in text.split(",") if part.strip()]
+        unknown = next((name for name in names if name not in known), None)
+        if unknown is not None:
+            raise argparse.ArgumentTypeError(
+                f"unknown {what} {unknown!r}: use some of {', '.join(known)}, or none.{did_you_mean(unknown, known)}"
+            )
+        return [name for name in known if name in names]
+
+    return parse
+
+
+def pairs_of(text: str) -> dict[str, str]:
+    """`KEY=VALUE,KEY=VALUE`."""
+    pairs = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise argparse.ArgumentTypeError(f"must be KEY=VALUE,KEY=VALUE, got {part.strip()!r}")
+        pairs[name] = value
+    return pairs
