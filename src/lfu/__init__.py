@@ -12,18 +12,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lfu.config import LfUConfig as LfUConfig
+    from lfu.forgetting.callback import ForgettingCallback as ForgettingCallback
     from lfu.step.step import LfUStep as LfUStep
     from lfu.step.step import Record as Record
     from lfu.trainer import LfUTrainer as LfUTrainer
 
 # Imported on first use: `import lfu` and `lfu --help` must not wait for torch, transformers and trl.
 _HOME = {
+    "ForgettingCallback": "lfu.forgetting.callback",
     "LfUConfig": "lfu.config",
     "LfUStep": "lfu.step.step",
     "LfUTrainer": "lfu.trainer",
     "Record": "lfu.step.step",
 }
-__all__ = ["LfUConfig", "LfUStep", "LfUTrainer", "Record", "__version__"]
+__all__ = ["ForgettingCallback", "LfUConfig", "LfUStep", "LfUTrainer", "Record", "__version__"]
 
 
 if not TYPE_CHECKING:  # a type checker would take any misspelt name for an Any

@@ -155,16 +155,18 @@ def multiple_choice(
     rows: Sequence[Mapping[str, Any]],
     *,
     batch_size: int = 8,
+    cached: bool = True,
     progress: Progress | None = None,
 ) -> ChoiceScores:
     """Which choice does the model find likeliest as the continuation of 'Question: ...\\nAnswer:'?
 
-    No chat template: the question is put as plain text, as lm-evaluation-harness does for ARC and PIQA. Each prompt is
-    read once, and its choices continue from the same key-value cache.
+    No chat template: the question is put as plain text, as lm-evaluation-harness does for ARC and PIQA.
 
     Args:
         rows: `{"question": str, "choices": list of str, "answer": index of the right one}`.
         batch_size: questions per forward pass.
+        cached: read each prompt once; its choices continue from the key-value cache. False: read every choice with its
+            whole prompt. Slower, but the number of forward passes follows from the number of rows alone.
 
     Raises:
         ValueError: no rows; an answer that is no index into its choices; prompt and choice merged into one token.
@@ -174,7 +176,9 @@ def multiple_choice(
     loglik: list[list[float]] = [[] for _ in rows]
     with evaluating(model), torch.no_grad():
         for batch in _batches([len(prompt) for prompt, _ in items], batch_size):
-            for index, values in zip(batch, _choice_batch(model, tokenizer, [items[i] for i in batch])):
+            some = [items[i] for i in batch]
+            found = _choice_batch(model, tokenizer, some) if cached else _whole_choices(model, tokenizer, some)
+            for index, values in zip(batch, found):
                 loglik[index] = values
                 _tick(progress)
     best, best_raw = [], []
@@ -354,6 +358,15 @@ def _choice_batch(
     return values
 
 
+def _whole_choices(
+    model: Model, tokenizer: Tokenizer, items: Sequence[tuple[list[int], list[list[int]]]]
+) -> list[list[float]]:
+    """As `_choice_batch`, in one forward pass and without a cache."""
+    pieces = [(prompt + choice, len(prompt)) for prompt, choices in items for choice in choices]
+    values = iter(_token_nll(model, tokenizer, pieces, len(pieces), lambda index: None))
+    return [[-next(values) for _ in choices] for _, choices in items]
+
+
 def _generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
     """Greedy continuations of the prompts, without special tokens."""
     config = getattr(model, "generation_config", None)
@@ -398,9 +411,31 @@ def _forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any)
     if "logits_to_keep" in accepted:
         more["logits_to_keep"] = keep
     more.setdefault("use_cache", False)
-    out = model(input_ids=ids, attention_mask=mask, **more)
+    out = with_logits(model, input_ids=ids, attention_mask=mask, **more)
     if keep:
         out.logits = out.logits[:, -keep:]
+    return out
+
+
+def with_logits(model: Model, **inputs: Any) -> Any:
+    """The model's output, with logits `(B, T, V)` also where its own forward leaves them out to save memory.
+
+    Then the last hidden states are caught on a second pass, and the head is applied to them.
+    """
+    out = model(**inputs)
+    if isinstance(getattr(out, "logits", None), Tensor):
+        return out
+    from lfu.model.anatomy import anatomy
+    from lfu.model.representations import hidden_of
+
+    parts, caught = anatomy(model), []
+    hook = parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output)))
+    try:
+        out = model(**inputs)
+    finally:
+        hook.remove()
+    head = parts.model.get_output_embeddings()
+    out.logits = parts.logits(caught[-1].to(head.weight.dtype))
     return out
 
 

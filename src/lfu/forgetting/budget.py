@@ -1,0 +1,91 @@
+"""What may be forgotten: a budget, how much of it is spent, and whether that is more than noise.
+
+**Spent**, in the same unit for both measures, so that 0.02 reads "two per cent":
+
+- `questions`: of the built-in questions that the untouched model knew, the share that was lost net of those gained;
+- `prose`: the rise of the loss on plain prose, in nats per token (0.02 nats are 2 % of perplexity).
+
+A user's file has its own name here, and is either kind.
+
+**Beyond the noise** is a sequential test. At reading k, H0 says that over all items that might have been asked the
+spending is at most the budget. The evidence against it is an e-value: what a fair bettor against H0 would own after
+all items, starting from 1. At a true H0 an e-value exceeds 1/a with a probability of at most a. Reading k may use
+a_k = ALPHA / (k (k + 1)), and these add up to ALPHA, divided by the number of measures: so a run that keeps to its
+budget at all its readings is stopped with a probability of at most ALPHA, however many readings there are.
+
+- Questions: each is +1 (lost), -1 (gained) or 0, less the budget if it was known. A bettor who stakes a fixed share L
+  gains a factor 1 + L x on each (Waudby-Smith and Ramdas, arXiv 2010.09686); averaged over a grid of L.
+- Texts: E[exp(L x - L^2 x^2 / 2)] <= 1 for x distributed symmetrically about 0 or less (de la Pena, Annals of
+  Probability 27, 1999); x is the rise less the budget, L in units of the root mean square of x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lfu.forgetting.items import PROSE, QUESTIONS, ItemSet
+from lfu.forgetting.measure import Answers, compare, right
+
+ALPHA = 0.05
+STAKES = [0.02 * 1.35**i for i in range(13)]  # up to 0.73: of a bettor's money, on questions
+TILTS = [0.05 * 1.35**i for i in range(13)]  # up to 1.8: in units of 1 / rms, on texts
+
+
+def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+    """Measure -> how much of it may be spent. A plain number is for both questions and prose.
+
+    Args:
+        budget: a number, a mapping, or text as in `questions=0.02,prose=0.05`.
+        names: the sets that are measured.
+
+    Raises:
+        ValueError: no number above 0, or a name that is not measured.
+    """
+    if budget is None:
+        return {}
+    if isinstance(budget, str) and "=" in budget:
+        budget = dict(part.split("=", 1) for part in budget.replace(" ", "").split(",") if "=" in part)  # type: ignore[assignment]
+    found = dict(budget) if isinstance(budget, Mapping) else {QUESTIONS: budget, PROSE: budget}
+    for name, value in found.items():
+        if name not in names:
+            raise ValueError(f"forgetting budget: {name!r} is not measured: give {', '.join(names)}")
+        try:
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            found[name] = math.nan
+        if not (math.isfinite(found[name]) and found[name] > 0):
+            raise ValueError(f"forgetting budget for {name}: give a number above 0, such as 0.02, not {value!r}")
+    return found
+
+
+def spent(before: Answers, after: Answers, each: ItemSet) -> float:
+    """How much of a set's measure is spent: net share of known questions, or nats per token."""
+    figures = compare(before, Answers(after.chosen, after.nll), [each])
+    return next(value for name, value in figures.items() if name.endswith(("net_lost", "rise")))
+
+
+def evidence(before: Answers, after: Answers, each: ItemSet, budget: float) -> float:
+    """The e-value against "at most `budget` is spent", as its natural logarithm."""
+    if each.choice:
+        now = right(after, each)
+        was = right(before, each)[: len(now)]
+        return _mean([[math.log1p(L * (a - b - budget * a)) for a, b in zip(was, now)] for L in STAKES])
+    now_, was_ = after.nll[each.name], before.nll[each.name]
+    over = [a - b - budget for a, b in zip(now_, was_)]
+    rms = math.sqrt(sum(x * x for x in over) / len(over))
+    if rms == 0:
+        return 0.0
+    return _mean([[L * x / rms - (L * x / rms) ** 2 / 2 for x in over] for L in TILTS])
+
+
+def beyond_noise(log_evidence: float, reading: int, measures: int) -> bool:
+    """Whether reading number `reading` (from 1) shows that one of so many `measures` is over its budget."""
+    return log_evidence >= math.log(reading * (reading + 1) * measures / ALPHA)
+
+
+def _mean(logs: Sequence[Sequence[float]]) -> float:
+    """log of the mean of exp(sum(row)) over the rows."""
+    sums = [sum(row) for row in logs]
+    top = max(sums)
+    return top + math.log(sum(math.exp(value - top) for value in sums) / len(sums))

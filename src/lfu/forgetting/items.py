@@ -1,0 +1,101 @@
+"""What is asked again and again: built-in questions and prose, and files of the user's own."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfu.data.probes import general_knowledge, plain_text
+from lfu.evaluation.forgetting import choice_rows
+
+QUESTIONS, PROSE, WRITTEN = "questions", "prose", "written"
+RESERVED = (QUESTIONS, PROSE, WRITTEN)
+
+
+@dataclass(frozen=True)
+class ItemSet:
+    """Items of one kind under one name.
+
+    Attributes:
+        name: `questions`, `prose`, or the stem of the user's file.
+        choice: multiple-choice rows `{"question", "choices", "answer"}`; otherwise plain texts.
+        items: in an order drawn once, so that the first n are a fair sample.
+    """
+
+    name: str
+    choice: bool
+    items: Sequence[Any]
+
+
+def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:
+    """The built-in sets, then one for each file.
+
+    Raises:
+        ValueError: a file that can't be read, or whose rows are neither questions nor texts; the message names the row.
+    """
+    sets = [
+        ItemSet(QUESTIONS, True, choice_rows(general_knowledge())),
+        ItemSet(PROSE, False, [row["text"] for row in plain_text()]),
+        *map(_of_file, map(Path, files)),
+    ]
+    names = [each.name for each in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two sets of items are called {name!r}: rename one of the files")
+    return [ItemSet(each.name, each.choice, _shuffled(each.items, seed)) for each in sets]
+
+
+def _shuffled(items: Sequence[Any], seed: int) -> list[Any]:
+    order = list(items)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def _of_file(path: Path) -> ItemSet:
+    """`.jsonl` or `.json` rows with `question`, `choices` and `answer`, or with `text`; `.txt`: paragraphs."""
+    if path.stem in RESERVED:
+        raise ValueError(f"{path}: the name {path.stem!r} is taken by a built-in measure: rename the file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} can't be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+        ) from error
+    if path.suffix == ".txt":
+        rows: list[Any] = [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
+    else:
+        rows = _json_rows(path, text)
+    if not rows:
+        raise ValueError(f"{path} is empty: give rows with a text, or with question, choices and answer")
+    if all(isinstance(row, Mapping) and "choices" in row for row in rows):
+        try:
+            return ItemSet(path.stem, True, choice_rows(rows))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    for number, row in enumerate(rows, start=1):
+        if not (isinstance(row, Mapping) and isinstance(row.get("text"), str) and row["text"].strip()):
+            raise ValueError(
+                f"{path}, row {number}: give all rows a 'text', or all rows 'question', 'choices' and 'answer'"
+            )
+    return ItemSet(path.stem, False, [row["text"] for row in rows])
+
+
+def _json_rows(path: Path, text: str) -> list[Any]:
+    try:
+        if path.suffix == ".json":
+            found = json.loads(text)
+            return found if isinstance(found, list) else [found]
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    rows = []
+    for number, line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+    return rows

@@ -1,0 +1,117 @@
+"""One measurement: every set of items through the model, and what it says against the untouched model's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lfu.evaluation.forgetting import chosen
+from lfu.evaluation.intervals import transitions
+from lfu.evaluation.score import multiple_choice, perplexity
+from lfu.forgetting.deal import Dealer
+from lfu.forgetting.items import PROSE, QUESTIONS, WRITTEN, ItemSet
+from lfu.forgetting.written import Written, divergence
+
+LONGEST = 128  # tokens of a text that are read
+
+
+@dataclass
+class Answers:
+    """What one model said, item by item.
+
+    Attributes:
+        chosen: name of a set of questions -> index of the choice taken, per question.
+        nll: name of a set of texts -> negative log-likelihood (nats per token), per text.
+        kl: KL(untouched || model), nats per token, per text that the untouched model wrote.
+    """
+
+    chosen: dict[str, list[int]] = field(default_factory=dict)
+    nll: dict[str, list[float]] = field(default_factory=dict)
+    kl: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Asks a model all sets of items, dealt over the processes.
+
+    Attributes:
+        cached: whether the model can go on from a key-value cache.
+    """
+
+    tokenizer: Any
+    sets: Sequence[ItemSet]
+    batch_size: int
+    cached: bool
+    dealer: Dealer
+
+    def ask(self, model: Any, counts: Mapping[str, int], written: Written | None) -> Answers:
+        """The first `counts[name]` items of each set; without `written` no KL."""
+        answers = Answers()
+        for each in self.sets:
+            items = each.items[: counts[each.name]]
+            if each.choice:
+                answers.chosen[each.name] = self.dealer.over(items, lambda part: self._choose(model, part))
+            else:
+                answers.nll[each.name] = self.dealer.over(items, lambda part: self._read(model, part))
+        if written is not None:
+            answers.kl = divergence(model, written, counts[WRITTEN], self.batch_size, self.dealer)
+        return answers
+
+    def _choose(self, model: Any, rows: list[Any]) -> list[int]:
+        found = multiple_choice(model, self.tokenizer, rows, batch_size=self.batch_size, cached=self.cached)
+        return chosen(found, rows)
+
+    def _read(self, model: Any, texts: list[str]) -> list[float]:
+        encode = lambda text: list(self.tokenizer(text, verbose=False)["input_ids"])
+        found = perplexity(model, _Cut(encode, self.tokenizer), texts, batch_size=self.batch_size, window=LONGEST)
+        return [nll / tokens for nll, tokens in zip(found.nll, found.tokens)]
+
+
+class _Cut:
+    """A tokenizer that cuts every text to its first `LONGEST` tokens, so that each is one row of one batch."""
+
+    def __init__(self, encode: Any, tokenizer: Any):
+        self.encode = encode
+        self.pad_token_id, self.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
+        return {"input_ids": self.encode(text)[:LONGEST]}
+
+
+def compare(before: Answers, after: Answers, sets: Sequence[ItemSet]) -> dict[str, float]:
+    """Figures of `after` against `before` on the items that both were asked, by the name that trackers see.
+
+    For questions: `items`, `known` (right before), `kept`, `lost`, `gained` and `net_lost`, (lost - gained) / known.
+    For texts: `loss` (nats per token) and `rise` of it. `kl` on the text that the untouched model wrote. The built-in
+    questions' figures carry no prefix, those of prose begin with `prose_`, those of a file with its name and a slash.
+    """
+    figures: dict[str, float] = {}
+    for each in sets:
+        prefix = {QUESTIONS: "", PROSE: "prose_"}.get(each.name, f"{each.name}/")
+        if each.choice:
+            figures |= {f"{prefix}{name}": value for name, value in _questions(before, after, each).items()}
+        else:
+            now, then = after.nll[each.name], before.nll[each.name]
+            loss = sum(now) / len(now)
+            figures |= {f"{prefix}loss": loss, f"{prefix}rise": loss - sum(then[: len(now)]) / len(now)}
+    if after.kl:
+        figures["kl"] = sum(after.kl) / len(after.kl)
+    return figures
+
+
+def right(answers: Answers, each: ItemSet) -> list[bool]:
+    """Which of a set's questions were answered right."""
+    return [choice == row["answer"] for choice, row in zip(answers.chosen[each.name], each.items)]
+
+
+def _questions(before: Answers, after: Answers, each: ItemSet) -> dict[str, float]:
+    now = right(after, each)
+    counts = transitions(right(before, each)[: len(now)], now)
+    known = counts["kept"] + counts["lost"]
+    return {
+        "items": len(now),
+        "known": known,
+        **{name: counts[name] for name in ("kept", "lost", "gained")},
+        "net_lost": (counts["lost"] - counts["gained"]) / max(1, known),
+    }

@@ -1,0 +1,88 @@
+"""How many items a run can afford: measuring takes at most a share of its time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LEAST = 12  # items of a set that are always asked, if it has so many: fewer say nothing
+TYPICAL = 256  # tokens of a training row, where nothing tells
+
+
+@dataclass
+class Share:
+    """Keeps measuring within `share` of a run's time, by the part of the items that is asked.
+
+    The part only ever shrinks.
+
+    Attributes:
+        share: of the run's time, between 0 and 1; None: ask everything, whatever it takes.
+        sizes: name of a set -> number of its items.
+        part: of the items, 0 to 1.
+        spent: seconds measured so far, in earlier sessions of a resumed run too.
+        each: seconds per item asked, by the newest measurement.
+    """
+
+    share: float | None
+    sizes: Mapping[str, int]
+    part: float = 1.0
+    spent: float = 0.0
+    each: float = 0.0
+
+    def begin(self) -> None:
+        """The run's clock starts."""
+        self._start, self._here = time.monotonic(), 0.0
+
+    def counts(self) -> dict[str, int]:
+        """Name -> number of items to ask."""
+        return {name: min(size, max(LEAST, math.ceil(self.part * size))) for name, size in self.sizes.items()}
+
+    def plan(self, run_seconds: float, readings: float) -> None:
+        """Before the first measurement: the part that fits if all `readings` take the same time."""
+        if self.share is not None:
+            whole = self.each * sum(self.sizes.values())
+            self.part = min(1.0, self.share * run_seconds / max(1.0, readings) / max(whole, 1e-9))
+
+    def afford(self, steps_done: int, steps: int, readings: float) -> bool:
+        """Shrinks the part to what the rest of the run allows; False if even the least is too much.
+
+        Args:
+            steps_done: since `begin`.
+            steps: of the whole run.
+            readings: measurements still to come, this one too.
+        """
+        if self.share is None or not steps_done:
+            return True
+        training = time.monotonic() - self._start - self._here
+        left = max(0.0, self.share * training / steps_done * steps - self.spent) / max(1.0, readings)
+        self.part = min(self.part, left / max(self.each * sum(self.sizes.values()), 1e-9))
+        return self.each * sum(self.counts().values()) <= max(left, 1e-9)
+
+    def add(self, seconds: float, asked: int = 0, asking: float = 0.0) -> None:
+        """A measurement took `seconds`; asking `asked` items took `asking` of them."""
+        self.each = asking / asked if asked else self.each
+        self.spent += seconds
+        self._here += seconds
+
+
+def tokens_per_step(args: Any, dataloader: Any) -> float:
+    """Tokens that this process trains on in an update, by the first rows of the data; a guess where they don't tell."""
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    data = getattr(dataloader, "dataset", None)
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return rows * TYPICAL
+    try:
+        lengths = [_tokens(data[i]) for i in range(min(16, len(data)))]
+    except Exception:  # a data set of the user's own: it may do anything when it is asked out of turn
+        lengths = []
+    known = [length for length in lengths if length]
+    return rows * (sum(known) / len(known) if known else TYPICAL)
+
+
+def _tokens(row: Any) -> int:
+    """The longest list of token ids in a row: TRL's DPO rows have several."""
+    lists = [value for name, value in row.items() if name.endswith("ids")] if isinstance(row, Mapping) else []
+    return sum(len(value) for value in lists if hasattr(value, "__len__"))

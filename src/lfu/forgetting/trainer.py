@@ -1,0 +1,52 @@
+"""The trainer that calls a callback. transformers doesn't pass it on, and trackers can't be reached without it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
+
+
+def handler_of(callback: Any) -> CallbackHandler | None:
+    """The handler that is calling `callback` now, found among the callers; None where somebody else calls it."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, CallbackHandler) and callback in owner.callbacks:
+            return owner
+        frame = frame.f_back
+    return None
+
+
+def resumed_from(state: Any, args: Any) -> list[Path]:
+    """Folders that the run may have been resumed from: as `train` was told, then by the step, then the run's own."""
+    folders, frame = [], sys._getframe(1)
+    while frame is not None:
+        told = frame.f_locals.get("resume_from_checkpoint")
+        if isinstance(told, str):
+            folders.append(Path(told))
+        frame = frame.f_back  # type: ignore[assignment]
+    return [*folders, Path(args.output_dir) / f"checkpoint-{state.global_step}", Path(args.output_dir) / "forgetting"]
+
+
+def log(callback: Any, figures: Mapping[str, float], args: Any, state: Any, control: Any) -> None:
+    """Puts figures into the trainer's history and every tracker, and touches nothing else.
+
+    Not by `Trainer.log`: TRL's adds and clears its own running means there, which would change what the run logs.
+    """
+    entry = dict(figures) | ({} if state.epoch is None else {"epoch": state.epoch})
+    state.log_history.append(entry | {"step": state.global_step})
+    handler = handler_of(callback)
+    flags = dict(vars(control))
+    for other in handler.callbacks if handler else ():
+        if other is not callback and not isinstance(other, PrinterCallback | ProgressCallback):
+            other.on_log(
+                args, state, control, logs=dict(entry), model=handler.model,
+                processing_class=handler.processing_class, optimizer=handler.optimizer,
+                lr_scheduler=handler.lr_scheduler, train_dataloader=handler.train_dataloader,
+                eval_dataloader=handler.eval_dataloader,
+            )  # fmt: skip
+    vars(control).update(flags)

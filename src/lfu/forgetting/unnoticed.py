@@ -1,0 +1,72 @@
+"""To look at a model in the middle of its training and leave no trace."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from lfu.evaluation.score import evaluating
+
+# Ways to start an adapter that rewrite the base weights: with the adapter off it isn't the untouched model
+_REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")
+
+
+@contextmanager
+def unnoticed(model: Any) -> Iterator[None]:
+    """Eval mode without gradients; afterwards train flags, `requires_grad` and all random generators are as before."""
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy else None
+    device = next(model.parameters()).device
+    kind = "cuda" if device.type in ("cpu", "meta") else device.type
+    devices = range(getattr(torch, kind).device_count()) if hasattr(torch, kind) and device.type == kind else []
+    logits = os.environ.get("UNSLOTH_RETURN_LOGITS")
+    if unsloth():
+        os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    try:
+        with torch.random.fork_rng(devices=list(devices), device_type=kind), evaluating(model), torch.no_grad():
+            yield
+    finally:
+        if unsloth():
+            os.environ.pop("UNSLOTH_RETURN_LOGITS")
+            if logits is not None:
+                os.environ["UNSLOTH_RETURN_LOGITS"] = logits
+        random.setstate(python)
+        if numpy:
+            numpy.random.set_state(drawn)
+        for p, flag in wanted:  # PEFT switches all of an adapter's on when it is enabled again, frozen ones too
+            p.requires_grad_(flag)
+
+
+def unsloth() -> bool:
+    """Whether Unsloth has patched the models: their forward takes a key-value cache one token at a time only."""
+    return "unsloth" in sys.modules
+
+
+@contextmanager
+def untouched(model: Any) -> Iterator[None]:
+    """The model before fine-tuning: its adapter switched off; a model trained in all its weights as it is."""
+    if not has_untouched_base(model):
+        yield
+        return
+    with model.disable_adapter():
+        yield
+
+
+def has_untouched_base(model: Any) -> bool:
+    """Whether switching the adapter off gives the model before fine-tuning."""
+    if not hasattr(model, "disable_adapter"):
+        return False
+    for config in getattr(model, "peft_config", {}).values():
+        start = getattr(config, "init_lora_weights", True)
+        if isinstance(start, str) and start.lower().startswith(_REWRITE_BASE):
+            return False
+        if str(getattr(config, "peft_type", "")).endswith("OSF"):
+            return False
+    return True

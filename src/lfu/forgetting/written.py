@@ -1,0 +1,106 @@
+"""Text that the untouched model wrote itself, and how far a model has moved from it there: KL divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lfu.evaluation.score import _encode, _forward
+from lfu.forgetting.deal import Dealer
+
+PROMPT, NEW, TOP = 8, 40, 32  # tokens that a text is started with; that the model adds; kept of each distribution
+REST = 1e-7  # least probability counted for all other tokens together: below it float32 knows nothing
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts with the untouched model's likeliest tokens at each place that it wrote.
+
+    Attributes:
+        ids: `(N, PROMPT + NEW)` int64.
+        top: `(N, NEW, K)` int32: the K likeliest tokens.
+        logp: `(N, NEW, K)` float32: their log-probabilities (nats).
+    """
+
+    ids: Tensor
+    top: Tensor
+    logp: Tensor
+
+
+def write(model: Any, tokenizer: Any, texts: Sequence[str], dealer: Dealer, *, seed: int, cached: bool) -> Written:
+    """Lets the model go on from the first tokens of `texts`, drawing at temperature 1, and keeps what it thought.
+
+    Texts with fewer than `PROMPT` tokens are left out. What is written does not depend on how texts are dealt.
+    """
+    starts = [ids[:PROMPT] for ids in (_encode(tokenizer, text, special=True) for text in texts) if len(ids) >= PROMPT]
+    numbered = list(enumerate(starts))
+    rows = dealer.over(numbered, lambda part: _draw(model, part, seed, cached))
+    if not rows:
+        empty = torch.zeros(0, NEW, TOP)
+        return Written(torch.zeros(0, PROMPT + NEW, dtype=torch.long), empty.int(), empty)
+    ids = torch.tensor(rows)
+    found = dealer.over(list(ids), lambda part: _likeliest(model, torch.stack(part)))
+    return Written(ids, torch.stack([top for top, _ in found]), torch.stack([logp for _, logp in found]))
+
+
+def divergence(model: Any, written: Written, count: int, batch_size: int, dealer: Dealer) -> list[float]:
+    """KL(untouched || model) of the first `count` texts, nats per token, at least 0.
+
+    Over the untouched model's K likeliest tokens and all others as one, which is a lower bound of the whole sum (data
+    processing) and zero for the same model.
+    """
+
+    def work(part: list[int]) -> list[float]:
+        values: list[float] = []
+        for start in range(0, len(part), batch_size):
+            some = part[start : start + batch_size]
+            for i, logits in zip(some, _logits(model, written.ids[some])):
+                logp = logits.float().log_softmax(-1).gather(1, written.top[i].long().to(logits.device))
+                values.append(_kl(written.logp[i].double(), logp.cpu().double()))
+        return values
+
+    return dealer.over(list(range(min(count, len(written.ids)))), work)
+
+
+def _kl(before: Tensor, after: Tensor) -> float:
+    """Mean over positions; both `(NEW, K)` log-probabilities in float64."""
+    rest, now = ((1 - logp.exp().sum(1)).clamp(min=REST) for logp in (before, after))
+    each = (before.exp() * (before - after)).sum(1) + rest * (rest / now).log()
+    return max(0.0, float(each.mean()))
+
+
+def _draw(model: Any, numbered: list[tuple[int, list[int]]], seed: int, cached: bool) -> list[list[int]]:
+    """Continuations by NEW tokens, by the Gumbel-max trick: each text has a generator of its own."""
+    generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number, _ in numbered]
+    device = next(model.parameters()).device
+    ids = torch.tensor([start for _, start in numbered], device=device)
+    fed, cache = ids, None
+    for _ in range(NEW):
+        more = {"use_cache": True} | ({"past_key_values": cache} if cache is not None else {}) if cached else {}
+        out = _forward(model, fed if cached else ids, torch.ones_like(ids), keep=1, **more)
+        logits = out.logits[:, -1].float().cpu()
+        noise = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators])
+        fed = (logits - (-noise.clamp(min=1e-12).log()).log()).argmax(1, keepdim=True).to(device)
+        ids = torch.cat([ids, fed], 1)
+        cache = getattr(out, "past_key_values", None)
+        cached = cached and cache is not None
+    return ids.tolist()
+
+
+def _likeliest(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    found = []
+    for start in range(0, len(ids), 8):
+        for logits in _logits(model, ids[start : start + 8]):
+            logp, top = logits.float().log_softmax(-1).topk(min(TOP, logits.shape[1]), dim=-1)
+            found.append((top.int().cpu(), logp.cpu()))
+    return found
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    """`(B, NEW, V)`: what is said about each token that was written."""
+    ids = ids.to(next(model.parameters()).device)
+    return _forward(model, ids, torch.ones_like(ids), keep=NEW + 1).logits[:, :-1]
