@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import pytest
 
 from lfu.data.probes import general_knowledge, plain_text
-from lfu.data.word_problems import PEOPLE, TEMPLATES, word_problems
+from lfu.data.word_problems import PEOPLE, SHAPES, TEMPLATES, word_problems
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -184,7 +184,7 @@ def test_bad_arguments_are_refused() -> None:
 
 def test_a_split_that_runs_out_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """One template with few numbers and no slot words runs dry: an error, not an endless loop."""
-    few = next(t for t in TEMPLATES["train"] if t.shape.__name__ == "_sub_div")
+    few = next(t for t in TEMPLATES["train"] if t.shape == SHAPES["sub_div"])
     monkeypatch.setitem(TEMPLATES, "train", (type(few)("Some eggs: {c}.", few.work, few.shape),))
     with pytest.raises(ValueError, match="only 7 distinct"):
         word_problems("train", 100)

@@ -20,7 +20,6 @@ PROBES = {
     "prompts": "how much the wording of the prompt matters",
     "noise": "how steady the hidden states are under noisy input",
     "adversarial": "how easily a few harmful steps undo safety training",
-    "sizes": "how gain and forgetting grow with the number of training rows",
 }
 PACKAGES = ("matplotlib", "jinja2")
 
@@ -35,6 +34,8 @@ def run(argv: list[str]) -> int:
         print(_help())
         return 0
     kind = argv[0]
+    if kind == "sizes":
+        raise UserError("lfu probe sizes is now lfu sweep --preset sizes: the same question, with the study's report")
     if kind not in PROBES:
         raise UserError(f"unknown probe {kind!r}: use one of {', '.join(PROBES)}.{did_you_mean(kind, PROBES)}")
     probe = importlib.import_module(f"lfu.cli.probes.{kind}")

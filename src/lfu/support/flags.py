@@ -68,21 +68,6 @@ def _whole(text: str, least: int) -> int:
     return number
 
 
-def whole_numbers(least: int, example: str) -> Callable[[str], list[int]]:
-    """The type of a list of different whole numbers, as in `0,5,10`, returned in rising order."""
-
-    def parse(text: str) -> list[int]:
-        try:
-            found = sorted({int(part) for part in text.split(",")})
-        except ValueError:
-            found = []
-        if not found or found[0] < least:
-            raise argparse.ArgumentTypeError(f"must be whole numbers from {least}, as in {example}, got {text!r}")
-        return found
-
-    return parse
-
-
 def seeds_of(text: str) -> list[int]:
     """`3` is 0, 1, 2; `7,8` are those."""
     try:
