@@ -104,6 +104,16 @@ class DataArguments:
         default=False, metadata={"help": "Replace the model and the checkpoints of an earlier run in output_dir."}
     )
 
+    dry_run: bool = field(
+        default=False, metadata={"help": "Load, check and describe everything as for training, then stop before it."}
+    )
+    verbose: bool = field(
+        default=False, metadata={"help": "Show the libraries' own progress bars, notes and metrics as well."}
+    )
+
+    # the names of all fields that a flag or a recipe has set; what is not among them may be chosen for the user
+    given: frozenset[str] = field(default=frozenset(), init=False)
+
     def __post_init__(self) -> None:
         if not self.data:
             raise UserError(
@@ -150,9 +160,13 @@ def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
     if unknown := parser.parse_known_args(flags)[1]:
         raise UserError(_unknown(unknown[0], parser))
     try:
-        return parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+        config, model, data = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except REFUSED as error:
         raise UserError(one_line(error)) from error
+    names = parser.flags()
+    words = (flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
+    data.given = frozenset(names.get(word, word) for word in words)
+    return config, model, data
 
 
 def _settings(specs: list[str], parser: TrainParser) -> dict:

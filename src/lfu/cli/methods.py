@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from lfu.cli.parser import LineParser
 from lfu.methods import REGISTRY, unknown_method
 from lfu.methods.about import About, about
+from lfu.methods.costs import measured
 from lfu.support.errors import UserError
-
-# Written by benchmarks/method_cost.py: what each method's step cost beside SFT's, in one run.
-COSTS = Path(__file__).parent.parent / "methods" / "costs.json"
 
 
 def run(argv: list[str]) -> int:
@@ -30,11 +25,6 @@ def run(argv: list[str]) -> int:
     else:
         _print_table([about(name) for name in REGISTRY])
     return 0
-
-
-def measured() -> dict:
-    """The measured costs: `ratio` method -> theta -> time of a step over SFT's, and how they were measured."""
-    return json.loads(COSTS.read_text(encoding="utf-8"))
 
 
 def cost_of(name: str, costs: dict) -> str:

@@ -52,15 +52,16 @@ def remove(entries: list[Path]) -> None:
 
 
 @contextmanager
-def no_empty_leftovers(path: Path) -> Iterator[None]:
-    """If the block fails, removes `path` and the parents it brought, as far as they are new and still empty."""
+def no_empty_leftovers(path: Path, *, always: bool = False) -> Iterator[None]:
+    """If the block fails, or `always`, removes `path` and the parents it brought, as far as they are new and empty."""
     new = [folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists()]
+    done = False
     try:
         yield
-    except BaseException:
-        for folder in new:
+        done = not always
+    finally:
+        for folder in () if done else new:
             try:
                 folder.rmdir()
             except OSError:  # not made, or no longer empty: something worth keeping was written
                 break
-        raise

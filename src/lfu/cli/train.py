@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lfu.cli import output
 from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import restore
+from lfu.support.words import duration
 from lfu.training import checkpoints
 
 if TYPE_CHECKING:
@@ -31,45 +32,63 @@ def run(argv: list[str]) -> int:
         KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
     """
     from lfu.cli.arguments import parse
-    from lfu.cli.stop import Stop
+    from lfu.cli.screen import folded
 
     config, model_arguments, data_arguments = parse(argv)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
+    with folded(data_arguments.verbose, _say):
+        return _run(config, model_arguments, data_arguments, resume_from)
+
+
+def _run(config: LfUConfig, model: ModelArguments, data: DataArguments, resume_from: str | None) -> int:
+    from lfu.cli.screen import Screen, facts, show
+
+    folder = Path(config.output_dir)
     done_before = _steps_of(resume_from)  # the checkpoint may be gone by the end (--save_total_limit)
-    rows, eval_rows = _load_data(config, model_arguments, data_arguments)
-    with output.no_empty_leftovers(folder):
-        trainer = _build_trainer(config, model_arguments, rows, eval_rows)
-        if trained_without := 0 if config.packing else len(rows) - len(trainer.train_dataset):
-            _say(f"warning: {trained_without} of {len(rows)} rows are left out: max_length cuts off their whole answer")
-        if data_arguments.overwrite_output_dir and trainer.is_world_process_zero():
+    rows, eval_rows = _load_data(config, model, data)
+    with output.no_empty_leftovers(folder, always=data.dry_run):
+        trainer = _build_trainer(config, model, rows, eval_rows)
+        if left_out := 0 if config.packing else len(rows) - len(trainer.train_dataset):
+            _say(f"warning: {left_out} of {len(rows)} rows are left out: max_length cuts off their whole answer")
+        show(facts(trainer, str(data.data), eval_rows))
+        if data.dry_run:
+            return 0
+        if not data.verbose:
+            Screen(trainer, folder, often="logging_steps" not in data.given)
+        if data.overwrite_output_dir and trainer.is_world_process_zero():
             output.remove(output.earlier_run(folder))
         start = time.monotonic()
-        stop = Stop(trainer, lambda line: _say(line))
-        try:
-            with stop, _nothing_left(folder, trainer):
-                if resume_from and _is_complete(resume_from, config):
-                    if trainer.is_deepspeed_enabled:
-                        raise UserError(
-                            f"the run in {folder} is complete, and DeepSpeed has a model only to train it: to save it, "
-                            f"give the same command without a launcher, or take the weights in {resume_from}"
-                        )
-                    trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
-                    trainer.finish()
-                else:
-                    trainer.train(resume_from_checkpoint=resume_from)
-                if not trainer.interrupted:
-                    trainer.save_model(str(folder))  # the tokenizer too
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from error
-        if trainer.interrupted:
-            raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step))
+        _train(trainer, folder, resume_from)
     if config.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        trained_on = len(rows) if config.packing else len(trainer.train_dataset)
-        print(_summary(trainer, folder, trained_on, time.monotonic() - start, done_before))
+        print(_summary(trainer, folder, time.monotonic() - start, done_before))
     return 0
+
+
+def _train(trainer: Any, folder: Path, resume_from: str | None) -> None:
+    """Trains and saves. Raises KeyboardInterrupt, with the way to resume as its message, after Ctrl-C."""
+    from lfu.cli.stop import Stop
+
+    try:
+        with Stop(trainer, _say), _nothing_left(folder, trainer):
+            if resume_from and _is_complete(resume_from, trainer.args):
+                if trainer.is_deepspeed_enabled:
+                    raise UserError(
+                        f"the run in {folder} is complete, and DeepSpeed has a model only to train it: to save it, "
+                        f"give the same command without a launcher, or take the weights in {resume_from}"
+                    )
+                trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
+                trainer.finish()
+            else:
+                trainer.train(resume_from_checkpoint=resume_from)
+            if not trainer.interrupted:
+                trainer.save_model(str(folder))  # the tokenizer too
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from error
+    if trainer.interrupted:
+        raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step))
 
 
 # -- before anything is loaded --------------------------------------------------------------------------------------
@@ -297,17 +316,18 @@ def _strength_hint(ratio: float) -> list[str]:
     return [f"Note: at a gradient ratio of {ratio:.2g} LfU {word}; --lam auto holds it at --strength (0.5)."]
 
 
-def _summary(trainer: Any, folder: Path, rows: int, seconds: float, done_before: int) -> str:
-    if done_before and trainer.state.global_step == 0:  # not one step was taken
+def _summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str:
+    state = trainer.state
+    if done_before and state.global_step == 0:  # not one step was taken
         return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
     last: dict[str, float] = {}
-    for entry in trainer.state.log_history:
+    for entry in state.log_history:
         last |= entry
     tokens = f", {last['num_tokens']:,.0f} tokens" if "num_tokens" in last else ""
-    names = ("train_loss", "loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
+    names = ("train_loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
     losses = ", ".join(f"{name.removeprefix('lfu/')} {float(last[name]):.4g}" for name in names if name in last)
     lines = [
-        f"Trained on {rows:,} rows{tokens}, {_steps(trainer.state.global_step, done_before)} in {_duration(seconds)}.",
+        f"Trained on {_rows_seen(trainer)}{tokens}, {_steps(state.global_step, done_before)} in {duration(seconds)}.",
         *([f"Last logged: {losses}."] if losses else []),
         *(_strength_hint(last["lfu/gradient_ratio"]) if "lfu/gradient_ratio" in last else []),
         f"Saved in {folder}",
@@ -317,11 +337,13 @@ def _summary(trainer: Any, folder: Path, rows: int, seconds: float, done_before:
     return "\n".join(lines)
 
 
+def _rows_seen(trainer: Any) -> str:
+    """`36 rows`, or `32 of 100,000 rows` where the steps ended within the first epoch."""
+    rows, args = len(trainer.train_dataset), trainer.args
+    seen = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    what = "packed rows" if args.packing else "rows"
+    return f"{rows:,} {what}" if seen >= rows else f"{seen:,} of {rows:,} {what}"
+
+
 def _steps(end: int, start: int) -> str:
     return f"steps {start + 1:,} to {end:,}" if start else f"{end:,} steps"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -1,0 +1,77 @@
+"""What `lfu train` shows: the five lines, one line per logging step, nothing of the libraries' own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lfu.cli import main
+
+FAST = [
+    "--per_device_train_batch_size",
+    "2",
+    "--gradient_accumulation_steps",
+    "1",
+    "--report_to",
+    "none",
+    "--save_strategy",
+    "no",
+]
+
+
+def train(model, *flags):
+    words = [word for flag in flags for word in flag.split()]
+    return main(["train", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", *FAST, *words])
+
+
+def test_five_lines_then_one_per_step_in_80_columns(here, model, capsys):
+    assert train(model, "--max_steps 3 --eval_data word_problems:4 --eval_strategy steps --eval_steps 2") == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["Rows", "Tokens", "Trains", "Method", "Needs"]
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["1/3", "2/3", "3/3"]
+    assert all(len(line) <= 80 for line in steps)
+    assert "held-out -" in steps[0]
+    assert re.search(r"held-out \d\.\d{3}", steps[-1])
+    assert "%|" not in out + err
+    assert "{'" not in out + err
+
+
+def test_every_figure_goes_to_a_file(here, model):
+    assert train(model, "--max_steps 2") == 0
+    entries = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries if "loss" in e] == [1, 2]
+    assert "lfu/gradient_ratio" in entries[0]
+
+
+def test_logging_steps_of_the_users_are_kept(here, model, capsys):
+    assert train(model, "--max_steps 4 --logging_steps 2") == 0
+    assert re.findall(r"^step (\d)/4", capsys.readouterr().out, re.M) == ["2", "4"]
+
+
+def test_verbose_brings_the_libraries_back(here, model, capsys):
+    assert train(model, "--max_steps 1 --verbose true") == 0
+    out, err = capsys.readouterr()
+    assert "%|" in err
+    assert "'train_loss'" in out + err
+
+
+def test_a_dry_run_describes_and_trains_nothing(here, model, capsys):
+    assert train(model, "--max_steps 2 --dry_run true") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Rows ")
+    assert "Trained" not in out
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("steps", "told"), [(1, "Trained on 2 of "), (20, "Trained on 12 rows")])
+def test_no_more_rows_are_claimed_than_were_seen(here, model, capsys, steps, told):
+    Path("rows.jsonl").write_text(
+        "".join(json.dumps({"question": f"{i}?", "answer": f"{i}."}) + "\n" for i in range(12))
+    )
+    assert train(model, f"--max_steps {steps}") == 0
+    assert told in capsys.readouterr().out
