@@ -10,7 +10,7 @@ import pytest
 
 from lfu.cli import main
 
-FAST = [
+FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no"]
     "--per_device_train_batch_size",
     "2",
     "--gradient_accumulation_steps",
