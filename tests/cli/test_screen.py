@@ -11,15 +11,6 @@ import pytest
 from lfu.cli import main
 
 FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no"]
-    "--per_device_train_batch_size",
-    "2",
-    "--gradient_accumulation_steps",
-    "1",
-    "--report_to",
-    "none",
-    "--save_strategy",
-    "no",
-]
 
 
 def train(model, *flags):
