@@ -23,6 +23,8 @@ from links import slug  # noqa: E402
 ORDER = {
     "index.md": "Start",
     "guide.md": "Guide",
+    "own-loop.md": "Your own loop",
+    "several-gpus.md": "Several GPUs",
     "method.md": "The method",
     "methods.md": "All methods",
     "evaluation.md": "Evaluation",

@@ -464,8 +464,8 @@ def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_guides_auxiliary_fits_in_one_class(dtype):
-    """The code block of docs/guide.md, run as it stands there."""
-    guide = (Path(__file__).parent.parent.parent / "docs" / "guide.md").read_text()
+    """The code block of docs/own-loop.md, run as it stands there."""
+    guide = (Path(__file__).parent.parent.parent / "docs" / "own-loop.md").read_text()
     block = next(b for b in re.findall(r"```python\n(.*?)```", guide, re.S) if "class EmbeddingShift" in b)
     names: dict = {}
     exec(block, names)
