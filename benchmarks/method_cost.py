@@ -37,8 +37,8 @@ from lfu.model.loading import load_model  # noqa: E402
 from lfu.support.files import dump_json, write_text  # noqa: E402
 
 # What a method can't do without. The rewriting, mixing and calibrating itself is not timed.
-ARGS = {"wise": "wise.alpha=0.5"}
-BEFORE_TRAINING = ("sdft", "replay", "im")  # they change the rows alone: a step on the same tokens is SFT's
+ARGS = {"wise": "wise.alpha=0.5", "lines": "lines.alpha=0.5"}
+BEFORE_TRAINING = ("sdft", "replay", "im", "stm")  # they change the rows alone: a step on the same tokens is SFT's
 
 
 def trainer_of(method: str, theta: str, model_name: str, folder: Path) -> LfUTrainer:

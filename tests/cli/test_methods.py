@@ -16,11 +16,19 @@ from lfu.model.loading import load_model
 
 THETA = {"lora": "--lora_r 2", "dora": "--lora_r 2 --use_dora true", "full": "--use_peft false"}
 # What a method can't do without on the command line.
-NEEDS = {"replay": "--method_args replay.data=general.jsonl,replay.share=0.3", "wise": "--method_args wise.alpha=0.5"}
+NEEDS = {
+    "replay": "--method_args replay.data=general.jsonl,replay.share=0.3",
+    "wise": "--method_args wise.alpha=0.5",
+    "lines": "--method_args lines.alpha=0.5",
+    "stm": "--method_args stm.threshold=1000",
+}
 # (method, theta) -> a word of the one line that refuses it.
 REFUSED: dict[tuple[str, str], str] = {
     ("wise", "dora"): "not linear",
+    ("lines", "dora"): "not linear",
     ("corda", "full"): "adapter",
+    ("oft", "full"): "adapter",
+    ("oft", "dora"): "use_dora",
     ("osf", "full"): "adapter",
     ("osf", "dora"): "use_dora",
     ("corda", "dora"): "use_dora",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -184,3 +185,27 @@ def test_another_adapter_is_refused(tmp_path):
 def test_osf_is_refused():
     with pytest.raises(ValueError, match="not linear"):
         methods_of("wise+osf")
+
+
+@pytest.mark.parametrize("theta", ["full", "lora", "lora and a whole module", "lora on the embedding"])
+def test_lines_keeps_less_of_the_change_in_lower_blocks(tmp_path, theta):
+    alpha = 0.3
+    start = effective(trainer("sft", tmp_path, theta).model)
+    tuned = trainer("sft", tmp_path, theta)
+    tuned.train()
+    t = trainer("lines", tmp_path, theta, method_args={"alpha": alpha})
+    t.train()
+    found, end = effective(t.model), effective(tuned.model)
+    for name, value in found.items():
+        block = re.search(r"layers\.(\d)\.", name)
+        share = alpha if block is None else alpha + (1 - alpha) * int(block[1]) / 3
+        torch.testing.assert_close(value, torch.lerp(start[name], end[name], share), rtol=1e-5, atol=1e-6)
+    assert t.notes[-1] == "lines: kept 0.3 of the change in the first block, all of it in the last"
+
+
+def test_lines_chooses_on_the_evaluation_set_and_says_so(tmp_path):
+    t = trainer("lines", tmp_path, eval_rows=token_rows(3, seed=5), learning_rate=0.5, max_steps=1)
+    t.train()
+    best = next(entry for entry in t.state.log_history if "lines/alpha" in entry)
+    assert best["lines/loss_at_0"] >= best["eval_loss"] == min(v for k, v in best.items() if "loss_at" in k)
+    assert "(with alpha 0 " in t.notes[-1]

@@ -6,18 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig, OSFConfig, PeftModel
+from peft import OSFConfig
 from peft.tuners.osf.layer import OSFLayer
 
+from lfu.methods.adapters import refuse_what_is_no_lora
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.weights import refuse_sharded_launch
 from lfu.model.precision import wide
-
-# What a LoRA config can ask for and PEFT's OSF has no counterpart of.
-NOT_IN_OSF = (
-    "modules_to_save", "exclude_modules", "layers_to_transform", "target_parameters", "rank_pattern",
-    "trainable_token_indices", "use_dora",
-)  # fmt: skip
 
 
 @dataclass
@@ -51,7 +46,11 @@ class OSF(Method):
 
     def adapter(self, config: Any, run: Preparation) -> OSFConfig:
         refuse_sharded_launch(run.args, self.name)
-        _refuse(config, run.model)
+        refuse_what_is_no_lora(self.name, config, run.model)
+        if getattr(run.model, "quantization_method", None) is not None:
+            raise ValueError(
+                "method 'osf' decomposes the weights, and those of this model are quantised: load it without"
+            )
         run.say("osf: takes the place of the LoRA adapter, whose rank, alpha and dropout do not apply")
         return OSFConfig(
             effective_rank=self.keep if self.keep < 1 else int(self.keep),
@@ -107,17 +106,3 @@ def _factors(layer: Any, adapter: str) -> list[_Factor]:
         _Factor(now["U_low"], U0, layer._osf_U_high[adapter] if U_fixed else U0, U_fixed),
         _Factor(now["V_low"].T, V0, layer._osf_V_high[adapter].T if V_fixed else V0, V_fixed),
     ]
-
-
-def _refuse(config: Any, model: Any) -> None:
-    if isinstance(model, PeftModel):
-        raise ValueError("method 'osf' is an adapter, and the model is an adapter already: merge it first (lfu export)")
-    if config is None:
-        raise ValueError("method 'osf' is an adapter: train one (--use_peft true, or peft_config=LoraConfig(...))")
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"method 'osf' takes the place of a LoRA adapter, got {type(config).__name__}")
-    for field in NOT_IN_OSF:
-        if getattr(config, field, None):
-            raise ValueError(f"method 'osf': PEFT's OSF has no {field}: drop it")
-    if getattr(model, "quantization_method", None) is not None:
-        raise ValueError("method 'osf' decomposes the weights, and those of this model are quantised: load it without")

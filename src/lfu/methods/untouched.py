@@ -25,11 +25,12 @@ class Untouched:
     Args:
         model: as it starts; a `PeftModel` or the bare model.
         anatomy: its parts.
+        copied: keep a copy of theta in any case, so that the owner may write newer weights into `start`.
     """
 
-    def __init__(self, model: Any, anatomy: Anatomy):
+    def __init__(self, model: Any, anatomy: Anatomy, copied: bool = False):
         self.model, self.anatomy = model, anatomy
-        self.adapter_off = _is_fresh_adapter(model)
+        self.adapter_off = not copied and _is_fresh_adapter(model)
         theta = [] if self.adapter_off else anatomy.theta()
         self.start = {id(p): p.detach().clone() for p in theta}
 

@@ -39,6 +39,8 @@ class WiSE(Method):
     never_with: ClassVar[Mapping[str, str]] = {"osf": "the weight is not linear in osf's factors"}
 
     alpha: str | float = knob("auto", "share of the tuned weights, 0 to 1; auto: by the evaluation set")
+    zero: ClassVar[str] = "untouched"  # what alpha = 0 is
+
     tolerance: float = knob(0.0, "auto takes the smallest alpha within so many nats/token of the lowest loss", low=0)
 
     def __post_init__(self) -> None:
@@ -47,22 +49,31 @@ class WiSE(Method):
         with suppress(TypeError, ValueError):
             self.alpha = float(self.alpha)
         if not (isinstance(self.alpha, float) and 0 <= self.alpha <= 1):
-            raise ValueError(f"wise.alpha must be auto or a number >= 0 and <= 1, got {self.alpha!r}")
+            raise ValueError(f"{self.name}.alpha must be auto or a number >= 0 and <= 1, got {self.alpha!r}")
 
     def configure(self, args: Any) -> None:
         if self.alpha == "auto" and (args.bf16_full_eval or args.fp16_full_eval):
-            raise ValueError("wise.alpha=auto evaluates before it saves, and bf16_full_eval cuts the weights: drop it")
+            raise ValueError(
+                f"{self.name}.alpha=auto evaluates before it saves, and bf16_full_eval cuts the weights: drop it"
+            )
 
     def setup(self, trainer: Any) -> None:
         refuse_sharding(trainer, self.name)
         if self.alpha == "auto":
-            _refuse_eval_set(trainer.eval_dataset)
-        _refuse_other_adapters(trainer.model)
+            _refuse_eval_set(self.name, trainer.eval_dataset)
+        _refuse_other_adapters(self.name, trainer.model)
         self._pairs = lora_pairs(trainer.anatomy)
         for pair in self._pairs:
-            _refuse_start(pair)
+            _refuse_start(self.name, pair)
         self._plain = plain_theta(trainer.anatomy, self._pairs)
         self._start = {name: p.detach().cpu().clone() for name, p in self._plain.items()}
+        blocks = enumerate(trainer.anatomy.blocks, start=1)
+        self._layers = {id(p): number for number, block in blocks for p in block.parameters()}
+        self._depth = len(trainer.anatomy.blocks)
+
+    def share(self, alpha: float, layer: int | None) -> float:
+        """How much of the change is kept of a weight in block `layer` (1..K; None: outside the blocks)."""
+        return alpha
 
     def finish(self, trainer: Any) -> None:
         # the factor that is scaled: B, or A where B is frozen
@@ -70,36 +81,41 @@ class WiSE(Method):
         tuned = [f.detach().clone() for f in factors]
         plain_tuned = {name: p.detach().cpu().clone() for name, p in self._plain.items()}
 
+        share = lambda alpha, p: self.share(alpha, self._layers.get(id(p)))
+
         @torch.no_grad()
         def put(alpha: float) -> None:
             for factor, full in zip(factors, tuned):
-                factor.copy_(wide(full) * alpha)
+                factor.copy_(wide(full) * share(alpha, factor))
             for name, p in self._plain.items():
                 start, end = self._start[name].to(p.device), plain_tuned[name].to(p.device)
-                p.copy_(torch.lerp(wide(start), wide(end), alpha))
+                p.copy_(torch.lerp(wide(start), wide(end), share(alpha, p)))
 
         if self.alpha == "auto":
             self._search(trainer, put)
         else:
             put(float(self.alpha))
-            trainer.say(f"wise: kept {self.alpha:g} of the way from the untouched to the tuned weights")
+            trainer.say(f"{self.name}: {self.kept(float(self.alpha))}")
+
+    def kept(self, alpha: float) -> str:
+        """What is told about a given alpha."""
+        return f"kept {alpha:g} of the way from the untouched to the tuned weights"
 
     def _search(self, trainer: Any, put: Callable[[float], None]) -> None:
         training = trainer.model.training
         losses = {}
         for alpha in GRID:
             put(alpha)
-            losses[alpha] = _eval_loss(trainer)
+            losses[alpha] = _eval_loss(trainer, self.name)
         best = chosen_alpha(losses, self.tolerance)
         put(best)
         trainer.model.eval()  # the log's averages of training steps belong to another entry
-        trainer.log(
-            {"eval_loss": losses[best], "wise/alpha": best, **{f"wise/loss_at_{a:g}": x for a, x in losses.items()}}
-        )
+        tried = {f"{self.name}/loss_at_{a:g}": x for a, x in losses.items()}
+        trainer.log({"eval_loss": losses[best], f"{self.name}/alpha": best, **tried})
         trainer.model.train(training)
         trainer.say(
-            f"wise: alpha {best:g} of 0, 0.1, ..., 1: eval loss {losses[best]:.4f} nats a token "
-            f"(untouched {losses[0.0]:.4f}, tuned {losses[1.0]:.4f})"
+            f"{self.name}: alpha {best:g} of 0, 0.1, ..., 1: eval loss {losses[best]:.4f} nats per token "
+            f"({self.zero} {losses[0.0]:.4f}, tuned {losses[1.0]:.4f})"
         )
 
 
@@ -115,46 +131,47 @@ def chosen_alpha(losses: Mapping[float, float], tolerance: float) -> float:
     return min((alpha for alpha, loss in finite.items() if loss <= limit), default=1.0)
 
 
-def _eval_loss(trainer: Any) -> float:
+def _eval_loss(trainer: Any, name: str) -> float:
     """The trainer's own eval_loss, without its callbacks and log."""
     with trainer.unmetered():
         output = trainer.evaluation_loop(
-            trainer.get_eval_dataloader(), description="WiSE-FT", prediction_loss_only=True, metric_key_prefix="wise"
+            trainer.get_eval_dataloader(), description=name, prediction_loss_only=True, metric_key_prefix=name
         )
-    return float(output.metrics["wise_loss"])
+    return float(output.metrics[f"{name}_loss"])
 
 
-def _refuse_eval_set(rows: Any) -> None:
-    advice = "or set method_args='wise.alpha=0.5', which the paper recommends where nothing can be measured"
+def _refuse_eval_set(method: str, rows: Any) -> None:
+    advice = f"or set method_args='{method}.alpha=0.5', which the paper recommends where nothing can be measured"
     if rows is None:
         raise ValueError(
-            f"wise.alpha=auto chooses alpha on evaluation data, and there is none: give some (--eval_data), {advice}"
+            f"{method}.alpha=auto chooses alpha on evaluation data, and there is none: give some (--eval_data), "
+            f"{advice}"
         )
     if isinstance(rows, dict):
         raise ValueError(
-            f"wise.alpha=auto needs one eval_dataset, got {len(rows)} ({', '.join(rows)}): give one, {advice}"
+            f"{method}.alpha=auto needs one eval_dataset, got {len(rows)} ({', '.join(rows)}): give one, {advice}"
         )
 
 
-def _refuse_other_adapters(model: Any) -> None:
+def _refuse_other_adapters(method: str, model: Any) -> None:
     config = getattr(model, "active_peft_config", None)
     if config is not None and config.peft_type != PeftType.LORA:
         raise ValueError(
-            f"method 'wise' interpolates weights, and with a {config.peft_type.value} adapter they are not linear in "
-            "its parameters: use plain LoRA or train all weights"
+            f"method {method!r} interpolates weights, and with a {config.peft_type.value} adapter they are not linear "
+            "in its parameters: use plain LoRA or train all weights"
         )
 
 
-def _refuse_start(pair: Pair) -> None:
+def _refuse_start(method: str, pair: Pair) -> None:
     if pair.variant is not None:
         raise ValueError(
-            f"method 'wise' interpolates weights, and with {pair.variant} they are not linear in the adapter's "
+            f"method {method!r} interpolates weights, and with {pair.variant} they are not linear in the adapter's "
             "parameters: use plain LoRA or train all weights"
         )
     A, B = pair.A.detach().double(), pair.B.detach().double()
     if product_norm2(B, A) > 1e-12 * A.square().sum() * B.square().sum():
         raise ValueError(
-            f"method 'wise' mixes the start with the result, and the adapter starts as a weight change of its own "
+            f"method {method!r} mixes the start with the result, and the adapter starts as a weight change of its own "
             f"(B A is not 0 in {pair.name}), so that the mixture has twice its rank: merge the adapter first "
             "(lfu export) and train a fresh one with the default init_lora_weights"
         )
