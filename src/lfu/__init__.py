@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from lfu.config import LfUConfig as LfUConfig
@@ -33,7 +33,14 @@ if not TYPE_CHECKING:  # a type checker would take any misspelt name for an Any
     def __getattr__(name):
         if name not in _HOME:
             raise AttributeError(f"module 'lfu' has no attribute {name!r}")
-        return getattr(importlib.import_module(_HOME[name]), name)
+        try:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            from lfu.support.extras import explained
+
+            if line := explained(f"lfu.{name}", error):
+                raise ImportError(line, name=error.name) from None
+            raise
 
 
 def __dir__() -> list[str]:

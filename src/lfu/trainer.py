@@ -35,6 +35,7 @@ from lfu.model.saving import SavesWhole
 from lfu.step.step import LfUStep, Record
 from lfu.support.errors import one_line
 from lfu.support.files import remove_unfinished
+from lfu.support.versions import mend_trl
 from lfu.training.advice import Advice, LfUAdvice
 from lfu.training.checkpoints import CheckpointError, newest
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lfu.support.annotations import Model
 
 STATE_FILE = "lfu_state.safetensors"
+mend_trl()
 
 
 class LfUTrainer(SavesWhole):

@@ -10,11 +10,13 @@ import time
 import warnings
 
 from lfu.support.errors import UserError, did_you_mean, leading, one_line
+from lfu.support.extras import COMMANDS, explained, need
 
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {
     "train": "fine-tune a model with LfU or another method: lfu train --config smollm2",
     "compare": "which method, on your model and data: lfu compare --model M --data D --methods sft,gem,lfu",
+    "doctor": "what is installed, what is missing for which command, GPU and memory: lfu doctor",
     "evaluate": "score models on many tasks, with what they forgot: lfu evaluate runs/mine --data_dir DIR",
     "export": "merge an adapter into its base model: lfu export ADAPTER_DIR OUT_DIR",
     "methods": "list the fine-tuning methods with source and cost, or tell about one: lfu methods gem",
@@ -59,12 +61,19 @@ def _main(argv: list[str]) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}: use one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
+        if "--help" not in argv:
+            need(f"lfu {verb}", *COMMANDS.get(verb, ()))
         with warnings.catch_warnings():
             # Deprecated names that TRL and PEFT themselves use: nothing the user could act on.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
             return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
     except UserError as error:
         _tell(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}")
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if not (line := explained(f"lfu {verb}", error)):
+            raise
+        _tell(f"lfu {verb}: error: {line}")
         return USER_ERROR
     except BrokenPipeError:  # `lfu recipes | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

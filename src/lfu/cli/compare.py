@@ -6,7 +6,6 @@ Every other flag of lfu train is passed to all runs alike (--learning_rate, --nu
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import secrets
 import shlex
 import sys
@@ -18,13 +17,13 @@ from lfu.cli import INTERRUPTED, output
 from lfu.cli.parser import LineParser
 from lfu.cli.study_flags import refuse_unused, sort_flags
 from lfu.support.errors import UserError
+from lfu.support.extras import need
 from lfu.support.flags import add_flags, at_least_one, given_flags, pairs_of
 
 if TYPE_CHECKING:
     from lfu.study.options import Options
     from lfu.study.study import Study
 
-PACKAGES = ("matplotlib", "jinja2", "filelock")
 RATE_FLAGS = ("--learning_rate", "--learning-rate")
 LISTS = ("methods", "retention")  # several words each, and given several times they add up
 
@@ -89,7 +88,8 @@ def run_study(
         return _list_presets()
     folder = Path(given.output_dir)
     output.check_writable(folder)
-    _need_packages(["submitit"] if given.submitit is not None else [])
+    if given.submitit is not None:
+        need("--submitit", "cluster")
     if given.worker or (given.jobs == 1 and given.submitit is None):
         _keep_one_gpu(given)
     from lfu.cli.arguments import parse
@@ -213,12 +213,6 @@ def _list_presets() -> int:
         settings = recipes.read(path)
         print(f"lfu {settings['verb']:<7} --preset {name:<16} {settings['about']}")
     return 0
-
-
-def _need_packages(more: Sequence[str] = ()) -> None:
-    missing = [name for name in (*PACKAGES, *more) if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"this needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def _announce(study: Study, options: Options) -> None:

@@ -7,7 +7,6 @@ kept: the same command goes on where it was stopped."""
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +17,6 @@ from lfu.cli.parser import LineParser
 from lfu.support.errors import UserError
 from lfu.support.flags import at_least_one, not_negative
 
-PACKAGES = {"lm_eval": "lm-eval", "matplotlib": "matplotlib", "jinja2": "jinja2"}
 DEFINITIONS = "tasks"  # folder below --output_dir
 
 
@@ -32,7 +30,6 @@ def run(argv: list[str]) -> int:
     given = _parser().parse_args(argv)
     out = Path(given.output_dir)
     output.check_writable(out)
-    _need_packages()
     try:
         record = _measure(given, shlex.join(["lfu", "evaluate", *argv]))
     except KeyboardInterrupt as stop:
@@ -103,12 +100,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # --- before anything is measured -------------------------------------------------------------------------------------
-
-
-def _need_packages() -> None:
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"lfu evaluate needs {' and '.join(missing)}: pip install 'lfu-tuning[eval]'")
 
 
 def _with_base(models: dict[str, str], wanted: str | None) -> tuple[dict[str, str], str | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import shlex
 from pathlib import Path
 
@@ -21,7 +20,6 @@ PROBES = {
     "noise": "how steady the hidden states are under noisy input",
     "adversarial": "how easily a few harmful steps undo safety training",
 }
-PACKAGES = ("matplotlib", "jinja2")
 
 
 def run(argv: list[str]) -> int:
@@ -47,7 +45,6 @@ def run(argv: list[str]) -> int:
     given = parser.parse_args(argv[1:])
     out = Path(given.output_dir)
     output.check_writable(out)
-    _need_packages()
     record = probe.measure(given, shlex.join(["lfu", "probe", *argv]))
     _report(record, out)
     return 0
@@ -81,12 +78,6 @@ Measure one thing about models, and write a record and a report of it.
 {kinds}
 
   lfu probe KIND --help tells more."""
-
-
-def _need_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"a probe's report needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def _report(record: dict, out: Path) -> None:

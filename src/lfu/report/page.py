@@ -16,6 +16,7 @@ from typing import Any
 from lfu.report.blocks import Figure, Heading, Table, View
 from lfu.report.markdown import definitions, markdown, showable, written
 from lfu.support.errors import UserError
+from lfu.support.extras import need
 from lfu.support.files import dump_json, write_bytes, write_text
 
 KIND = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
@@ -91,10 +92,8 @@ def view_of(record: Mapping[str, Any]) -> View:
 
 def html(record: Mapping[str, Any], view: View) -> str:
     """The page: one file that loads nothing. Every text is escaped."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UserError("writing a report needs the package jinja2: pip install jinja2") from error
+    need("writing a report", "report")
+    import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

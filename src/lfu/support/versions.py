@@ -1,0 +1,63 @@
+"""What an older TRL lacks, supplied here, so that the rest of the code is written for the newest."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import nn
+
+OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+class AnyDevice:
+    """TRL 1.15's kernel for the loss, which is Triton's alone, with a plain form where there is no GPU.
+
+    Without it `SFTTrainer` of TRL 1.15 can't take a step on a CPU.
+    """
+
+    kernel: Any = None
+
+    @classmethod
+    def apply(cls, hidden: torch.Tensor, *rest: Any) -> tuple[torch.Tensor | None, ...]:
+        """The kernel's own results; on a CPU in one piece, by autograd."""
+        plain = cls.kernel is None or hidden.device.type == "cpu"
+        return _log_probs(hidden, *rest) if plain else cls.kernel.apply(hidden, *rest)
+
+
+def _log_probs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, temperature: float,
+    chunk_size: int, softcap: float | None = None, logit_scale: float = 1.0, outputs: tuple[str, ...] = OUTPUTS,
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """Log-probability of each target, (n,), and those of `OUTPUTS` that are asked for, (n,) each, float32 or wider.
+
+    Args:
+        hidden: (n, d).
+        weight, bias: of the head, (vocabulary, d) and (vocabulary,).
+        targets: (n,).
+        chunk_size: the kernel's; not used.
+        softcap: of the logits, as Gemma 2 has it.
+    """
+    logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
+    logits = (logits if logits.dtype == torch.float64 else logits.float()) * logit_scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits / temperature
+    log_p = logits.log_softmax(-1)
+    found = {
+        "entropy": lambda: -(log_p.exp() * log_p).sum(-1),
+        "log_sum_sq_probs": lambda: (2 * log_p).logsumexp(-1),
+        "mean_logits": lambda: logits.mean(-1),
+        "is_top1": lambda: logits.argmax(-1) == targets,
+    }
+    return log_p.gather(-1, targets[:, None]).squeeze(-1), *(found[n]() if n in outputs else None for n in OUTPUTS)
+
+
+def mend_trl() -> None:
+    """Lets TRL 1.15 train without a GPU. Every other version is left alone."""
+    utils = importlib.import_module("trl.trainer.utils")
+    if not hasattr(utils, "_ChunkedLogProbFunction") or hasattr(utils, "_use_triton"):
+        return  # before 1.15 there is no such kernel, after it the kernel has a plain form
+    if utils._ChunkedLogProbFunction is not AnyDevice:
+        AnyDevice.kernel, utils._ChunkedLogProbFunction = utils._ChunkedLogProbFunction, AnyDevice
