@@ -384,23 +384,6 @@ def adversarial_page(folder: Path) -> Path:
     return out / "index.html"
 
 
-def demo_page(folder: Path) -> Path:
-    """Questions, reference answers and what the models wrote are HTML."""
-    from lfu import demo
-    from lfu.report.demo_page import page as page_of
-
-    out = folder / "out"
-    assert demo.main(["--quick", "--model", save_model(folder / "m"), "--out", str(out)]) == 0
-    record = json.loads((out / "record.json").read_text())
-    record["settings"]["model"] = IMAGE
-    for row in record["test_rows"]:
-        row |= {"question": EVIL, "answer": EVIL}
-    for measures in record["measures"].values():
-        measures["match"]["text"] = [EVIL] * len(measures["match"]["text"])
-    (out / "index.html").write_text(page_of(record))
-    return out / "index.html"
-
-
 def title_in_a_browser(page: Path, profile: Path) -> str:
     """The title of a page once its scripts have run, if it has any."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -414,7 +397,7 @@ def title_in_a_browser(page: Path, profile: Path) -> str:
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("make", [None, compare_page, adversarial_page, demo_page])
+@pytest.mark.parametrize("make", [None, compare_page, adversarial_page])
 def test_a_browser_runs_nothing_of_the_page(page, tmp_path, make):
     made = page if make is None else make(tmp_path)
     text = Page(made.read_text())

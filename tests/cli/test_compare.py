@@ -168,12 +168,26 @@ def test_presets(here, model, name, monkeypatch, tmp_path):
     assert found["whole"]
     failed = {r["label"]: r["error"] for r in found["runs"] if r["state"] == "failed"}
     assert set(failed) == ({"lfu layers=late"} if name == "table5" else set())  # two layers have no late third
-    wanted = {"table1": 7, "table3": 3, "table5": 11, "table6": 6, "first3": 5}[name]
+    wanted = {"table1": 7, "table3": 3, "table5": 11, "table6": 6, "first3": 5, "demo": 2}[name]
     assert len(found["settings"]) == wanted
     assert bool(found["metrics"]) == (name != "table3")
+    if name == "demo":
+        return
     lams = {label: one["differs"].get("lam") for label, one in found["settings"].items()}
     assert lams["lfu"] == ("auto" if name == "table6" else "5.0")  # table5 is the paper's
     assert lams.get("logit_kl", lams["lfu"]) == lams["lfu"]
+
+
+def test_the_demo_shows_forgetting_as_it_happens_and_what_to_do_next(here, model, capsys):
+    assert run(model, "--preset demo --max_steps 6 --retention_limit 9") == 0
+    printed = capsys.readouterr().out
+    assert "Results, one seed" in printed
+    (folder,) = Path("out/runs").glob(f"{results()['recommended']['label'].split()[0]}*/model")
+    assert f"talk     lfu chat {folder} --beside {model}" in printed
+    assert "next     lfu compare --model smollm2 --data YOUR_ROWS.jsonl" in printed
+    curves = results()["modes"]["steps"]["forgetting"]
+    assert all(readings[-1]["step"] == 6 for seeds in curves.values() for readings in seeds.values())
+    assert "](forgetting.png)" in Path("out/report.md").read_text()
 
 
 def test_presets_are_listed(capsys):

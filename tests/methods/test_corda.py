@@ -243,7 +243,7 @@ def test_a_window_begins_as_the_tokenizer_begins_a_text(texts):
     assert {len(window) for window in found[:-1]} == {16}
 
 
-def test_the_built_in_texts_are_the_half_that_the_demo_does_not_measure_on():
+def test_the_built_in_texts_are_half_of_those_that_come_along():
     text = byte_tokenizer().decode([i for window in cut({}) for i in window])
     for number, row in enumerate(plain_text()):
         assert (row["text"] in text) == (number % 2 == 0)

@@ -28,6 +28,7 @@ from lfu.study import environment, keys, processes
 from lfu.study import run as study_run
 from lfu.study.cluster import work_on_cluster
 from lfu.study.folder import Place
+from lfu.study.measure import Part
 from lfu.study.processes import work_in_processes
 from lfu.study.study import Study
 from lfu.support.errors import UserError
@@ -437,7 +438,7 @@ def test_ctrl_c_says_how_to_go_on_and_finished_phases_are_kept(here, model, caps
         assert run(model, "--methods sft --measures gain") == 130
     assert "0 of 2 runs are finished and kept: the same command goes on from there." in capsys.readouterr().err
     with monkeypatch.context() as patch:  # untouched: measured but for the last part; then sft
-        patch.setattr(study_run, "parts_of", lambda *args, **more: dict.fromkeys(("validation", "gain"), stop))
+        patch.setattr(study_run, "parts_of", lambda *args, **more: dict.fromkeys(("validation", "gain"), Part(1, stop)))
         assert run(model, "--methods sft --measures gain") == 130
     with monkeypatch.context() as patch:
         patch.setattr(study_run, "train", lambda *args, **more: pytest.fail("it was trained already"))

@@ -10,6 +10,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,23 +87,32 @@ def run_study(
     given, words = _parse(parser, verb, argv)
     if given.list_presets:
         return _list_presets()
+    from lfu.study.processes import leave_busy_cores
+
     folder = Path(given.output_dir)
     output.check_writable(folder)
     if given.submitit is not None:
         need("--submitit", "cluster")
-    if given.worker or (given.jobs == 1 and given.submitit is None):
+    alone = given.jobs == 1 and given.submitit is None and not given.worker
+    if alone or given.worker:
         _keep_one_gpu(given)
+    if alone:
+        leave_busy_cores()
     from lfu.cli.arguments import parse
+    from lfu.cli.live import Board
+    from lfu.study import presets
     from lfu.study.build import build
     from lfu.study.options import Options
 
     flags = sort_flags(words, verb)
     parse(list(flags.training))  # unknown flags, no model, no data: said as lfu train says it
+    board = Board()
     options = Options(
         folder=folder,
         flags=flags,
         session=given.worker or secrets.token_hex(8),
-        say=lambda line: print(f"lfu: {line}", file=sys.stderr, flush=True),
+        say=lambda line: board.say(f"lfu: {line}"),
+        live=board,
         **given_flags(Options, given),
         **settings_of(given),
     )
@@ -113,7 +123,8 @@ def run_study(
         _announce(study, options)
     command = shlex.join(["lfu", verb, *argv])
     try:
-        _work(study, given, ["-m", "lfu.cli", verb, *argv])
+        with board if alone else nullcontext():
+            _work(study, given, ["-m", "lfu.cli", verb, *argv])
     except KeyboardInterrupt as stop:
         if given.worker:  # the command that started it says so
             raise SystemExit(INTERRUPTED) from stop
@@ -122,7 +133,7 @@ def run_study(
         raise UserError(
             f"{folder}: {error.strerror or error}: make room there, and run the same command again"
         ) from error
-    return 0 if given.worker else _report(study, verb, command)
+    return 0 if given.worker else _report(study, verb, command, presets.next_of(given.preset))
 
 
 def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser], None]) -> LineParser:
@@ -258,20 +269,19 @@ def _how_to_go_on(study: Study) -> str:
     return f"{done} of {len(plan.tasks)} runs are finished and kept: the same command goes on from there."
 
 
-def _report(study: Study, verb: str, command: str) -> int:
-    from lfu.report.compare_view import verdict
-    from lfu.report.page import write_report
+def _report(study: Study, verb: str, command: str, further: Sequence[str]) -> int:
+    """Writes the report, and prints its first table, what was found, where it lies and what to do next."""
     from lfu.study.record import record_of
 
     record = record_of(study, verb, command)
-    try:
-        write_report(record, study.folder)
-    except OSError as error:
-        raise UserError(f"output folder {study.folder} can't be written: {error}") from error
-    for sentence in verdict(record):
-        print(sentence)
-    folder = study.folder
-    print(f"page     {folder / 'index.html'}\ntext     {folder / 'report.md'}\nnumbers  {folder / 'record.json'}")
+    output.write_and_show(record, study.folder, tables=1)
+    best = record["results"]["recommended"]
+    kept = [study.shelf(run) for runs in study.plan().runs.values() for each in runs.values() for run in each
+            if best and run.label == best["label"] and study.keep_models]  # fmt: skip
+    if kept and kept[0].has_model:
+        print(f"talk     lfu chat {kept[0].model} --beside {record['settings']['model']}")
+    for line in further:
+        print(f"next     {line}")
     runs = [run for run in record["results"]["runs"] if run["label"] != "untouched"]
     failed = [run for run in runs if run["state"] == "failed"]
     if failed and not any(run["state"] == "finished" for run in runs):

@@ -290,35 +290,8 @@ def _board(total: int) -> Any:
 def _write(record: dict[str, Any], given: argparse.Namespace, out: Path) -> None:
     from lfu.evaluation.tasks import write_definitions
     from lfu.evaluation.tasks.local import LOCAL
-    from lfu.report.page import write_report
 
-    try:
-        view = write_report(record, out)
-        if data_dir := _data_dir(given):
-            local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
-            write_definitions(out / DEFINITIONS, [name for name in local if name in LOCAL], data_dir)
-    except OSError as error:
-        raise UserError(f"output folder {out} can't be written: {error}") from error
-    _print(view)
-    print(f"page     {out / 'index.html'}\ntext     {out / 'report.md'}\nnumbers  {out / 'record.json'}")
-
-
-def _print(view: Any) -> None:
-    """The tables and the verdict of a report."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as Drawn
-
-    from lfu.report.blocks import Table
-
-    console = Console()
-    for block in view.blocks:
-        if isinstance(block, Table) and block.rows:
-            table = Drawn(title=escape(block.caption) or None, title_justify="left")
-            for place, column in enumerate(block.columns):
-                table.add_column(escape(column), justify="right" if place else "left")
-            for row in block.rows:
-                table.add_row(*map(escape, row))
-            console.print(table)
-    for sentence in view.verdict:
-        console.print(sentence, markup=False, highlight=False)
+    output.write_and_show(record, out)
+    if data_dir := _data_dir(given):
+        local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
+        write_definitions(out / DEFINITIONS, [name for name in local if name in LOCAL], data_dir)

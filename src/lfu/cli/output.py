@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lfu.support.errors import UserError
 from lfu.support.files import remove_folder
+
+if TYPE_CHECKING:
+    from lfu.report.blocks import View
 
 MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -49,6 +53,40 @@ def remove(entries: list[Path]) -> None:
             remove_folder(entry)
         else:
             entry.unlink(missing_ok=True)
+
+
+def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | None = None) -> View:
+    """Writes the report of a record, and prints its tables, what was found, and where it lies.
+
+    Args:
+        tables: the first so many; None: all.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Drawn
+
+    from lfu.report.blocks import Table
+    from lfu.report.page import write_report
+
+    try:
+        view = write_report(record, folder)
+    except OSError as error:
+        raise UserError(f"output folder {folder} can't be written: {error}") from error
+    console = Console()
+    for block in [each for each in view.blocks if isinstance(each, Table) and each.rows][:tables]:
+        drawn = Drawn(title=escape(block.caption) or None, title_justify="left")
+        for place, column in enumerate(block.columns):
+            drawn.add_column(escape(column), justify="right" if place else "left")
+        for row in block.rows:
+            drawn.add_row(*map(escape, row))
+        console.print(drawn)
+    for sentence in view.verdict:
+        print(sentence)
+    print(f"page     {folder / 'index.html'}\ntext     {folder / 'report.md'}\nnumbers  {folder / 'record.json'}")
+    return view
 
 
 @contextmanager

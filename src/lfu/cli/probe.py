@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
     out = Path(given.output_dir)
     output.check_writable(out)
     record = probe.measure(given, shlex.join(["lfu", "probe", *argv]))
-    _report(record, out)
+    output.write_and_show(record, out, tables=0)
     return 0
 
 
@@ -78,15 +78,3 @@ Measure one thing about models, and write a record and a report of it.
 {kinds}
 
   lfu probe KIND --help tells more."""
-
-
-def _report(record: dict, out: Path) -> None:
-    from lfu.report.page import write_report
-
-    try:
-        view = write_report(record, out)
-    except OSError as error:
-        raise UserError(f"output folder {out} can't be written: {error}") from error
-    for sentence in view.verdict:
-        print(sentence)
-    print(f"page     {out / 'index.html'}\ntext     {out / 'report.md'}\nnumbers  {out / 'record.json'}")

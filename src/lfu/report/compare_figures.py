@@ -167,6 +167,40 @@ def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int,
     return points
 
 
+def forgetting(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+    """What was forgotten on the way, by training step: known answers lost less those gained, and the rise on prose."""
+    found = {
+        label: [
+            (entries[0]["step"], {key: fmean(entry[key] for entry in entries) for key in ("net_lost", "prose_rise")})
+            for entries in zip(*seeds.values())
+        ]
+        for label, seeds in mode["forgetting"].items()
+        if seeds and all(seeds.values())
+    }
+    if not found:
+        return None
+    style = looks(results)
+    panels = (("net_lost", "Known answers lost, net", 100, "%"), ("prose_rise", "Rise of the loss on prose", 1, "nats"))
+
+    def paint(figure: Picture) -> None:
+        axes = figure.subplots(1, 2)
+        for axis, (key, title, scale, unit) in zip(axes, panels):
+            for label, points in found.items():
+                steps, values = [0, *(step for step, _ in points)], [0.0, *(scale * one[key] for _, one in points)]
+                axis.plot(steps, values, lw=1.8, marker="o", ms=3.5, label=shorter(label, NAME), **style[label])
+            axis.axhline(0, color=style["untouched"]["color"], lw=1, ls=":")
+            finish(axis, title, "training step", unit)
+            axis.set_xlim(left=0)
+        axes[0].legend(frameon=False, fontsize=9)
+
+    told = "; ".join(
+        f"{label}: {100 * points[-1][1]['net_lost']:+.1f} % of known answers lost, prose "
+        f"{points[-1][1]['prose_rise']:+.3f} nats" for label, points in found.items()
+    )  # fmt: skip
+    caption = "Measured while training, on fewer items than the tables above: up is worse. Mean over the seeds."
+    return Figure(name, draw((9, 3.2), paint), f"at the last step: {told}", caption)
+
+
 def noise(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
     """Cosine similarity of clean and noisy hidden states by layer."""
     if not mode["noise"]:

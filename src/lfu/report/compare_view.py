@@ -424,7 +424,8 @@ def _training_and_cost(results: Mapping[str, Any], mode: str, found: Mapping[str
         "||theta - theta0|| / ||theta0||.",
     )  # fmt: skip
     curves = figures.curves(results, found, _file("training", results, mode))
-    blocks: list[Any] = [Heading(_of_mode("Training and cost", results, mode)), curves, table]
+    forgotten = figures.forgetting(results, found, _file("forgetting", results, mode))
+    blocks: list[Any] = [Heading(_of_mode("Training and cost", results, mode)), forgotten, curves, table]
     machines = sorted({machine for cost in found["cost"].values() for machine in cost["machines"]})
     if len(machines) > 1:
         told = "; ".join(machines)

@@ -86,6 +86,8 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         session=options.session,
         save_steps=options.save_steps,
         keep_models=options.keep_models,
+        watch_forgetting=options.watch_forgetting,
+        live=options.live,
         say=options.say,
     )
     _check(study)

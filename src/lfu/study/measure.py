@@ -11,6 +11,8 @@ from typing import Any
 
 from lfu.study.rows import Kept, pair_of
 
+Progress = Callable[[int], None]  # called with the number of items just scored
+
 MEASURES = ("gain", "forgetting", "prompts", "noise", "distance")
 
 
@@ -83,47 +85,60 @@ def make_exam(
 # --- the parts -----------------------------------------------------------------------------------------------------
 
 
-def parts_of(exam: Exam) -> dict[str, Callable[[Any, Any], Any]]:
-    """Name -> what measures it, as a function of (model, tokenizer) with a JSON-ready result; in a fixed order.
+@dataclass(frozen=True)
+class Part:
+    """One measurement: how many items it has, and what does it, JSON-ready."""
 
-    `distance` is not among them: it needs the untouched weights.
-    """
-    parts: dict[str, Callable[[Any, Any], Any]] = {"validation": lambda m, t: _loss(m, t, exam.validation, exam)}
+    items: int
+    measure: Callable[[Any, Any, Progress], Any]  # of (model, tokenizer, progress)
+
+
+def parts_of(exam: Exam) -> dict[str, Part]:
+    """Name -> what measures it, in a fixed order. `distance` is not among them: it needs the untouched weights."""
+    test, robust = len(exam.test), min(exam.robust_rows, len(exam.test))
+    parts = {"validation": Part(len(exam.validation), lambda m, t, p: _loss(m, t, exam.validation, exam, p))}
     if "gain" in exam.measures:
-        parts["gain"] = lambda m, t: _loss(m, t, exam.test, exam)
+        parts["gain"] = Part(test, lambda m, t, p: _loss(m, t, exam.test, exam, p))
         if exam.matched and exam.match_rows:
-            parts["match"] = lambda m, t: _match(m, t, exam)
+            parts["match"] = Part(min(exam.match_rows, test), lambda m, t, p: _match(m, t, exam, p))
     if "forgetting" in exam.measures:
-        parts["kept"] = lambda m, t: {each.name: _kept(m, t, each, exam) for each in exam.kept}
-    if "prompts" in exam.measures and exam.robust_rows:
-        parts["prompts"] = lambda m, t: _prompts(m, t, exam)
-    if "noise" in exam.measures and exam.robust_rows:
-        parts["noise"] = lambda m, t: _noise(m, t, exam)
+        items = sum(len(each.rows) for each in exam.kept)
+        parts["kept"] = Part(items, lambda m, t, p: {each.name: _kept(m, t, each, exam, p) for each in exam.kept})
+    if "prompts" in exam.measures and robust:
+        from lfu.evaluation import prompts
+
+        assert exam.asked is not None
+        templates = prompts.shipped_templates(prompts.task_of(exam.asked[:robust]))
+        parts["prompts"] = Part(robust * len(templates), lambda m, t, p: _prompts(m, t, exam, templates, p))
+    if "noise" in exam.measures and robust:
+        parts["noise"] = Part(robust, lambda m, t, p: _noise(m, t, exam, p))
     return parts
 
 
-def _loss(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], exam: Exam) -> dict[str, Any]:
+def _loss(
+    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], exam: Exam, progress: Progress
+) -> dict[str, Any]:
     from lfu.evaluation.score import answer_nll, perplexity
 
+    options: dict[str, Any] = {"batch_size": exam.batch_size, "progress": progress}
     if "text" in rows[0]:
-        return asdict(perplexity(model, tokenizer, [row["text"] for row in rows], batch_size=exam.batch_size))
-    return asdict(answer_nll(model, tokenizer, rows, batch_size=exam.batch_size, render=pair_of))
+        return asdict(perplexity(model, tokenizer, [row["text"] for row in rows], **options))
+    return asdict(answer_nll(model, tokenizer, rows, render=pair_of, **options))
 
 
-def _match(model: Any, tokenizer: Any, exam: Exam) -> dict[str, Any]:
+def _match(model: Any, tokenizer: Any, exam: Exam, progress: Progress) -> dict[str, Any]:
     from lfu.evaluation.score import exact_match
 
-    rows = exam.test[: exam.match_rows]
-    scores = exact_match(
-        model, tokenizer, rows, max_new_tokens=exam.max_new_tokens, batch_size=exam.batch_size, render=pair_of
-    )
-    return asdict(scores)
+    return asdict(exact_match(
+        model, tokenizer, exam.test[: exam.match_rows], max_new_tokens=exam.max_new_tokens,
+        batch_size=exam.batch_size, render=pair_of, progress=progress,
+    ))  # fmt: skip
 
 
-def _kept(model: Any, tokenizer: Any, each: Kept, exam: Exam) -> dict[str, Any]:
+def _kept(model: Any, tokenizer: Any, each: Kept, exam: Exam, progress: Progress) -> dict[str, Any]:
     from lfu.evaluation.score import answer_nll, multiple_choice, perplexity
 
-    options: dict[str, Any] = {"batch_size": exam.batch_size}
+    options: dict[str, Any] = {"batch_size": exam.batch_size, "progress": progress}
     if each.kind == "choice":
         scores = multiple_choice(model, tokenizer, each.rows, **options)
         return {"kind": "choice", "correct": scores.correct}
@@ -132,17 +147,18 @@ def _kept(model: Any, tokenizer: Any, each: Kept, exam: Exam) -> dict[str, Any]:
     return {"kind": "answer", **asdict(answer_nll(model, tokenizer, each.rows, render=pair_of, **options))}
 
 
-def _prompts(model: Any, tokenizer: Any, exam: Exam) -> dict[str, Any]:
+def _prompts(
+    model: Any, tokenizer: Any, exam: Exam, templates: Mapping[str, str], progress: Progress
+) -> dict[str, Any]:
     """Template -> scores, as `lfu probe prompts` has them."""
     from lfu.evaluation import prompts
 
     assert exam.asked is not None
     rows = exam.asked[: exam.robust_rows]
-    templates = prompts.shipped_templates(prompts.task_of(rows))
     worded = [prompts.fill(template, row) for template in templates.values() for row in rows]
     scores = prompts.prompt_scores(
         model, tokenizer, rows, templates, batch_size=exam.batch_size, max_new_tokens=exam.max_new_tokens,
-        wrap=_wrap(worded, tokenizer, exam),
+        wrap=_wrap(worded, tokenizer, exam), progress=progress,
     )  # fmt: skip
     return {name: {"nll": s.nll, "tokens": s.tokens, "correct": s.correct} for name, s in scores.items()}
 
@@ -165,9 +181,9 @@ def _wrap(questions: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any
     return wrap
 
 
-def _noise(model: Any, tokenizer: Any, exam: Exam) -> dict[str, Any]:
+def _noise(model: Any, tokenizer: Any, exam: Exam, progress: Progress) -> dict[str, Any]:
     from lfu.evaluation.noise import noise_similarity
 
     rows = exam.test[: exam.robust_rows]
-    scores = noise_similarity(model, tokenizer, rows, batch_size=exam.batch_size, render=pair_of)
+    scores = noise_similarity(model, tokenizer, rows, batch_size=exam.batch_size, render=pair_of, progress=progress)
     return {"layers": scores.layers, "cosine": scores.cosine, "tokens": scores.tokens}

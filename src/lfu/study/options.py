@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lfu.study.choose import Bisection
+from lfu.study.live import Live
 from lfu.study.measure import MEASURES
 from lfu.study.settings import Setting
 from lfu.study.study import Flags
-from lfu.support.flags import at_least_one, flag, not_negative, rates_of, seeds_of, some_of
+from lfu.support.flags import at_least_one, flag, not_negative, rates_of, seeds_of, share_of, some_of, yes_or_no
 
 WHAT, ROWS, MEASURED, HOW = "what is compared", "rows", "what is measured", "how"
 
@@ -27,6 +28,7 @@ class Options:
         skip_larger: leave out the settings with a `data_limit` above the rows there are, if others have one that fits.
         session: the name under which the processes of one command work together.
         say: tells the user one line.
+        live: is told what happens.
     """
 
     folder: Path
@@ -36,6 +38,7 @@ class Options:
     skip_larger: bool = False
     session: str = field(default_factory=lambda: secrets.token_hex(8))
     say: Callable[[str], None] = lambda line: None
+    live: Live = field(default_factory=Live)
 
     seeds: list[int] = flag(
         WHAT, [0, 1, 2], "how many seeds, or a list of them: 3 means 0,1,2 (default: 3)", type=seeds_of, metavar="N"
@@ -78,11 +81,17 @@ class Options:
     max_new_tokens: int = flag(
         MEASURED, 256, "where written answers are cut off (default: 256)", type=at_least_one, metavar="N"
     )
+    watch_forgetting: float = flag(
+        MEASURED, 0.0, "measure while training, too, what is forgotten, in this share of a training's time, as in 0.1; "
+        "the report then has the curve (default: 0, only afterwards)", type=share_of, metavar="SHARE",
+    )  # fmt: skip
     save_steps: int | None = flag(
         HOW, None, "save a checkpoint every N steps, from which a killed training goes on (default: it starts anew)",
         type=at_least_one, metavar="N",
     )  # fmt: skip
-    keep_models: bool = flag(HOW, False, "keep every trained model, as model/ in its run's folder", action="store_true")
+    keep_models: bool = flag(
+        HOW, False, "keep every trained model, as model/ in its run's folder", type=yes_or_no, nargs="?", const=True
+    )
 
     @property
     def modes(self) -> tuple[str, ...]:

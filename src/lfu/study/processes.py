@@ -118,6 +118,25 @@ def _share(number: int, jobs: int) -> dict[str, str]:
     return found
 
 
+def leave_busy_cores() -> None:
+    """Computes with as many threads as cores are idle: threads that wait for each other on busy ones take longer.
+
+    Not where OMP_NUM_THREADS says how many.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
+        return
+    busy = []
+    for _ in range(5):
+        try:  # the fourth word of loadavg: tasks that run now, this one among them, over all there are
+            busy.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
+        except (OSError, ValueError, IndexError):
+            return
+        time.sleep(0.1)
+    torch.set_num_threads(max(1, torch.get_num_threads() - sorted(busy)[2]))
+
+
 def keep_one_gpu() -> int:
     """Of several GPUs this process sees one from now on: transformers would spread every batch over all of them.
 

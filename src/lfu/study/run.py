@@ -52,6 +52,7 @@ def work(study: Study) -> None:
             todo = study.open_tasks(plan)
             if not todo:
                 return
+            study.live.tasks(todo)
             if not any(_try(study, task, clock.left(plan, todo)) for task in todo):
                 time.sleep(WAIT)  # all of them are held by others
             else:
@@ -100,13 +101,18 @@ def _perform(study: Study, task: Task, place: Place, left: str) -> None:
         failure = place.failure
         study.say(f"{_name(run)}: failed in {phase}: {failure['error'] if failure else one_line(error)}")
     finally:
+        study.live.ends()
         _free()
 
 
 def _train(study: Study, run: Run, place: Place) -> None:
     config, model_arguments = study.parsed(run, place.path / TRAINER)
+    study.live.stage(run, "training", run.steps)
     rows = study.shaped["train"].select(range(study.limit(run.setting)))
-    result = train(config, model_arguments, rows, study.shaped["validation"], log=place.log, out=place.model)
+    result = train(
+        config, model_arguments, rows, study.shaped["validation"], log=place.log, out=place.model,
+        forgetting=study.watch_forgetting, live=study.live,
+    )  # fmt: skip
     if place.trained:  # its weights were dropped: the time that equal time goes by stays that of the first training
         result["cost"] = place.trained["cost"]
     _curve(place, run, result["curve"])
@@ -133,8 +139,9 @@ def _measure(study: Study, task: Task, place: Place) -> None:
                 loaded[0].to("cuda")
         return loaded
 
+    study.live.stage(run, "measuring", sum(parts[name].items for name in missing))
     for name in missing:
-        result = parts[name](*model())
+        result = parts[name].measure(*model(), study.live.advance)
         _refuse_broken(name, result)
         place.keep_part(name, result)
     if task.level != "full":

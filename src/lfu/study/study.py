@@ -12,6 +12,7 @@ from typing import Any
 
 from lfu.study import environment, keys
 from lfu.study.folder import Shelf
+from lfu.study.live import Live
 from lfu.study.measure import Exam
 from lfu.study.plan import UNTOUCHED, Design, Plan, Run, Task, planned
 from lfu.study.rows import Split
@@ -51,7 +52,9 @@ class Study:
         keep_models: whether trained models stay.
         environment: what of the machine that trains decides results: this one's, or the workers' (see `follow`).
         session, since: who works on it, and from when on; see `lfu.study.folder.Place`.
+        watch_forgetting: the share of a training's time that goes into measuring what it forgets on the way.
         say: tells the user one line.
+        live: is told what happens in this process.
     """
 
     folder: Path
@@ -64,7 +67,9 @@ class Study:
     session: str
     save_steps: int | None = None
     keep_models: bool = False
+    watch_forgetting: float = 0.0
     say: Callable[[str], None] = lambda line: None
+    live: Live = field(default_factory=Live)
     since: float = field(default_factory=time.time)
     environment: dict[str, Any] = field(default_factory=lambda: environment.own())
     _configs: dict[Run, tuple[Any, Any]] = field(default_factory=dict)

@@ -125,6 +125,10 @@ def _mode(
         "changes": _changes(records, base),
         "cost": _costs(records, yardsticks),
         "curves": {label: {seed: record["curve"] for seed, record in each.items()} for label, each in records.items()},
+        "forgetting": {
+            label: {seed: record.get("forgetting", []) for seed, record in each.items()}
+            for label, each in records.items()
+        },
         "noise": _noise(records, base),
         "wording": _wording(records, base, readers),
         "items": _items(records, base),

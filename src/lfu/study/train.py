@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
+from lfu.study.live import Live
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder, write_text
 
@@ -22,13 +23,18 @@ class Diverged(Exception):
     """Training or scores came to numbers that are not finite."""
 
 
-def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: Path, out: Path) -> dict[str, Any]:
+def train(
+    config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: Path, out: Path, forgetting: float = 0.0,
+    live: Live | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Trains and saves the model in `out`, which is whole or not there.
 
     Args:
         config: its output_dir holds the checkpoints, if `save_strategy` asks for some.
         rows, eval_rows: in one of TRL's shapes.
         log: a file with one JSON line a step; a resumed run goes on with it.
+        forgetting: the share of the time in which to measure what is forgotten on the way; 0: not at all.
+        live: is told of every step.
 
     Returns:
         What happened, JSON-ready: `cost` holds all that depends on the machine.
@@ -51,7 +57,8 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
     start = time.monotonic()
     memory = PeakMemory()
     checkpoint = newest(Path(config.output_dir))
-    watch = Watch(log, steps_of(checkpoint) if checkpoint else 0)
+    watch = Watch(log, steps_of(checkpoint) if checkpoint else 0, live or Live())
+    readings = _forgetting(forgetting, config)
     model, tokenizer = load_start(model_arguments, config)
     loaded = time.monotonic()
     go_on = is_adapter(str(model_arguments.model_name_or_path))
@@ -60,7 +67,7 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
         warnings.simplefilter("always", LfUAdvice)
         trainer = LfUTrainer(
             model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
-            peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch.callback()],
+            peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch.callback(), *readings],
         )  # fmt: skip
         _silence(trainer)
         if checkpoint and steps_of(checkpoint) >= config.max_steps:
@@ -82,6 +89,7 @@ def train(config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: 
         "notes": list(trainer.notes),
         "advice": [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)],
         "curve": [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries],
+        "forgetting": [{"step": r.step, **r.figures} for each in readings if each.memory for r in each.memory.readings],
         "cost": {
             "step_seconds": step_time([entry["seconds"] for entry in entries], cycle),
             "unsteady": unsteadiness([entry["seconds"] for entry in entries], cycle),
@@ -183,10 +191,10 @@ def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
 
 
 class Watch:
-    """Writes a line a step: what was logged, and the seconds since the step before ended."""
+    """Writes a line for each step: what was logged, and how many seconds the step took."""
 
-    def __init__(self, path: Path, done: int):
-        self.path = path
+    def __init__(self, path: Path, done: int, live: Live | None = None):
+        self.path, self.live = path, live or Live()
         kept = read_log(path, done)
         if [entry["step"] for entry in kept] != list(range(1, done + 1)):
             raise UserError(
@@ -203,10 +211,12 @@ class Watch:
         now = self._now()
         self._step, self._last = now - self._last, now
         self.spent += self._step
+        self.live.advance()
 
     def logged(self, step: int, logs: dict[str, Any]) -> None:
+        self.live.logged(step, logs)
         if "loss" not in logs:
-            return  # the summary at the end
+            return  # what is forgotten, or the summary at the end
         entry = {name: _finite(value) for name, value in logs.items() if name in LOGGED or "/" in name}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **entry, "seconds": self._step}) + "\n")
@@ -229,6 +239,9 @@ class Watch:
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
                 watch.begins()
+
+            def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+                watch.begins()  # not what other callbacks did since the step before
 
             def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
                 watch.step_ends()
@@ -293,6 +306,16 @@ def _save(trainer: Any, tokenizer: Any, out: Path) -> None:
     """A whole folder or none."""
     with new_folder(out) as work:
         trainer.save_model(str(work))  # the tokenizer too
+
+
+def _forgetting(share: float, config: Any) -> list[Any]:
+    """The callback that measures what is forgotten on the way, about six times a run; none where `share` is 0."""
+    if not share:
+        return []
+    from lfu.forgetting.callback import ForgettingCallback
+
+    every = max(1, round(config.max_steps / 6))
+    return [ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)]
 
 
 def _finite(value: Any) -> Any:

@@ -68,6 +68,24 @@ def _whole(text: str, least: int) -> int:
     return number
 
 
+def yes_or_no(text: str) -> bool:
+    """`true` or `false`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def share_of(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
+    return found
+
+
 def seeds_of(text: str) -> list[int]:
     """`3` is 0, 1, 2; `7,8` are those."""
     try:

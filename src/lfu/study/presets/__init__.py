@@ -1,10 +1,12 @@
 """Shipped studies: YAML files of flags of `lfu compare` or `lfu sweep`, merged under the flags that are given.
 
-`verb` says which of the two a preset is for, `about` what it shows; every other key is a flag.
+`verb` says which of the two a preset is for, `about` what it shows, `next` which commands to try afterwards; every
+other key is a flag.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ FOLDER = Path(__file__).parent
 def shipped() -> dict[str, Path]:
     """Name -> file."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def next_of(names: Sequence[str]) -> list[str]:
+    """The commands to try after the shipped ones among these presets."""
+    return [line for name in names if name in shipped() for line in recipes.read(shipped()[name]).get("next", [])]
 
 
 def words_of(name: str, verb: str) -> list[str]:
@@ -32,7 +39,8 @@ def words_of(name: str, verb: str) -> list[str]:
         raise UserError(f"--preset {name}: no such file; shipped are {listed}.{did_you_mean(name, presets)}")
     settings: dict[str, Any] = recipes.read(found)
     wanted = settings.pop("verb", verb)
-    settings.pop("about", None)
+    for about in ("about", "next"):
+        settings.pop(about, None)
     if wanted != verb:
         raise UserError(f"--preset {name} is for lfu {wanted}, not for lfu {verb}")
     params = settings.pop("param", {})
