@@ -162,7 +162,7 @@ def test_an_adapter_is_trained_further(here, model, tmp_path):
 def test_presets(here, model, name, monkeypatch, tmp_path):
     monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
     measures = "" if name == "table3" else "--measures gain"
-    more = "--method_args sdft.max_new_tokens=2" if name == "table1" else ""
+    more = {"table1": "--method_args sdft.max_new_tokens=2", "demo": "--test_rows 8"}.get(name, "")
     assert run(model, f"--preset {name} --match_rows 0 --max_steps 1 {measures} {more}") == 0
     found = results()
     assert found["whole"]
@@ -179,7 +179,7 @@ def test_presets(here, model, name, monkeypatch, tmp_path):
 
 
 def test_the_demo_shows_forgetting_as_it_happens_and_what_to_do_next(here, model, capsys):
-    assert run(model, "--preset demo --max_steps 6 --retention_limit 9") == 0
+    assert run(model, "--preset demo --max_steps 6 --test_rows 8 --retention_limit 9") == 0
     printed = capsys.readouterr().out
     assert "Results, one seed" in printed
     (folder,) = Path("out/runs").glob(f"{results()['recommended']['label'].split()[0]}*/model")
