@@ -386,6 +386,11 @@ class _RoundUpdates(TrainerCallback):
         self.left_out = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self._drop_broken(state)
+        for method in self.trainer.methods:
+            method.before_update(self.trainer)
+
+    def _drop_broken(self, state: Any) -> None:
         """A gradient that is not finite is dropped: the optimizer then leaves theta as it is.
 
         LfU's step and fp16's GradScaler look after their own; sharded gradients are left to FSDP and DeepSpeed.
@@ -404,7 +409,7 @@ class _RoundUpdates(TrainerCallback):
                 f"the gradient of update {state.global_step + 1} is not finite: it is left out, and so are others like "
                 "it. Look for a loss that is not finite, or lower the learning rate",
                 LfUAdvice,
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -178,3 +178,122 @@ def test_another_variant_of_lora_is_refused(tmp_path, monkeypatch):
     layer.lora_variant["default"] = type("KasaLinearVariant", (), {})
     with pytest.raises(ValueError, match="not of Kasa"):
         tiny_trainer("l2sp", tmp_path, model=model)
+
+
+# -- weight = auto -----------------------------------------------------------------------------------------------------
+
+
+def with_gradients(t, seed=3, size=1.0):
+    """Some gradient on every trained parameter; returns it by name."""
+    g = torch.Generator().manual_seed(seed)
+    named = {n: p for n, p in t.model.named_parameters() if p.requires_grad}
+    for p in named.values():
+        p.grad = size * torch.randn(p.shape, generator=g, dtype=p.dtype)
+    return {n: p.grad.clone() for n, p in named.items()}
+
+
+def norm(gradients):
+    return float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients.values()])))
+
+
+@pytest.mark.parametrize("theta", THETA)
+@pytest.mark.parametrize(("args", "fall"), [("share=0.4", 1.0), ("share=0.4,schedule=decay", 0.25)])
+def test_auto_adds_a_pull_with_a_share_of_the_gradient(tmp_path, theta, args, fall):
+    t = trainer(tmp_path, theta, method_args=args)
+    start = {name: value.detach().clone() for name, value in changes(t.model).items()}
+    t.state.max_steps = 8
+    sizes = []
+    for done, size in ((0, 1.0), (6, 3.0)):
+        t.state.global_step = done
+        before = with_gradients(t, size=size)
+        sizes.append(norm(before))
+        t.methods[0].before_update(t)
+        pull = {n: p.grad - before[n] for n, p in t.model.named_parameters() if p.requires_grad}
+        if done == 0:  # nothing has moved
+            assert norm(pull) == 0
+            move(t.model)
+    half = 0.5 * sum((now - start[name]).square().sum() for name, now in changes(t.model).items())
+    wanted = written_out(t.model, half)
+    scale = 0.4 * 6 / 8 * fall * sum(sizes) / 2 / norm(wanted)
+    assert relative_difference(pull, {n: scale * g for n, g in wanted.items()}) < 1e-6
+    assert t._metrics["train"]["l2sp/weight"] == [0, pytest.approx(scale)]
+
+
+def test_auto_leaves_the_loss_alone_and_a_broken_gradient_out(tmp_path):
+    plain, auto = (tiny_trainer(method, tmp_path) for method in ("sft", "l2sp"))
+    for t in (plain, auto):
+        move(t.model)
+    assert step_of(plain)[0] == step_of(auto)[0]
+    state = auto.methods[0].state_dict()["gradients"].clone()
+    with_gradients(auto, size=float("nan"))
+    auto.methods[0].before_update(auto)
+    assert torch.equal(auto.methods[0].state_dict()["gradients"], state)
+
+
+@pytest.mark.parametrize("args", ["", "decoupled=true", "decoupled=true,weight=2", "schedule=decay"])
+@pytest.mark.parametrize("theta", ["full", "fresh lora"])
+def test_a_resumed_run_goes_on_as_it_was(tmp_path, args, theta):
+    options = dict(dtype=torch.float32, max_steps=4, save_strategy="steps", save_steps=2, method_args=args or None)
+    if theta != "full":
+        options["peft_config"] = LoraConfig(**LORA)
+    whole = tiny_trainer("l2sp", tmp_path / "whole", **options)
+    whole.train()
+    resumed = tiny_trainer("l2sp", tmp_path / "resumed", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for (name, one), (_, two) in zip(whole.model.named_parameters(), resumed.model.named_parameters()):
+        assert torch.equal(one, two), name
+
+
+def test_auto_holds_theta_nearer_to_its_start(tmp_path):
+    distance = []
+    for share in (1e-9, 0.9):
+        t = tiny_trainer("l2sp", tmp_path, method_args={"share": share}, max_steps=20, learning_rate=1e-3)
+        t.train()
+        distance.append(float(t.methods[0].squared_distance().detach()))
+    assert distance[1] < 0.9 * distance[0]
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("weight", [0.5, "auto"])
+def test_decoupled_moves_the_weights_past_the_optimizer(tmp_path, optim, weight):
+    moved = []
+    for method in ("sft", "l2sp"):
+        args = {"weight": weight, "decoupled": "true", "share": 0.3} if method == "l2sp" else None
+        t = tiny_trainer(method, tmp_path, method_args=args, optim=optim, learning_rate=0.1, max_steps=1)
+        start = [p.detach().clone() for p in t.anatomy.theta()]
+        move(t.model)
+        t.state.global_step, t.state.max_steps = 1, 2
+        t.create_optimizer()
+        before = [p.detach().clone() for p in t.anatomy.theta()]
+        with_gradients(t)
+        for m in t.methods:
+            m.before_update(t)
+        t.optimizer.step()
+        moved.append([p.detach() for p in t.anatomy.theta()])
+    changes = [p - p0 for p, p0 in zip(before, start)]
+    flat = torch.cat([c.flatten() for c in changes])
+    factor = 0.5 if weight == "auto" else weight
+    if weight == "auto":  # its root mean square is share * t / T = 0.15 learning rates
+        factor = 0.3 * 0.5 / float(flat.square().mean().sqrt())
+    for plain, pulled, change in zip(*moved, changes):
+        torch.testing.assert_close(pulled - plain, -0.1 * factor * change, rtol=1e-6, atol=1e-9)
+
+
+def test_decoupled_shrinks_a_fresh_loras_product_and_refuses_another(tmp_path):
+    t = trainer(tmp_path, "fresh rslora", method_args="decoupled=true,weight=2", learning_rate=0.1)
+    move(t.model)
+    t.create_optimizer()
+    t.state.max_steps = 1
+    before = {n: v.detach().clone() for n, v in changes(t.model).items()}
+    with_gradients(t)
+    t.methods[0].before_update(t)
+    for name, value in changes(t.model).items():
+        torch.testing.assert_close(value.detach(), 0.8 * before[name], rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="does not start there: start a fresh adapter"):
+        trainer(tmp_path, "lora that was trained before", method_args="decoupled=true")
+
+
+@pytest.mark.parametrize("weight", [-1, "nan", "much"])
+def test_a_weight_that_is_none_is_refused(tmp_path, weight):
+    with pytest.raises(ValueError, match=r"l2sp\.weight must be auto or a finite number >= 0"):
+        tiny_trainer("l2sp", tmp_path, method_args={"weight": weight})

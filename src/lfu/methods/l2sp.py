@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,44 +15,127 @@ from torch.utils.checkpoint import checkpoint
 from lfu.methods.method import Batch, Method, knob
 from lfu.methods.weights import lora_pairs, plain_theta, product_norm2, refuse_sharding
 from lfu.model.precision import wide
+from lfu.undesirable.ascent import global_norm
 
 
 @dataclass
 class L2SP(Method):
-    """`l + weight / 2 * ||theta - theta_start||^2`, on the weights that the model computes with. Once an update.
+    """`l + weight / 2 * ||theta - theta_start||^2`, on the weights that the model computes with. Once per update.
 
-    With a LoRA theta that is `sum over layers ||s (B A - B0 A0)||_F^2`, exactly, by r x r products. Plain parameters
-    (all weights, biases, `modules_to_save`, DoRA's magnitudes) enter with their own squared distance; so do the
-    parameters of adapters other than LoRA.
+    With a LoRA theta the distance is `sum over layers ||s (B A - B0 A0)||_F^2`, exactly, by r x r products. Plain
+    parameters (all weights, biases, `modules_to_save`, DoRA's magnitudes) enter with their own squared distance; so do
+    the parameters of adapters other than LoRA.
+
+    `weight="auto"` needs no search over model sizes and learning rates. Before update t of T the pull is added to the
+    gradient g with the norm `share * (t / T) * (mean norm of g so far)`: it grows as the distance of a run at a steady
+    rate does, and what counts is how strong it is beside the data. g is the gradient of everything else, as the
+    optimizer would see it, clipped and summed over micro-batches and processes.
+
+    `decoupled` moves the weights themselves, `theta <- theta - lr * weight * (theta - theta_start)` before each step of
+    the optimizer, as AdamW decays weights, past Adam's scaling. There auto means a pull whose root mean square over the
+    weights is `share * (t / T)` learning rates, which is about what Adam moves them. A fresh LoRA's B is what shrinks.
 
     theta_start is the model as it is when the run is set up, also for a resumed one; it costs one copy of theta.
     The paper adds `beta / 2 ||w||^2` for a new head, which a language model doesn't get.
     """
 
     name: ClassVar[str] = "l2sp"
-    summary: ClassVar[str] = "squared distance from the starting weights as a penalty"
-    source: ClassVar[str] = "Li, Grandvalet, Davoine 2018, arXiv 1802.01483 (authors' script: 0.1)"
+    summary: ClassVar[str] = "a pull back to the starting weights: their squared distance as a penalty"
+    source: ClassVar[str] = "Li, Grandvalet, Davoine 2018, arXiv 1802.01483; auto and decoupled are ours"
     protects: ClassVar[str] = "what the starting weights know"
     places: ClassVar[tuple[str, ...]] = ("penalty",)
 
-    weight: float = knob(
-        0.1, "weight of half the squared distance (authors' script: 0.1, their code's default 0.01)", low=0
+    weight: str | float = knob("auto", "auto, or a weight >= 0 of half the squared distance (authors' script: 0.1)")
+    share: float = knob(0.5, "weight=auto: the pull at the end of the run, as a share of the data's gradient", above=0)
+    decoupled: bool = knob(False, "pull the weights themselves, scaled by the learning rate, as AdamW decays them")
+    schedule: str = knob(
+        "constant", "over the run the pull is constant, or falls to zero (decay)", choices=("constant", "decay")
     )
+
+    def __post_init__(self) -> None:
+        if self.weight == "auto":
+            return
+        with suppress(TypeError, ValueError):
+            self.weight = float(self.weight)
+        if not (isinstance(self.weight, float) and math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"l2sp.weight must be auto or a finite number >= 0, got {self.weight!r}")
 
     def setup(self, trainer: Any) -> None:
         refuse_sharding(trainer, self.name)
+        if self.weight == "auto" and trainer.accelerator.scaler is not None and not trainer.args.max_grad_norm:
+            raise ValueError("l2sp.weight=auto in float16 reads unscaled gradients: set max_grad_norm, or use bf16")
         self._pairs = lora_pairs(trainer.anatomy)
         for pair in self._pairs:
             if pair.variant not in (None, "Dora"):
                 raise ValueError(f"method 'l2sp' knows the weights of LoRA and DoRA, not of {pair.variant}")
+            if self.decoupled and pair.B.any():
+                raise ValueError(
+                    f"l2sp.decoupled draws a LoRA's B towards zero, and {pair.name} does not start there: "
+                    "start a fresh adapter, or leave decoupled off"
+                )
         plain = plain_theta(trainer.anatomy, self._pairs)
         self._factor_starts = [(pair.A.detach().clone(), pair.B.detach().clone()) for pair in self._pairs]
         self._plain = [(p, p.detach().clone()) for p in plain.values()]
+        self._gradients = torch.zeros(2, dtype=torch.float64)  # sum of the norms of g, and their number
 
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.weight == "auto" or self.decoupled:
+            return loss
         distance = self.squared_distance().to(loss.device)
         batch.trainer.log_metric("l2sp/squared_distance", float(distance.detach()))
-        return loss + 0.5 * self.weight * batch.share * distance
+        return loss + 0.5 * float(self.weight) * self._fall(batch.trainer.state) * batch.share * distance
+
+    def before_update(self, trainer: Any) -> None:
+        if self.weight != "auto" and not self.decoupled:
+            return
+        norm = global_norm([p.grad for p in trainer.anatomy.theta()])
+        if not (math.isfinite(norm) and norm > 0):  # this update is left out
+            return
+        self._gradients += torch.tensor([norm, 1.0], dtype=torch.float64)
+        done = trainer.state.global_step / max(trainer.state.max_steps, 1)
+        if self.decoupled:
+            self._draw_back(trainer, done)
+            return
+        pulls = self._pulls()
+        length = _length(pull for _, pull in pulls)
+        weight = self.share * done * self._fall(trainer.state) * float(self._gradients[0] / self._gradients[1])
+        weight = weight / length if length > 0 else 0.0
+        for p, pull in pulls:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            p.grad.add_(pull().to(p.grad.dtype), alpha=weight)
+        trainer.log_metric("l2sp/weight", weight)
+
+    def _fall(self, state: Any) -> float:
+        return 1.0 if self.schedule == "constant" else 1 - state.global_step / max(state.max_steps, 1)
+
+    def _pulls(self) -> list[tuple[torch.Tensor, Callable[[], torch.Tensor]]]:
+        """Each parameter with what makes its part of the gradient of `||theta - theta_start||^2 / 2`."""
+        pulls: list[tuple[torch.Tensor, Callable[[], torch.Tensor]]] = []
+        for pair, start in zip(self._pairs, self._factor_starts):
+            trained = [factor for factor in (pair.A, pair.B) if factor.requires_grad]
+            half = 0.5 * pair.scaling**2 * lora_squared_distance(pair.A, pair.B, *start)
+            found = torch.autograd.grad(half, trained)
+            pulls += [(factor, partial(lambda g: g, g)) for factor, g in zip(trained, found)]
+        return pulls + [(p, partial(_change, p, start)) for p, start in self._plain]
+
+    @torch.no_grad()
+    def _draw_back(self, trainer: Any, done: float) -> None:
+        """One decoupled step towards the start; a fresh LoRA's product shrinks with its B."""
+        moved = [(pair.B, start) for pair, (_, start) in zip(self._pairs, self._factor_starts)] + self._plain
+        weight = self.weight
+        if weight == "auto":
+            length = _length(partial(_change, p, start) for p, start in moved)
+            weight = self.share * done * math.sqrt(sum(p.numel() for p, _ in moved)) / length if length > 0 else 0.0
+        weight = float(weight) * self._fall(trainer.state)
+        for p, start in moved:
+            p.sub_((_change(p, start) * weight * trainer.optimizer.param_groups[0]["lr"]).to(p.dtype))
+        trainer.log_metric("l2sp/weight", weight)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"gradients": self._gradients.clone()} if self.weight == "auto" else {}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        self._gradients.copy_(state["gradients"])
 
     def squared_distance(self) -> torch.Tensor:
         """`||theta - theta_start||^2`: a scalar in float32 or wider, in the graph."""
@@ -83,3 +170,13 @@ def lora_squared_distance(A: torch.Tensor, B: torch.Tensor, A0: torch.Tensor, B0
 
 def _squared_distance(p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     return (wide(p) - wide(start)).square().sum()
+
+
+def _length(pulls: Iterable[Callable[[], torch.Tensor]]) -> float:
+    """The norm over all of them together; one is there at a time."""
+    norms = [torch.linalg.vector_norm(pull()) for pull in pulls]
+    return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
+
+
+def _change(p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    return wide(p.detach()) - wide(start)

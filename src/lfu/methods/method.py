@@ -9,6 +9,7 @@ where it acts and leaves the rest. The trainer calls, in this order:
     setup(trainer)             once model and data are ready: snapshots, checks
     training_step(trainer, micro) each micro-batch: what surrounds forward and backward
     loss(loss, batch)          each micro-batch: another loss, or one more term
+    before_update(trainer)     before each optimizer step: gradients are complete and clipped
     after_update(trainer)      after each optimizer step
     finish(trainer)            after training: the weights that are kept
 """
@@ -184,6 +185,9 @@ class Method:
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
         """The training loss of a micro-batch, given TRL's: a scalar in the graph, a sum over `batch.items`."""
         return loss
+
+    def before_update(self, trainer: LfUTrainer) -> None:
+        """An update's gradients are complete, reduced and clipped; `trainer.state.global_step` updates are done."""
 
     def after_update(self, trainer: LfUTrainer) -> None:
         """The optimizer has just moved theta; `trainer.state.global_step` counts this update."""
