@@ -10,7 +10,7 @@ help:
 	@echo "make demo    fine-tune a real 135 M model twice, plainly and pulled back, and compare (about 3 minutes, CPU)"
 	@echo "make test    lint and the test suite"
 	@echo "make soak    the slow tests (kill -9 over 50 runs, thousands of wrong inputs, DeepSpeed), then docs, wheel, ranges"
-	@echo "make study   methods on a small model trained from scratch: gain and forgetting, exactly (about 25 minutes, CPU)"
+	@echo "make study   methods on a small model trained from scratch: gain and forgetting, exactly (about half an hour, CPU)"
 	@echo "make bench   time, memory and arithmetic of a step beside SFT's, the naive one's and the floor"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation site in site/, every link checked"
@@ -46,7 +46,8 @@ soak: $(VENV)/.soak
 	@$(MAKE) docs wheel ranges
 
 study: $(READY)
-	@$(PY) -m lfu.study.testbed
+	@$(PY) benchmarks/bed.py run
+	@$(PY) benchmarks/bed.py report runs/testbed
 
 bench: $(READY)
 	@$(PY) benchmarks/step_cost.py

@@ -1,0 +1,124 @@
+"""The test bed: every method on models small enough to train from scratch, many runs at once.
+
+    python benchmarks/bed.py run                                      # a small version: make study
+    python benchmarks/bed.py run --plan study --bases 24 --draws 3    # the one in docs/results.md, on a GPU
+    python benchmarks/bed.py report runs/testbed                      # tables and picture of what is there
+
+Base models of a million weights learn seven skills from scratch; an eighth, a composition of two of them, is then
+fine-tuned on few rows. Each setting is run on every base model with several draws of rows, all at once. What is
+finished is kept: the same command goes on where it stopped. Needs PyTorch and NumPy; the report also Matplotlib, SciPy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from testbed import graphs
+from testbed.bases import bases
+from testbed.llama import Shape
+from testbed.material import Bed
+from testbed.plan import PLANS
+from testbed.setting import Setting
+from testbed.skills import vocabulary
+
+RUNS = "runs.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a plan or writes the report. Returns 0, 2 for what the user can put right, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run", help="fine-tune and score every setting of a plan")
+    runs.add_argument("--out", type=Path, default=Path("runs/testbed"), help="folder for bases and runs")
+    runs.add_argument("--plan", choices=PLANS, default="small", help="which settings")
+    runs.add_argument("--bases", type=int, default=4, help="base models")
+    runs.add_argument("--draws", type=int, default=2, help="draws of rows a base")
+    runs.add_argument("--base_steps", type=int, default=3000, help="steps in which a base learns all skills")
+    runs.add_argument("--width", type=int, default=128, help="hidden size of the models, a multiple of 32")
+    runs.add_argument("--minutes", type=float, help="start no setting that would end after so many")
+    runs.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    runs.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    runs.set_defaults(command=run)
+    reports = commands.add_parser("report", help="tables and picture of a folder")
+    reports.add_argument("folder", type=Path)
+    reports.set_defaults(command=report)
+    options = parser.parse_args(argv)
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what is finished is kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def report(options: argparse.Namespace) -> int:
+    """Tables and picture of what has been run."""
+    if not (options.folder / RUNS).is_file():
+        print(f"error: {options.folder} holds no {RUNS}: first `python benchmarks/bed.py run`", file=sys.stderr)
+        return 2
+    from testbed.report import write
+
+    write(options.folder, entries(options.folder / RUNS))
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Every setting of the plan that isn't there yet, in order, a line of JSON each."""
+    began = time.monotonic()
+    say = lambda line: print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
+    graphs.use_graphs = not options.eager
+    torch.backends.cuda.matmul.allow_tf32 = False
+    shape = Shape(len(vocabulary()), options.width, 3 * options.width)
+    bed = Bed(bases(options.out, options.bases, options.base_steps, shape, options.device, say), options.draws)
+    path = options.out / RUNS
+    done = {Setting.from_json(entry["setting"]).key for entry in entries(path)}
+    todo = [s for s in PLANS[options.plan]() if s.key not in done]
+    machine = torch.cuda.get_device_name() if bed.device.type == "cuda" else "CPU"
+    say(f"{len(bed.seeds)} runs at once on {machine}: {len(todo)} settings to do, {len(done)} done")
+    if not path.is_file():
+        _append(path, {"bases": bed.untouched(), "draws": options.draws, "machine": machine})
+    took = 0.0
+    while todo:
+        if options.minutes and time.monotonic() - began + 1.5 * took > 60 * options.minutes:
+            say(f"time is up: {len(todo)} settings are left")
+            break
+        group = [s for s in todo if replace(s, wise=1.0) == replace(todo[0], wise=1.0)]  # trained once
+        start = time.monotonic()
+        tuned = bed.run(replace(todo[0], wise=1.0))
+        for setting in group:
+            result = bed.measured(setting, tuned)
+            _append(path, {"setting": setting.changed(), "runs": result})
+            means = " ".join(f"{sum(result[a]) / len(result[a]):5.1f}" for a in ("target", "reworded", "others"))
+            say(f"{means}  {setting.rows:3} rows  {setting.method}, {setting.place}")
+        todo = [s for s in todo if s not in group]
+        took = time.monotonic() - start
+    return 0
+
+
+def entries(path: Path) -> list[dict]:
+    """The finished settings in a file; a line that a killed run left half-written is passed over."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "setting" in entry:
+            found.append(entry)
+    return found
+
+
+def _append(path: Path, entry: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Which settings are run, the most informative first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from testbed.setting import Setting
+
+RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3)
+# Updates by number of rows: half, once and four times (twice at 256) the usual length.
+LENGTHS = {4: (15, 60, 240), 16: (30, 60, 240), 64: (60, 120, 480), 256: (120, 240, 480)}
+
+
+def usual(rows: int) -> int:
+    """The middle length."""
+    return LENGTHS[rows][1]
+
+
+def small() -> list[Setting]:
+    """For a look on a CPU: SFT's rates, and one or two strengths of what is worth knowing, at 16 rows."""
+    at = lambda rate, **more: Setting(16, 60, rate, **more)
+    return [
+        *(at(rate) for rate in (2e-4, 5e-4, 1e-3)),
+        *(at(1e-3, pull=w) for w in (0.003, 0.01, 0.03)),
+        at(1e-3, share=0.3),
+        *(at(rate, auxiliary="own", strength=0.5) for rate in (5e-4, 1e-3)),
+        *(at(1e-3, wise=kept) for kept in (0.5, 0.7)),
+    ]  # fmt: skip
+
+
+def study() -> list[Setting]:
+    """The study of docs/results.md: what decides most comes first, so that any part of it is of use."""
+    found = dict.fromkeys(setting for part in PARTS for setting in part())
+    return list(found)
+
+
+def _surface(rows: tuple[int, ...], lengths: slice, rates: tuple[float, ...] = RATES) -> Iterator[Setting]:
+    for n in rows:
+        yield from (Setting(n, steps, rate) for steps in LENGTHS[n][lengths] for rate in rates)
+
+
+def _at(rows: tuple[int, ...], rates: tuple[float, ...], *variants: dict[str, Any]) -> Iterator[Setting]:
+    for n in rows:
+        yield from (Setting(n, usual(n), rate, **variant) for variant in variants for rate in rates)
+
+
+def _each(name: str, values: tuple[Any, ...], **fixed: Any) -> list[dict[str, Any]]:
+    return [{**fixed, name: value} for value in values]
+
+
+def _pull() -> Iterator[Setting]:
+    weights = _each("pull", (0.001, 0.003, 0.01, 0.03))
+    yield from _at((16, 64), (1e-3,), *weights)
+    yield from _at((16, 64), (2e-3,), *_each("pull", (0.003, 0.01, 0.03)))
+    yield from _at((4,), (1e-3,), *weights)
+    yield from _at((256,), (1e-3,), *_each("pull", (0.0003, 0.001, 0.003, 0.01)))
+    yield from _at((16, 64), (5e-4,), *_each("pull", (0.003, 0.01)))
+
+
+def _share() -> Iterator[Setting]:
+    shares = _each("share", (0.1, 0.2, 0.4, 0.7))
+    for rows in (16, 64, 4, 256):
+        yield from _at((rows,), (1e-3,), *shares)
+    yield from _at((16, 64), (2e-3,), *shares)
+
+
+def _lfu() -> Iterator[Setting]:
+    for auxiliary in ("own", "lora", "steering"):
+        yield from _at((16, 64), (5e-4, 1e-3), dict(auxiliary=auxiliary, strength=0.5))
+    yield from _at((16, 64), (5e-4,), *_each("strength", (0.1, 1.0), auxiliary="own"))
+    yield from _at((16, 64), (5e-4,), *_each("alpha", (0.03, 0.3, -0.1), auxiliary="own", strength=0.5))
+    yield from _at((16, 64), (5e-4,), *_each("positions", ("prompt", "all"), auxiliary="own", strength=0.5))
+    yield from _at((4,), (5e-4, 1e-3), dict(auxiliary="own", strength=0.5))
+    yield from _at((16, 64), (5e-4,), *_each("layers", ((1, 2), (4, 5)), auxiliary="own", strength=0.5))
+
+
+def _both() -> Iterator[Setting]:
+    yield from _at((16, 64), (1e-3,), *_each("pull", (0.003, 0.01), auxiliary="own", strength=0.5))
+    yield from _at((16, 64), (1e-3,), *_each("pull", (0.01,), auxiliary="own", strength=0.2, positions="prompt"))
+
+
+def _anchor() -> Iterator[Setting]:
+    for text in ("own", "old", "noise"):
+        yield from _at((16, 64), (5e-4, 1e-3), *_each("anchor", (0.3, 3.0), anchor_text=text))
+    yield from _at((16, 64), (1e-3,), *_each("anchor", (1.0, 10.0), anchor_on="hidden"))
+    yield from _at((16, 64), (5e-4, 1e-3), *_each("replay", (0.1, 0.3)))
+
+
+def _others() -> Iterator[Setting]:
+    yield from _at((16, 64), (5e-4, 1e-3), *_each("rho", (0.02, 0.05, 0.1)))
+    yield from _at((16, 64), (1e-3, 2e-3), *_each("wise", (0.4, 0.55, 0.7, 0.85)))
+    yield from _at((16, 64), (5e-4, 1e-3), *_each("kl", (0.02, 0.1)))
+
+
+def _relatives() -> Iterator[Setting]:
+    """Of L2-SP. Beside Adam the pull isn't divided by the gradient's size, so its weight is in other units."""
+    yield from _at((16, 64), (1e-3,), *_each("pull", (0.003, 0.01, 0.03), pull_kind="fisher"))
+    yield from _at((16, 64), (1e-3,), *_each("pull", (3.0, 10.0, 30.0), pull_kind="decoupled"))
+    yield from _at((16, 64), (1e-3,), *_each("pull", (0.01, 0.03), pull_kind="fading"))
+    yield from _at((16, 64), (1e-3,), *_each("pull", (0.01, 0.1), pull_kind="average"))
+
+
+def _low_rank() -> Iterator[Setting]:
+    yield from (Setting(rows, usual(rows), rate, lora=True) for rows in (16, 64) for rate in (1e-3, 2e-3, 5e-3, 1e-2))
+    yield from _at((16, 64), (5e-3, 1e-2), *_each("pull", (0.003, 0.01), lora=True))
+    yield from _at((16, 64), (2e-3, 5e-3), dict(lora=True, auxiliary="own", strength=0.5))
+
+
+def _long() -> Iterator[Setting]:
+    """A pull does not stop acting when training goes on: longer, weaker."""
+    for rows in (16, 64):
+        yield from (Setting(rows, LENGTHS[rows][2], 1e-3, pull=w) for w in (0.001, 0.003))
+        yield from (Setting(rows, LENGTHS[rows][0], 1e-3, pull=w) for w in (0.003, 0.01))
+    yield from _at((16, 64), (1e-3,), dict(dft=True))
+
+
+PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
+    lambda: _surface((16, 64), slice(1, 2)),
+    _pull,
+    lambda: _surface((16, 64), slice(0, 1), RATES[2:]),
+    lambda: _surface((16, 64), slice(2, 3), RATES[:5]),
+    lambda: _surface((4, 256), slice(1, 2)),
+    _share,
+    _lfu,
+    _both,
+    _others,
+    _relatives,
+    _anchor,
+    _low_rank,
+    lambda: _surface((4,), slice(0, 1), RATES[2:]),
+    lambda: _surface((4,), slice(2, 3), RATES[:5]),
+    lambda: _surface((256,), slice(0, 1), RATES[2:]),
+    lambda: _surface((256,), slice(2, 3), RATES[:4]),
+    _long,
+    lambda: _surface((16, 64), slice(0, 1), RATES[:2]),
+)
+PLANS: dict[str, Callable[[], list[Setting]]] = {"small": small, "study": study}

@@ -1,0 +1,232 @@
+"""Fine-tuning many runs at once: base models times draws of rows, one setting, AdamW on a linear schedule to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.optim.adamw import adamw
+
+from testbed.gradients import AnchorBatch, Batch, Gradient, fixed_weights, token_losses
+from testbed.graphs import repeat
+from testbed.llama import Weights, hidden_states
+from testbed.setting import Setting
+from testbed.theta import AllWeights, LoRAWeights, Tensors, Theta, norm, per_run, ratio
+
+CLIP = 1.0
+ANCHORS = 4  # rows of anchor text a step
+DECAY = 0.95  # of the moving average that L2-SP may pull towards
+
+
+@dataclass
+class Material:
+    """What the runs of one setting are made of; S runs.
+
+    Args:
+        start: weights before fine-tuning, `(S, ...)`.
+        ids, answer: the training rows of each run, `(S, rows, T)`.
+        order: which rows a step takes, `(steps, S, B)`.
+        anchor: text of the untouched model, `(S, rows, T)`, or None.
+        old: rows of the old skills and where their answers are, `(S, rows, T)` each, or None.
+        fisher: diagonal of Fisher's matrix at the start, mean 1 a run, or None.
+    """
+
+    start: Weights
+    ids: torch.Tensor
+    answer: torch.Tensor
+    order: torch.Tensor
+    anchor: torch.Tensor | None = None
+    old: tuple[torch.Tensor, torch.Tensor] | None = None
+    fisher: Weights | None = None
+
+
+class Run:
+    """The state of all runs, and one update of it. No value reaches Python, so that a CUDA graph can hold it."""
+
+    def __init__(self, setting: Setting, material: Material, lam: float | None = None):
+        self.setting, self.material = setting, material
+        self.theta: Theta = (LoRAWeights if setting.lora else AllWeights)(material.start)
+        self.gradient = Gradient(setting, self.theta, lam)
+        self.optimizer = Adam(self.theta.tensors, 0.9, 0.999)
+        self.step = torch.zeros(1, dtype=torch.long, device=material.ids.device)
+        self.average = [t.clone() for t in self.theta.tensors] if setting.pull_kind == "average" else []
+        self.reference = self._says(material.ids) if setting.kl else None
+        self.anchored = self._anchored() if setting.anchor else None
+
+    @property
+    def state(self) -> Tensors:
+        """Every tensor that an update changes."""
+        return [self.step, *self.theta.tensors, *self.average, *self.gradient.state, *self.optimizer.state]
+
+    def train(self) -> Weights:
+        """All updates; returns the weights."""
+        repeat(self.update, self.setting.steps, self.state)
+        return fixed_weights(self.theta)
+
+    def update(self) -> None:
+        """One step of every run."""
+        left = 1 - self.step.to(self.theta.tensors[0].dtype) / self.setting.steps  # (1,)
+        gradient, _ = self.gradient(self._batch(), self._anchors())
+        with torch.no_grad():
+            gradient = self._pulled(gradient, left)
+            clip(gradient)
+            before = self._distances() if self._apart else []
+            rate = self.setting.rate * left
+            self.optimizer(self.theta.tensors, gradient, rate)
+            for t, distance in zip(self.theta.tensors, before):
+                t.sub_(rate * self.setting.pull * distance)
+            for mean, t in zip(self.average, self.theta.tensors):
+                mean.lerp_(t, 1 - DECAY)
+            self.step += 1
+
+    # -- what a step sees ----------------------------------------------------------------------------------------------
+
+    def _batch(self) -> Batch:
+        rows = self.material.order.index_select(0, self.step)[0]
+        ids, answer = _take(self.material.ids, rows), _take(self.material.answer, rows)
+        reference = None if self.reference is None else _take(self.reference, rows)
+        if self.setting.replay and self.material.old is not None:
+            count = round(rows.shape[1] * self.setting.replay / (1 - self.setting.replay))
+            which = self._next(self.material.old[0], count)
+            old_ids, old_answer = (_take(t, which) for t in self.material.old)
+            ids, answer = torch.cat([ids, old_ids], 1), torch.cat([answer, old_answer], 1)
+        return Batch(ids, answer, reference)
+
+    def _next(self, pool: torch.Tensor, count: int) -> torch.Tensor:
+        """The next `count` rows of a pool, in its order, round and round: `(S, count)`."""
+        one = (self.step * count + torch.arange(count, device=pool.device)) % pool.shape[1]
+        return one.expand(len(pool), -1)
+
+    def _anchors(self) -> AnchorBatch | None:
+        if self.anchored is None:
+            return None
+        which = self._next(self.anchored.ids, ANCHORS)
+        reference = self.anchored.reference
+        if self.setting.anchor_on == "hidden":
+            taken = _take(reference.transpose(1, 2), which).transpose(1, 2)
+        else:
+            taken = _take(reference, which)
+        return AnchorBatch(_take(self.anchored.ids, which), _take(self.anchored.counts, which), taken)
+
+    @torch.no_grad()
+    def _says(self, ids: torch.Tensor) -> torch.Tensor:
+        """The untouched model's log-probabilities, `(S, rows, T - 1, V)`."""
+        return torch.cat([
+            token_losses(self.material.start, hidden_states(self.material.start, part)[-1], part)[1]
+            for part in ids.split(32, 1)
+        ], 1)  # fmt: skip
+
+    @torch.no_grad()
+    def _anchored(self) -> AnchorBatch:
+        ids = self.material.anchor
+        assert ids is not None
+        counts = ids[:, :, 1:] != 0
+        if self.setting.anchor_on == "hidden":
+            hidden = hidden_states(self.material.start, ids)
+            return AnchorBatch(ids, counts, torch.stack([h[:, :, :-1] for h in hidden], 1))
+        return AnchorBatch(ids, counts, self._says(ids))
+
+    # -- L2-SP and its relatives ---------------------------------------------------------------------------------------
+
+    @property
+    def _apart(self) -> bool:
+        return self.setting.pull > 0 and self.setting.pull_kind == "decoupled"
+
+    def _distances(self) -> Tensors:
+        """theta - theta_0, of all weights."""
+        return [t - self.material.start[name] for name, t in zip(self.theta.names, self.theta.tensors)]
+
+    def _pulled(self, gradient: Tensors, left: torch.Tensor) -> Tensors:
+        s = self.setting
+        if self._apart or not (s.pull or s.share):
+            return gradient
+        if s.lora:
+            leaves = [w - self.material.start[n] for n, w in self.theta.weights()[0].items() if n in self.theta.names]
+            distance = self.theta.chain(leaves)  # of the product, not of A and B
+        elif s.pull_kind == "average":
+            distance = [t - mean for t, mean in zip(self.theta.tensors, self.average)]
+        else:
+            distance = self._distances()
+        if s.pull_kind == "fisher" and self.material.fisher is not None:
+            distance = [d * self.material.fisher[name] for d, name in zip(distance, self.theta.names)]
+        if s.share:
+            weight = s.share * ratio(norm(gradient), norm(distance))
+        else:
+            weight = torch.full_like(norm(distance), s.pull) * (left if s.pull_kind == "fading" else 1)
+        return [g.add_(per_run(weight, d) * d) for g, d in zip(gradient, distance)]
+
+
+class Adam:
+    """AdamW's arithmetic by torch's own function, with its state in the open, so that a CUDA graph can be reset."""
+
+    def __init__(self, tensors: Tensors, beta1: float, beta2: float, decay: float = 0.0):
+        self.betas, self.decay = (beta1, beta2), decay
+        self.first, self.second = ([torch.zeros_like(t) for t in tensors] for _ in range(2))
+        self.counts = [torch.zeros((), dtype=torch.float32, device=t.device) for t in tensors]
+
+    @property
+    def state(self) -> Tensors:
+        """Its moments and counts."""
+        return [*self.first, *self.second, *self.counts]
+
+    def __call__(self, tensors: Tensors, gradient: Tensors, rate: torch.Tensor) -> None:
+        """One step of each tensor; `rate` is `(1,)`."""
+        gradient = [g.contiguous() for g in gradient]  # the fused kernel walks through memory, not through indices
+        adamw(
+            tensors, gradient, self.first, self.second, [], self.counts, fused=True, amsgrad=False,
+            beta1=self.betas[0], beta2=self.betas[1], lr=rate.squeeze(0), weight_decay=self.decay, eps=1e-8,
+            maximize=False,
+        )  # fmt: skip
+
+
+def clip(gradient: Tensors) -> None:
+    """In place, each run's gradient to a norm of 1 at most, as `clip_grad_norm_` does."""
+    factor = (CLIP / (norm(gradient) + 1e-6)).clamp(max=1.0)
+    for g in gradient:
+        g.mul_(per_run(factor, g))
+
+
+def _take(pool: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """`(S, N, ...)` and `(S, B)` -> `(S, B, ...)`."""
+    return pool[torch.arange(len(pool), device=pool.device)[:, None], rows]
+
+
+@torch.no_grad()
+def scores(weights: Weights, ids: torch.Tensor, answer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per run and row: NLL of the answer (nats a token), and whether greedy decoding gives exactly the answer.
+
+    Greedy decoding gives the answer just when every answer token is the likeliest after those before it: one forward.
+
+    Args:
+        ids, answer: `(N, T)`, the same for every run, or `(S, N, T)`.
+
+    Returns:
+        `(S, N)` both.
+    """
+    runs = len(next(iter(weights.values())))
+    if ids.dim() == 2:
+        ids, answer = ids.expand(runs, -1, -1), answer.expand(runs, -1, -1)
+    nll, right = [], []
+    for part, marked in zip(ids.split(100, 1), answer.split(100, 1)):
+        losses, log_p = token_losses(weights, hidden_states(weights, part)[-1], part)
+        wanted = marked[:, :, 1:]
+        nll.append((losses * wanted).sum(-1) / wanted.sum(-1))
+        right.append(((log_p.argmax(-1) == part[:, :, 1:]) | ~wanted).all(-1))
+    return torch.cat(nll, 1), torch.cat(right, 1)
+
+
+@torch.no_grad()
+def change(start: Weights, weights: Weights, linear: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """How far each run moved: `moved`, the norm over all weights, and `rank`, the effective rank of the change.
+
+    The effective rank is `(sum s_i^2)^2 / sum s_i^4` over the singular values of a layer's change, the mean over
+    layers: 1 if the change is an outer product, n if it is the same in n directions.
+    """
+    delta = {name: weights[name] - start[name] for name in weights}
+    ranks = []
+    for name, d in delta.items():
+        if linear(name):
+            small = torch.bmm(d, d.transpose(1, 2)) if d.shape[1] <= d.shape[2] else torch.bmm(d.transpose(1, 2), d)
+            ranks.append(d.square().sum((1, 2)).square() / small.square().sum((1, 2)).clamp_min(1e-30))
+    return {"moved": norm(list(delta.values())), "rank": torch.stack(ranks).mean(0)}
