@@ -23,7 +23,7 @@ def small() -> list[Setting]:
     return [
         *(at(rate) for rate in (2e-4, 5e-4, 1e-3)),
         *(at(1e-3, pull=w) for w in (0.003, 0.01, 0.03)),
-        at(1e-3, share=0.3),
+        at(1e-3, share=0.5),
         *(at(rate, auxiliary="own", strength=0.5) for rate in (5e-4, 1e-3)),
         *(at(1e-3, wise=kept) for kept in (0.5, 0.7)),
     ]  # fmt: skip
@@ -59,10 +59,11 @@ def _pull() -> Iterator[Setting]:
 
 
 def _share() -> Iterator[Setting]:
-    shares = _each("share", (0.1, 0.2, 0.4, 0.7))
-    for rows in (16, 64, 4, 256):
-        yield from _at((rows,), (1e-3,), *shares)
+    shares = _each("share", (0.15, 0.3, 0.6, 1.2))
+    yield from _at((16, 64, 4, 256), (1e-3,), *shares)
     yield from _at((16, 64), (2e-3,), *shares)
+    yield from _at((16, 64), (1e-3,), *_each("share", (0.2, 0.5), pull_kind="current"))
+    yield from _at((16, 64), (1e-3,), *_each("share", (0.3, 0.6), pull_kind="decoupled"))
 
 
 def _lfu() -> Iterator[Setting]:

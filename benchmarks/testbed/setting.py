@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any
 
-PULLS = ("coupled", "decoupled", "fisher", "average", "fading")
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -29,7 +27,8 @@ class Setting:
         pull: L2-SP's weight; of `pull_kind`: in the gradient (`coupled`), beside Adam as AdamW's decay (`decoupled`),
             in Fisher's metric (`fisher`, EWC), towards the moving average of the weights (`average`), or falling with
             the schedule (`fading`).
-        share: L2-SP's pull held at this share of the gradient's norm (`weight="auto"`).
+        share: L2-SP's `weight="auto"`: the pull's norm at update t of T is this share of `t / T` times the mean norm of
+            the gradient so far; with `pull_kind="current"` of the norm of this very gradient, whatever t.
         rho: SAM's radius.
         kl: weight of KL(untouched || tuned) on the training rows.
         anchor: weight of the same KL on 4 rows a step of `anchor_text`: `own` (the untouched model writes them from a
@@ -86,8 +85,13 @@ class Setting:
             more += ["desirable"] if self.alpha < 0 else []
             parts.append(" ".join([f"LfU {self.auxiliary}", *more]))
         if self.pull or self.share:
-            kind = {"coupled": "", "fisher": " in Fisher's metric (EWC)", "average": " towards the average"}
-            parts.append("L2-SP" + kind.get(self.pull_kind, f" {self.pull_kind}") + (" auto" if self.share else ""))
+            kind = {
+                "coupled": "",
+                "current": " of the current gradient",
+                "fisher": " in Fisher's metric (EWC)",
+                "average": " towards the average",
+            }
+            parts.append("L2-SP" + (" auto" if self.share else "") + kind.get(self.pull_kind, f" {self.pull_kind}"))
         parts += ["SAM"] if self.rho else []
         parts += ["KL on the rows"] if self.kl else []
         if self.anchor:

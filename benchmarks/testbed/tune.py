@@ -10,9 +10,9 @@ from torch.optim.adamw import adamw
 
 from testbed.gradients import AnchorBatch, Batch, Gradient, fixed_weights, token_losses
 from testbed.graphs import repeat
-from testbed.llama import Weights, hidden_states
+from testbed.llama import FINAL, Weights, hidden_states
 from testbed.setting import Setting
-from testbed.theta import AllWeights, LoRAWeights, Tensors, Theta, norm, per_run, ratio
+from testbed.theta import AllWeights, LoRAWeights, Tensors, Theta, norm, per_run, plus, ratio
 
 CLIP = 1.0
 ANCHORS = 4  # rows of anchor text a step
@@ -50,6 +50,7 @@ class Run:
         self.gradient = Gradient(setting, self.theta, lam)
         self.optimizer = Adam(self.theta.tensors, 0.9, 0.999)
         self.step = torch.zeros(1, dtype=torch.long, device=material.ids.device)
+        self.sizes = torch.zeros_like(material.start[FINAL][:, 0])  # the gradients' norms so far, summed
         self.average = [t.clone() for t in self.theta.tensors] if setting.pull_kind == "average" else []
         self.reference = self._says(material.ids) if setting.kl else None
         self.anchored = self._anchored() if setting.anchor else None
@@ -57,7 +58,7 @@ class Run:
     @property
     def state(self) -> Tensors:
         """Every tensor that an update changes."""
-        return [self.step, *self.theta.tensors, *self.average, *self.gradient.state, *self.optimizer.state]
+        return [self.step, self.sizes, *self.theta.tensors, *self.average, *self.gradient.state, *self.optimizer.state]
 
     def train(self) -> Weights:
         """All updates; returns the weights."""
@@ -71,11 +72,11 @@ class Run:
         with torch.no_grad():
             gradient = self._pulled(gradient, left)
             clip(gradient)
-            before = self._distances() if self._apart else []
+            gradient = self._drawn(gradient, 1 - left)
             rate = self.setting.rate * left
+            if self.setting.pull_kind == "decoupled":
+                self._draw_back(rate, 1 - left)
             self.optimizer(self.theta.tensors, gradient, rate)
-            for t, distance in zip(self.theta.tensors, before):
-                t.sub_(rate * self.setting.pull * distance)
             for mean, t in zip(self.average, self.theta.tensors):
                 mean.lerp_(t, 1 - DECAY)
             self.step += 1
@@ -129,32 +130,47 @@ class Run:
 
     # -- L2-SP and its relatives ---------------------------------------------------------------------------------------
 
-    @property
-    def _apart(self) -> bool:
-        return self.setting.pull > 0 and self.setting.pull_kind == "decoupled"
-
     def _distances(self) -> Tensors:
-        """theta - theta_0, of all weights."""
-        return [t - self.material.start[name] for name, t in zip(self.theta.names, self.theta.tensors)]
+        """theta - theta_0; of a LoRA the gradient of half the product's squared distance, not of A's and B's."""
+        start, names = self.material.start, self.theta.names
+        if self.setting.lora:
+            weights = self.theta.weights()[0]
+            return self.theta.chain([weights[name] - start[name] for name in names])
+        if self.average:
+            return [t - mean for t, mean in zip(self.theta.tensors, self.average)]
+        distances = [t - start[name] for name, t in zip(names, self.theta.tensors)]
+        if self.material.fisher is not None:
+            return [d * self.material.fisher[name] for name, d in zip(names, distances)]
+        return distances
 
     def _pulled(self, gradient: Tensors, left: torch.Tensor) -> Tensors:
+        """With a fixed weight: a part of the loss, so that it is clipped with the rest."""
         s = self.setting
-        if self._apart or not (s.pull or s.share):
+        if s.pull_kind in ("decoupled", "current") or not s.pull:
             return gradient
-        if s.lora:
-            leaves = [w - self.material.start[n] for n, w in self.theta.weights()[0].items() if n in self.theta.names]
-            distance = self.theta.chain(leaves)  # of the product, not of A and B
-        elif s.pull_kind == "average":
-            distance = [t - mean for t, mean in zip(self.theta.tensors, self.average)]
-        else:
-            distance = self._distances()
-        if s.pull_kind == "fisher" and self.material.fisher is not None:
-            distance = [d * self.material.fisher[name] for d, name in zip(distance, self.theta.names)]
+        weight = s.pull * (left if s.pull_kind == "fading" else torch.ones_like(left))
+        return plus(gradient, self._distances(), weight.expand(len(gradient[0])))
+
+    def _drawn(self, gradient: Tensors, done: torch.Tensor) -> Tensors:
+        """At a share of the clipped gradient: `weight="auto"`, which grows with the run, or of this very gradient."""
+        s = self.setting
+        if not s.share or s.pull_kind == "decoupled":
+            return gradient
+        size, distances = norm(gradient), self._distances()
+        self.sizes += size
+        if s.pull_kind != "current":
+            size = done * self.sizes / (self.step + 1)
+        return plus(gradient, distances, s.share * ratio(size, norm(distances)))
+
+    def _draw_back(self, rate: torch.Tensor, done: torch.Tensor) -> None:
+        """Beside Adam, as AdamW decays weights; with a share, in units of what Adam moves a weight in one step."""
+        s, distances = self.setting, self._distances()
+        weight = torch.full_like(self.sizes, s.pull)
         if s.share:
-            weight = s.share * ratio(norm(gradient), norm(distance))
-        else:
-            weight = torch.full_like(norm(distance), s.pull) * (left if s.pull_kind == "fading" else 1)
-        return [g.add_(per_run(weight, d) * d) for g, d in zip(gradient, distance)]
+            numbers = sum(d[0].numel() for d in distances)
+            weight = s.share * ratio(done * numbers**0.5 * torch.ones_like(weight), norm(distances))
+        for t, d in zip(self.theta.tensors, distances):
+            t.sub_(per_run(rate * weight, d) * d)
 
 
 class Adam:

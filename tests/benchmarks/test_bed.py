@@ -225,6 +225,17 @@ KNOWN = [
     (dict(auxiliary="own", layers=(1,)), dict(method="lfu", auxiliary="own", alpha=0.1, lam=5.0, layers="1-1")),
     (dict(auxiliary="own", strength=0.5), dict(method="lfu", auxiliary="own", alpha=0.1, lam="auto", strength=0.5)),
     (dict(pull=0.3), dict(method="l2sp", method_args="l2sp.weight=0.3")),
+    (dict(share=0.8), dict(method="l2sp", method_args="l2sp.weight=auto,l2sp.share=0.8")),
+    (dict(lora=True, share=0.8), dict(method="l2sp", method_args="l2sp.weight=auto,l2sp.share=0.8")),
+    (
+        dict(pull=30.0, pull_kind="decoupled"),
+        dict(method="l2sp", method_args="l2sp.weight=30,l2sp.decoupled=true"),
+    ),
+    (
+        dict(share=0.8, pull_kind="decoupled"),
+        dict(method="l2sp", method_args="l2sp.weight=auto,l2sp.share=0.8,l2sp.decoupled=true"),
+    ),
+    (dict(pull=0.3, pull_kind="fading"), dict(method="l2sp", method_args="l2sp.weight=0.3,l2sp.schedule=decay")),
     (dict(rho=0.05), dict(method="sam", method_args="sam.rho=0.05")),
     (dict(kl=0.5), dict(method="kl", method_args="kl.weight=0.5")),
     (dict(dft=True), dict(method="dft")),
@@ -302,7 +313,7 @@ def test_bases_are_kept_rounded_and_learn(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {}, dict(pull=0.1), dict(share=0.3), dict(pull=0.1, pull_kind="fisher"), dict(pull=9.0, pull_kind="decoupled"),
+        {}, dict(pull=0.1), dict(share=0.3, pull_kind="current"), dict(pull=0.1, pull_kind="fisher"), dict(pull=9.0, pull_kind="decoupled"),
         dict(pull=0.1, pull_kind="average"), dict(pull=0.1, pull_kind="fading"), dict(anchor=1.0),
         dict(anchor=1.0, anchor_on="hidden"), dict(anchor=1.0, anchor_text="old"), dict(replay=0.3),
         dict(auxiliary="own", strength=0.5, positions="prompt"), dict(rho=0.1), dict(lora=True, share=0.3),
@@ -350,11 +361,11 @@ def test_pulls_are_what_they_say(tmp_path):
         assert (two < one).all(), kind
         assert (one < plain).all(), kind
     assert (far(share=0.6) < far(share=0.2)).all()
-    setting = Setting(8, 3, 1e-2, share=0.4)
+    setting = Setting(8, 3, 1e-2, share=0.4, pull_kind="current")
     run = Run(setting, bed_.material(setting))
     run.update()
     gradient, _ = run.gradient(run._batch())
-    pulled = run._pulled([g.clone() for g in gradient], torch.ones(1))
+    pulled = run._drawn(gradient, torch.ones(1))
     length = lambda tensors: torch.stack([t.flatten(1).square().sum(1) for t in tensors]).sum(0).sqrt()
     torch.testing.assert_close(length([p - g for p, g in zip(pulled, gradient)]), 0.4 * length(gradient))
 
