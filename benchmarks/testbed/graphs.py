@@ -35,6 +35,8 @@ def repeat(update: Callable[[], None], times: int, state: Sequence[torch.Tensor]
             for _ in range(times):
                 graph.replay()
             torch.cuda.synchronize()
+            del graph
+            torch.cuda.empty_cache()  # its memory: the next graph has its own, and others may use this machine too
             done = times
     for _ in range(times - done):
         update()

@@ -313,10 +313,11 @@ def test_bases_are_kept_rounded_and_learn(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {}, dict(pull=0.1), dict(share=0.3, pull_kind="current"), dict(pull=0.1, pull_kind="fisher"), dict(pull=9.0, pull_kind="decoupled"),
-        dict(pull=0.1, pull_kind="average"), dict(pull=0.1, pull_kind="fading"), dict(anchor=1.0),
-        dict(anchor=1.0, anchor_on="hidden"), dict(anchor=1.0, anchor_text="old"), dict(replay=0.3),
-        dict(auxiliary="own", strength=0.5, positions="prompt"), dict(rho=0.1), dict(lora=True, share=0.3),
+        {}, dict(pull=0.1), dict(share=0.3), dict(share=0.3, pull_kind="current"), dict(pull=0.1, pull_kind="fisher"),
+        dict(pull=9.0, pull_kind="decoupled"), dict(pull=0.1, pull_kind="average"),
+        dict(pull=0.1, pull_kind="fading"), dict(anchor=1.0), dict(anchor=1.0, anchor_on="hidden"),
+        dict(anchor=1.0, anchor_text="old"), dict(replay=0.3), dict(rho=0.1), dict(lora=True, share=0.3),
+        dict(auxiliary="own", strength=0.5, positions="prompt"),
     ],
     ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "sft",
 )  # fmt: skip
@@ -421,3 +422,18 @@ def test_a_killed_study_goes_on(tmp_path, monkeypatch, capsys):
 def test_a_report_of_nothing_is_one_line(tmp_path, capsys):
     assert bed.main(["report", str(tmp_path)]) == 2
     assert "first `python benchmarks/bed.py run`" in capsys.readouterr().err
+
+
+def test_graphs_that_give_something_else_are_left_alone(tmp_path, monkeypatch):
+    """What a CUDA graph gives is held to plain updates before the study begins."""
+    bed_ = small_bed(tmp_path, draws=1)
+    monkeypatch.setattr(bed.graphs, "use_graphs", True)
+    assert bed.graphs_agree(bed_)
+    plain = Bed.run
+
+    def another(made, setting):
+        tuned = plain(made, setting)
+        return {name: w + 0.01 * bed.graphs.use_graphs for name, w in tuned.items()}
+
+    monkeypatch.setattr(Bed, "run", another)
+    assert not bed.graphs_agree(bed_)
