@@ -70,7 +70,8 @@ def evidence(before: Answers, after: Answers, each: ItemSet, budget: float) -> f
     if each.choice:
         now = right(after, each)
         was = right(before, each)[: len(now)]
-        return _mean([[math.log1p(L * (a - b - budget * a)) for a, b in zip(was, now)] for L in STAKES])
+        net = [(a - b - budget * a) / max(1.0, budget) for a, b in zip(was, now)]  # at least -1
+        return _mean([[math.log1p(L * x) for x in net] for L in STAKES])
     now_, was_ = after.nll[each.name], before.nll[each.name]
     over = [a - b - budget for a, b in zip(now_, was_)]
     rms = math.sqrt(sum(x * x for x in over) / len(over))

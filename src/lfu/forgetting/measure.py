@@ -58,6 +58,15 @@ class Asker:
             answers.kl = divergence(model, written, counts[WRITTEN], self.batch_size, self.dealer)
         return answers
 
+    def tokens(self, counts: Mapping[str, int]) -> int:
+        """Tokens of the first `counts[name]` items of each set, roughly as `ask` reads them."""
+        texts = [
+            f"{row['question']} {' '.join(row['choices'])}" if each.choice else row
+            for each in self.sets
+            for row in each.items[: counts[each.name]]
+        ]
+        return sum(len(self.tokenizer(text, verbose=False)["input_ids"][:LONGEST]) for text in texts)
+
     def _choose(self, model: Any, rows: list[Any]) -> list[int]:
         found = multiple_choice(model, self.tokenizer, rows, batch_size=self.batch_size, cached=self.cached)
         return chosen(found, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ class Share:
 
     def counts(self) -> dict[str, int]:
         """Name -> number of items to ask."""
-        return {name: min(size, max(LEAST, math.ceil(self.part * size))) for name, size in self.sizes.items()}
+        return {name: min(size, max(LEAST, int(self.part * size))) for name, size in self.sizes.items()}
 
     def plan(self, run_seconds: float, readings: float) -> None:
         """Before the first measurement: the part that fits if all `readings` take the same time."""
@@ -66,6 +65,16 @@ class Share:
         self.each = asking / asked if asked else self.each
         self.spent += seconds
         self._here += seconds
+
+    def told(self) -> str:
+        """What measuring took, for the user."""
+        whole = time.monotonic() - self._start
+        line = f"measuring took {self.spent:.1f} s"
+        if self._here < self.spent:  # a resumed run does not know how long its earlier sessions took
+            return f"{line}, {self._here:.1f} s of the last {whole:.1f} s of the run"
+        line += f", {100 * self._here / whole:.1f} % of the run"
+        over = self.share is not None and self._here > self.share * whole
+        return f"{line} (more than asked for: even the fewest items that say something take longer)" if over else line
 
 
 def tokens_per_step(args: Any, dataloader: Any) -> float:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lfu.forgetting.items import PROSE, QUESTIONS, ItemSet
-from lfu.forgetting.keep import Memory, Reading
+from lfu.forgetting.fingerprint import fingerprint
+from lfu.forgetting.items import PROSE, QUESTIONS
+from lfu.forgetting.keep import Reading
+from lfu.forgetting.measure import LONGEST, right
+from lfu.forgetting.measuring import Measuring
 from lfu.support.files import dump_json, write_text
 
 PACKAGES = ("matplotlib", "jinja2")
@@ -45,45 +48,60 @@ def say(text: str) -> None:
     tqdm.write(f"forgetting: {text}", file=sys.stderr)
 
 
-def record(memory: Memory, last: Reading, sets: Sequence[ItemSet], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run, of the kind that `lfu probe forgetting` writes, with the curve.
+def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any]:
+    """The record of a run, of the kind that `lfu probe forgetting` writes, with the curve. Call it in all processes.
 
     Args:
-        last: the reading that the tuned model's figures are taken from.
-        about: `model`, `settings`, `command`, `seed`, `fingerprint`.
+        kept: the reading whose model is left.
+        last_step: of the run.
     """
     from lfu.evaluation.forgetting import forgetting, perplexity_change
     from lfu.evaluation.record import make_record
     from lfu.evaluation.score import TokenScores
-    from lfu.forgetting.measure import right
 
-    questions = next(each for each in sets if each.name == QUESTIONS)
-    now = right(last.answers, questions)
+    memory, seed = measuring.memory, measuring.seed
+    questions = next(each for each in measuring.sets if each.name == QUESTIONS)
+    now = right(kept.answers, questions)
     known = right(memory.before, questions)[: len(now)]
-    losses = {"base": memory.before.nll[PROSE][: len(last.answers.nll[PROSE])], "tuned": last.answers.nll[PROSE]}
-    scores = {label: TokenScores(nll, [1] * len(nll)) for label, nll in losses.items()}  # of equal weight
-    change = perplexity_change(scores["base"], scores["tuned"], seed=about["seed"])
-    perplexity = {
-        "before": math.exp(scores["base"].mean), "after": math.exp(scores["tuned"].mean), "log_ratio": asdict(change)
-    }  # fmt: skip
+    losses = {"base": memory.before.nll[PROSE][: len(kept.answers.nll[PROSE])], "tuned": kept.answers.nll[PROSE]}
+    scores = {label: TokenScores(nll, [1] * len(nll)) for label, nll in losses.items()}  # texts of equal weight
+    change = asdict(perplexity_change(scores["base"], scores["tuned"], seed=seed))
+    before, after = (math.exp(score.mean) for score in scores.values())
     return make_record(
         "forgetting",
-        models=dict.fromkeys(("base", "tuned"), about["model"]),
-        settings=about["settings"],
+        models={label: describe(measuring.model) for label in ("base", "tuned")},
+        settings={
+            "base": "base",
+            "measured": f"while the model was trained, to step {last_step}; the figures are those of step {kept.step}",
+            "questions": f"built-in general knowledge ({len(now)})",
+            "texts": f"built-in prose ({len(losses['tuned'])}), up to {LONGEST} tokens of each",
+        },
         results={
             "questions": [dict(row) for row in questions.items[: len(now)]],
-            "chosen": {"base": memory.before.chosen[QUESTIONS][: len(now)], "tuned": last.answers.chosen[QUESTIONS]},
+            "chosen": {"base": memory.before.chosen[QUESTIONS][: len(now)], "tuned": kept.answers.chosen[QUESTIONS]},
             "texts": {label: asdict(score) for label, score in scores.items()},
-            "forgetting": {"tuned": asdict(forgetting(known, now, seed=about["seed"]))},
-            "perplexity": {"tuned": perplexity},
+            "forgetting": {"tuned": asdict(forgetting(known, now, seed=seed))},
+            "perplexity": {"tuned": {"before": before, "after": after, "log_ratio": change}},
             "curve": [{"step": r.step, "over": r.over, "shown": r.shown, **r.figures} for r in memory.readings],
-            "budget": about["budget"],
-            "kept_step": last.step,
-            "fingerprint": about["fingerprint"],
+            "budget": dict(measuring.budget),
+            "kept_step": kept.step,
+            "fingerprint": fingerprint(measuring.model),
         },
-        command=about["command"],
-        seed=about["seed"],
+        command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        seed=seed,
     )
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """As `lfu.evaluation.record.describe_model`, without reading all weights."""
+    parameters = list(model.parameters())
+    return {
+        "name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "class": type(model).__name__,
+        "parameters": sum(p.numel() for p in parameters),
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "weights": "in training",
+    }
 
 
 def write(made: Mapping[str, Any], folder: Path) -> str:

@@ -23,14 +23,12 @@ def unnoticed(model: Any) -> Iterator[None]:
     wanted = [(p, p.requires_grad) for p in model.parameters()]
     python, numpy = random.getstate(), sys.modules.get("numpy")
     drawn = numpy.random.get_state() if numpy else None
-    device = next(model.parameters()).device
-    kind = "cuda" if device.type in ("cpu", "meta") else device.type
-    devices = range(getattr(torch, kind).device_count()) if hasattr(torch, kind) and device.type == kind else []
+    devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
     logits = os.environ.get("UNSLOTH_RETURN_LOGITS")
     if unsloth():
         os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
     try:
-        with torch.random.fork_rng(devices=list(devices), device_type=kind), evaluating(model), torch.no_grad():
+        with torch.random.fork_rng(devices), evaluating(model), torch.no_grad():
             yield
     finally:
         if unsloth():

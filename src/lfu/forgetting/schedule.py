@@ -1,0 +1,60 @@
+"""When a run is measured, by its own settings."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+TIMES = 10  # a run without evaluation is measured
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When readings are taken.
+
+    Attributes:
+        every: steps between readings; None: at evaluations, or `TIMES` a run where there are none.
+        always: at every evaluation, beside `every`.
+    """
+
+    every: int | None
+    always: bool
+
+    def at_evaluations(self, args: Any) -> bool:
+        """Whether evaluations bring readings."""
+        return self.always or (self.every is None and setting(args.eval_strategy) != "no")
+
+    def interval(self, args: Any, state: Any) -> float:
+        """Steps between two readings that no evaluation brings; infinite where all come with one."""
+        if self.every is not None:
+            return self.every
+        return math.inf if self.at_evaluations(args) else max(1, round(state.max_steps / TIMES))
+
+    def readings(self, args: Any, state: Any) -> float:
+        """About how many readings the whole run will have."""
+        if not math.isinf(interval := self.interval(args, state)):
+            return state.max_steps / interval
+        if setting(args.eval_strategy) == "steps":
+            return state.max_steps / max(1, state.eval_steps or 1)
+        return max(1.0, float(args.num_train_epochs))
+
+    def still_to_come(self, args: Any, state: Any) -> float:
+        """Of these, with the one that is due."""
+        return max(1.0, self.readings(args, state) * (1 - state.global_step / max(1, state.max_steps)) + 1)
+
+
+def check_best(args: Any) -> None:
+    """Raises ValueError unless Trainer keeps a best model by an evaluation metric; the message says what to set."""
+    if not args.load_best_model_at_end or not args.metric_for_best_model or setting(args.eval_strategy) == "no":
+        raise ValueError(
+            "keep_best=True works through Trainer's own best model: set load_best_model_at_end=True and the same "
+            'eval_strategy and save_strategy, "steps" or "epoch" (metric_for_best_model is "loss" by default)'
+        )
+    if "plateau" in setting(args.lr_scheduler_type):
+        raise ValueError("keep_best=True changes what reduce_lr_on_plateau reads: choose another lr_scheduler_type")
+
+
+def setting(value: Any) -> str:
+    """The text of one of transformers' settings, an enumeration or not."""
+    return str(getattr(value, "value", value)).lower()
