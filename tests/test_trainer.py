@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from itertools import pairwise
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -15,10 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.models.activation_offloading import OffloadActivations
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
 from lfu.parallel.processes import refuse_launch
-from lfu.trainer import STATE_FILE
+from lfu.trainer import STATE_FILE, _load_as_sft_trainer_does
 from lfu.training.advice import LfUAdvice
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
@@ -48,6 +52,7 @@ DATA = {
     ],
     "messages": [{"messages": [{"role": "user", "content": p}, {"role": "assistant", "content": c}]} for p, c in ROWS],
     "text": [{"text": f"{p} {c}"} for p, c in ROWS],
+    "uneven": [{"prompt": p, "completion": " " + c + " e" * i} for i, (p, c) in enumerate(ROWS)],
 }
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", lora_dropout=0.1)
 PART = {"part": 0.5, "same_dropout": False}  # with that adapter's dropout it is refused otherwise
@@ -123,7 +128,7 @@ def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             caught.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
-    t = trainer(tmp_path, max_steps=1, callbacks=[Catch()], max_grad_norm=0.0, gradient_checkpointing=False)
+    t = trainer(tmp_path, max_steps=1, callbacks=[Catch()], max_grad_norm=0.0, gradient_checkpointing=False, lam=5.0)
     twin = tiny_model("llama", dtype=torch.float32)
     twin.load_state_dict(weights(t))
     batches = list(t.get_train_dataloader())[:2]
@@ -194,7 +199,7 @@ def test_the_perturbed_pass_runs_in_the_models_precision(tmp_path, mixed, consis
 
 @pytest.mark.parametrize("options", [{"stale": 2}, {"every": 2}, PART, {"random_layers": 2}], ids=str)
 def test_an_approximate_run_says_so(tmp_path, options):
-    t = trainer(tmp_path, peft=LORA, **options)
+    t = trainer(tmp_path, peft=LORA, lam=5.0, **options)
     t.train()
     assert len(t.notes) == 1
     assert "approximate" in t.notes[0]
@@ -271,6 +276,137 @@ def test_evaluation_is_sft_trainers(tmp_path):
     assert plain.evaluate(Dataset.from_list(DATA["prompt_completion"]))["eval_loss"] == pytest.approx(loss, rel=1e-6)
 
 
+def test_the_first_pass_after_an_evaluation_has_dropout_masks(tmp_path):
+    """`stale` begins with the perturbed pass: with a move too small to act, h' is h, also after an evaluation."""
+    heavy = LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", lora_dropout=0.5)
+    moved = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            moved.append(max(t.last_record.displacement.values()))
+
+    t = trainer(tmp_path, peft=heavy, alpha=1e-30, stale=2, gradient_accumulation_steps=1, callbacks=[Watch()])
+    t.eval_dataset, t.args.eval_strategy, t.args.eval_steps = t.train_dataset, "steps", 1
+    t.train()
+    assert t.last_record.form == "first-order"
+    assert moved == [0, 0, 0, 0]
+
+
+def test_an_independent_ascent_batch_meets_the_collator_as_training_does(tmp_path):
+    """A collator of the user's is given the columns that it is given in training."""
+    rows = [{"prompt": p, "completion": " " + c, "source": [1] * i} for i, (p, c) in enumerate(ROWS)]
+
+    class Collator(DataCollatorForLanguageModeling):
+        def torch_call(self, examples):
+            seen.append({name for row in examples for name in row})
+            return super().torch_call(examples)
+
+    seen = []
+    t = trainer(tmp_path, ascent_batch="independent")
+    t = LfUTrainer(
+        tiny_model("llama", dtype=torch.float32), t.args, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(), data_collator=Collator(pad_token_id=0),
+    )  # fmt: skip
+    t.train()
+    assert len(seen) >= 2 * 4 * 2
+    assert all(columns == seen[0] for columns in seen)
+    assert "source" not in seen[0]
+
+
+@pytest.mark.parametrize("options", [{"ascent_steps": 2}, {"ascent_batch": "independent"}], ids=str)
+def test_a_loss_function_of_the_users_gets_a_count_of_tokens(tmp_path, options):
+    """In every pass a tensor, of the update's labelled tokens, as Trainer gives it."""
+    counts = []
+
+    def loss(outputs, labels, num_items_in_batch):
+        counts.append(num_items_in_batch)
+        logits = outputs.logits[:, :-1].flatten(0, 1).float()
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+    t = trainer(tmp_path, max_steps=2, **options)
+    t.compute_loss_func = loss
+    t.train()
+    assert len(counts) >= 4
+    assert all(isinstance(n, torch.Tensor) for n in counts)
+    assert len({int(n) for n in counts}) <= 2  # one a update
+
+
+def test_a_loss_that_is_a_mean_over_the_micro_batch(tmp_path):
+    """`loss_is_scaled_for_ga = False`: Trainer divides it by the accumulation steps, and LfU weighs its term alike."""
+
+    class Mean(LfUTrainer):
+        loss_is_scaled_for_ga = False
+
+        def _training_loss(self, model, inputs, num_items):
+            return super()._training_loss(model, inputs, None)
+
+    t = trainer(tmp_path, kind=Mean, max_steps=1, ascent_steps=2, lam=5.0, data="uneven")
+    caught = {}
+
+    class Catch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            caught.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    t.add_callback(Catch())
+    twin = tiny_model("llama", dtype=torch.float32)
+    twin.load_state_dict(weights(t))
+    batches = list(t.get_train_dataloader())[:2]
+    t.args.max_grad_norm = 0.0
+    t.train()
+    step = LfUStep(twin, seed=7, ascent_steps=2)
+    for batch in batches:
+        step(batch, num_items=2 * int((batch["labels"][:, 1:] != -100).sum()))
+    for name, p in twin.named_parameters():
+        torch.testing.assert_close(caught[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_search_for_the_batch_size_begins_again_with_the_first_micro_batch(tmp_path):
+    """`auto_find_batch_size`, out of memory once in the second micro-batch: its random numbers do not go on."""
+    calls = []
+    t = trainer(tmp_path, auto_find_batch_size=True, max_steps=1)
+    once = t.step
+
+    def step(*args, **more):
+        calls.append(more["index"])
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return once(*args, **more)
+
+    t.step = step
+    step.processes = once.processes
+    t.train()
+    assert calls[:3] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("distributed", ["NO", "MULTI_GPU", "DEEPSPEED"])
+def test_a_model_by_name_is_loaded_as_sft_trainer_loads_it(monkeypatch, distributed):
+    """Also where a method needs it before: on no device map in several processes, both of the revision asked for."""
+    asked = {}
+    model = SimpleNamespace(config=SimpleNamespace(_name_or_path="some/model"))
+    monkeypatch.setattr("lfu.trainer.create_model_from_path", lambda name, **more: asked.update(more) or model)
+    monkeypatch.setattr(
+        "lfu.trainer.AutoProcessor",
+        SimpleNamespace(from_pretrained=lambda name, **more: asked.update(tokenizer=more["revision"])),
+    )
+    args = SimpleNamespace(
+        seed=0, trust_remote_code=False, model_init_kwargs={"revision": "v2"},
+        distributed_state=SimpleNamespace(distributed_type=distributed),
+    )  # fmt: skip
+    _load_as_sft_trainer_does({"model": "some/model", "args": args})
+    assert (asked["revision"], asked["tokenizer"]) == ("v2", "v2")
+    assert asked.get("device_map", "unset") == ("unset" if distributed == "NO" else None)
+
+
+def test_fp8_is_refused(tmp_path):
+    t = trainer(tmp_path)
+    t.accelerator.state._mixed_precision = "fp8"
+    try:
+        with pytest.raises(ValueError, match="fp8 replaces the layers"):
+            t.methods[0].setup(t)
+    finally:
+        t.accelerator.state._mixed_precision = "no"
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
@@ -279,7 +415,7 @@ def test_evaluation_is_sft_trainers(tmp_path):
     "options",
     [
         {},
-        {"lam": "auto"},
+        {"lam": 5.0},
         {"ascent_batch": "independent"},
         {"auxiliary": "own"},
         {"stale": 3, "auxiliary": "own"},
@@ -306,7 +442,7 @@ def test_resume_is_bit_exact(tmp_path, peft, options):
 
 def test_checkpoints_hold_no_auxiliary(tmp_path):
     for name, peft in (("full", None), ("lora", LORA)):
-        t = trainer(tmp_path / name, peft=peft, save_strategy="steps", save_steps=4)
+        t = trainer(tmp_path / name, peft=peft, save_strategy="steps", save_steps=4, lam=5.0)
         t.train()
         plain = trainer(tmp_path / f"{name}-sft", kind=SFTTrainer, peft=peft, save_strategy="steps", save_steps=4)
         plain.train()
@@ -333,6 +469,19 @@ def test_auto_lam_holds_the_gradient_ratio(tmp_path, auxiliary, alpha):
     t.train()
     ratios = [entry["lfu/gradient_ratio"] for entry in t.state.log_history if "lfu/gradient_ratio" in entry]
     assert sum(ratios[4:]) / len(ratios[4:]) == pytest.approx(0.3, rel=0.35)
+
+
+@pytest.mark.parametrize("method", ["lfu", "lfu_reps"])
+def test_the_default_settles_within_the_first_tenth_of_thirty_updates(tmp_path, method):
+    """lam "auto": it begins too weak to act, is right after three updates, and then does not swing."""
+    t = trainer(tmp_path, method=method, max_steps=30, gradient_accumulation_steps=1, learning_rate=1e-3)
+    t.train()
+    logs = [entry for entry in t.state.log_history if "lfu/lam" in entry]
+    lams, ratios = ([entry[f"lfu/{name}"] for entry in logs] for name in ("lam", "gradient_ratio"))
+    assert ratios[0] < 0.01
+    assert math.exp(fmean(map(math.log, ratios[3:]))) == pytest.approx(0.5, rel=0.2)
+    assert max(ratios) < 3  # a batch's own ratio; the advice calls a median above 3 dominating
+    assert max(max(a / b, b / a) for a, b in pairwise(lams[3:])) < 1.5
 
 
 @pytest.mark.parametrize(
@@ -463,9 +612,11 @@ def test_config_refuses(tmp_path, options, message):
 
 def test_presets_are_the_papers_and_explicit_values_win(tmp_path):
     pick = lambda **o: (settings(tmp_path, **o).alpha, settings(tmp_path, **o).lam)
-    assert pick() == (0.1, 5.0)
+    assert pick() == pick(method="lfu_reps") == pick(auxiliary="steering") == (0.1, "auto")
+    assert pick(preset="base") == (0.1, 5.0)
     assert pick(preset="instruct") == (0.001, 500.0)
-    assert pick(method="lfu_reps") == pick(auxiliary="steering") == pick(preset="reps") == (0.1, 0.1)
+    assert pick(method="lfu_reps", preset="reps") == pick(preset="reps") == (0.1, 0.1)
+    assert pick(preset="base", lam="auto", alpha=1) == (1.0, "auto")
     assert settings(tmp_path, preset="reps").auxiliary == "steering"
     assert pick(preset="instruct", lam=1) == (0.001, 1.0)
 

@@ -19,7 +19,7 @@ from lfu.step.consistency import KINDS
 from lfu.support.choices import CHOICES, one_of
 
 # The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
-PRESETS: dict[str, tuple[float, float]] = {
+PRESETS: dict[str, tuple[float, float | str]] = {
     "base": (0.1, 5.0),
     "instruct": (0.001, 500.0),
     "reps": (0.1, 0.1),
@@ -30,7 +30,8 @@ PRESETS: dict[str, tuple[float, float]] = {
 class LfUConfig(SFTConfig):
     r"""Every field of `trl.SFTConfig`, and those below. Defaults are the paper's, training settings included.
 
-    `alpha` and `lam` left at `None` take the values of `preset`; what is given explicitly wins.
+    Left at `None`, `lam` is `"auto"` and `alpha` the paper's 0.1; `preset` sets both to values of the paper's. What is
+    given explicitly wins.
 
     Raises:
         ValueError: for any value outside its documented range, naming the field and the allowed values.
@@ -61,18 +62,19 @@ class LfUConfig(SFTConfig):
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "alpha and lam in one word: base (0.1, 5), instruct (0.001, 500), reps (0.1, 0.1). "
-            "Default: reps for the steering auxiliary, else base."
+            "help": "The paper's fixed alpha and lam in one word: base (0.1, 5), instruct (0.001, 500), "
+            "reps (0.1, 0.1). Default: alpha 0.1 and lam auto."
         },
     )
     alpha: float | None = field(
-        default=None, metadata={"help": "Length of the normalised ascent step (Eq. 2), > 0. Default: the preset's."}
+        default=None,
+        metadata={"help": "Length of the normalised ascent step (Eq. 2), > 0. Default: the preset's, or 0.1."},
     )
     lam: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
         default=None,
         metadata={
             "help": "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT; 'auto' holds the gradient "
-            "ratio at `strength`. Default: the preset's."
+            "ratio at `strength`. Default: the preset's, or auto."
         },
     )
     strength: float = field(
@@ -200,10 +202,9 @@ class LfUConfig(SFTConfig):
     def _resolve_strength(self, lfu: bool) -> None:
         self.auxiliary = self.auxiliary or ("steering" if self.preset == "reps" else "lora")
         self.consistency = self.consistency or "mse"
-        if self.preset is None:
-            self.preset = "reps" if self.auxiliary == "steering" else "base"
-        one_of("preset", self.preset, PRESETS)
-        alpha, lam = PRESETS[self.preset]
+        if self.preset is not None:
+            one_of("preset", self.preset, PRESETS)
+        alpha, lam = PRESETS.get(str(self.preset), (0.1, "auto"))
         try:
             self.alpha = alpha if self.alpha is None else float(self.alpha)
         except (TypeError, ValueError):

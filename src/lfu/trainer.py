@@ -20,7 +20,7 @@ from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoProcessor, TrainerCallback, set_seed
 from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
@@ -109,16 +109,7 @@ class LfUTrainer(SavesWhole):
         if not acting:
             return
         args: LfUConfig = given["args"]
-        if isinstance(given["model"], str):  # as SFTTrainer would
-            set_seed(args.seed)
-            options = {"trust_remote_code": args.trust_remote_code} | dict(args.model_init_kwargs or {})
-            if given.get("quantization_config") is not None:
-                options["quantization_config"] = given.pop("quantization_config")
-            given["model"] = create_model_from_path(given["model"], **options)
-            args.model_init_kwargs = None
-        if given.get("processing_class") is None:
-            name = given["model"].config._name_or_path
-            given["processing_class"] = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        _load_as_sft_trainer_does(given)
         run = Preparation(given["model"], given["processing_class"], args, self.say)
         for method in acting:
             if _overrides(method, "rows"):
@@ -164,6 +155,9 @@ class LfUTrainer(SavesWhole):
         around = [method for method in self.methods if _overrides(method, "training_step")]
         if not around:
             return super().training_step(model, inputs, num_items_in_batch)
+        for each in (model, self.optimizer):  # as Trainer does, but before the method's first pass
+            if callable(getattr(each, "train", None)):
+                each.train()
         inputs = self._prepare_inputs(inputs)
         run = lambda: super(LfUTrainer, self).training_step(model, dict(inputs), num_items_in_batch)
         tokens = len(answer_positions(inputs["labels"]))
@@ -201,18 +195,21 @@ class LfUTrainer(SavesWhole):
             reading = Reader(self.anatomy, layers).reading(where, detach=False)
         with reading as hidden:
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
-        items = float(len(where) if num_items is None else num_items) / self._averaged(num_items)
-        # without a count of items, Trainer divides the loss by the accumulation steps itself
-        share = 1.0 if num_items is None else 1.0 / self.current_gradient_accumulation_steps
+        counted = self._counted(num_items)
+        items = float(len(where) if counted is None else counted) / self._averaged(counted)
+        # a loss that is a mean over the micro-batch Trainer divides by the accumulation steps itself
+        share = 1.0 if counted is None else 1.0 / self.current_gradient_accumulation_steps
         batch = Batch(inputs, where, hidden, max(items, 1.0), share, self)
         for method in terms:
             loss = method.loss(loss, batch)
         return loss
 
     def extra_loss(self, model: Any, batch: Any, num_items: Any) -> torch.Tensor:
-        """The training loss for a method's own passes: leaves no trace in the metrics."""
+        """The training loss for a method's own passes, `num_items` as `Micro.items`: leaves no trace in the metrics."""
+        count = torch.tensor(round(float(num_items) * self._averaged(num_items)), device=self.args.device)
         with self.unmetered():
-            return self._training_loss(model, dict(batch), num_items * self._averaged(num_items))
+            loss = self._training_loss(model, dict(batch), count)
+        return loss if self._counted(count) is not None else loss / self.current_gradient_accumulation_steps
 
     def guarded(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         """`run`, a forward and backward; a non-finite loss leaves zero gradients and is what is returned."""
@@ -225,9 +222,20 @@ class LfUTrainer(SavesWhole):
 
     def _items(self, tokens: int, num_items: Any) -> float:
         """What SFTTrainer's gradient of this micro-batch is divided by, in tokens."""
-        if num_items is not None:
-            return max(float(num_items), 1.0) / self._averaged(num_items)
+        if (counted := self._counted(num_items)) is not None:
+            return max(float(counted), 1.0) / self._averaged(counted)
         return max(tokens, 1.0) * self.current_gradient_accumulation_steps
+
+    def _counted(self, num_items: Any) -> Any:
+        """`num_items` if the loss is a sum over tokens divided by it; None if it is a mean over the micro-batch.
+
+        Trainer's own rule; the second kind it divides by the accumulation steps before the backward.
+        """
+        if self.loss_is_scaled_for_ga is None:
+            summed = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+        else:
+            summed = self.loss_is_scaled_for_ga
+        return num_items if summed else None
 
     def _averaged(self, num_items: Any) -> int:
         """Over how many processes the gradients will be averaged whose tokens `num_items` counts."""
@@ -355,6 +363,24 @@ class LfUTrainer(SavesWhole):
             super()._load_scaler(checkpoint)
 
 
+def _load_as_sft_trainer_does(given: dict[str, Any]) -> None:
+    """A model that is given by name, and the tokenizer of one that is given without."""
+    args, revision = given["args"], None
+    if isinstance(given["model"], str):
+        set_seed(args.seed)
+        options = {"trust_remote_code": args.trust_remote_code} | dict(args.model_init_kwargs or {})
+        if given.get("quantization_config") is not None:
+            options["quantization_config"] = given.pop("quantization_config")
+        if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+            options["device_map"] = None
+        given["model"] = create_model_from_path(given["model"], **options)
+        args.model_init_kwargs, revision = None, options.get("revision")
+    if given.get("processing_class") is None:
+        given["processing_class"] = AutoProcessor.from_pretrained(
+            given["model"].config._name_or_path, revision=revision, trust_remote_code=args.trust_remote_code
+        )
+
+
 _MISFITS = (
     AssertionError, RuntimeError, ValueError, KeyError, OSError, EOFError, UnpicklingError, SafetensorError
 )  # fmt: skip
@@ -411,6 +437,9 @@ class _RoundUpdates(TrainerCallback):
                 LfUAdvice,
                 stacklevel=3,
             )
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer._micro = (-1, 0)  # `auto_find_batch_size` begins again, at update 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         for method in self.trainer.methods:

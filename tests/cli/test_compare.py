@@ -174,7 +174,7 @@ def test_presets(here, model, name, monkeypatch, tmp_path):
     if name == "demo":
         return
     lams = {label: one["differs"].get("lam") for label, one in found["settings"].items()}
-    assert lams["lfu"] == ("auto" if name == "table6" else "5.0")  # table5 is the paper's
+    assert lams["lfu"] == ("5.0" if name == "table5" else "auto")  # table5 is the paper's
     assert lams.get("logit_kl", lams["lfu"]) == lams["lfu"]
 
 

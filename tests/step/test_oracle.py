@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import torch
 from oracle import Oracle
+from peft import LoraConfig, PolyConfig, get_peft_model
 from tiny import DEVICE, FAMILIES, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
@@ -128,6 +129,50 @@ def test_independent_ascent_batch(auxiliary):
 def test_other_thetas(theta, auxiliary):
     model = tiny_model("llama", theta=theta)
     assert_agree(model, *pair(model, auxiliary))
+
+
+STEERED = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+
+
+def invoked():
+    batch = tiny_batch()
+    batch["input_ids"][:, 1:3] = torch.tensor([7, 9])
+    return batch
+
+
+def steered(config):
+    """aLoRA acts from its invocation tokens on, Poly by the row's task: PEFT's wrapper tells them in each forward."""
+    model = get_peft_model(tiny_model("llama"), config, autocast_adapter_dtype=False).double().to(DEVICE)
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("auxiliary", AUXILIARIES)
+def test_an_adapter_that_acts_from_its_invocation_on(auxiliary):
+    model = steered(LoraConfig(alora_invocation_tokens=[7, 9], **STEERED))
+    assert_agree(model, *pair(model, auxiliary), invoked())
+    assert not any(m._forward_pre_hooks for m in model.modules() if hasattr(m, "base_layer"))
+    plain = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    LfUStep(model, auxiliary=AUXILIARIES[auxiliary]())(invoked())
+    assert relative_difference(gradients(model), plain) < 1e-5  # norms and softmaxes in float32
+
+
+@pytest.mark.parametrize("auxiliary", AUXILIARIES)
+def test_an_adapter_that_acts_by_task(auxiliary):
+    model = steered(PolyConfig(n_tasks=3, **STEERED)).eval()  # in training mode it draws its routes: not the oracle's
+    assert_agree(model, *pair(model, auxiliary), tiny_batch() | {"task_ids": torch.tensor([0, 2, 1], device=DEVICE)})
+
+
+def test_x_lora_is_refused():
+    model = tiny_model("llama", theta="lora")
+    model.active_peft_config.peft_type = "XLORA"
+    with pytest.raises(ValueError, match="X-LoRA runs every layer twice"):
+        LfUStep(model)
 
 
 def test_lora_auxiliary_on_a_frozen_lower_half():

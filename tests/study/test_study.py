@@ -95,7 +95,7 @@ def test_the_runs_of_a_seed_differ_by_the_method_alone(study):
         other = configs["sft", seed, rate, steps]
         listed = set(study.results["settings"][label]["differs"])
         assert {name for name in config if config[name] != other[name]} == listed, label
-    assert study.results["settings"]["lfu"]["differs"] == {"method": "lfu", "lam": "5.0"}
+    assert study.results["settings"]["lfu"]["differs"] == {"method": "lfu", "lam": "auto"}
 
 
 def test_the_search_was_on_validation_rows_alone(study):

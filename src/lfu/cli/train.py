@@ -329,7 +329,11 @@ def _summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> st
     lines = [
         f"Trained on {_rows_seen(trainer)}{tokens}, {_steps(state.global_step, done_before)} in {duration(seconds)}.",
         *([f"Last logged: {losses}."] if losses else []),
-        *(_strength_hint(last["lfu/gradient_ratio"]) if "lfu/gradient_ratio" in last else []),
+        *(
+            _strength_hint(last["lfu/gradient_ratio"])
+            if "lfu/gradient_ratio" in last and trainer.args.lam != "auto"
+            else []
+        ),
         f"Saved in {folder}",
     ]
     if (folder / "adapter_config.json").is_file():

@@ -104,7 +104,8 @@ class LfU(Method):
         for position in range(index * wanted, (index + 1) * wanted):
             epoch, place = divmod(position, size)
             rows.append(dataset[int(self._shuffle(trainer.args.seed, epoch, size)[place])])
-        return trainer._prepare_inputs(trainer.data_collator(rows))
+        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="ascent")
+        return trainer._prepare_inputs(collate(rows))
 
     def _shuffle(self, seed: int, epoch: int, size: int) -> torch.Tensor:
         """The ascent's own order of an epoch; the newest is kept."""
@@ -238,6 +239,8 @@ def _refuse_setup(trainer: Any) -> None:
             "the labels': use LoRA, DoRA or full fine-tuning with LfU"
         )
     args = trainer.args
+    if trainer.accelerator.mixed_precision == "fp8":
+        raise ValueError("mixed precision fp8 replaces the layers that LfU is attached to: use bf16")
     if args.part < 1 and args.same_dropout and args.neftune_noise_alpha:
         raise ValueError(
             f"part={args.part:g} with NEFTune's noise saves nothing, as the second pass must draw that of the whole "

@@ -10,7 +10,7 @@ from lfu.methods.lfu import LfU
 
 @dataclass
 class LfURepS(LfU):
-    """LfU whose ascent moves one vector a layer, `h'[l] = h[l] + d_l`; alpha 0.1, lam 0.1 by default (paper)."""
+    """LfU whose ascent moves one vector a layer, `h'[l] = h[l] + d_l` (paper: alpha and lam 0.1, `preset="reps"`)."""
 
     name: ClassVar[str] = "lfu_reps"
     summary: ClassVar[str] = "LfU with one steering vector a layer as the auxiliary"

@@ -14,9 +14,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 try:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-except ImportError:  # peft is a dependency, but theta may be anything
-    BaseTunerLayer = ()
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+except ImportError:  # an extra: theta may be anything
+    BaseTuner = BaseTunerLayer = ModulesToSaveWrapper = ()
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -58,11 +59,19 @@ class Anatomy:
         model: the causal language model itself, PEFT's wrapper taken off (adapters stay in place inside).
         decoder: the model without its head; its `last_hidden_state` is hidden_states[K], after the final norm.
         blocks: the K transformer blocks, in order.
+        wrapper: PEFT's wrapper, where its forward steers the adapter (aLoRA, Poly), so that no call may go past it.
     """
 
     model: Any
     decoder: Any
     blocks: list[nn.Module]
+    wrapper: Any = None
+
+    def forward(self, **inputs: Any) -> Any:
+        """One forward of the decoder, without the head; of the whole model where it has a `wrapper`."""
+        if self.wrapper is None:
+            return self.decoder(**inputs)
+        return type(self.wrapper).forward(self.wrapper, **inputs)  # DDP may have put another forward on the instance
 
     def linears(self) -> Iterator[tuple[str, nn.Module]]:
         """`(name, module)` of every linear layer of every block, each once, a PEFT-wrapped one as its wrapper."""
@@ -78,6 +87,8 @@ class Anatomy:
         seen: set[int] = set()
         for number, block in enumerate(self.blocks, start=1):
             for path, module in block.named_modules():
+                if is_idle(path):
+                    continue
                 for name, weight in module.named_parameters(recurse=False):
                     fused = FusedExperts(module, name)
                     if fused.is_one(weight) and id(weight) not in seen:
@@ -161,7 +172,27 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
             f"{type(decoder).__name__} runs one block as several layers: LfU tells layers apart by their modules, and "
             "can't compare this model's"
         )
-    return Anatomy(base, decoder, found)
+    return Anatomy(base, decoder, found, model if _steers_its_adapter(model) else None)
+
+
+def _steers_its_adapter(model: Any) -> bool:
+    """Whether the forward of PEFT's wrapper tells the adapter what to do, as aLoRA's and Poly's does.
+
+    Raises:
+        ValueError: X-LoRA, which runs all layers twice in one forward.
+    """
+    tuner = getattr(model, "base_model", None)
+    if not (isinstance(tuner, BaseTuner) and hasattr(model, "active_peft_config")):
+        return False
+    config = model.active_peft_config
+    if config.peft_type == "XLORA":
+        raise ValueError("X-LoRA runs every layer twice in one forward, and LfU reads a layer once: use LoRA or DoRA")
+    return bool(getattr(config, "alora_invocation_tokens", None)) or type(tuner).forward is not BaseTuner.forward
+
+
+def is_idle(path: str) -> bool:
+    """Whether a module or parameter of this name only rests: what PEFT's `modules_to_save` keeps of the original."""
+    return "original_module" in path.split(".")
 
 
 def _named_blocks(decoder: Any, path: str) -> list[nn.Module]:
@@ -204,6 +235,9 @@ def _linears_below(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, n
             yield path, child
         elif isinstance(child, BaseTunerLayer):  # an adapter on something else, such as fused experts
             yield from _linears_below(child.get_base_layer(), f"{path}.")
+        elif isinstance(child, ModulesToSaveWrapper):  # the copy that is trained, not the original beside it
+            copy = child.modules_to_save[child.active_adapters[0]]
+            yield from [(path, copy)] if is_linear(copy) else _linears_below(copy, f"{path}.")
         else:
             yield from _linears_below(child, f"{path}.")
 

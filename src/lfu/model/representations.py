@@ -101,7 +101,7 @@ class Reader:
                     found[layer] = read.flatten(0, 1).index_select(0, positions.to(hidden.device))
                     if visit is not None:
                         visit(layer, hidden, found[layer])
-                if stop and layer == last:
+                if stop and layer == last and self.anatomy.wrapper is None:  # PEFT's must clean up after itself
                     raise _Stop
 
             return read_layer
@@ -114,13 +114,13 @@ class Reader:
                 handle.remove()
 
     def run(self, batch: Mapping[str, Any], call: Callable[..., Any] | None = None) -> None:
-        """One forward of the decoder, without the head, up to the last layer that a `reading(stop=True)` wants.
+        """One forward (see `Anatomy.forward`), up to the last layer that a `reading(stop=True)` wants.
 
-        `call` stands in for the decoder: it must run the same modules.
+        `call` stands in for it: it must run the same modules.
         """
         inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
         with self._grounded(), suppress(_Stop):
-            (call or self.anatomy.decoder)(**{**inputs, "use_cache": False})
+            (call or self.anatomy.forward)(**{**inputs, "use_cache": False})
 
     @contextmanager
     def _grounded(self) -> Iterator[None]:
@@ -132,7 +132,8 @@ class Reader:
             embedding = self.anatomy.model.get_input_embeddings()
         except NotImplementedError:  # an architecture of one's own: its backward is longer, no more
             embedding = None
-        if embedding is None or any(p.requires_grad for p in embedding.parameters()):
+        steered = self.anatomy.wrapper is not None  # aLoRA's hooks for checkpointing need blocks with a gradient below
+        if embedding is None or steered or any(p.requires_grad for p in embedding.parameters()):
             yield
             return
         handle = embedding.register_forward_hook(lambda module, args, output: output.detach())

@@ -50,26 +50,46 @@ class Replay:
 
     So the perturbed pass sees the dropout masks and NEFTune noise of the clean one, and the run's own stream of
     random numbers is the one that plain SFT would have had.
+
+    Args:
+        devices: those of the model; the CPU's state is always kept, too.
     """
 
     def __init__(self, devices: Iterable[torch.device], enabled: bool = True):
         self.enabled = enabled
-        self.devices = sorted({d for d in devices if d.type == "cuda"}, key=str)
-        self.state = (torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in self.devices])
+        self.devices = sorted({d for d in devices if d.type not in ("cpu", "meta")}, key=str)
+        self.state = self._now()
+
+    def _now(self) -> list[torch.Tensor]:
+        return [torch.get_rng_state(), *(_module(d).get_rng_state(*_number(d)) for d in self.devices)]
+
+    def _put(self, state: list[torch.Tensor]) -> None:
+        torch.set_rng_state(state[0])
+        for device, its in zip(self.devices, state[1:]):
+            _module(device).set_rng_state(its, *_number(device))
 
     def drew(self) -> bool:
         """Whether anything has drawn random numbers since: dropout, embedding noise."""
-        then = [self.state[0], *self.state[1]]
-        now = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self.devices)]
-        return any(not torch.equal(a, b) for a, b in zip(then, now))
+        return any(not torch.equal(a, b) for a, b in zip(self.state, self._now()))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         if not self.enabled:
             yield
             return
-        with torch.random.fork_rng(devices=self.devices):
-            torch.set_rng_state(self.state[0])
-            for device, state in zip(self.devices, self.state[1]):
-                torch.cuda.set_rng_state(state, device)
+        today = self._now()
+        try:
+            self._put(self.state)
             yield
+        finally:
+            self._put(today)
+
+
+def _module(device: torch.device) -> Any:
+    """`torch.cuda`, `torch.xpu`, `torch.mps`, ..."""
+    return torch.get_device_module(device.type)
+
+
+def _number(device: torch.device) -> tuple[torch.device, ...]:
+    """Apple's GPU is one, and its functions take no device."""
+    return () if device.type == "mps" else (device,)

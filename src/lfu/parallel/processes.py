@@ -147,8 +147,8 @@ class OneProcess:
         return record.skipped is None
 
     def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
-        """A zero to go backward from in place of a loss that is not finite."""
-        return torch.stack([p.flatten()[:0].sum().float() for p in theta]).sum()
+        """A zero to go backward from in place of a loss that is not finite; theta may lie on several devices."""
+        return touch(theta)
 
     def mean(self, count: float) -> float:
         """A count, averaged over the processes."""
@@ -486,7 +486,7 @@ class _Touch(torch.autograd.Function):
 
 
 def touch(theta: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A zero whose backward reaches every tensor of theta, so that a reducer sees all of them."""
+    """A zero whose backward reaches every tensor of theta, on whatever devices, so that a reducer sees all of them."""
     return _Touch.apply(*theta)
 
 

@@ -135,7 +135,8 @@ class LfUStep:
         model: a causal language model of transformers, or a `PeftModel` around one. Theta is what requires a gradient.
         auxiliary: what the ascent moves: `lora`, `steering`, `own`, or an `Auxiliary` with options of its own.
         alpha: length of each normalised ascent step (Eq. 2), > 0.
-        lam: weight of the consistency, >= 0 (0: plain SFT, nothing attached), or `auto`: see `strength`.
+        lam: weight of the consistency, >= 0 (0: plain SFT, nothing attached), or `auto`: see `strength`. The default
+            here is the paper's fixed 5; that of `LfUConfig` and the command line is `auto`, which suits any model.
         consistency: `mse`, `cosine`, `contrastive`, `logit_kl`, or a module with the same call.
         layers: compared layers: `all`, `early`, `middle`, `late`, or a range such as `5-12`.
         final_norm: layer K is compared after the final norm, as transformers' hidden_states[K].
@@ -159,7 +160,8 @@ class LfUStep:
         random_layers: see `every`.
         budget: > 1: the wanted cost of a step as a multiple of SFT's; picks one of them (see `cheaper.within`), when
             the first batch tells the number of rows. `cheaper` then says which.
-        strength: the gradient ratio that lam="auto" holds, on average over the updates.
+        strength: the gradient ratio that lam="auto" holds, on average. Its first micro-batch only measures, with a lam
+            too small to act; what it has learned is in `state_dict`.
         seed: of the auxiliary's random parts.
         blocks: where the blocks are, if they can't be found (see `anatomy`).
         loss_fn: `(model, batch, num_items) -> scalar`, Eq. 1.
@@ -243,7 +245,7 @@ class LfUStep:
             isinstance(self.auxiliary, Own) and frozen_head
         )
         # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
-        self.strength = Strength(strength, start=1e-6 * strength / alpha) if lam == "auto" else None
+        self.strength = Strength(strength, start=1e-4 * strength / alpha) if lam == "auto" else None
         self._lam = 0.0 if lam == "auto" else float(lam)
         self.calls = 0
         self.cheaper = Cheaper(every, part, stale, random_layers)

@@ -160,12 +160,13 @@ class Strength:
     Args:
         target: the wanted ratio.
         start: lam of the very first micro-batch, small enough not to act: it only measures.
-        decay: of the running mean; 0.9 remembers some ten micro-batches.
+        decay: of the running mean; 0.8 remembers some five micro-batches: less would swing with each batch, more would
+            lag behind while SFT's gradient shrinks.
     """
 
     target: float
     start: float
-    decay: float = 0.9
+    decay: float = 0.8
     mean_log: float = 0.0
     weight: float = 0.0
 

@@ -45,7 +45,8 @@ def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> tuple[dict[s
     Returns:
         inputs `(B', T')` and `(N,)` flat indices into B'*T', in the same order. What can't be cut safely comes back as
         it is: another tensor in the batch (the bounds in a row that TRL has packed, which has no padding), a compared
-        token that is masked, a rope that depends on the length, a model that is not causal.
+        token that is masked, a rope that depends on the length, a model that is not causal or whose adapter goes by
+        what is in the batch (aLoRA).
     """
     inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
     if not len(where) or not _plain(inputs, anatomy):
@@ -68,7 +69,7 @@ def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> tuple[dict[s
 def _plain(inputs: Batch, anatomy: Anatomy) -> bool:
     config = anatomy.model.config.get_text_config()
     rope = str(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None))
-    if not getattr(config, "is_causal", True) or re.search("dynamic|longrope", rope):
+    if anatomy.wrapper is not None or not getattr(config, "is_causal", True) or re.search("dynamic|longrope", rope):
         return False
     ids = inputs.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.dim() != 2:

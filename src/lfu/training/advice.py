@@ -75,11 +75,13 @@ class Advice:
             )
         if ratio > DOMINATING:
             cosine = median(r.gradient_cosine for r in self.records)
+            remedy = f"Divide lam by about {ratio / 0.5:.0f}, or use lam='auto'."
+            if self.lam == "auto":
+                remedy = "SFT's gradient shrinks faster than lam can follow: lower the learning rate."
             self._once(
                 "dominating",
                 f"LfU dominates: the consistency gradient is {ratio:.2g} times SFT's, cosine {cosine:+.2f} (median of "
-                f"{WINDOW} micro-batches; {settings}), so the model hardly learns the task. Divide lam by about "
-                f"{ratio / 0.5:.0f}, or use lam='auto'.",
+                f"{WINDOW} micro-batches; {settings}), so the model hardly learns the task. {remedy}",
             )
 
     def _skipping(self) -> None:

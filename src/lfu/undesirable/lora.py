@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lfu.model.anatomy import Anatomy, FusedExperts, linear_shape, weight_of, whole_shape
+from lfu.model.anatomy import Anatomy, FusedExperts, is_idle, linear_shape, weight_of, whole_shape
 from lfu.model.rng import Generators
 from lfu.model.tensors import views
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
@@ -83,7 +83,7 @@ class LoRA(Auxiliary):
             p: name.replace("base_layer.", "")
             for block in anatomy.blocks
             for name, p in block.named_parameters()
-            if len(whole_shape(p)) > 1 and ".lora_" not in name and not name.endswith("bias")
+            if len(whole_shape(p)) > 1 and ".lora_" not in name and not name.endswith("bias") and not is_idle(name)
         }
         others = {p: name for p, name in weights.items() if id(p) not in covered}
         size = sum(whole_shape(p).numel() for p in others)
