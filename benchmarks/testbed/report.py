@@ -1,0 +1,148 @@
+"""Tables and picture of a study: what was chosen on some base models, and how it does on the others."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from testbed.frontier import AXES, Estimate, ahead, lead, mean, over_bases
+from testbed.setting import Setting
+from testbed.skills import OTHERS
+
+
+@dataclass
+class Study:
+    """All finished settings of a folder.
+
+    Args:
+        values: setting -> measure -> `(bases, draws)`.
+        untouched: target, reworded and others of the base models, `(bases, 3)`.
+        choosing: how many bases, the first ones, choose settings; the others report.
+        machine: what it ran on.
+    """
+
+    values: dict[Setting, dict[str, np.ndarray]]
+    untouched: np.ndarray
+    choosing: int
+    machine: str
+
+    @classmethod
+    def read(cls, path: Path, entries: Iterable[dict[str, Any]]) -> Study:
+        """From `runs.jsonl`, whose first line tells of the bases."""
+        head = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
+        found = head["bases"]
+        old = np.mean([found[name] for name in OTHERS], 0)
+        untouched = np.stack([found["target"], found["reworded"], old], 1)
+        shaped = lambda runs: {name: np.reshape(list_, (len(untouched), -1)) for name, list_ in runs.items()}
+        values = {Setting.from_json(entry["setting"]): shaped(entry["runs"]) for entry in entries}
+        return cls(values, untouched, max(1, len(untouched) // 3), head["machine"])
+
+    def points(self, setting: Setting) -> np.ndarray:
+        """Its three axes, `(bases, 3)`, per cent."""
+        return np.stack([self.values[setting][axis].mean(1) for axis in AXES], 1)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers of rows."""
+        return sorted({s.rows for s in self.values})
+
+    def of(self, rows: int, method: str) -> list[Setting]:
+        """The finished settings of one method."""
+        return [s for s in self.values if s.rows == rows and s.method == method]
+
+    def surface(self, rows: int) -> np.ndarray:
+        """All that plain SFT reaches, no training at all included: `(bases, settings, 3)`."""
+        return np.stack([self.untouched, *(self.points(s) for s in self.of(rows, "SFT"))], 1)
+
+    def methods(self, rows: int) -> list[str]:
+        """All but SFT, in the order in which they were run."""
+        return [m for m in dict.fromkeys(s.method for s in self.values if s.rows == rows) if m != "SFT"]
+
+    def chosen(self, rows: int, method: str) -> Setting:
+        """The setting that is furthest ahead of SFT on the choosing bases."""
+        surface = self.surface(rows)[: self.choosing].mean(0)
+        return max(self.of(rows, method), key=lambda s: lead(self.points(s)[: self.choosing].mean(0), surface))
+
+    def held(self, setting: Setting) -> tuple[Estimate, list[Estimate]]:
+        """On the reporting bases: how far ahead in all three axes, and in each at equal values of the other two."""
+        both = np.concatenate([self.points(setting)[:, None], self.surface(setting.rows)], 1)[self.choosing :]
+        each = [over_bases(lambda v, a=axis: ahead(v[0], v[1:], a), both) for axis in range(3)]
+        return over_bases(lambda v: lead(v[0], v[1:]), both), each
+
+
+def write(folder: Path, entries: list[dict[str, Any]]) -> None:
+    """`surface.md`, `methods.md`, `paired.md` and `frontier.png` in the folder."""
+    from testbed.picture import draw
+
+    study = Study.read(folder / "runs.jsonl", entries)
+    for name, text in (("surface", surface(study)), ("methods", methods(study)), ("paired", paired(study))):
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
+        print(folder / f"{name}.md")
+    draw(study, folder / "frontier.png")
+    print(folder / "frontier.png")
+
+
+def surface(study: Study) -> str:
+    """What plain SFT reaches, all bases: a row a length and size, a column a rate."""
+    parts = [f"{study.machine}; means over {len(study.untouched)} base models: target, reworded, others.\n"]
+    rates = sorted({s.rate for s in study.values if s.method == "SFT"})
+    lines = [f"| rows | updates | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (len(rates) + 2) + "|"]
+    for rows in study.sizes:
+        cells: dict[int, dict[float, str]] = defaultdict(dict)
+        for s in study.of(rows, "SFT"):
+            cells[s.steps][s.rate] = ", ".join(f"{x:.1f}" for x in study.points(s).mean(0))
+        for steps in sorted(cells):
+            lines.append(f"| {rows} | {steps} | {' | '.join(cells[steps].get(rate, '') for rate in rates)} |")
+    return "\n".join([*parts, *lines, ""])
+
+
+def methods(study: Study) -> str:
+    """Each method at the setting that the choosing bases chose, as the reporting bases see it."""
+    kept = len(study.untouched) - study.choosing
+    head = "| rows | method | chosen | of | target | reworded | others | ahead in all | target | reworded | others |"
+    lines, count = [head, "| --- " * 11 + "|"], 0
+    for rows in study.sizes:
+        if not study.of(rows, "SFT"):
+            continue
+        scored = []
+        for method in study.methods(rows):
+            setting = study.chosen(rows, method)
+            whole, each = study.held(setting)
+            points = study.points(setting)[study.choosing :].mean(0)
+            cells = [f"{x:.1f}" for x in points] + [str(whole), *map(str, each)]
+            scored.append(
+                (whole.value, f"{method} | {setting.place} | {len(study.of(rows, method))} | {' | '.join(cells)}")
+            )
+        count += len(scored)
+        lines += [f"| {rows} | {text} |" for _, text in sorted(scored, reverse=True)]
+    first = (
+        f"{study.machine}; chosen on {study.choosing} base models, reported on {kept} others; {count} comparisons.\n"
+    )
+    return "\n".join([first, *lines, ""])
+
+
+def paired(study: Study) -> str:
+    """Every setting, and its difference to SFT of the same rate, length, base and draw."""
+    names = (*AXES, "nll_train", "moved", "rank")
+    lines = [f"| rows | method | setting | {' | '.join(names)} | {' | '.join(f'{a} - SFT' for a in AXES)} |"]
+    lines.append("| --- " * (6 + len(names)) + "|")
+    for s in sorted(study.values, key=lambda s: (s.rows, s.method != "SFT", s.method, s.steps, s.rate)):
+        values = study.values[s]
+        cells = [f"{values[n].mean():.3f}" if n == "nll_train" else f"{values[n].mean():.1f}" for n in names]
+        plain = replace(Setting(s.rows, s.steps, s.rate), lora=s.lora)
+        if plain in study.values and plain != s:
+            for axis in AXES:
+                difference = (values[axis] - study.values[plain][axis]).mean(1)
+                cells.append(f"{mean(difference)} ({(difference > 0).sum()} of {len(difference)})")
+        else:
+            cells += [""] * 3
+        lines.append(f"| {s.rows} | {s.method} | {s.place} | {' | '.join(cells)} |")
+    note = f"{study.machine}; {len(study.untouched)} base models, 95 % intervals over them.\n"
+    return "\n".join([note, *lines, ""])
