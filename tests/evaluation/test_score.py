@@ -14,7 +14,7 @@ from conftest import CHOICES, QUESTIONS, TEXTS
 from peft import LoraConfig, get_peft_model
 from tiny import DEVICE
 
-from lfu.evaluation import score
+from lfu.evaluation import batching, score
 from lfu.evaluation.score import answer_nll, chat_pair, exact_match, final_number, multiple_choice, perplexity
 
 CLOSE = {"rel": 2e-5, "abs": 2e-4}  # float32, and padding changes the order of its sums
@@ -98,8 +98,8 @@ def test_tokens_that_merge_over_the_seam_are_scored_with_the_choice(llama, mergi
 
 def test_one_token_choices_need_no_second_pass(llama, tokenizer, monkeypatch):
     calls = []
-    forward = score._forward
-    monkeypatch.setattr(score, "_forward", lambda *a, **kw: calls.append(1) or forward(*a, **kw))
+    forward = score.forward
+    monkeypatch.setattr(score, "forward", lambda *a, **kw: calls.append(1) or forward(*a, **kw))
     one_byte = lambda tok, row: (encode(tok, "Q"), [encode(tok, choice) for choice in row["choices"]])
     monkeypatch.setattr(score, "_choice_ids", one_byte)
     got = multiple_choice(llama, tokenizer, [CHOICES[2]])
@@ -125,7 +125,7 @@ def test_exact_match_equals_greedy_one_by_one(model, tokenizer, batch_size):
 
 def test_exact_match_counts_by_the_final_number(llama, tokenizer, monkeypatch):
     said = ["so #### 5", "I say 1193", "#### 4.50", "12", "no idea"]
-    monkeypatch.setattr(score, "_generate", lambda model, tok, prompts, limit: [lookup[tuple(p)] for p in prompts])
+    monkeypatch.setattr(batching, "generate", lambda model, tok, prompts, limit: [lookup[tuple(p)] for p in prompts])
     lookup = {tuple(encode(tokenizer, chat_pair(tokenizer, row)[0])): text for row, text in zip(QUESTIONS, said)}
     got = exact_match(llama, tokenizer, QUESTIONS, batch_size=2)
     assert got.text == said

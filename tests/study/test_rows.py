@@ -10,7 +10,7 @@ from tiny_folder import byte_tokenizer
 from trl import SFTConfig, SFTTrainer
 
 from lfu.data.templates import to_training_rows
-from lfu.evaluation.score import _encode, _shared
+from lfu.evaluation.batching import encode, shared_start
 from lfu.study.rows import chooses, pair_of, questions, retention, split
 from lfu.support.errors import UserError
 
@@ -106,10 +106,10 @@ def test_a_row_is_scored_as_it_is_trained_on(row, chat, template, tmp_path):
     )
     trained = trainer.train_dataset[0]
     prompt, answer = pair_of(tokenizer, rows[0])
-    ids = _encode(tokenizer, prompt + answer)
+    ids = encode(tokenizer, prompt + answer)
     assert ids == list(trained["input_ids"])
     if "completion_mask" in trained:
-        assert _shared(_encode(tokenizer, prompt), ids) == list(trained["completion_mask"]).index(1)
+        assert shared_start(encode(tokenizer, prompt), ids) == list(trained["completion_mask"]).index(1)
 
 
 def test_questions_that_can_be_reworded():

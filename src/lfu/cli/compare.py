@@ -100,6 +100,7 @@ def run_study(
         leave_busy_cores()
     from lfu.cli.arguments import parse
     from lfu.cli.live import Board
+    from lfu.report.compare_figures import one_curve
     from lfu.study import presets
     from lfu.study.build import build
     from lfu.study.options import Options
@@ -113,6 +114,7 @@ def run_study(
         session=given.worker or secrets.token_hex(8),
         say=lambda line: board.say(f"lfu: {line}"),
         live=board,
+        draw=one_curve,
         **given_flags(Options, given),
         **settings_of(given),
     )

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-import torch
-
+from lfu.evaluation.batching import Progress, continuations, encode
 from lfu.evaluation.intervals import Interval, paired_difference
 from lfu.evaluation.refusal import plain_words, refuses
-from lfu.evaluation.score import Progress, Render, _batches, _encode, _generate, _tick, chat_pair, evaluating
+from lfu.evaluation.score import Render, chat_pair
 from lfu.evaluation.shares import wilson
 
 T = TypeVar("T")
@@ -115,14 +114,8 @@ def responses(
         ValueError: as `behaviour`.
     """
     rendered = [(render or chat_pair)(tokenizer, {"question": prompt, "answer": "."})[0] for prompt in prompts]
-    ids = [_encode(tokenizer, text) for text in rendered]
-    said = [""] * len(prompts)
-    with evaluating(model), torch.no_grad():
-        for batch in _batches([len(row) for row in ids], batch_size):
-            for index, text in zip(batch, _generate(model, tokenizer, [ids[i] for i in batch], max_new_tokens)):
-                said[index] = text.strip()
-                _tick(progress)
-    return said
+    ids = [encode(tokenizer, text) for text in rendered]
+    return [text.strip() for text in continuations(model, tokenizer, ids, max_new_tokens, batch_size, progress)]
 
 
 def under_attack(

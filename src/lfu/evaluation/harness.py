@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lfu.evaluation.score import evaluating
+from lfu.evaluation.batching import evaluating
 from lfu.evaluation.tasks import Runnable
 from lfu.evaluation.tasks.quiet import generators_kept, quiet
 from lfu.support.errors import UserError, one_line

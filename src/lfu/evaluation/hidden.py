@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfu.evaluation.score import Progress, Render, _batches, _encode, _pad_id, _shared, chat_pair, evaluating
+from lfu.evaluation.batching import Progress, batches, encode, evaluating, pad_id, shared_start
+from lfu.evaluation.score import Render, chat_pair
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
 
@@ -54,7 +55,7 @@ def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024) 
         raise ValueError("no texts to read")
     pieces = []
     for number, text in enumerate(texts, start=1):
-        ids = _encode(tokenizer, text, special=True)
+        ids = encode(tokenizer, text, special=True)
         if len(ids) < 3:
             raise ValueError(f"text {number} has fewer than three tokens: {text!r}")
         windows = [ids[start : start + window] for start in range(0, len(ids), window)]
@@ -80,8 +81,8 @@ def answer_pieces(
     pieces = []
     for number, row in enumerate(rows, start=1):
         prompt, answer = (render or chat_pair)(tokenizer, row)
-        ids = _encode(tokenizer, prompt + answer)
-        piece = Piece(ids, max(1, _shared(_encode(tokenizer, prompt), ids)))
+        ids = encode(tokenizer, prompt + answer)
+        piece = Piece(ids, max(1, shared_start(encode(tokenizer, prompt), ids)))
         if piece.tokens < 1:
             raise ValueError(f"row {number} has no answer token to read")
         if window is not None and len(ids) > window:
@@ -164,8 +165,8 @@ def over_batches(
     parts = parts_of(model)
     reader = Reader(parts, list(range(1, len(parts.blocks) + 1)))
     with evaluating(model), torch.no_grad():
-        for indices in _batches([len(piece.ids) for piece in pieces], batch_size):
-            inputs = _right_pad([pieces[i] for i in indices], _pad_id(tokenizer), parts.device)
+        for indices in batches([len(piece.ids) for piece in pieces], batch_size):
+            inputs = _right_pad([pieces[i] for i in indices], pad_id(tokenizer), parts.device)
             work(Batch(indices, inputs, reader, answer_positions(inputs["labels"])))
 
 

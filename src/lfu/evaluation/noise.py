@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from lfu.evaluation.batching import Progress
 from lfu.evaluation.hidden import Batch, answer_pieces, longest_input, over_batches, parts_of
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
-from lfu.evaluation.score import Progress, Render
+from lfu.evaluation.score import Render
 from lfu.model.rng import generators
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import numpy as np
 import yaml
 
 from lfu.data.templates import TEMPLATES, alpaca_prompt
+from lfu.evaluation.batching import Progress
 from lfu.evaluation.intervals import Interval
-from lfu.evaluation.score import Progress, Render, answer_nll, chat_pair, exact_match, final_number
+from lfu.evaluation.score import Render, answer_nll, chat_pair, exact_match, final_number
 from lfu.support.files import read_yaml
 
 if TYPE_CHECKING:

@@ -7,23 +7,33 @@ items can be compared in pairs (see `intervals`). A score doesn't depend on the 
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+from lfu.evaluation.batching import (
+    Progress,
+    batches,
+    continuations,
+    encode,
+    evaluating,
+    forward,
+    left_pad,
+    nll_of,
+    pad_id,
+    shared_start,
+    tick,
+    token_nll,
+)
 
 if TYPE_CHECKING:
     from lfu.support.annotations import Model, Tokenizer
 
-Progress = Callable[[int], None]  # called with the number of items just finished
 Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text
 
 
@@ -102,9 +112,9 @@ def answer_nll(
     pieces = []
     for row in rows:
         prompt, answer = (render or chat_pair)(tokenizer, row)
-        whole = _encode(tokenizer, prompt + answer)
-        pieces.append((whole, _shared(_encode(tokenizer, prompt), whole)))
-    nll = _token_nll(model, tokenizer, pieces, batch_size, lambda index: _tick(progress))
+        whole = encode(tokenizer, prompt + answer)
+        pieces.append((whole, shared_start(encode(tokenizer, prompt), whole)))
+    nll = token_nll(model, tokenizer, pieces, batch_size, lambda index: tick(progress))
     return TokenScores(nll, [len(ids) - start for ids, start in pieces])
 
 
@@ -128,7 +138,7 @@ def perplexity(
     _need(texts, "texts")
     pieces, owner = [], []
     for number, text in enumerate(texts):
-        ids = _encode(tokenizer, text, special=True)
+        ids = encode(tokenizer, text, special=True)
         if len(ids) < 2:
             raise ValueError(f"text {number} has fewer than two tokens, so nothing to score: {text!r}")
         windows = [ids[start : start + window] for start in range(0, len(ids), window)]
@@ -139,9 +149,9 @@ def perplexity(
     def done(index: int) -> None:
         left[owner[index]] -= 1
         if not left[owner[index]]:
-            _tick(progress)
+            tick(progress)
 
-    values = _token_nll(model, tokenizer, pieces, batch_size, done)
+    values = token_nll(model, tokenizer, pieces, batch_size, done)
     nll, tokens = [0.0] * len(texts), [0] * len(texts)
     for number, (piece, _), value in zip(owner, pieces, values):
         nll[number] += value
@@ -175,12 +185,12 @@ def multiple_choice(
     items = [_choice_ids(tokenizer, row) for row in rows]
     loglik: list[list[float]] = [[] for _ in rows]
     with evaluating(model), torch.no_grad():
-        for batch in _batches([len(prompt) for prompt, _ in items], batch_size):
+        for batch in batches([len(prompt) for prompt, _ in items], batch_size):
             some = [items[i] for i in batch]
             found = _choice_batch(model, tokenizer, some) if cached else _whole_choices(model, tokenizer, some)
             for index, values in zip(batch, found):
                 loglik[index] = values
-                _tick(progress)
+                tick(progress)
     best, best_raw = [], []
     for row, values in zip(rows, loglik):
         per_character = [value / max(1, len(choice)) for value, choice in zip(values, row["choices"])]
@@ -213,13 +223,8 @@ def exact_match(
     wanted = [final_number(answer) for _, answer in pairs]
     if None in wanted:
         raise ValueError(f"reference answer {wanted.index(None)} doesn't end in '#### number'")
-    prompts = [_encode(tokenizer, prompt) for prompt, _ in pairs]
-    texts = [""] * len(rows)
-    with evaluating(model), torch.no_grad():
-        for batch in _batches([len(prompt) for prompt in prompts], batch_size):
-            for index, text in zip(batch, _generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)):
-                texts[index] = text
-                _tick(progress)
+    prompts = [encode(tokenizer, prompt) for prompt, _ in pairs]
+    texts = continuations(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
     strict = [final_number(text) == number for text, number in zip(texts, wanted)]
     loose = [final_number(text, anywhere=True) == number for text, number in zip(texts, wanted)]
     return MatchScores(texts, strict, loose)
@@ -268,74 +273,25 @@ def _decimal(digits: str) -> Decimal:
     return Decimal(digits.replace(",", ""))
 
 
-def _encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
-    """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own)."""
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-
-def _shared(one: Sequence[int], two: Sequence[int]) -> int:
-    """Length of the common beginning; scoring starts there, as tokens may merge over the seam behind a prompt."""
-    for position, (left, right) in enumerate(zip(one, two)):
-        if left != right:
-            return position
-    return min(len(one), len(two))
-
-
 def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[list[int], list[list[int]]]:
     """(the prompt's tokens that all choices share, the rest of each choice)."""
     if not 0 <= row["answer"] < len(row["choices"]):
         raise ValueError(f"answer {row['answer']!r} is no index into the choices of {row['question']!r}")
     text = f"Question: {row['question']}\nAnswer:"
-    prompt = _encode(tokenizer, text, special=True)
-    wholes = [_encode(tokenizer, f"{text} {choice}", special=True) for choice in row["choices"]]
-    seam = min(_shared(prompt, whole) for whole in wholes)
+    prompt = encode(tokenizer, text, special=True)
+    wholes = [encode(tokenizer, f"{text} {choice}", special=True) for choice in row["choices"]]
+    seam = min(shared_start(prompt, whole) for whole in wholes)
     if not seam:
         raise ValueError(f"prompt and choices share no first token, so nothing to condition on: {row['question']!r}")
     return prompt[:seam], [whole[seam:] for whole in wholes]
-
-
-# --- batches through the model -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Eval mode inside; afterwards every module's own train/eval flag is back as it was."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-def _token_nll(
-    model: Model,
-    tokenizer: Tokenizer,
-    pieces: Sequence[tuple[list[int], int]],
-    batch_size: int,
-    done: Callable[[int], None],
-) -> list[float]:
-    """Summed NLL (nats) of each piece (ids, first scored position >= 1); calls `done(index)` after each."""
-    values = [0.0] * len(pieces)
-    with evaluating(model), torch.no_grad():
-        for batch in _batches([len(ids) for ids, _ in pieces], batch_size):
-            ids, mask = _left_pad([pieces[i][0] for i in batch], _pad_id(tokenizer), model.device)
-            longest = max(len(pieces[i][0]) - pieces[i][1] for i in batch)  # scored tokens, all at the right end
-            logits = _forward(model, ids, mask, keep=longest + 1).logits[:, :-1]  # (B, longest, V)
-            for row, i in enumerate(batch):
-                scored = len(pieces[i][0]) - pieces[i][1]
-                values[i] = _nll(logits[row, longest - scored :], ids[row, ids.shape[1] - scored :])
-                done(i)
-    return values
 
 
 def _choice_batch(
     model: Model, tokenizer: Tokenizer, items: Sequence[tuple[list[int], list[list[int]]]]
 ) -> list[list[float]]:
     """Log-likelihood (nats) of every choice of every item: prompts once, then the choices on the shared cache."""
-    ids, mask = _left_pad([prompt for prompt, _ in items], _pad_id(tokenizer), model.device)
-    out = _forward(model, ids, mask, keep=1, use_cache=True)
+    ids, mask = left_pad([prompt for prompt, _ in items], pad_id(tokenizer), model.device)
+    out = forward(model, ids, mask, keep=1, use_cache=True)
     # the prompt's last position already says how likely each choice's FIRST token is: one-token choices end here
     first = out.logits[:, -1].float().log_softmax(-1)  # (B, V)
     values = [[float(first[row, choice[0]]) for choice in choices] for row, (_, choices) in enumerate(items)]
@@ -347,14 +303,14 @@ def _choice_batch(
     cache.batch_select_indices(owner)
     tails = [items[row][1][c] for row, c in longer]
     width = max(len(tail) for tail in tails) - 1
-    fed = torch.full((len(tails), width), _pad_id(tokenizer), device=ids.device)
+    fed = torch.full((len(tails), width), pad_id(tokenizer), device=ids.device)
     seen = torch.zeros_like(fed)
     for n, tail in enumerate(tails):  # right-padded: what follows a choice's end is never looked at
         fed[n, : len(tail) - 1] = torch.tensor(tail[:-1], device=ids.device)
         seen[n, : len(tail) - 1] = 1
-    logits = _forward(model, fed, torch.cat([mask[owner], seen], 1), keep=0, past_key_values=cache).logits
+    logits = forward(model, fed, torch.cat([mask[owner], seen], 1), keep=0, past_key_values=cache).logits
     for n, ((row, c), tail) in enumerate(zip(longer, tails)):
-        values[row][c] -= _nll(logits[n, : len(tail) - 1], torch.tensor(tail[1:], device=ids.device))
+        values[row][c] -= nll_of(logits[n, : len(tail) - 1], torch.tensor(tail[1:], device=ids.device))
     return values
 
 
@@ -363,114 +319,8 @@ def _whole_choices(
 ) -> list[list[float]]:
     """As `_choice_batch`, in one forward pass and without a cache."""
     pieces = [(prompt + choice, len(prompt)) for prompt, choices in items for choice in choices]
-    values = iter(_token_nll(model, tokenizer, pieces, len(pieces), lambda index: None))
+    values = iter(token_nll(model, tokenizer, pieces, len(pieces), lambda index: None))
     return [[-next(values) for _ in choices] for _, choices in items]
-
-
-def _generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-    """Greedy continuations of the prompts, without special tokens."""
-    config = getattr(model, "generation_config", None)
-    stop = getattr(config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
-    out = greedy(model, tokenizer, prompts, max_new_tokens, sorted(ends))
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in out]
-
-
-def greedy(
-    model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **more: Any
-) -> Tensor:
-    """Greedy continuations `(B, new)` of prompts (token ids), padded behind the first of the tokens `ends`.
-
-    `more` goes to `model.generate`.
-    """
-    ids, mask = _left_pad(prompts, _pad_id(tokenizer), model.device)
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,  # a model's own sampling settings would only raise warnings here
-        top_p=None,
-        top_k=None,
-        eos_token_id=ends or None,
-        pad_token_id=_pad_id(tokenizer),
-        **more,
-    )
-    return out[:, ids.shape[1] :]
-
-
-def _forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -> Any:
-    """One forward pass; logits of the last `keep` positions only (0: all those of `ids`) if the model can.
-
-    `mask` may be longer than `ids`: then its beginning belongs to the cache in `more`.
-    """
-    accepted = _parameters_of(model)
-    if "position_ids" in accepted:  # left padding must not move the positions of a model with absolute ones
-        more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    if "logits_to_keep" in accepted:
-        more["logits_to_keep"] = keep
-    more.setdefault("use_cache", False)
-    out = with_logits(model, input_ids=ids, attention_mask=mask, **more)
-    if keep:
-        out.logits = out.logits[:, -keep:]
-    return out
-
-
-def with_logits(model: Model, **inputs: Any) -> Any:
-    """The model's output, with logits `(B, T, V)` also where its own forward leaves them out to save memory.
-
-    Then the last hidden states are caught on a second pass, and the head is applied to them.
-    """
-    out = model(**inputs)
-    if isinstance(getattr(out, "logits", None), Tensor):
-        return out
-    from lfu.model.anatomy import anatomy
-    from lfu.model.representations import hidden_of
-
-    parts, caught = anatomy(model), []
-    hook = parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output)))
-    try:
-        out = model(**inputs)
-    finally:
-        hook.remove()
-    head = parts.model.get_output_embeddings()
-    out.logits = parts.logits(caught[-1].to(head.weight.dtype))
-    return out
-
-
-def _parameters_of(model: Model) -> set[str]:
-    """Names of the forward arguments of the model proper, looked for behind PEFT's wrapper."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(base.forward).parameters)
-
-
-def _nll(logits: Tensor, targets: Tensor) -> float:
-    """Summed NLL (nats) of targets (T,) under logits (T, V), in float32."""
-    return float(cross_entropy(logits.float(), targets, reduction="sum"))
-
-
-def _left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask), both (B, longest); left, so that every row ends in the last column."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-def _pad_id(tokenizer: Tokenizer) -> int:
-    """Any valid id will do: padding is masked everywhere."""
-    found = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-    return next(token for token in found if token is not None)
-
-
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths (little padding), the longest first (too big a batch fails at once)."""
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _argmax(values: Sequence[float]) -> int:
@@ -480,8 +330,3 @@ def _argmax(values: Sequence[float]) -> int:
 def _need(items: Sequence[Any], what: str) -> None:
     if not items:
         raise ValueError(f"no {what} to score")
-
-
-def _tick(progress: Progress | None) -> None:
-    if progress is not None:
-        progress(1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lfu.evaluation.score import evaluating
+from lfu.evaluation.batching import evaluating
 
 # Ways to start an adapter that rewrite the base weights: with the adapter off it isn't the untouched model
 _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfu.evaluation.score import _encode, _forward
+from lfu.evaluation.batching import encode, forward
 from lfu.forgetting.deal import Dealer
 
 PROMPT, NEW, TOP = 8, 40, 32  # tokens that a text is started with; that the model adds; kept of each distribution
@@ -36,7 +36,7 @@ def write(model: Any, tokenizer: Any, texts: Sequence[str], dealer: Dealer, *, s
 
     Texts with fewer than `PROMPT` tokens are left out. What is written does not depend on how texts are dealt.
     """
-    starts = [ids[:PROMPT] for ids in (_encode(tokenizer, text, special=True) for text in texts) if len(ids) >= PROMPT]
+    starts = [ids[:PROMPT] for ids in (encode(tokenizer, text, special=True) for text in texts) if len(ids) >= PROMPT]
     numbered = list(enumerate(starts))
     rows = dealer.over(numbered, lambda part: _draw(model, part, seed, cached))
     if not rows:
@@ -81,7 +81,7 @@ def _draw(model: Any, numbered: list[tuple[int, list[int]]], seed: int, cached: 
     fed, cache = ids, None
     for _ in range(NEW):
         more = {"use_cache": True} | ({"past_key_values": cache} if cache is not None else {}) if cached else {}
-        out = _forward(model, fed if cached else ids, torch.ones_like(ids), keep=1, **more)
+        out = forward(model, fed if cached else ids, torch.ones_like(ids), keep=1, **more)
         logits = out.logits[:, -1].float().cpu()
         noise = torch.stack([torch.rand(logits.shape[1], generator=g) for g in generators])
         fed = (logits - (-noise.clamp(min=1e-12).log()).log()).argmax(1, keepdim=True).to(device)
@@ -103,4 +103,4 @@ def _likeliest(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
 def _logits(model: Any, ids: Tensor) -> Tensor:
     """`(B, NEW, V)`: what is said about each token that was written."""
     ids = ids.to(next(model.parameters()).device)
-    return _forward(model, ids, torch.ones_like(ids), keep=NEW + 1).logits[:, :-1]
+    return forward(model, ids, torch.ones_like(ids), keep=NEW + 1).logits[:, :-1]

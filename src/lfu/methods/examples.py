@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from lfu.evaluation.score import evaluating
+from lfu.evaluation.batching import evaluating
 from lfu.methods.token_loss import nll_of
 from lfu.model.representations import Reader, answer_positions
 

@@ -16,8 +16,8 @@ import torch
 from datasets import Dataset
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
+from lfu.evaluation.batching import batches, encode, evaluating, greedy
 from lfu.evaluation.record import weights_hash
-from lfu.evaluation.score import _batches, _encode, evaluating, greedy
 from lfu.methods.agreement import agreed
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.rewrites import Rewrite, key_of, opened
@@ -122,7 +122,7 @@ class SDFT(Method):
     def _write(self, prompts: list[Ids], keep: Keep, run: Preparation, tokenizer: Any, ends: Ids) -> None:
         """Lets the model write, and hands each batch's prompts and rewrites to `keep` as they come."""
         with evaluating(run.model), torch.no_grad(), _on(run.args.device, run.model), _progress(len(prompts)) as tick:
-            for batch in _batches([len(ids) for ids in prompts], self.batch_size):
+            for batch in batches([len(ids) for ids in prompts], self.batch_size):
                 asked = [prompts[i] for i in batch]
                 keep(asked, generate(run.model, tokenizer, asked, ends, self.max_new_tokens))
                 tick(len(batch))
@@ -178,9 +178,9 @@ def task_of(row: dict[str, Any], tokenizer: Any, longest: float = float("inf")) 
         options = {"enable_thinking": False, **template_arguments(row)}
         asked = [*turns[:-2], {**question, "content": text}]
         text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, **options)
-        ids = _encode(tokenizer, text)
+        ids = encode(tokenizer, text)
     else:
-        ids = _encode(tokenizer, f"{text}\n\n{RESPONSE}", special=True)
+        ids = encode(tokenizer, f"{text}\n\n{RESPONSE}", special=True)
     return Task(ids, reference) if len(ids) <= longest else Task([], left="too long for the model")
 
 

@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.func import functional_call
 
-from lfu.evaluation.score import evaluating
+from lfu.evaluation.batching import evaluating
 from lfu.model.anatomy import Anatomy
 from lfu.model.representations import Reader
 

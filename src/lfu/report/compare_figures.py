@@ -12,8 +12,9 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
-from lfu.report.compare_text import KINDS, value
+from lfu.report.compare_text import value
 from lfu.report.probe_figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, shorter
+from lfu.study.kinds import KINDS
 
 NAME = 22  # letters of a label
 
@@ -143,7 +144,7 @@ def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fi
         for axis, (title, labels) in zip(axes, panels):
             for label in labels:
                 axis.plot(*zip(*found[label]), lw=1.6, label=shorter(label, NAME), **style[label])
-            finish(axis, title, "training step", "nats a token" if title == "Training loss" else "")
+            finish(axis, title, "training step", "nats per token" if title == "Training loss" else "")
         handles = [line for axis in axes for line in axis.get_lines()]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
@@ -225,7 +226,7 @@ def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> F
         return None
     style, metric = looks(results), results["metrics"]["wording"]
     kind, found = KINDS[mode["wording"]["kind"]], mode["wording"]["templates"]
-    what = "accuracy, %" if mode["wording"]["kind"] == "share" else "loss on the answers, nats a token"
+    what = "accuracy, %" if mode["wording"]["kind"] == "share" else "loss on the answers, nats per token"
 
     def paint(figure: Picture) -> None:
         axis = figure.subplots()

@@ -88,6 +88,7 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         keep_models=options.keep_models,
         watch_forgetting=options.watch_forgetting,
         live=options.live,
+        draw=options.draw,
         say=options.say,
     )
     _check(study)

@@ -11,7 +11,7 @@ from lfu.study.choose import Bisection
 from lfu.study.live import Live
 from lfu.study.measure import MEASURES
 from lfu.study.settings import Setting
-from lfu.study.study import Flags
+from lfu.study.study import Draw, Flags
 from lfu.support.flags import at_least_one, flag, not_negative, rates_of, seeds_of, share_of, some_of, yes_or_no
 
 WHAT, ROWS, MEASURED, HOW = "what is compared", "rows", "what is measured", "how"
@@ -29,6 +29,7 @@ class Options:
         session: the name under which the processes of one command work together.
         say: tells the user one line.
         live: is told what happens.
+        draw: makes a picture (PNG) of a run's training curve.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Options:
     session: str = field(default_factory=lambda: secrets.token_hex(8))
     say: Callable[[str], None] = lambda line: None
     live: Live = field(default_factory=Live)
+    draw: Draw | None = None
 
     seeds: list[int] = flag(
         WHAT, [0, 1, 2], "how many seeds, or a list of them: 3 means 0,1,2 (default: 3)", type=seeds_of, metavar="N"

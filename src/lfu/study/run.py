@@ -115,7 +115,7 @@ def _train(study: Study, run: Run, place: Place) -> None:
     )  # fmt: skip
     if place.trained:  # its weights were dropped: the time that equal time goes by stays that of the first training
         result["cost"] = place.trained["cost"]
-    _curve(place, run, result["curve"])
+    _curve(study, place, run, result["curve"])
     place.keep_trained(result)
 
 
@@ -253,11 +253,10 @@ def _config_record(study: Study, run: Run) -> dict[str, Any]:
     }
 
 
-def _curve(place: Place, run: Run, curve: Sequence[Mapping[str, Any]]) -> None:
+def _curve(study: Study, place: Place, run: Run, curve: Sequence[Mapping[str, Any]]) -> None:
     """The training curve as a picture in the run's folder."""
-    from lfu.report.compare_figures import one_curve
-
-    place.keep_picture("curve.png", one_curve(f"{run.label}, seed {run.seed}", curve))
+    if study.draw:
+        place.keep_picture("curve.png", study.draw(f"{run.label}, seed {run.seed}", curve))
 
 
 def _refuse_broken(name: str, result: Any) -> None:

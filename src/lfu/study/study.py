@@ -20,6 +20,7 @@ from lfu.study.settings import is_lfu
 from lfu.support.errors import UserError
 
 Words = list[str]
+Draw = Callable[[str, Sequence[Mapping[str, Any]]], bytes]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Study:
         watch_forgetting: the share of a training's time that goes into measuring what it forgets on the way.
         say: tells the user one line.
         live: is told what happens in this process.
+        draw: makes a picture (PNG) of a training curve, of its title and entries; None: no pictures.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Study:
     watch_forgetting: float = 0.0
     say: Callable[[str], None] = lambda line: None
     live: Live = field(default_factory=Live)
+    draw: Draw | None = None
     since: float = field(default_factory=time.time)
     environment: dict[str, Any] = field(default_factory=lambda: environment.own())
     _configs: dict[Run, tuple[Any, Any]] = field(default_factory=dict)

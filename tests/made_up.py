@@ -78,7 +78,7 @@ def made_results(
         "settings": {
             s.label: {
                 "method": s.method, "values": s.values, "yardstick": s.yardstick.label, "places": [],
-                "training": {"training rows": "28", "rows a step": "4", "learning rates tried": "1",
+                "training": {"training rows": "28", "rows per step": "4", "learning rates tried": "1",
                              "optimizer": "adamw", "schedule": "linear, warm-up 0"},
                 "steps": dict.fromkeys(found, 3),
                 "against": (compared_with(s, plan.settings) or Run(None)).label,

@@ -1,0 +1,192 @@
+"""Token ids through a model in batches: padding, the forward pass, greedy continuations, what a text's tokens cost.
+
+All of it leaves the model's train/eval state and every random generator as they were. A result doesn't depend on the
+batch size, but for rounding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+if TYPE_CHECKING:
+    from lfu.support.annotations import Model, Tokenizer
+
+Progress = Callable[[int], None]  # called with the number of items just finished
+
+
+def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
+    """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own)."""
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
+    """Length of the common beginning; scoring starts there, as tokens may merge over the seam behind a prompt."""
+    for position, (left, right) in enumerate(zip(one, two)):
+        if left != right:
+            return position
+    return min(len(one), len(two))
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Eval mode inside; afterwards every module's own train/eval flag is back as it was."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def token_nll(
+    model: Model,
+    tokenizer: Tokenizer,
+    pieces: Sequence[tuple[list[int], int]],
+    batch_size: int,
+    done: Callable[[int], None],
+) -> list[float]:
+    """Summed NLL (nats) of each piece (ids, first scored position >= 1); calls `done(index)` after each."""
+    values = [0.0] * len(pieces)
+    with evaluating(model), torch.no_grad():
+        for batch in batches([len(ids) for ids, _ in pieces], batch_size):
+            ids, mask = left_pad([pieces[i][0] for i in batch], pad_id(tokenizer), model.device)
+            longest = max(len(pieces[i][0]) - pieces[i][1] for i in batch)  # scored tokens, all at the right end
+            logits = forward(model, ids, mask, keep=longest + 1).logits[:, :-1]  # (B, longest, V)
+            for row, i in enumerate(batch):
+                scored = len(pieces[i][0]) - pieces[i][1]
+                values[i] = nll_of(logits[row, longest - scored :], ids[row, ids.shape[1] - scored :])
+                done(i)
+    return values
+
+
+def continuations(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, batch_size: int,
+    progress: Progress | None = None,
+) -> list[str]:  # fmt: skip
+    """Greedy continuations of prompts (token ids), in their order, without special tokens."""
+    texts = [""] * len(prompts)
+    with evaluating(model), torch.no_grad():
+        for batch in batches([len(prompt) for prompt in prompts], batch_size):
+            for index, text in zip(batch, generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)):
+                texts[index] = text
+                tick(progress)
+    return texts
+
+
+def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    """Greedy continuations of the prompts, without special tokens."""
+    config = getattr(model, "generation_config", None)
+    stop = getattr(config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
+    out = greedy(model, tokenizer, prompts, max_new_tokens, sorted(ends))
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in out]
+
+
+def greedy(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **more: Any
+) -> Tensor:
+    """Greedy continuations `(B, new)` of prompts (token ids), padded behind the first of the tokens `ends`.
+
+    `more` goes to `model.generate`.
+    """
+    ids, mask = left_pad(prompts, pad_id(tokenizer), model.device)
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=None,  # a model's own sampling settings would only raise warnings here
+        top_p=None,
+        top_k=None,
+        eos_token_id=ends or None,
+        pad_token_id=pad_id(tokenizer),
+        **more,
+    )
+    return out[:, ids.shape[1] :]
+
+
+def forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -> Any:
+    """One forward pass; logits of the last `keep` positions only (0: all those of `ids`) if the model can.
+
+    `mask` may be longer than `ids`: then its beginning belongs to the cache in `more`.
+    """
+    accepted = _parameters_of(model)
+    if "position_ids" in accepted:  # left padding must not move the positions of a model with absolute ones
+        more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    if "logits_to_keep" in accepted:
+        more["logits_to_keep"] = keep
+    more.setdefault("use_cache", False)
+    out = with_logits(model, input_ids=ids, attention_mask=mask, **more)
+    if keep:
+        out.logits = out.logits[:, -keep:]
+    return out
+
+
+def with_logits(model: Model, **inputs: Any) -> Any:
+    """The model's output, with logits `(B, T, V)` also where its own forward leaves them out to save memory.
+
+    Then the last hidden states are caught on a second pass, and the head is applied to them.
+    """
+    out = model(**inputs)
+    if isinstance(getattr(out, "logits", None), Tensor):
+        return out
+    from lfu.model.anatomy import anatomy
+    from lfu.model.representations import hidden_of
+
+    parts, caught = anatomy(model), []
+    hook = parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output)))
+    try:
+        out = model(**inputs)
+    finally:
+        hook.remove()
+    head = parts.model.get_output_embeddings()
+    out.logits = parts.logits(caught[-1].to(head.weight.dtype))
+    return out
+
+
+def _parameters_of(model: Model) -> set[str]:
+    """Names of the forward arguments of the model proper, looked for behind PEFT's wrapper."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return set(inspect.signature(base.forward).parameters)
+
+
+def nll_of(logits: Tensor, targets: Tensor) -> float:
+    """Summed NLL (nats) of targets (T,) under logits (T, V), in float32."""
+    return float(cross_entropy(logits.float(), targets, reduction="sum"))
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """(ids, attention mask), both (B, longest); left, so that every row ends in the last column."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """Any valid id will do: padding is masked everywhere."""
+    found = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    return next(token for token in found if token is not None)
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths (little padding), the longest first (too big a batch fails at once)."""
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {size}")
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def tick(progress: Progress | None) -> None:
+    if progress is not None:
+        progress(1)

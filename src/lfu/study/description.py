@@ -1,0 +1,157 @@
+"""What the settings and the runs of a study were, how far each run is, and what was tried to choose by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lfu.study.choose import compared_with, edge_of
+from lfu.study.plan import UNTOUCHED, Plan, Run
+from lfu.study.settings import Setting
+from lfu.study.study import Study
+
+
+def searched(study: Study, plan: Plan) -> dict[str, Any]:
+    """label -> what was tried and chosen."""
+    found = {}
+    for setting in study.design.settings:
+        rates = study.design.rates_of(setting)
+        if len(rates) > 1:
+            places = {rate: study.shelf(study.design.first_run(setting, rate)) for rate in rates}
+            losses, chosen = {rate: place.validation for rate, place in places.items()}, plan.rates.get(setting)
+            found[setting.label] = {
+                "chosen": chosen,
+                "edge": edge_of(losses, chosen),
+                "losses": losses,
+                "failed": [rate for rate, place in places.items() if place.any_failure],
+            }
+    return found
+
+
+def collapse_of(study: Study, plan: Plan) -> dict[str, Any] | None:
+    """What the bisection found: value -> loss on the validation rows and whether that is a collapse."""
+    bisection = study.design.bisection
+    if bisection is None:
+        return None
+    bar = study.shelf(UNTOUCHED).validation
+    plain = bisection.setting(bisection.low).yardstick
+    rate = plan.rates.get(plain)
+    sft = study.shelf(study.design.first_run(plain, rate)).validation if rate is not None else None
+    tried: dict[float, Any] = {}
+    for setting in plan.settings:
+        place = study.shelf(study.design.first_run(setting, plan.rates[setting])) if setting in plan.rates else None
+        given = {**dict(setting.own), **dict(setting.knobs)}
+        if place is None or bar is None or setting.method != bisection.method or list(given) != [bisection.key]:
+            continue
+        loss = place.validation
+        if loss is not None or (place.any_failure and place.any_failure["diverged"]):
+            tried[float(given[bisection.key])] = {"loss": loss, "collapsed": loss is None or loss > bar}
+    holds, collapses = bisection.bracket({value: one["collapsed"] for value, one in tried.items()})
+    return {
+        "name": bisection.name, "method": bisection.method, "untouched": bar, "sft": sft,
+        "holds": holds, "collapses": collapses, "low": bisection.low, "high": bisection.high,
+        "tried": {f"{value:g}": tried[value] for value in sorted(tried)},
+    }  # fmt: skip
+
+
+def described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
+    """What makes this setting differ from plain SFT, with the command that trains it."""
+    from lfu.methods import method_class
+
+    names = [name.strip() for name in setting.method.split("+")]
+    rate = plan.rates.get(setting, study.design.rates_of(setting)[0])
+    run = study.design.first_run(setting, rate)
+    yardstick = Run(setting.yardstick, run.seed, rate, run.steps)
+    return {
+        "method": setting.method,
+        "values": setting.values,
+        "yardstick": setting.yardstick.label,
+        "against": (compared_with(setting, plan.settings) or UNTOUCHED).label,
+        "what": [method_class(name).summary for name in names],
+        "differs": _differs(study.configs(run)[0], study.configs(yardstick)[0]),
+        "training": _training(study, setting, study.configs(run)[0]),
+        "learning_rate": plan.rates.get(setting),
+        "steps": {mode: runs[setting][0].steps for mode, runs in plan.runs.items() if setting in runs},
+        "places": [place for name in names for place in method_class(name).places],
+        "commands": {
+            f"seed {one.seed}, {one.steps} steps": study.command(one)
+            for runs in plan.runs.values()
+            for one in runs.get(setting, ())
+        },
+    }
+
+
+def _training(study: Study, setting: Setting, config: Any) -> dict[str, str]:
+    """What a fair comparison has alike, as text; steps aside, which the modes decide."""
+    schedule = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    return {
+        "training rows": f"{study.limit(setting):,}",
+        "rows per step": str(config.per_device_train_batch_size * config.gradient_accumulation_steps),
+        "learning rates tried": ", ".join(study.design.rates_of(setting)),
+        "optimizer": str(getattr(config.optim, "value", config.optim)),
+        "schedule": f"{schedule}, warm-up {config.warmup_steps:g}",
+    }
+
+
+def _differs(ours: Any, theirs: Any) -> dict[str, str]:
+    """The fields of the config that aren't the yardstick's."""
+    from lfu.study.settings import is_lfu, lfu_fields
+
+    mine, other = ours.to_dict(), theirs.to_dict()
+    skip = {"learning_rate"} | (set() if is_lfu(ours.method) else lfu_fields())
+    return {name: str(value) for name, value in mine.items() if name not in skip and value != other.get(name)}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run: how far it is wanted (`level`) and is (`state`), where it lies, and what went wrong or was said."""
+
+    label: str
+    seed: int
+    learning_rate: str
+    steps: int
+    level: str
+    state: str
+    folder: str
+    error: str
+    phase: str
+    notes: list[str]
+    advice: list[str]
+    model: dict[str, Any] | None
+
+    @property
+    def weights(self) -> str:
+        """The hash of the trained weights; empty while the run is not finished."""
+        return self.model["weights"] if self.model else ""
+
+
+def runs_of(study: Study, plan: Plan) -> list[RunState]:
+    """Every run, once: how far it is and where it lies."""
+    full = {UNTOUCHED} | {run for runs in plan.runs.values() for each in runs.values() for run in each}
+    found = []
+    for run in dict.fromkeys(task.run for task in plan.tasks):
+        place = study.shelf(run)
+        failure = place.any_failure
+        wanted = "full" if run in full else "search" if any(
+            task.level == "search" for task in plan.tasks if task.run == run
+        ) else "timing"  # fmt: skip
+        state = "failed" if failure else "finished" if place.finished(wanted) else "to do"
+        told = place.record or place.trained or {}
+        found.append(RunState(
+            run.label, run.seed, run.learning_rate, run.steps, wanted, state,
+            place.path.relative_to(study.folder).as_posix(), failure["error"] if failure else "",
+            failure["phase"] if failure else "", told.get("notes", []), told.get("advice", []),
+            place.record["model"] if place.record else None,
+        ))  # fmt: skip
+    return found
+
+
+def same_for_all(study: Study) -> dict[str, Any]:
+    """What all runs have in common, whatever their settings are."""
+    return {
+        "seeds": list(study.design.seeds),
+        "training rows": len(study.split.train),
+        "validation rows": len(study.split.validation),
+        "test rows": len(study.split.test),
+        "rows": study.split.said,
+    }

@@ -1,0 +1,96 @@
+"""What a comparison's report says in sentences, on records that were made up."""
+
+from __future__ import annotations
+
+from made_up import made_record, made_results, several
+
+from lfu.report.compare_verdict import verdict
+
+
+def said(results) -> list[str]:
+    return verdict({"results": results})
+
+
+def forgetful(chosen_by: int, reported: int) -> dict:
+    """Questions right: so many of the 10 that choose, and of the 20 that are reported."""
+    right = [i // 3 < chosen_by if i % 3 == 0 else i * 2 // 3 < reported for i in range(30)]
+    return {"kept": {"knowledge": {"kind": "choice", "correct": right}}}
+
+
+def test_a_trade():
+    gem = several(0.5, measures=forgetful(7, 2))
+    results = made_results({"steps": {"sft": several(1.0, measures=forgetful(7, 14)), "gem": gem}})
+    told = said(results)[0]
+    assert told.startswith("A trade: gem, learning rate 1 is better than plain SFT in held-out loss (-0.500 [")
+    assert "and worse in general knowledge (-60.0 [" in told
+    assert told.endswith("Take it if the former matters more.")
+    assert results["recommended"]["label"] == "gem"
+
+
+def test_better_on_the_validation_rows_and_worse_on_the_test_rows():
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.2, validation=0.9)}})
+    assert said(results)[0].startswith(
+        "Recommended: plain SFT, the plainest: gem, learning rate 1 had the lowest loss on the validation rows, but on "
+        "the test rows it is worse in held-out loss (+0.200 ["
+    )
+    assert said(results)[0].endswith("and better in nothing.")
+    assert results["recommended"]["label"] == "sft"
+
+
+def test_better_on_the_validation_rows_and_nothing_else():
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0, validation=0.9)}})
+    assert said(results)[0].endswith("but on the test rows there is no difference beyond the noise.")
+
+
+def test_in_plain_sfts_time():
+    """With as many steps better; with the steps that its time allows worse in loss, or no different."""
+    for loss, told in [
+        (1.3, "worse in held-out loss"), (1.0, "no different beyond the noise"), (0.9, "better in held-out loss"),
+    ]:  # fmt: skip
+        steps = {"sft": several(1.0), "gem": several(0.5, seconds=2.0)}
+        results = made_results({"steps": steps, "time": {"sft": several(1.0), "gem": several(loss, seconds=2.0)}})
+        assert f"In plain SFT's time, gem is {told}." in said(results)
+
+
+def test_what_failed_and_what_is_unfinished_is_said():
+    results = made_results({"steps": {"sft": several(1.0), "gem": [None, *several(0.5, seconds=2.0, seeds=2)]}})
+    assert "1 of 1 runs failed (gem): see Runs." in said(results)
+    assert said(results | {"whole": False})[0].startswith("Not finished: 0 of 1 known runs are.")
+
+
+def test_better_in_one_of_many_columns_must_hold_beyond_what_many_columns_give_by_chance():
+    """14 of the 18 reported texts better: beyond 97.5 %, as two columns ask for, and not 99.75 %, as twenty do."""
+
+    def texts(nll: list[float], names: str) -> dict:
+        return {
+            "kept": {
+                name: {"kind": "text", "nll": nll if name == "a" else [2.0] * 27, "tokens": [1] * 27} for name in names
+            }
+        }
+
+    change = [-0.1 if i < 21 else 0.1 for i in range(27)]
+    for names, recommended in (("a", "gem"), ("abcdefghijklmnopqrs", "sft")):
+        base = texts([2.0] * 27, names)
+        gem = several(0.9999, validation=0.9, measures=texts([2 + d for d in change], names))
+        found = {"sft": several(1.0, measures=base), "gem": gem}
+        results = made_results({"steps": found}, made_record(2.0, measures=base))
+        assert results["recommended"]["candidate"] == "gem"
+        assert results["recommended"]["label"] == recommended, names
+
+
+def test_the_next_best_is_told_with_its_distance():
+    """Validation losses of 1.0 and 1.1 in each seed, the same rows: 0.1 without noise; a twin is within the noise."""
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1)}})
+    assert "Next on the validation rows: gem, +0.100 [+0.100, +0.100] nats per token to sft." in said(results)
+    results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0)}})
+    assert any(s.endswith("to sft, which is within the noise.") for s in said(results))
+    assert made_results({"steps": {"sft": several(1.0)}})["recommended"]["runner_up"] is None
+
+
+def test_the_level_of_better_is_said():
+    told = said(made_results({"steps": {"sft": several(1.0), "gem": several(0.5)}}))
+    assert (
+        "Intervals: 95 %, paired over 3 seeds and the items. Few seeds tell their spread only roughly. Better is what "
+        "lies beyond 97.5 %, so that all 2 columns together call something better by chance in 5 % of studies "
+        "(Bonferroni); worse, beyond 95 %."
+    ) in told
