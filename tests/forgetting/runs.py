@@ -23,10 +23,10 @@ TEXTS = [f"{i:03}+1={i + 1:03};{i + 1:03}+1={i + 2:03}" for i in range(24)]  # w
 
 
 def few(patch: Any) -> None:
-    """24 questions, 8 short passages, 4 written texts of 8 tokens."""
+    """24 questions, 20 short passages, 4 written texts of 8 tokens."""
     patch(items, "general_knowledge", lambda: probes.general_knowledge()[:24])
-    patch(items, "plain_text", lambda: probes.plain_text()[:8])
-    patch(measure, "LONGEST", 48)
+    patch(items, "plain_text", lambda: probes.plain_text()[:20])
+    patch(measure, "LONGEST", 32)
     patch(measuring, "TEXTS", 4)
     patch(written, "NEW", 8)
 

@@ -184,14 +184,14 @@ def test_measuring_keeps_to_its_share(clock, guess, step_seconds):
     assert spent <= 0.05 * whole
     assert len(asked) == 11
     assert asked == sorted(asked, reverse=True)
-    assert asked[0] >= 24
+    assert asked[0] >= 32
     if step_seconds == 100:
         assert asked == [340] * 11
 
 
 def test_where_even_the_least_is_too_much_readings_are_left_out(clock):
     *_, asked = simulated(clock, 0.05, 0.01, 0.01)
-    assert asked == [24]
+    assert asked == [32]
     *_, asked = simulated(clock, None, 0.01, 0.01)
     assert asked == [340] * 11
 

@@ -28,8 +28,8 @@ from lfu.forgetting.items import PROSE, QUESTIONS, ItemSet
 from lfu.forgetting.measure import Answers, compare, right
 
 ALPHA = 0.05
-STAKES = [0.02 * 1.35**i for i in range(13)]  # up to 0.73: of a bettor's money, on questions
-TILTS = [0.05 * 1.35**i for i in range(13)]  # up to 1.8: in units of 1 / rms, on texts
+STAKES = (0.1, 0.25, 0.6)  # of a bettor's money, on questions
+TILTS = (0.25, 0.5, 1.0)  # in units of 1 / rms, on texts
 
 
 def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:

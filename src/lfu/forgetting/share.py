@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEAST = 12  # items of a set that are always asked, if it has so many: fewer say nothing
+LEAST = 16  # items of a set that are always asked, if it has so many: fewer say nothing
 TYPICAL = 256  # tokens of a training row, where nothing tells
 
 
@@ -37,13 +37,21 @@ class Share:
 
     def counts(self) -> dict[str, int]:
         """Name -> number of items to ask."""
-        return {name: min(size, max(LEAST, int(self.part * size))) for name, size in self.sizes.items()}
+        return self._counts(self.part)
+
+    def _counts(self, part: float) -> dict[str, int]:
+        return {name: min(size, max(LEAST, int(part * size))) for name, size in self.sizes.items()}
+
+    def _shrink(self, seconds: float) -> None:
+        """Takes the largest part, no larger than now, that is asked in so many seconds, as far as any is."""
+        parts = [self.part * i / 256 for i in range(257)]
+        fits = lambda part: self.each * sum(self._counts(part).values()) <= seconds
+        self.part = max((part for part in parts if fits(part)), default=0.0)
 
     def plan(self, run_seconds: float, readings: float) -> None:
         """Before the first measurement: the part that fits if all `readings` take the same time."""
         if self.share is not None:
-            whole = self.each * sum(self.sizes.values())
-            self.part = min(1.0, self.share * run_seconds / max(1.0, readings) / max(whole, 1e-9))
+            self._shrink(self.share * run_seconds / max(1.0, readings))
 
     def afford(self, steps_done: int, steps: int, readings: float) -> bool:
         """Shrinks the part to what the rest of the run allows; False if even the least is too much.
@@ -57,8 +65,8 @@ class Share:
             return True
         training = time.monotonic() - self._start - self._here
         left = max(0.0, self.share * training / steps_done * steps - self.spent) / max(1.0, readings)
-        self.part = min(self.part, left / max(self.each * sum(self.sizes.values()), 1e-9))
-        return self.each * sum(self.counts().values()) <= max(left, 1e-9)
+        self._shrink(left)
+        return self.each * sum(self.counts().values()) <= left
 
     def add(self, seconds: float, asked: int = 0, asking: float = 0.0) -> None:
         """A measurement took `seconds`; asking `asked` items took `asking` of them."""
