@@ -4,7 +4,7 @@
     python benchmarks/step_cost.py --preset cheaper                    # the approximate forms
     python benchmarks/step_cost.py --preset curves --plots docs        # cost along batch, length, size, layers, rank
     python benchmarks/step_cost.py --variants sft decoder lora lora:layers=early --profile
-    python benchmarks/step_cost.py --device cuda --preset gpu --minutes 10 --json gpu.json --markdown gpu.md
+    python benchmarks/step_cost.py --device cuda --preset gpu --minutes 5 --json gpu.json --markdown gpu.md
     python benchmarks/step_cost.py --floors 135m 1.7b 8b               # arithmetic alone, counted on the meta device
 
 A variant is a name, with options of LfUStep behind it: sft, trainer (SFTTrainer's training_step), oracle (3F+3B),
@@ -16,8 +16,8 @@ processor time (one thread on a machine that others use too), on a GPU between C
 variant once a round, its time divided by SFT's of the same round, the median of these ratios reported with its
 quartiles. An approximate form is timed over a whole cycle of micro-batches (every=4: four), divided by their number; of
 one that draws rows or layers, four micro-batches whose draw costs what it does on average. Memory is the peak of two
-AdamW updates of two micro-batches: on a CPU the resident set of a process of its own, on a GPU what the
-allocator gave out.
+AdamW updates of two micro-batches, the resident set of a process of its own; on a GPU what the allocator gave out for
+two micro-batches, without the optimizer.
 The floor is SFT plus a forward and backward of the decoder without the head: stepcost/flops.py.
 """
 
@@ -79,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-flops", dest="flops", action="store_false", default=None)
     parser.add_argument("--profile", action="store_true", default=None, help="the time over the floor by cause")
     parser.add_argument("--minutes", type=float, metavar="M", help="stop by then, with what there is")
+    parser.add_argument("--case-seconds", type=float, metavar="S", help="the most that one case or profile may take")
     parser.add_argument("--json", metavar="FILE", help="write the result there; - for stdout")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables there (default: stdout)")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write step-cost-AXIS.png there")
@@ -94,7 +95,7 @@ def settings_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> d
     """The preset's settings under those given."""
     common: dict[str, Any] = {
         "size": "135m", "batch": 4, "length": 128, "layers": None, "rank": 8, "dtype": "float32", "memory": True,
-        "flops": True, "profile": False, "curve": [], "clock": "wall", "also": [],
+        "flops": True, "profile": False, "curve": [], "clock": "wall", "also": [], "case_seconds": None,
     }  # fmt: skip
     said = {k: v for k, v in vars(given).items() if v is not None}
     chosen = common | PRESETS[given.preset] | said
@@ -134,7 +135,9 @@ def jobs_of(settings: dict[str, Any]) -> list[tuple[Case, Plan]]:
 
 
 def _plan(settings: dict[str, Any], variants: list[Variant], rounds: int, memory: bool) -> Plan:
-    return Plan(variants, rounds, memory, settings["flops"], Path(__file__), settings["clock"])
+    return Plan(
+        variants, rounds, memory, settings["flops"], Path(__file__), settings["clock"], settings["case_seconds"]
+    )
 
 
 def measure(settings: dict[str, Any], result: dict[str, Any]) -> None:
@@ -147,7 +150,9 @@ def measure(settings: dict[str, Any], result: dict[str, Any]) -> None:
             break
         _say(f"{one}: profile")
         chosen = [v for v in settings["variants"] if v.name in KINDS and _is_exact(v)]
-        result["profiles"].append(profile_case(one, chosen, settings["rounds"], deadline, _say, settings["clock"]))
+        limit = deadline.within(settings["case_seconds"])
+        result["profiles"].append(profile_case(one, chosen, settings["rounds"], limit, _say, settings["clock"]))
+        write(result, settings, final=False)
         clear()
 
 

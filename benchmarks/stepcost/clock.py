@@ -27,6 +27,10 @@ class Deadline:
     def passed(self) -> bool:
         return self.left <= 0
 
+    def within(self, seconds: float | None) -> Deadline:
+        """The earlier of this one and `seconds` from now; None: this one."""
+        return self if seconds is None else Deadline(min(self.left, seconds) / 60)
+
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -30,26 +30,41 @@ def count(run: Callable[[], Any]) -> int:
 
 
 def floors(case: Case) -> dict[str, Any]:
-    """Counted on the meta device: parameters, FLOPs of the passes, and the floors as multiples of SFT's."""
-    on_meta = replace(case, device="meta")
-    model = make_model(on_meta, attention="eager")
-    rows, length = case.batch, case.length
-    sft = _pass(model, rows, length, head=True)
-    padded = _pass(model, rows, length, head=False)
-    lengths = needed_lengths(make_batch(rows, length, case.shape["vocab_size"])["labels"])
-    each = [_pass(model, 1, n, head=False) for n in lengths]
-    unpadded = {part: sum(one[part] for one in each) for part in ("forward", "backward")}
+    """Counted on the meta device: parameters, FLOPs of the passes, and the floors as multiples of SFT's.
+
+    Of one layer and of two: each further layer adds as much as the second.
+    """
+    lengths = needed_lengths(make_batch(case.batch, case.length, case.shape["vocab_size"])["labels"])
+    one, two = (_counted(replace(case, device="meta", layers=layers), lengths) for layers in (1, 2))
+    further = case.shape["num_hidden_layers"] - 1
+    counted = {
+        what: {part: n + further * (two[what][part] - n) for part, n in parts.items()} for what, parts in one.items()
+    }
+    sft, padded, unpadded = (counted[what] for what in ("sft", "second_pass", "second_pass_unpadded"))
     total = {name: part["forward"] + part["backward"] for name, part in (("s", sft), ("p", padded), ("u", unpadded))}
+    rows, length = case.batch, case.length
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "sft": sft,
-        "second_pass": padded,
-        "second_pass_unpadded": unpadded,
+        **counted.pop("weights"),
+        **counted,
         "unpadded_share": sum(lengths) / (rows * length),
         "floor_padded": 1 + total["p"] / total["s"],
         "floor_unpadded": 1 + total["u"] / total["s"],
         "naive": 3.0,
+    }
+
+
+def _counted(case: Case, lengths: list[int]) -> dict[str, dict[str, int]]:
+    """Weights and FLOPs of a case, whose rows have so many tokens that the second pass needs."""
+    model = make_model(case, attention="eager")
+    each = [_pass(model, 1, n, head=False) for n in lengths]
+    return {
+        "weights": {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "sft": _pass(model, case.batch, case.length, head=True),
+        "second_pass": _pass(model, case.batch, case.length, head=False),
+        "second_pass_unpadded": {part: sum(one[part] for one in each) for part in ("forward", "backward")},
     }
 
 

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lfu.support.errors import one_line
 from stepcost.cases import Case, make_batch, make_model
 from stepcost.clock import Deadline, interleave, paired, paired_ratios, quartiles, seconds
 from stepcost.flops import count, floors
-from stepcost.memory import clear, peak_memory
+from stepcost.memory import clear, on_gpu, peak_memory
 from stepcost.variants import Variant, make_step
 
 Say = Callable[[str], None]
@@ -31,6 +33,7 @@ class Plan:
         memory, flops: whether to measure them.
         script: what a process that measures memory runs.
         clock: `wall` or `cpu`.
+        seconds: what a case may take; None: until the deadline of them all.
     """
 
     variants: Sequence[Variant]
@@ -39,6 +42,7 @@ class Plan:
     flops: bool
     script: Path
     clock: str = "wall"
+    seconds: float | None = None
 
 
 def measure_case(case: Case, plan: Plan, deadline: Deadline, say: Say) -> dict[str, Any] | None:
@@ -49,7 +53,8 @@ def measure_case(case: Case, plan: Plan, deadline: Deadline, say: Say) -> dict[s
     A variant that can't run (too little memory, a method that refuses this theta) is named in `failed` with the reason.
     """
     failed: dict[str, str] = {}
-    taken, flops = _time_and_count(case, plan, deadline, say, failed)
+    memory: dict[str, dict[str, float]] = {}
+    taken, flops = _time_and_count(case, plan, deadline, say, failed, memory)
     clear()
     if not taken.get("sft"):
         return {"case": asdict(case), "failed": failed} if failed else None
@@ -68,19 +73,22 @@ def measure_case(case: Case, plan: Plan, deadline: Deadline, say: Say) -> dict[s
         "flops": flops,
         "failed": failed,
     }
-    if plan.memory:
+    if case.device == "cuda":
+        found["memory_mb"] = memory
+    elif plan.memory:
         found["memory_mb"] = _memories(case, plan, deadline, say, failed)
     return found
 
 
 def _time_and_count(
-    case: Case, plan: Plan, deadline: Deadline, say: Say, failed: dict[str, str]
+    case: Case, plan: Plan, deadline: Deadline, say: Say, failed: dict[str, str], memory: dict[str, dict[str, float]]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     try:
         model = make_model(case)
     except Exception as error:  # out of memory comes as several types
         failed["model"] = one_line(error)
         return {}, {}
+    loaded = torch.cuda.memory_allocated() if case.device == "cuda" else 0
     batch = make_batch(case.batch, case.length, case.shape["vocab_size"], case.device)
     samples: dict[str, Callable[[], float]] = {}
     flops: dict[str, float] = {}
@@ -88,11 +96,14 @@ def _time_and_count(
         if deadline.passed:
             return {}, {}
         try:
-            run = make_step(variant, model, batch)
-            if plan.flops:
-                flops[variant.text] = count(run.sample) / run.calls
-            else:
-                run()
+            with on_gpu(memory, variant.text, loaded):
+                run = make_step(variant, model, batch)
+                if plan.flops:
+                    flops[variant.text] = count(run.sample) / run.calls
+                else:
+                    run()
+                if case.device == "cuda":
+                    run()  # its peak beside the gradients of an earlier micro-batch
             samples[variant.text] = partial(seconds, run, model, case.device, plan.clock)
         except Exception as error:
             failed[variant.text] = one_line(error)[:300]
@@ -125,12 +136,17 @@ def measure_all(
     result: dict[str, Any],
     keep: Callable[[], None],
 ) -> None:
-    """Adds each case to `result["cases"]` and calls `keep` after it; stops at the deadline, and says so there."""
+    """Adds each case to `result["cases"]` and calls `keep` after it; stops at the deadline, and says so there.
+
+    A case that is out of its own time costs only itself: `result["cut"]` names it where it has no whole round.
+    """
     for number, (case, plan) in enumerate(jobs):
-        found = None if deadline.passed else measure_case(case, plan, deadline, say)
+        found = None if deadline.passed else measure_case(case, plan, deadline.within(plan.seconds), say)
         if found is not None:
             result["cases"].append(found)
-        if found is None or (deadline.passed and number + 1 < len(jobs)):
+        elif not deadline.passed:
+            result.setdefault("cut", []).append(f"{case}: no whole round in {plan.seconds:g} s")
+        if deadline.passed and (found is None or number + 1 < len(jobs)):
             result["stopped"] = f"out of time after {len(result['cases'])} of {len(jobs)} cases"
             keep()
             return

@@ -1,4 +1,4 @@
-"""Peak memory of two updates of two micro-batches: a process of its own on the CPU, the allocator's count on a GPU."""
+"""Peak memory: on a CPU of two updates of two micro-batches in a process of its own, on a GPU the allocator's count."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,6 @@ MB = 2**20
 
 def peak_memory(case: Case, variant: Variant, script: Path) -> dict[str, float]:
     """MB: `total`, and `above_model`, which leaves out what was there once the model was loaded."""
-    if case.device == "cuda":
-        return _on_gpu(case, variant)
     command = [sys.executable, str(script), "--memory-of", json.dumps(asdict(case)), variant.text]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -51,16 +51,21 @@ def two_updates(model: Any, case: Case, variant: Variant) -> None:
             optimizer.zero_grad()
 
 
-def _on_gpu(case: Case, variant: Variant) -> dict[str, float]:
-    clear()
-    model = make_model(case)
-    loaded = torch.cuda.memory_allocated()
+@contextmanager
+def on_gpu(found: dict[str, dict[str, float]], name: str, loaded: int) -> Iterator[None]:
+    """Within it, what the allocator gives out at most, as `found[name]`, above what is there already.
+
+    Args:
+        loaded: bytes of the model.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    two_updates(model, case, variant)
-    peak = torch.cuda.max_memory_allocated()
-    del model
-    clear()
-    return {"total": round(peak / MB), "above_model": round((peak - loaded) / MB)}
+    yield
+    above = torch.cuda.max_memory_allocated() - before
+    found[name] = {"total": round((loaded + above) / MB), "above_model": round(above / MB)}
 
 
 def clear() -> None:

@@ -8,6 +8,8 @@ from stepcost.curves import parse_curve
 
 ALL = ["sft", "trainer", "oracle", "decoder", "decoder_unpadded", "lora", "steering", "own", "sam"]
 QUICK = ["sft", "decoder", "lora", "steering"]
+FEW = ["sft", "decoder", "decoder_unpadded", "lora", "steering", "own"]
+GPU = ["sft", "decoder", "decoder_unpadded", "trainer", "oracle", "lora", "steering", "own"]
 CHEAPER = [
     "sft", "lora", "lora:every=2", "lora:every=4", "lora:part=0.5", "lora:part=0.25", "lora:stale=2", "lora:stale=4",
     "lora:random_layers=8", "lora:layers=early", "lora:budget=1.3", "steering",
@@ -33,12 +35,19 @@ PRESETS: dict[str, dict[str, Any]] = {
             "size=30m,70m,135m,360m,500m@batch=1",
         ))],
     },
-    # one call of ten minutes on a GPU: the biggest last, so that a deadline costs the least
+    # some minutes on a GPU, what says most first; each case has its own limit
     "gpu": {
-        "theta": ["lora", "full"], "size": "360m", "batch": 8, "length": 512, "dtype": "bfloat16", "rounds": 10,
-        "variants": ALL, "curve_variants": ["sft", "decoder", "decoder_unpadded", "lora", "steering", "own"],
-        "curve": [*map(parse_curve, ("length=128,2048", "size=135m,1.7b", "batch=2,32", "rank=2,32", "size=8b"))],
-        "profile": True,
+        "theta": ["lora"], "size": "8b", "batch": 8, "length": 512, "dtype": "bfloat16", "rounds": 3,
+        "variants": GPU, "flops": False, "case_seconds": 60,
+        "also": [
+            {"size": "135m", "variants": GPU, "rounds": 3},
+            {"size": "8b", "theta": "full", "variants": FEW, "rounds": 2},
+            {"size": "135m", "theta": "full", "variants": FEW, "rounds": 3},
+            {"size": "1.7b", "variants": FEW, "rounds": 2},
+            {"size": "1.7b", "theta": "full", "variants": FEW, "rounds": 2},
+            *({"size": size, "length": length, "variants": QUICK, "rounds": 2}
+              for length in (128, 2048) for size in ("8b", "135m", "1.7b")),
+        ],
     },
     # does it run?
     "tiny": {

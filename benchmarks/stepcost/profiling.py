@@ -65,6 +65,21 @@ def profiled(run: Callable[[], Any], device: str) -> dict[str, float]:
     return dict(groups)
 
 
+def launched(run: Callable[[], Any], device: str) -> int:
+    """Kernels that one call launches, copies included; on a CPU the operations that do work, which a GPU launches."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with profile(activities=activities) as found:
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    if device == "cuda":
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in found.events())
+    return sum(
+        event.name.startswith("aten::") and not event.cpu_children and group_of(event.name) != "views and allocation"
+        for event in found.events()
+    )
+
+
 def profile_case(
     case: Case, variants: Sequence[Variant], rounds: int, deadline: Deadline, say: Say, clock: str
 ) -> dict[str, Any]:
@@ -73,16 +88,17 @@ def profile_case(
     Returns:
         `causes`: variant -> see `causes_of`, as far as the deadline allows. `operations`: of SFT, the bare second pass,
         the optimizer and each variant, in the shortest of three rounds. `left_over`: variant - SFT - second pass, what
-        LfU spends above the padded floor.
+        LfU spends above the padded floor. `launches`: see `launched`, of the same.
     """
     model = make_model(case)
     batch = make_batch(case.batch, case.length, case.shape["vocab_size"], case.device)
+    operations = _by_operation(case, variants, model, batch)
     found: dict[str, dict[str, float]] = {}
     for v in variants:
         prefix = f"{case}: causes of {v.text}: "
         if shares := causes_of(case, v, model, batch, rounds, deadline, lambda text: say(prefix + text), clock):  # noqa: B023
             found[v.text] = shares
-    return {"case": str(case), "causes": found} | _by_operation(case, variants, model, batch)
+    return {"case": str(case), "causes": found} | operations
 
 
 def _by_operation(
@@ -106,4 +122,5 @@ def _by_operation(
     left = {
         v.text: {g: table[v.text][g] - table["sft"][g] - table["decoder"][g] for g in names} for v in variants
     }  # fmt: skip
-    return {"operations": table, "left_over": left}
+    launches = {name: launched(run, case.device) for name, run in runs.items()}
+    return {"operations": table, "left_over": left, "launches": launches}

@@ -161,7 +161,7 @@ def causes_table(causes: dict[str, dict[str, float]]) -> str:
 
 
 def operations_table(one: dict[str, Any]) -> str:
-    """Milliseconds by group of operations; `left over` is the step without SFT and the bare second pass, padded."""
+    """Milliseconds by group of operations, and launches; `left over`: without SFT and the bare second pass, padded."""
     seconds, left = one["operations"], one["left_over"]
     heads = ["group", "SFT", "decoder alone", *(w for name in left for w in (name, "left over")), "optimizer"]
     rows = []
@@ -171,6 +171,11 @@ def operations_table(one: dict[str, Any]) -> str:
         for name in left:
             cells += [value(seconds[name]), value(left[name])]
         rows.append([group, *(f"{1000 * cell:,.1f}" for cell in [*cells, value(seconds["optimizer"])])])
+    launches = one["launches"]
+    floor = launches["sft"] + launches["decoder"]
+    cells = [f"{launches['sft']:,}", f"{launches['decoder']:,}"]
+    cells += [cell for name in left for cell in (f"{launches[name]:,}", f"{launches[name] - floor:,}")]
+    rows.append(["*launches*", *cells, ""])
     return table(heads, rows)
 
 
