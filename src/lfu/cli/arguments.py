@@ -36,7 +36,7 @@ class ModelArguments(ModelConfig):
         default=None,
         metadata={
             "aliases": ["--model"],
-            "help": "Hub name, local model or adapter folder, or smollm2 (the embedded default).",
+            "help": "Hub name, local model or adapter folder, or an embedded model: smollm2, gemma3-270m.",
         },
     )
     dtype: str | None = field(

@@ -120,13 +120,14 @@ def _with_base(models: dict[str, str], wanted: str | None) -> tuple[dict[str, st
 
 def _shared_base(models: dict[str, str]) -> str | None:
     """The base of the adapters given, if they have one in common and any other model given is that base."""
-    from lfu.model.loading import CACHE_PREFIX, EMBEDDED, adapter_base, is_adapter
+    from lfu.model.embedded import embedded_name
+    from lfu.model.loading import adapter_base, is_adapter
 
     adapters = [name for name in models.values() if is_adapter(name)]
     bases = {adapter_base(name) for name in adapters}
     if len(bases) != 1:
         return None
-    base = EMBEDDED if Path(next(iter(bases))).name.startswith(CACHE_PREFIX) else next(iter(bases))
+    base = embedded_name(next(iter(bases))) or next(iter(bases))
     return base if all(name in adapters or _same(name, base) for name in models.values()) else None
 
 
@@ -218,10 +219,11 @@ def _measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
 def _by_hand(given: argparse.Namespace, todo: Any, model: str) -> str:
     """The harness's own command for a model: its figures must be the same."""
-    from lfu.model.loading import EMBEDDED, adapter_base, embedded_folder, is_adapter
+    from lfu.model.embedded import EMBEDDED, embedded_folder
+    from lfu.model.loading import adapter_base, is_adapter
 
     whole = adapter_base(model) if is_adapter(model) else model
-    arguments = [f"pretrained={embedded_folder() if whole == EMBEDDED else whole}"]
+    arguments = [f"pretrained={embedded_folder(whole) if whole in EMBEDDED else whole}"]
     arguments += [f"peft={model}"] if is_adapter(model) else []
     arguments += [f"dtype={_dtype(given)}"]
     arguments += [f"max_length={given.max_length}"] if given.max_length else []

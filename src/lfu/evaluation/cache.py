@@ -1,6 +1,6 @@
 """Results of finished tasks, kept by what decides them: weights, task and items, settings, library versions.
 
-One JSON file a result, in the folder `evaluations` of the user's cache (see `lfu.model.loading.cache_folder`).
+One JSON file a result, in the folder `evaluations` of the user's cache (see `lfu.model.embedded.cache_folder`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGES = ("lm_eval", "torch", "transformers", "peft")
 
 def folder() -> Path:
     """Where results are kept."""
-    from lfu.model.loading import cache_folder
+    from lfu.model.embedded import cache_folder
 
     return cache_folder() / "evaluations"
 

