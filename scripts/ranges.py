@@ -1,24 +1,22 @@
-"""Runs the core tests at both ends of the dependency ranges that pyproject.toml promises.
+"""Runs the core tests on the versions that the tools people train with ask for.
 
-    python scripts/ranges.py                           # both ends, one after the other; some 15 GB of disk
-    python scripts/ranges.py --ends lowest --torch 2.13.0
+    python scripts/ranges.py                                     # all sets, one after the other
+    python scripts/ranges.py --sets llama-factory --tests tests/test_trainer.py
 
-`lowest`: every dependency, and all that the extra `test` asks for, at its lower bound; what they depend on as new as
-they allow. `newest`: the newest that pip finds within the bounds. One Python: the one that runs this, though
-requires-python has no upper end. Each end has a virtual environment of its own, made on first use and kept, the package
-is installed without an editable link, and the tests import that copy. Exit code 1 if an end fails.
+A set is an environment of its own (some 170 MB, made on first use and kept) that borrows torch, pytest and whatever else
+need not differ from the Python that runs this. pip installs the set's versions, with what they need; then it installs
+this package, which must change none of them; then the tests run on that installed copy. Exit code 1 if a set fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
-import tomllib
 import venv
 import xml.etree.ElementTree as xml
 from dataclasses import dataclass, field
@@ -28,17 +26,25 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = (
     "tests/step/test_step.py",
     "tests/test_trainer.py",
-    "tests/model/test_families.py",
-    "tests/methods",
+    "tests/forgetting",
     "tests/cli/test_train.py",
-    "tests/parallel/test_trainers.py",
+    "tests/methods",
 )
-EXTRA = "test"  # installed beside the package
+SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+# As the packages' metadata asks for; Unsloth gives upper bounds, the newest within them are taken.
+SETS = {
+    "newest": "",
+    "axolotl-0.21": "transformers==5.20.1 trl==1.14.1 peft==0.21.2 accelerate==1.15.0 datasets==5.0.1",
+    "axolotl-0.19": "transformers==5.16.1 trl==1.9.0 peft==0.20.0 accelerate==1.13.0 datasets==4.8.4 "
+    "huggingface_hub==1.17.0 tokenizers==0.23.1",
+    "unsloth-2026.10": "transformers==5.17.0 trl==1.15.0 datasets<5",
+    "llama-factory-0.9.5": "transformers==5.6.0 trl==0.24.0 peft==0.18.1 accelerate==1.11.0 datasets==4.0.0",
+}
 
 
 @dataclass
-class End:
-    """One end of the ranges: what was installed, and what became of the tests."""
+class Result:
+    """One set: what was installed, and what became of the tests."""
 
     name: str
     versions: dict[str, str] = field(default_factory=dict)
@@ -53,109 +59,101 @@ class End:
         return not self.trouble and self.failed == 0 and self.passed > 0
 
 
-def lower_bounds(pyproject: Path) -> dict[str, str]:
-    """Dependency -> the version after `>=`, in the order of the file, those of `EXTRA` last.
-
-    Raises:
-        SystemExit: a dependency without a lower bound promises versions that nobody has tried.
-    """
-    bounds = {}
-    project = tomllib.loads(pyproject.read_text())["project"]
-    for requirement in project["dependencies"] + project["optional-dependencies"][EXTRA]:
-        name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
-        bound = re.search(r">=\s*([0-9][0-9.]*)", requirement)
-        if not bound:
-            raise SystemExit(f"pyproject.toml: {requirement!r} has no lower bound: write {name}>=VERSION")
-        bounds[name] = bound[1]
-    return bounds
-
-
 def python_of(folder: Path) -> str:
     return str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 
-def install(end: str, folder: Path, pins: dict[str, str]) -> None:
-    """A virtual environment with the package, its tests' needs, and `pins` held.
+def install(name: str, folder: Path) -> dict[str, str]:
+    """The environment of a set, with this package in it; returns the versions there.
 
     Raises:
         subprocess.CalledProcessError: pip found no such set of versions; it says why.
+        RuntimeError: installing this package changed the set.
     """
-    if not Path(python_of(folder)).exists():
+    python = python_of(folder)
+    if not Path(python).exists():
         venv.create(folder, with_pip=True)
-    held = folder / "pins.txt"
-    held.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()))
+        own = subprocess.run(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        # after its own, and without this Python's .pth files: an editable copy of this package stays out
+        Path(own, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    wanted = SETS[name].split() or ["--upgrade", *SHOWN[1:]]
+    subprocess.run([*pip, *wanted], check=True)
+    before = versions_in(folder)
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add its old files to the wheel
-    newer = ["--upgrade", "--upgrade-strategy", "eager"] if end == "newest" else []
-    pip = [python_of(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *newer, "-c", str(held), f"{ROOT}[{EXTRA}]"], check=True)
+    subprocess.run([*pip, f"{ROOT}[train]"], check=True)
     # pip takes the same version for the same code: a kept environment would test yesterday's
     subprocess.run([*pip, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
+    if (after := versions_in(folder)) != before:
+        raise RuntimeError(f"installing lfu-tuning changed the set: {before} became {after}")
+    return after
 
 
-def versions_in(folder: Path, names: list[str]) -> dict[str, str]:
+def versions_in(folder: Path) -> dict[str, str]:
     code = "import sys, importlib.metadata as m; print(*(m.version(n) for n in sys.argv[1:]))"
-    told = subprocess.run([python_of(folder), "-c", code, *names], check=True, capture_output=True, text=True)
-    return dict(zip(names, told.stdout.split(), strict=True))
+    told = subprocess.run([python_of(folder), "-c", code, *SHOWN], check=True, capture_output=True, text=True)
+    return dict(zip(SHOWN, told.stdout.split(), strict=True))
 
 
-def run_tests(end: End, folder: Path, tests: list[str]) -> None:
+def run_tests(result: Result, folder: Path, tests: list[str]) -> None:
     """pytest in `folder`'s environment, one process; fills in the counts."""
     report = folder / "junit.xml"
     report.unlink(missing_ok=True)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [python_of(folder), "-m", "pytest", "-o", "pythonpath=tests", f"--junitxml={report}", *tests]
+    command = [python_of(folder), "-m", "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=tests"]
     with (folder / "pytest.log").open("w") as log:
-        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
+        done = subprocess.run(
+            [*command, f"--junitxml={report}", *tests], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
     if not report.exists():
-        end.trouble = f"pytest stopped with {code}, see {folder / 'pytest.log'}"
+        result.trouble = f"pytest stopped with {done.returncode}, see {folder / 'pytest.log'}"
         return
     suite = next(xml.parse(report).getroot().iter("testsuite"))
     count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
-    end.failed, end.skipped = count["failures"] + count["errors"], count["skipped"]
-    end.passed = count["tests"] - end.failed - end.skipped
-    end.seconds = float(suite.get("time", 0))
-    if end.failed:
-        end.trouble = f"see {folder / 'pytest.log'}"
+    result.failed, result.skipped = count["failures"] + count["errors"], count["skipped"]
+    result.passed = count["tests"] - result.failed - result.skipped
+    result.seconds = float(suite.get("time", 0))
+    if result.failed:
+        result.trouble = f"see {folder / 'pytest.log'}"
 
 
-def table(ends: list[End], bounds: dict[str, str]) -> str:
-    """Markdown: a row a dependency, a column an end, the tests below."""
-    rows = [["", "promised", *(end.name for end in ends)]]
-    rows += [[name, f">={low}", *(end.versions.get(name, "-") for end in ends)] for name, low in bounds.items()]
-    rows += [["passed, failed, skipped", "", *(f"{e.passed}, {e.failed}, {e.skipped}" for e in ends)]]
-    rows += [["seconds", "", *(f"{e.seconds:.0f}" for e in ends)]]
+def table(results: list[Result]) -> str:
+    """Markdown: a row per set."""
+    rows = [["versions of", *SHOWN[1:], "passed, failed, skipped", "seconds"]]
+    for each in results:
+        counts = f"{each.passed}, {each.failed}, {each.skipped}"
+        rows.append([each.name, *(each.versions.get(n, "-") for n in SHOWN[1:]), counts, f"{each.seconds:.0f}"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ends", nargs="+", choices=["lowest", "newest"], default=["lowest", "newest"])
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), metavar="SET")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ranges", help="where the environments are kept")
-    parser.add_argument("--torch", help="this torch at every end, such as a CPU build: '2.13.0+cpu'")
     parser.add_argument("--tests", nargs="+", default=list(CORE), help="default: the core of the suite")
     given = parser.parse_args()
-    bounds = lower_bounds(ROOT / "pyproject.toml")
     os.environ.pop("PYTHONPATH", None)  # pip and the tests must see the installed copy, not somebody's source tree
-    ends = []
-    for name in given.ends:
-        end, folder = End(name), given.folder.resolve() / name
-        pins = (bounds if name == "lowest" else {}) | ({"torch": given.torch} if given.torch else {})
-        folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    for name in given.sets:
+        result, folder = Result(name), given.folder.resolve() / name
         started = time.monotonic()
         try:
-            install(name, folder, pins)
-            end.versions = versions_in(folder, list(bounds))
+            result.versions = install(name, folder)
             print(f"{name}: installed in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-            run_tests(end, folder, given.tests)
-        except subprocess.CalledProcessError as error:
-            end.trouble = f"could not be installed (pip's exit code {error.returncode})"
-        ends.append(end)
-    print(f"Python {sys.version.split()[0]}\n\n{table(ends, bounds)}")
-    for end in ends:
-        if end.trouble:
-            print(f"\n{end.name}: {end.trouble}")
-    return 0 if all(end.good for end in ends) else 1
+            run_tests(result, folder, given.tests)
+        except (subprocess.CalledProcessError, RuntimeError) as error:
+            result.trouble = f"not installed: {error}"
+        results.append(result)
+        print(f"{name}: {result.passed} passed, {result.failed} failed", file=sys.stderr, flush=True)
+    print(f"Python {sys.version.split()[0]}, torch {results[0].versions.get('torch', '-')}\n\n{table(results)}")
+    for result in results:
+        if result.trouble:
+            print(f"\n{result.name}: {result.trouble}")
+    return 0 if all(result.good for result in results) else 1
 
 
 if __name__ == "__main__":
