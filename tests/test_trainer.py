@@ -69,7 +69,9 @@ def settings(folder, kind=LfUConfig, **options):
     return kind(**{**base, **options})
 
 
-def trainer(folder, *, kind=LfUTrainer, data="prompt_completion", model=None, peft=None, callbacks=None, rows=None, **options):
+def trainer(
+    folder, *, kind=LfUTrainer, data="prompt_completion", model=None, peft=None, callbacks=None, rows=None, **options
+):
     config = settings(folder, SFTConfig if kind is SFTTrainer else LfUConfig, **options)
     return kind(
         model=tiny_model("llama", dtype=torch.float32) if model is None else model,

@@ -54,10 +54,21 @@ def _log_probs(
     return log_p.gather(-1, targets[:, None]).squeeze(-1), *(found[n]() if n in outputs else None for n in OUTPUTS)
 
 
+def _begin(manager: Any) -> Any:
+    """Entering TRL's activation offloading drops what a pass without a backward left, as newer TRL does itself."""
+    for stash in ("tracker", "fwd_stash", "bwd_tensor_stash", "bwd_ev_stash"):
+        getattr(manager, stash, {}).clear()
+    manager.is_first_forward_call = True
+    return torch.autograd.graph.saved_tensors_hooks.__enter__(manager)
+
+
 def mend_trl() -> None:
-    """Lets TRL 1.15 train without a GPU. Every other version is left alone."""
+    """Lets TRL 1.15 train without a GPU, and older ones forget a dropped graph. The newest is left alone."""
     utils = importlib.import_module("trl.trainer.utils")
-    if not hasattr(utils, "_ChunkedLogProbFunction") or hasattr(utils, "_use_triton"):
-        return  # before 1.15 there is no such kernel, after it the kernel has a plain form
-    if utils._ChunkedLogProbFunction is not AnyDevice:
-        AnyDevice.kernel, utils._ChunkedLogProbFunction = utils._ChunkedLogProbFunction, AnyDevice
+    # before 1.15 there is no such kernel, after it the kernel has a plain form
+    if hasattr(utils, "_ChunkedLogProbFunction") and not hasattr(utils, "_use_triton"):
+        if utils._ChunkedLogProbFunction is not AnyDevice:
+            AnyDevice.kernel, utils._ChunkedLogProbFunction = utils._ChunkedLogProbFunction, AnyDevice
+    offloading = importlib.import_module("trl.models.activation_offloading").OffloadActivations
+    if "__enter__" not in vars(offloading):
+        offloading.__enter__ = _begin
