@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
 from tiny_folder import byte_tokenizer
@@ -66,7 +69,10 @@ def settings(kind: type, folder: Path, **options: Any) -> Any:
         eval_strategy="steps", eval_steps=2, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
         disable_tqdm=True, seed=3, lr_scheduler_type="constant",
     )  # fmt: skip
-    return kind(**base | options)
+    made = kind(**base | options)
+    if "ACCELERATE_USE_FSDP" in os.environ and made.device:  # on a CPU accelerate shards only if it believes in a GPU
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return made
 
 
 def trainer(name: str, folder: Path, callbacks: Any = (), made: Any = None, **options: Any) -> Any:

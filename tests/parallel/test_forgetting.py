@@ -1,0 +1,62 @@
+"""ForgettingCallback under DDP and FSDP2: items dealt over two processes give the readings of one, and one writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forgetting.runs import curve, few, trainer
+from trainers import launched
+from two import both
+
+from lfu import ForgettingCallback
+
+CASES = [("ddp", "plain"), ("ddp", "sft, lora"), ("fsdp2", "plain"), ("fsdp2", "sft, lora")]
+
+pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait for each other
+
+
+def measured(folder: Path, wrapper: str | None, name: str) -> dict[str, Any]:
+    """The curve, the page's lines and the written files of a run with the callback; without it, the weights."""
+    launched(wrapper)
+    found: dict[str, Any] = {}
+    for callbacks in ([], [ForgettingCallback(0.5, share_of_time=None, say=(lines := []).append)]):
+        options = {"per_device_train_batch_size": 2 if wrapper is None else 1, "optim": "sgd", "max_steps": 4}
+        run = trainer(name, folder / f"{wrapper} {name}", callbacks, **options)
+        run.train()
+        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in run.model.parameters()]
+        found["with" if callbacks else "without"] = [p.detach().clone() for p in weights]
+    return found | {"curve": curve(run), "lines": lines, "wrapper": type(run.model_wrapped).__name__}
+
+
+def everything(rank: int, folder: Path) -> list[dict[str, Any]]:
+    few(setattr)
+    return [measured(folder, *case) for case in CASES]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forgetting")
+    return both(everything, folder / "told", folder), folder
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
+def test_two_processes_read_what_one_reads(told, case, monkeypatch):
+    (one, other), folder = told[0], told[1]
+    wrapper, name = CASES[case]
+    one, other = one[case], other[case]
+    assert one["wrapper"].startswith("FSDP" if wrapper == "fsdp2" else "DistributedDataParallel")
+    assert one["curve"] == other["curve"]
+    assert [point["step"] for point in one["curve"]] == [0, 2, 4]
+    assert one["lines"]
+    assert not other["lines"]
+    for process in (one, other):
+        assert all(torch.equal(a, b) for a, b in zip(process["with"], process["without"], strict=True))
+    few(monkeypatch.setattr)
+    alone = measured(folder, None, name)["curve"]
+    for point, wanted in zip(one["curve"][:1], alone):  # before training the model is the same
+        assert point == pytest.approx(wanted, rel=1e-4)
+    assert one["curve"][-1]["forgetting/kl"] > 0
+    assert (folder / f"{wrapper} {name}" / "forgetting" / "index.html").is_file()
