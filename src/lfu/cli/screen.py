@@ -26,7 +26,7 @@ METRICS_FILE = "metrics.jsonl"
 COLUMNS = (  # heading, the logged names it shows (the first that is there), format
     ("loss", ("lfu/sft_loss", "loss"), "{:.3f}"),
     ("held-out", ("eval_loss",), "{:.3f}"),
-    ("forgotten", ("forgetting/forgotten",), "{:.1%}"),
+    ("forgotten", ("forgetting/net_lost",), "{:+.1%}"),
     ("rate", ("learning_rate",), "{:.1e}"),
 )
 
