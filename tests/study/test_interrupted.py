@@ -178,31 +178,25 @@ def test_peak_memory_is_that_of_the_run():
     assert abs(peak_of(1) - low) < 50 * 2**20  # the peak before doesn't count
 
 
-def compare_in_a_process(model: str, flags: str) -> subprocess.CompletedProcess:
-    """submitit's import sets up logging anew and closes handlers: pytest's, in its own process."""
-    command = [sys.executable, "-m", "lfu.cli", "compare", "--model", model, "--data", "rows.jsonl"]
-    return subprocess.run(
-        [*command, "--output_dir", "out", *FAST.split(), *flags.split()], capture_output=True, text=True,
-        stdin=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-
-
-def test_jobs_of_a_cluster_share_the_study_and_end_with_its_report(here, model):
+def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(here, model):
+    """In one process of their own: submitit's import sets up logging anew and closes handlers, pytest's too."""
+    command = ["compare", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", *FAST.split()]
+    wrong = [
+        [*command, "--methods", "sft", "--submitit", options] for options in ("cluster=moon", "cluster=local,gpus=1")
+    ]
     flags = "--methods sft,gem --measures none --max_steps 1 --jobs 2 --submitit cluster=local,timeout_min=5"
-    done = compare_in_a_process(model, flags)
-    assert done.returncode == 0, done.stderr
+    every = [*wrong, [*command, *flags.split()]]
+    script = f"from lfu.cli import main; print([main(words) for words in {every!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[2, 2, 0]", done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error: --submitit" in line]
+    assert "moon" in errors[0]
+    assert "gpus" in errors[1]
+    assert "Traceback" not in done.stderr
     assert {r["state"] for r in results()["runs"]} == {"finished"}
     assert "their logs are in out/jobs" in done.stderr
     assert "numbers  out/record.json" in done.stdout
     assert list(Path("out/jobs").glob("*_log.out"))
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [("cluster=moon", "moon"), ("cluster=local,gpus=1", "gpus"), ("timeout_min", "must be KEY=VALUE")],
-)
-def test_a_wrong_word_for_the_cluster_is_one_line(here, model, options, says):
-    done = compare_in_a_process(model, f"--methods sft --submitit {options}")
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr

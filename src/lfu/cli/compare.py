@@ -22,6 +22,7 @@ from lfu.support.extras import need
 from lfu.support.flags import add_flags, at_least_one, given_flags, pairs_of
 
 if TYPE_CHECKING:
+    from lfu.cli.live import Board
     from lfu.study.options import Options
     from lfu.study.study import Study
 
@@ -98,16 +99,39 @@ def run_study(
         _keep_one_gpu(given)
     if alone:
         leave_busy_cores()
-    from lfu.cli.arguments import parse
     from lfu.cli.live import Board
-    from lfu.report.compare_figures import one_curve
     from lfu.study import presets
+
+    board = Board()
+    study = _study(verb, given, words, settings_of, board)
+    command = shlex.join(["lfu", verb, *argv])
+    try:
+        with board if alone else nullcontext():
+            _work(study, given, ["-m", "lfu.cli", verb, *argv])
+    except KeyboardInterrupt as stop:
+        if given.worker:  # the command that started it says so
+            raise SystemExit(INTERRUPTED) from stop
+        raise KeyboardInterrupt(_how_to_go_on(study)) from stop
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {error.strerror or error}: make room there, and run the same command again"
+        ) from error
+    return 0 if given.worker else _report(study, verb, command, presets.next_of(given.preset))
+
+
+def _study(
+    verb: str, given: argparse.Namespace, words: list[str], settings_of: Callable[[argparse.Namespace], dict[str, Any]],
+    board: Board,
+) -> Study:  # fmt: skip
+    """The study that the flags ask for; nothing is written if there is a mistake in them."""
+    from lfu.cli.arguments import parse
+    from lfu.report.compare_figures import one_curve
     from lfu.study.build import build
     from lfu.study.options import Options
 
+    folder = Path(given.output_dir)
     flags = sort_flags(words, verb)
     parse(list(flags.training))  # unknown flags, no model, no data: said as lfu train says it
-    board = Board()
     options = Options(
         folder=folder,
         flags=flags,
@@ -123,19 +147,7 @@ def run_study(
         study = build(options, parse)
     if not given.worker:
         _announce(study, options)
-    command = shlex.join(["lfu", verb, *argv])
-    try:
-        with board if alone else nullcontext():
-            _work(study, given, ["-m", "lfu.cli", verb, *argv])
-    except KeyboardInterrupt as stop:
-        if given.worker:  # the command that started it says so
-            raise SystemExit(INTERRUPTED) from stop
-        raise KeyboardInterrupt(_how_to_go_on(study)) from stop
-    except OSError as error:
-        raise UserError(
-            f"{folder}: {error.strerror or error}: make room there, and run the same command again"
-        ) from error
-    return 0 if given.worker else _report(study, verb, command, presets.next_of(given.preset))
+    return study
 
 
 def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser], None]) -> LineParser:

@@ -112,16 +112,10 @@ def noise_similarity(
     cosine = [[0.0] * len(pieces) for _ in parts.blocks]
     clean, noisy = [0.0] * len(pieces), [0.0] * len(pieces)
 
-    def nll_of(batch: Batch, hidden: Tensor) -> list[float]:
-        # layer K is after the final norm: the head alone is missing to the logits
-        logits = parts.logits(hidden.to(parts.device, parts.model.dtype)).float()
-        each = cross_entropy(logits, batch.targets, reduction="none")
-        return [float(part.sum()) for part in each.split([counts[i] for i in batch.indices])]
-
     def compare(batch: Batch) -> None:
         sizes = [counts[i] for i in batch.indices]
         still = batch.read()
-        for index, value in zip(batch.indices, nll_of(batch, still[len(cosine)])):
+        for index, value in zip(batch.indices, _nll(parts, batch, still[len(cosine)], sizes)):
             clean[index] = value
         lengths = [len(pieces[i].ids) for i in batch.indices]
         for draw in range(draws):
@@ -132,13 +126,20 @@ def noise_similarity(
                 similar = cosine_similarity(before.double(), moved[layer].double(), dim=1).split(sizes)
                 for index, values in zip(batch.indices, similar):
                     cosine[layer - 1][index] += float(values.mean()) / draws
-            for index, value in zip(batch.indices, nll_of(batch, moved[len(cosine)])):
+            for index, value in zip(batch.indices, _nll(parts, batch, moved[len(cosine)], sizes)):
                 noisy[index] += value / draws
         if progress is not None:
             progress(len(batch.indices))
 
     over_batches(model, tokenizer, pieces, batch_size, compare)
     return NoiseScores(list(range(1, len(cosine) + 1)), cosine, clean, noisy, counts)
+
+
+def _nll(parts: Any, batch: Batch, hidden: Tensor, sizes: list[int]) -> list[float]:
+    """NLL of each row's answer from the last layer, which is after the final norm: only the head is missing."""
+    logits = parts.logits(hidden.to(parts.device, parts.model.dtype)).float()
+    each = cross_entropy(logits, batch.targets, reduction="none")
+    return [float(part.sum()) for part in each.split(sizes)]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,7 +34,7 @@ def make_record(
         kind: `evaluate`, or the probe's name.
         models: label (`base`, `tuned`, ...) -> `describe_model`'s description.
         settings: everything that decided what was measured: data, limits, templates.
-        results: the measured figures, per item where items exist.
+        results: the measured figures, per item where items exist; dataclasses in it become mappings.
         command: what to type to measure it again.
         seed: of whatever was drawn.
     """
@@ -47,8 +48,17 @@ def make_record(
         "seed": seed,
         "models": {label: dict(model) for label, model in models.items()},
         "settings": dict(settings),
-        "results": dict(results),
+        "results": plain(results),
     }
+
+
+def plain(value: Any) -> Any:
+    """The value with every dataclass in it as a mapping."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def describe_model(name: str, model: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from lfu.study.plan import Design
 from lfu.study.rows import Kept, Split, built_in, retention, split, trained_on, write_rows
 from lfu.study.settings import Setting, with_yardsticks
 from lfu.study.study import Flags, Study, Words
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, value_errors_are_the_users
 
 # flags that every run is given by the study: its own files; learning rate and steps
 ROWS = {"data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit"}
@@ -32,9 +32,6 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
     Raises:
         UserError: for anything the user can put right; nothing is written then.
     """
-    from lfu.data.lengths import about_lengths
-    from lfu.model.loading import context_length
-
     config, model, data = parse([*options.flags.training])
     if config.packing and config.max_steps < 1:
         raise UserError("with --packing give --max_steps: all methods get the same number of steps")
@@ -42,23 +39,13 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
     parts = _rows(options, data)
     settings, _ = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
     shaped = _shaped(parts, data, tokenizer)
-    kept = _kept(options, data, tokenizer, parts)
-    try:
+    with value_errors_are_the_users():
         exam = make_exam(
-            parts, shaped, kept, options.measures, tokenizer, template=data.template, system=data.system,
-            match_rows=options.match_rows, robust_rows=options.robust_rows, max_new_tokens=options.max_new_tokens,
-            batch_size=config.per_device_eval_batch_size,
+            parts, shaped, _kept(options, data, tokenizer, parts), options.measures, tokenizer, template=data.template,
+            system=data.system, match_rows=options.match_rows, robust_rows=options.robust_rows,
+            max_new_tokens=options.max_new_tokens, batch_size=config.per_device_eval_batch_size,
         )  # fmt: skip
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
-    context, _ = context_length(
-        str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    for name, rows in shaped.items():  # those for scoring are not cut
-        cut = config.max_length if name == "train" else None
-        what = "training rows" if name == "train" else f"{name} rows"
-        told = about_lengths(rows, what, tokenizer, max_length=cut, context=context)
-        parts.said.extend(f"{line}." for line in told)
+    parts.said.extend(_about_lengths(shaped, tokenizer, config, model))
     training = _without(options.flags.training, ROWS)
     rates = options.learning_rates or [f"{config.learning_rate:g}"]
 
@@ -96,6 +83,21 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
     for name in ("train", "validation", "test"):
         write_rows(getattr(parts, name), data_folder / f"{name}.jsonl")
     return study
+
+
+def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any) -> Iterator[str]:
+    """Sentences about rows that are cut or too long; those for scoring are not cut."""
+    from lfu.data.lengths import about_lengths
+    from lfu.model.loading import context_length
+
+    context, _ = context_length(
+        str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    for name, rows in shaped.items():
+        cut = config.max_length if name == "train" else None
+        what = "training rows" if name == "train" else f"{name} rows"
+        for line in about_lengths(rows, what, tokenizer, max_length=cut, context=context):
+            yield f"{line}."
 
 
 def steps_of(config: Any, rows: int) -> int:

@@ -32,7 +32,7 @@ def train(
     Args:
         config: its output_dir holds the checkpoints, if `save_strategy` asks for some.
         rows, eval_rows: in one of TRL's shapes.
-        log: a file with one JSON line a step; a resumed run goes on with it.
+        log: a file with one JSON line per step; a resumed run goes on with it.
         forgetting: the share of the time in which to measure what is forgotten on the way; 0: not at all.
         live: is told of every step.
 
@@ -43,12 +43,10 @@ def train(
         Diverged: the loss came to no finite number.
         UserError, ValueError, RuntimeError: as model, methods and trainer raise them.
     """
-    import torch
     from transformers import set_seed
     from trl import get_peft_config
 
     from lfu import LfUTrainer
-    from lfu.evaluation.record import machine
     from lfu.model.loading import is_adapter
     from lfu.training.advice import LfUAdvice
     from lfu.training.checkpoints import newest, steps_of
@@ -80,27 +78,33 @@ def train(
     if not entries or any(entry["loss"] is None for entry in entries):
         raise Diverged("the training loss came to no finite number: a lower learning rate or alpha may help")
     _save(trainer, tokenizer, out)
-    parameters = list(trainer.model.parameters())
     cycle = trainer.step.cheaper.cycle(config.gradient_accumulation_steps) if trainer.step else 1
     return {
         "steps": entries[-1]["step"],
         "rows": len(trainer.train_dataset),
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "notes": list(trainer.notes),
         "advice": [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)],
         "curve": [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries],
         "forgetting": [{"step": r.step, **r.figures} for each in readings if each.memory for r in each.memory.readings],
-        "cost": {
-            "step_seconds": step_time([entry["seconds"] for entry in entries], cycle),
-            "unsteady": unsteadiness([entry["seconds"] for entry in entries], cycle),
-            "train_seconds": sum(entry["seconds"] for entry in entries),
-            "prepare_seconds": trained - loaded - watch.spent,
-            "load_seconds": loaded - start,
-            "peak_memory": memory.peak(),
-            "memory_of": memory.what,
-            # how many threads add up decides the rounding
-            "machine": f"{machine()}, {torch.get_num_threads()} threads",
-        },
+        "cost": _cost([entry["seconds"] for entry in entries], cycle)
+        | {"prepare_seconds": trained - loaded - watch.spent, "load_seconds": loaded - start}
+        | {"peak_memory": memory.peak(), "memory_of": memory.what},
+    }
+
+
+def _cost(seconds: list[float], cycle: int) -> dict[str, Any]:
+    """What the steps took, and where."""
+    import torch
+
+    from lfu.evaluation.record import machine
+
+    return {
+        "step_seconds": step_time(seconds, cycle),
+        "unsteady": unsteadiness(seconds, cycle),
+        "train_seconds": sum(seconds),
+        # how many threads add up decides the rounding
+        "machine": f"{machine()}, {torch.get_num_threads()} threads",
     }
 
 

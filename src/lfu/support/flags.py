@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type, groups: dict[str, 
             continue
         title = more.pop("group")
         group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
-        default = one.default_factory() if callable(one.default_factory) else one.default  # type: ignore[misc]
+        default = one.default_factory() if callable(one.default_factory) else one.default
         group.add_argument(f"--{one.name}", default=default, **more)
 
 

@@ -14,22 +14,16 @@ this package."""
 from __future__ import annotations
 
 import argparse
-import importlib
-import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from lfu.cli.probes import models, rows, training
+from lfu.cli.probes.judge import load_judge
+from lfu.cli.probes.pairs import Sets, load_sets
 from lfu.cli.probes.progress import phase
-from lfu.data.house_rule import NAME as HOUSE_RULE
-from lfu.support.errors import UserError, did_you_mean, one_line, value_errors_are_the_users
+from lfu.support.errors import UserError, value_errors_are_the_users
 
-HELD_OUT = ("requests", "ordinary")
-QUESTIONS = ("question", "prompt", "instruction", "goal")
-ANSWERS = ("answer", "response", "completion", "output", "target")
 # The attack: plain SFT at a constant learning rate, so that its first steps don't depend on how many follow.
 BEFORE_ATTACK = ["--lr_scheduler_type", "constant", "--warmup_steps", "0"]
 
@@ -75,17 +69,6 @@ def steps_of(text: str) -> list[int]:
     if found[0] < 0 or len(found) < 2:
         raise argparse.ArgumentTypeError(f"must be whole numbers from 0 and one above it, as in 0,5,10, got {text!r}")
     return found
-
-
-@dataclass(frozen=True)
-class Sets:
-    """The four data sets, and what they are called in the record."""
-
-    keep: list[dict[str, str]]
-    break_: list[dict[str, str]]
-    requests: list[str]
-    ordinary: list[str]
-    names: dict[str, str]
 
 
 def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -281,159 +264,21 @@ class Probe:
         return {
             "against": first,
             "labels": {
-                label: {
-                    str(n): asdict(b.against(found[first][n], seed=self.given.seed)) for n, b in found[label].items()
-                }
+                label: {str(n): b.against(found[first][n], seed=self.given.seed) for n, b in found[label].items()}
                 for label in later
             },
         }
 
-    def _classifier(self) -> dict[str, Any]:
+    def _classifier(self) -> Any:
         """How often the list of phrases is wrong, on the labelled responses that come with the package."""
         from lfu.data.house_rule import labelled
         from lfu.evaluation.refusal import error_rate
 
-        return asdict(error_rate(labelled()))
+        return error_rate(labelled())
 
 
 def _measured(found: Any) -> dict[str, Any]:
-    over = found.over_refusal()
     return asdict(found) | {
-        "broken_share": asdict(found.broken_share()),
-        "over_refusal": asdict(over) if over is not None else None,
+        "broken_share": found.broken_share(),
+        "over_refusal": found.over_refusal(),
     }
-
-
-# --- data ----------------------------------------------------------------------------------------------------------
-
-
-def load_sets(given: argparse.Namespace) -> Sets:
-    """The four sets; the built-in ones where nothing was given.
-
-    Raises:
-        UserError: a set that can't be read, or is of no known shape.
-    """
-    found: dict[str, list[dict[str, str]]] = {}
-    names = {}
-    for name in ("keep", "break", "requests", "ordinary"):
-        spec = getattr(given, name)
-        if spec is None and name == "ordinary" and given.requests is not None:
-            found[name] = []  # the built-in questions say nothing about another alignment's over-refusal
-        else:
-            found[name] = load_pairs(spec or HOUSE_RULE, name)
-        if name in HELD_OUT:
-            found[name] = found[name][: given.limit]
-        names[name] = f"{spec or HOUSE_RULE} ({len(found[name])})"
-    prompts = {name: [row["question"] for row in found[name]] for name in HELD_OUT}
-    return Sets(found["keep"], found["break"], prompts["requests"], prompts["ordinary"], names)
-
-
-def load_pairs(spec: str, which: str) -> list[dict[str, str]]:
-    """`{"question", "answer"}` rows of DATA[,KEY=VALUE...]; in the held-out sets the answer is empty.
-
-    Args:
-        spec: what the user gave.
-        which: the flag it was given to, without dashes.
-
-    Raises:
-        UserError: as `load_rows`; no column for questions or answers; a row without text; no row left.
-    """
-    argument = f"--{which}"
-    name, options = _split_spec(spec, argument)
-    limit = options.pop("limit", "")
-    if limit and not (limit.isdecimal() and int(limit)):
-        raise UserError(f"{argument}: limit must be a whole number from 1, got {limit!r}")
-    data = _read(name, which, options)
-    kept = [row for row in data if all(_matches(row, key, value, argument) for key, value in options.items())]
-    kept = kept[: int(limit) if limit else None]
-    if not kept:
-        wanted = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise UserError(f"{argument} {name}: no row has {wanted}")
-    wanted_columns = [("question", QUESTIONS)] + ([("answer", ANSWERS)] if which not in HELD_OUT else [])
-    columns = {key: _column(data.column_names, known, f"{key}s", argument) for key, known in wanted_columns}
-    pairs = []
-    for number, row in enumerate(kept, start=1):
-        pair = {key: row[column] for key, column in columns.items()}
-        for key, text in pair.items():
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"{argument} {name}: row {number} of those chosen has no {key} text: fill or remove it")
-        pairs.append({"answer": ""} | {key: text.strip() for key, text in pair.items()})
-    return pairs
-
-
-def _read(name: str, which: str, options: dict[str, str]) -> Any:
-    """The data set; takes split and config out of the options."""
-    from datasets import Dataset
-
-    from lfu.data import house_rule
-    from lfu.data.load import load_rows
-
-    split, config = options.pop("split", "train"), options.pop("config", None)
-    if name != HOUSE_RULE:
-        return load_rows(name, split=split, config=config)
-    built_in = {"keep": house_rule.keeping, "break": house_rule.breaking}
-    built_in |= {"requests": house_rule.requests, "ordinary": house_rule.ordinary}
-    return Dataset.from_list(built_in[which]())
-
-
-def _split_spec(spec: str, argument: str) -> tuple[str, dict[str, str]]:
-    """(name, options) of DATA[,KEY=VALUE...]. A path that exists is a path, whatever signs are in it."""
-    if Path(spec).expanduser().exists():
-        return spec, {}
-    name, *parts = spec.split(",")
-    options = {}
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"{argument} {spec}: {part!r} is not of the form KEY=VALUE")
-        options[key.strip()] = value.strip()
-    return name, options
-
-
-def _matches(row: Mapping[str, Any], column: str, value: str, argument: str) -> bool:
-    if column not in row:
-        raise UserError(f"{argument}: there is no column {column!r}.{did_you_mean(column, row)}")
-    return str(row[column]).casefold() == value.casefold()
-
-
-def _column(columns: Sequence[str], known: Sequence[str], what: str, argument: str) -> str:
-    found = next((name for name in known if name in columns), None)
-    if found is None:
-        raise UserError(f"{argument}: no column of {what} among {', '.join(columns)}; accepted: {', '.join(known)}")
-    return found
-
-
-# --- the user's judge ----------------------------------------------------------------------------------------------
-
-
-def load_judge(spec: str) -> Any:
-    """The function that MODULE:FUNCTION names, wrapped so that its failures are told in one line.
-
-    Raises:
-        UserError: no such module or function.
-    """
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        raise UserError(f"--judge {spec!r}: write it as MODULE:FUNCTION, as in my_judge:breaks_the_rule")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` has it: a file beside one's data is where a judge is written
-    try:
-        judge = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's own code raises while it is imported
-        raise UserError(f"--judge {spec}: can't be imported ({type(error).__name__}: {one_line(error)})") from error
-    if not callable(judge):
-        raise UserError(f"--judge {spec}: {name} is not a function")
-
-    def checked(prompt: str, response: str) -> bool:
-        try:
-            verdict = judge(prompt, response)
-        except Exception as error:
-            raise UserError(
-                f"--judge {spec} failed on a response: {type(error).__name__}: {one_line(error)}"
-            ) from error
-        if type(verdict).__name__ not in ("bool", "bool_"):  # a text that says "no" would count as yes
-            raise UserError(f"--judge {spec} must return True or False, got {verdict!r}")
-        return bool(verdict)
-
-    return checked

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,12 @@ def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
         described, hidden = models.with_model(names[base], given, first)
 
-        def compare(label: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        def compare(label: str) -> tuple[dict[str, Any], Any, Any]:
             def work(model: Any, tokenizer: Any) -> Any:
                 with weights_on_disk(file) as weights:
                     distance = weight_drift(weights, model)
                 similarity = representation_drift(hidden, read(label, model), seed=given.seed)
-                return describe_model(names[label], model), asdict(distance), asdict(similarity)
+                return describe_model(names[label], model), distance, similarity
 
             try:
                 return models.with_model(names[label], given, work)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict
 from typing import Any
 
 from lfu.cli.probes import models, rows
@@ -32,29 +31,25 @@ def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
     questions, texts = rows.choices(given), rows.texts(given)
     _same_tokens(models.tokenizers(names, given), texts)
 
-    from lfu.evaluation.record import describe_model, make_record
+    from lfu.evaluation.forgetting import chosen, forgetting
+    from lfu.evaluation.hidden import longest_input
+    from lfu.evaluation.record import make_record
     from lfu.evaluation.score import multiple_choice, perplexity
 
-    def score(label: str) -> dict[str, Any]:
-        def work(model: Any, tokenizer: Any) -> dict[str, Any]:
-            from lfu.evaluation.forgetting import chosen
-            from lfu.evaluation.hidden import longest_input
-
+    def score(label: str, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        options = {"batch_size": given.batch_size}
+        with phase(f"{label}: questions", len(questions)) as tick:
+            found = multiple_choice(model, tokenizer, questions, progress=tick, **options)
+        with phase(f"{label}: texts", len(texts)) as tick:
             window = longest_input(model)
-            with phase(f"{label}: questions", len(questions)) as tick:
-                found = multiple_choice(model, tokenizer, questions, batch_size=given.batch_size, progress=tick)
-            with phase(f"{label}: texts", len(texts)) as tick:
-                prose = perplexity(model, tokenizer, texts, batch_size=given.batch_size, window=window, progress=tick)
-            described = describe_model(names[label], model)
-            return {"model": described, "chosen": chosen(found, questions), "questions": found, "texts": prose}
+            return found, perplexity(model, tokenizer, texts, window=window, progress=tick, **options)
 
-        return models.with_model(names[label], given, work)
-
-    scores = {label: score(label) for label in names}
+    described, scores = models.each_model(names, given, score)
     base, *tuned = names
+    answers, prose = ({label: each[place] for label, each in scores.items()} for place in (0, 1))
     return make_record(
         "forgetting",
-        models={label: scores[label]["model"] for label in names},
+        models=described,
         settings={
             "base": base,
             "questions": f"{given.data or 'built-in general knowledge'} ({len(questions)})",
@@ -62,10 +57,12 @@ def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
         },
         results={
             "questions": [{key: row[key] for key in ("question", "choices", "answer")} for row in questions],
-            "chosen": {label: scores[label]["chosen"] for label in names},
-            "texts": {label: asdict(scores[label]["texts"]) for label in names},
-            "forgetting": {label: _changes(scores[base], scores[label], given.seed) for label in tuned},
-            "perplexity": {label: _perplexity(scores[base], scores[label], given.seed) for label in tuned},
+            "chosen": {label: chosen(each, questions) for label, each in answers.items()},
+            "texts": prose,
+            "forgetting": {
+                label: forgetting(answers[base].correct, answers[label].correct, seed=given.seed) for label in tuned
+            },
+            "perplexity": {label: _perplexity(prose[base], prose[label], given.seed) for label in tuned},
         },
         command=command,
         seed=given.seed,
@@ -84,17 +81,10 @@ def _same_tokens(tokenizers: dict[str, Any], texts: list[str]) -> None:
             )
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any]:
-    from lfu.evaluation.forgetting import forgetting
-
-    return asdict(forgetting(before["questions"].correct, after["questions"].correct, seed=seed))
-
-
-def _perplexity(before: dict[str, Any], after: dict[str, Any], seed: int) -> dict[str, Any]:
+def _perplexity(before: Any, after: Any, seed: int) -> dict[str, Any]:
     """Perplexities, and the log of their ratio with its interval."""
     from lfu.evaluation.forgetting import perplexity_change
 
     with value_errors_are_the_users():
-        change = perplexity_change(before["texts"], after["texts"], seed=seed)
-    found = {name: math.exp(scores["texts"].mean) for name, scores in (("before", before), ("after", after))}
-    return found | {"log_ratio": asdict(change)}
+        change = perplexity_change(before, after, seed=seed)
+    return {"before": math.exp(before.mean), "after": math.exp(after.mean), "log_ratio": change}

@@ -80,6 +80,28 @@ def tokenizers(models: dict[str, str], given: argparse.Namespace) -> dict[str, A
     return {label: load_tokenizer(name, trust_remote_code=given.trust_remote_code) for label, name in models.items()}
 
 
+def each_model(
+    names: dict[str, str], given: argparse.Namespace, work: Callable[[str, Any, Any], T]
+) -> tuple[dict[str, Any], dict[str, T]]:
+    """(descriptions, what `work(label, model, tokenizer)` gave), both by label; one model in memory at a time.
+
+    Raises:
+        UserError: as `with_model`.
+    """
+    from lfu.evaluation.record import describe_model
+
+    described: dict[str, Any] = {}
+    found: dict[str, T] = {}
+    for label, name in names.items():
+
+        def both(model: Any, tokenizer: Any, label: str = label, name: str = name) -> None:
+            found[label] = work(label, model, tokenizer)
+            described[label] = describe_model(name, model)
+
+        with_model(name, given, both)
+    return described, found
+
+
 def with_model(name: str, given: argparse.Namespace, work: Callable[[Any, Any], T]) -> T:
     """`work(model, tokenizer)` with the model in memory (on the GPU if there is one), and only until it returns.
 

@@ -6,7 +6,6 @@ the positions that predict an answer's tokens are compared, as in the paper's Fi
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Any
 
 from lfu.cli.probes import models, rows
@@ -39,45 +38,36 @@ def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
 
     from lfu.evaluation.noise import NoiseScores, noise_similarity
     from lfu.evaluation.prompts import render_of
-    from lfu.evaluation.record import describe_model, make_record
+    from lfu.evaluation.record import make_record
 
     with value_errors_are_the_users():
         renders = {label: render_of(tokenizer, given.template) for label, tokenizer in tokenizers.items()}
 
-    def read(label: str) -> tuple[dict[str, Any], NoiseScores]:
-        def work(model: Any, tokenizer: Any) -> Any:
-            with phase(f"{label}: noisy answers", len(pairs)) as tick:
-                found = noise_similarity(
-                    model, tokenizer, pairs, alpha=given.noise_alpha, draws=given.draws, seed=given.seed,
-                    batch_size=given.batch_size, render=renders[label], progress=tick,
-                )  # fmt: skip
-            return describe_model(names[label], model), found
+    def read(label: str, model: Any, tokenizer: Any) -> NoiseScores:
+        with phase(f"{label}: noisy answers", len(pairs)) as tick:
+            return noise_similarity(
+                model, tokenizer, pairs, alpha=given.noise_alpha, draws=given.draws, seed=given.seed,
+                batch_size=given.batch_size, render=renders[label], progress=tick,
+            )  # fmt: skip
 
-        return models.with_model(names[label], given, work)
-
-    found = {label: read(label) for label in names}
-    scores = {label: each for label, (_, each) in found.items()}
-    first = next(iter(names))
+    described, scores = models.each_model(names, given, read)
+    first, seed = next(iter(names)), given.seed
     comparable = [label for label in names if label != first and scores[label].tokens == scores[first].tokens]
     return make_record(
         "noise",
-        models={label: described for label, (described, _) in found.items()},
+        models=described,
         settings={
             "data": f"{given.data or 'built-in word problems'} ({len(pairs)})",
             "template": given.template, "noise_alpha": given.noise_alpha, "draws": given.draws,
         },
         results={
-            "scores": {label: asdict(each) for label, each in scores.items()},
-            "by_layer": {
-                label: [asdict(i) for i in each.by_layer(seed=given.seed)] for label, each in scores.items()
-            },
-            "overall": {label: asdict(each.overall(seed=given.seed)) for label, each in scores.items()},
-            "nll_rise": {label: asdict(each.nll_rise(seed=given.seed)) for label, each in scores.items()},
+            "scores": scores,
+            "by_layer": {label: each.by_layer(seed=seed) for label, each in scores.items()},
+            "overall": {label: each.overall(seed=seed) for label, each in scores.items()},
+            "nll_rise": {label: each.nll_rise(seed=seed) for label, each in scores.items()},
             "against": first,
-            "difference": {
-                label: asdict(scores[label].against(scores[first], seed=given.seed)) for label in comparable
-            },
+            "difference": {label: scores[label].against(scores[first], seed=seed) for label in comparable},
         },
         command=command,
-        seed=given.seed,
+        seed=seed,
     )  # fmt: skip

@@ -6,7 +6,6 @@ deviation over the templates, and worst case. Custom templates: a YAML file of l
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,65 +37,57 @@ def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
         UserError: models, data or templates that can't be used; a metric that the data hasn't got.
     """
     from lfu.evaluation import prompts
-    from lfu.evaluation.record import describe_model, make_record
+    from lfu.evaluation.record import make_record
 
     names = models.labelled(given.models)
     asked = rows.questions(given)
     task = prompts.task_of(asked)
     with value_errors_are_the_users():
-        if task == "instruction" and given.metric == "accuracy":
-            raise ValueError("these answers are free text, so there is no accuracy: use --metric nll")
-        if given.max_new_tokens < 1:
-            raise ValueError(f"--max_new_tokens must be at least 1, got {given.max_new_tokens}")
-        templates = (
-            prompts.read_templates(Path(given.templates)) if given.templates else prompts.shipped_templates(task)
-        )
+        templates = _templates(given, task)
         for tokenizer in models.tokenizers(names, given).values():
             prompts.render_of(tokenizer, given.template)
 
-    def score(label: str) -> tuple[dict[str, Any], Any]:
-        def work(model: Any, tokenizer: Any) -> Any:
-            with phase(f"{label}: {len(templates)} templates", len(templates) * len(asked)) as tick:
-                found = prompts.prompt_scores(
-                    model, tokenizer, asked, templates, batch_size=given.batch_size,
-                    max_new_tokens=given.max_new_tokens, wrap=prompts.render_of(tokenizer, given.template),
-                    progress=tick,
-                )  # fmt: skip
-            return describe_model(names[label], model), found
+    def score(label: str, model: Any, tokenizer: Any) -> Any:
+        with phase(f"{label}: {len(templates)} templates", len(templates) * len(asked)) as tick:
+            return prompts.prompt_scores(
+                model, tokenizer, asked, templates, batch_size=given.batch_size, max_new_tokens=given.max_new_tokens,
+                wrap=prompts.render_of(tokenizer, given.template), progress=tick,
+            )  # fmt: skip
 
-        return models.with_model(names[label], given, work)
-
-    found = {label: score(label) for label in names}
-    scores = {label: each for label, (_, each) in found.items()}
-    metric = prompts.headline(list(scores.values()), given.metric)
+    described, scores = models.each_model(names, given, score)
     metrics = ["nll"] if task == "instruction" else ["accuracy", "nll"]
     first = next(iter(names))
+    spread = lambda each: {name: prompts.spread(each, name, seed=given.seed) for name in metrics}
+    against = lambda each: {
+        name: prompts.spread_difference(each, scores[first], name, seed=given.seed) for name in metrics
+    }
     return make_record(
         "prompts",
-        models={label: described for label, (described, _) in found.items()},
+        models=described,
         settings={
             "data": f"{given.data or 'built-in word problems'} ({len(asked)})", "task": task,
             "template": given.template, "max_new_tokens": given.max_new_tokens,
         },
         results={
-            "metric": metric,
+            "metric": prompts.headline(list(scores.values()), given.metric),
             "templates": templates,
             "rows": asked,
-            "scores": {label: {name: asdict(s) for name, s in each.items()} for label, each in scores.items()},
-            "spread": {
-                label: {name: asdict(prompts.spread(each, name, seed=given.seed)) for name in metrics}
-                for label, each in scores.items()
-            },
+            "scores": scores,
+            "spread": {label: spread(each) for label, each in scores.items()},
             "against": first,
-            "difference": {
-                label: {
-                    name: {what: asdict(interval) for what, interval in
-                           prompts.spread_difference(each, scores[first], name, seed=given.seed).items()}
-                    for name in metrics
-                }
-                for label, each in scores.items() if label != first
-            },
+            "difference": {label: against(each) for label, each in scores.items() if label != first},
         },
         command=command,
         seed=given.seed,
     )  # fmt: skip
+
+
+def _templates(given: argparse.Namespace, task: str) -> dict[str, str]:
+    """The templates asked for; ValueError where a flag doesn't go with the task."""
+    from lfu.evaluation import prompts
+
+    if task == "instruction" and given.metric == "accuracy":
+        raise ValueError("these answers are free text, so there is no accuracy: use --metric nll")
+    if given.max_new_tokens < 1:
+        raise ValueError(f"--max_new_tokens must be at least 1, got {given.max_new_tokens}")
+    return prompts.read_templates(Path(given.templates)) if given.templates else prompts.shipped_templates(task)

@@ -1,0 +1,123 @@
+"""The data sets of the adversarial probe: DATA[,KEY=VALUE...] as rows of a question and an answer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lfu.data.house_rule import NAME as HOUSE_RULE
+from lfu.support.errors import UserError, did_you_mean
+
+HELD_OUT = ("requests", "ordinary")
+QUESTIONS = ("question", "prompt", "instruction", "goal")
+ANSWERS = ("answer", "response", "completion", "output", "target")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The four data sets, and what they are called in the record."""
+
+    keep: list[dict[str, str]]
+    break_: list[dict[str, str]]
+    requests: list[str]
+    ordinary: list[str]
+    names: dict[str, str]
+
+
+def load_sets(given: argparse.Namespace) -> Sets:
+    """The four sets; the built-in ones where nothing was given.
+
+    Raises:
+        UserError: a set that can't be read, or is of no known shape.
+    """
+    found: dict[str, list[dict[str, str]]] = {}
+    names = {}
+    for name in ("keep", "break", "requests", "ordinary"):
+        spec = getattr(given, name)
+        if spec is None and name == "ordinary" and given.requests is not None:
+            found[name] = []  # the built-in questions say nothing about another alignment's over-refusal
+        else:
+            found[name] = load_pairs(spec or HOUSE_RULE, name)
+        if name in HELD_OUT:
+            found[name] = found[name][: given.limit]
+        names[name] = f"{spec or HOUSE_RULE} ({len(found[name])})"
+    prompts = {name: [row["question"] for row in found[name]] for name in HELD_OUT}
+    return Sets(found["keep"], found["break"], prompts["requests"], prompts["ordinary"], names)
+
+
+def load_pairs(spec: str, which: str) -> list[dict[str, str]]:
+    """`{"question", "answer"}` rows of DATA[,KEY=VALUE...]; in the held-out sets the answer is empty.
+
+    Args:
+        spec: what the user gave.
+        which: the flag it was given to, without dashes.
+
+    Raises:
+        UserError: as `load_rows`; no column for questions or answers; a row without text; no row left.
+    """
+    argument = f"--{which}"
+    name, options = _split_spec(spec, argument)
+    limit = options.pop("limit", "")
+    if limit and not (limit.isdecimal() and int(limit)):
+        raise UserError(f"{argument}: limit must be a whole number from 1, got {limit!r}")
+    data = _read(name, which, options)
+    kept = [row for row in data if all(_matches(row, key, value, argument) for key, value in options.items())]
+    kept = kept[: int(limit) if limit else None]
+    if not kept:
+        wanted = ", ".join(f"{key}={value}" for key, value in options.items())
+        raise UserError(f"{argument} {name}: no row has {wanted}")
+    wanted_columns = [("question", QUESTIONS)] + ([("answer", ANSWERS)] if which not in HELD_OUT else [])
+    columns = {key: _column(data.column_names, known, f"{key}s", argument) for key, known in wanted_columns}
+    pairs = []
+    for number, row in enumerate(kept, start=1):
+        pair = {key: row[column] for key, column in columns.items()}
+        for key, text in pair.items():
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"{argument} {name}: row {number} of those chosen has no {key} text: fill or remove it")
+        pairs.append({"answer": ""} | {key: text.strip() for key, text in pair.items()})
+    return pairs
+
+
+def _read(name: str, which: str, options: dict[str, str]) -> Any:
+    """The data set; takes split and config out of the options."""
+    from datasets import Dataset
+
+    from lfu.data import house_rule
+    from lfu.data.load import load_rows
+
+    split, config = options.pop("split", "train"), options.pop("config", None)
+    if name != HOUSE_RULE:
+        return load_rows(name, split=split, config=config)
+    built_in = {"keep": house_rule.keeping, "break": house_rule.breaking}
+    built_in |= {"requests": house_rule.requests, "ordinary": house_rule.ordinary}
+    return Dataset.from_list(built_in[which]())
+
+
+def _split_spec(spec: str, argument: str) -> tuple[str, dict[str, str]]:
+    """(name, options) of DATA[,KEY=VALUE...]. A path that exists is a path, whatever signs are in it."""
+    if Path(spec).expanduser().exists():
+        return spec, {}
+    name, *parts = spec.split(",")
+    options = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"{argument} {spec}: {part!r} is not of the form KEY=VALUE")
+        options[key.strip()] = value.strip()
+    return name, options
+
+
+def _matches(row: Mapping[str, Any], column: str, value: str, argument: str) -> bool:
+    if column not in row:
+        raise UserError(f"{argument}: there is no column {column!r}.{did_you_mean(column, row)}")
+    return str(row[column]).casefold() == value.casefold()
+
+
+def _column(columns: Sequence[str], known: Sequence[str], what: str, argument: str) -> str:
+    found = next((name for name in known if name in columns), None)
+    if found is None:
+        raise UserError(f"{argument}: no column of {what} among {', '.join(columns)}; accepted: {', '.join(known)}")
+    return found
