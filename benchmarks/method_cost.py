@@ -143,13 +143,16 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(REGISTRY), default=list(REGISTRY))
     parser.add_argument("--theta", nargs="+", choices=("lora", "full"), default=["lora", "full"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", type=Path, metavar="PATH", help="write the JSON there; else it is printed")
+    parser.add_argument("--write", type=Path, metavar="PATH", help="write the JSON there, or update the one there")
     parser.add_argument("--table", type=Path, metavar="PATH", help="measure nothing: print that JSON as markdown")
     options = parser.parse_args()
     if options.table:
         print(markdown(json.loads(options.table.read_text())))
         return
     costs = measure(options)
+    if options.write and options.write.exists():  # each ratio is of a pair of its own: what is not measured now stays
+        known = json.loads(options.write.read_text())["ratio"] | costs["ratio"]
+        costs["ratio"] = {name: known[name] for name in REGISTRY if name in known}
     if options.write:
         write_text(options.write, dump_json(costs) + "\n")
     else:

@@ -21,6 +21,7 @@ NEEDS = {
     "wise": "--method_args wise.alpha=0.5",
     "lines": "--method_args lines.alpha=0.5",
     "stm": "--method_args stm.threshold=1000",
+    "anchor": "--method_args anchor.texts=4,anchor.tokens=4",
 }
 # (method, theta) -> a word of the one line that refuses it.
 REFUSED: dict[tuple[str, str], str] = {

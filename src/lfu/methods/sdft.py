@@ -121,7 +121,12 @@ class SDFT(Method):
 
     def _write(self, prompts: list[Ids], keep: Keep, run: Preparation, tokenizer: Any, ends: Ids) -> None:
         """Lets the model write, and hands each batch's prompts and rewrites to `keep` as they come."""
-        with evaluating(run.model), torch.no_grad(), _on(run.args.device, run.model), _progress(len(prompts)) as tick:
+        with (
+            evaluating(run.model),
+            torch.no_grad(),
+            on_training_device(run.args.device, run.model),
+            _progress(len(prompts)) as tick,
+        ):
             for batch in batches([len(ids) for ids in prompts], self.batch_size):
                 asked = [prompts[i] for i in batch]
                 keep(asked, generate(run.model, tokenizer, asked, ends, self.max_new_tokens))
@@ -258,7 +263,7 @@ def _positions(model: Any) -> float:
 
 
 @contextmanager
-def _on(device: torch.device, model: Any) -> Iterator[None]:
+def on_training_device(device: torch.device, model: Any) -> Iterator[None]:
     """The model on the device that training will use, and back: before the trainer is made it is mostly on the CPU."""
     home = next(model.parameters()).device
     moves = home.type == "cpu" and device.type != "cpu" and not getattr(model, "hf_device_map", None)
