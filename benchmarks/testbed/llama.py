@@ -71,7 +71,7 @@ def hidden_states(weights: Weights, ids: torch.Tensor, steering: Sequence[torch.
     chosen = ids.reshape(runs, -1, 1) == torch.arange(vocabulary, device=ids.device)
     x = torch.bmm(chosen.to(embedding.dtype), embedding)  # (S, B T, d); of few tokens a product is the fastest lookup
     cos, sin = _rotation(length, x)
-    found = []
+    found: list[torch.Tensor] = []
     for block in _blocks(weights):
         h = _norm(x, block["input_layernorm"])
         q, k, v = (

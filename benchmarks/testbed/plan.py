@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from testbed.setting import Setting
 
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3)
 # Updates by number of rows: half, once and four times (twice at 256) the usual length.
-LENGTHS = {4: (15, 60, 240), 16: (30, 60, 240), 64: (60, 120, 480), 256: (120, 240, 480)}
+LENGTHS: dict[int, Sequence[int]] = {4: (15, 60, 240), 16: (30, 60, 240), 64: (60, 120, 480), 256: (120, 240, 480)}
 
 
 def usual(rows: int) -> int:
@@ -23,7 +23,7 @@ def small() -> list[Setting]:
     return [
         *(at(rate) for rate in (2e-4, 5e-4, 1e-3)),
         *(at(1e-3, pull=w) for w in (0.003, 0.01, 0.03)),
-        at(1e-3, share=0.5),
+        *(at(1e-3, share=w) for w in (0.3, 0.6)),
         *(at(rate, auxiliary="own", strength=0.5) for rate in (5e-4, 1e-3)),
         *(at(1e-3, wise=kept) for kept in (0.5, 0.7)),
     ]  # fmt: skip

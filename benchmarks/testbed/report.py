@@ -73,8 +73,8 @@ class Study:
     def held(self, setting: Setting) -> tuple[Estimate, list[Estimate]]:
         """On the reporting bases: how far ahead in all three axes, and in each at equal values of the other two."""
         both = np.concatenate([self.points(setting)[:, None], self.surface(setting.rows)], 1)[self.choosing :]
-        each = [over_bases(lambda v, a=axis: ahead(v[0], v[1:], a), both) for axis in range(3)]
-        return over_bases(lambda v: lead(v[0], v[1:]), both), each
+        on = lambda axis: over_bases(lambda v: ahead(v[0], v[1:], axis), both)
+        return over_bases(lambda v: lead(v[0], v[1:]), both), [on(axis) for axis in range(3)]
 
 
 def write(folder: Path, entries: list[dict[str, Any]]) -> None:

@@ -73,7 +73,8 @@ class Setting:
     @classmethod
     def from_json(cls, given: dict[str, Any]) -> Setting:
         """From what `changed` gave, after a trip through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        fields_: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+        return cls(**fields_)
 
     @property
     def method(self) -> str:
