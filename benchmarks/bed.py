@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -92,9 +91,9 @@ def run(options: argparse.Namespace) -> int:
         if options.minutes and time.monotonic() - began + 1.5 * took > 60 * options.minutes:
             say(f"time is up: {len(todo)} settings are left")
             break
-        group = [s for s in todo if replace(s, wise=1.0) == replace(todo[0], wise=1.0)]  # trained once
+        group = [s for s in todo if s.trained == todo[0].trained]
         start = time.monotonic()
-        tuned = bed.run(replace(todo[0], wise=1.0))
+        tuned = bed.run(todo[0].trained)
         for setting in group:
             result = bed.measured(setting, tuned)
             _append(path, {"setting": setting.changed(), "runs": result})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,18 +12,21 @@ from testbed.llama import EMBEDDING, Weights, hidden_states, is_linear, logits
 from testbed.setting import Setting
 from testbed.theta import SCALING, Tensors, Theta, norm, per_run, plus, random_factor, ratio
 
-START = 1e-6  # LfU's lam before its first gradient ratio was seen: too small to act
+TOP = 20  # tokens that EAFT takes the entropy over
+START, RATE = 1e-4, 0.2  # of LfU's lam x alpha / strength before a ratio was seen; of the running mean of ratios
 
 
 class Batch(NamedTuple):
     """Rows of one update, right-padded.
 
-    `reference` is what the untouched model says at positions that predict: log-probabilities `(S, B, T - 1, V)`.
+    `reference` is what the untouched model says at positions that predict: log-probabilities `(S, B, T - 1, V)`;
+    `weight` what a token's loss is weighted with, where that was settled before training.
     """
 
     ids: torch.Tensor  # (S, B, T)
     answer: torch.Tensor  # (S, B, T), true where a loss is taken
     reference: torch.Tensor | None = None
+    weight: torch.Tensor | None = None  # (S, B, T - 1)
 
 
 class AnchorBatch(NamedTuple):
@@ -95,12 +99,30 @@ class Gradient:
         nll, log_p = token_losses(weights, hidden[-1], batch.ids)
         wanted = batch.answer[:, :, 1:]
         loss = mean_where(nll, wanted)
-        objective = mean_where(nll * (-nll).exp().detach(), wanted) if s.dft else loss
+        objective = self._weighted(nll, log_p.detach(), batch) if s.weighting else loss
         if s.kl and batch.reference is not None:
             objective = objective + s.kl * mean_where(kl(batch.reference, log_p), wanted)
         if s.anchor and anchor is not None:
             objective = objective + s.anchor * self._anchored(weights, anchor)
         return objective, loss, hidden
+
+    def _weighted(self, nll: torch.Tensor, log_p: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """SFT's loss with a weight a token."""
+        wanted, held = batch.answer[:, :, 1:], nll.detach()
+        if batch.weight is not None:
+            if self.setting.weighting == "stm":  # the mean over the tokens that are left
+                left = batch.weight * wanted
+                return (nll * left).flatten(1).sum(1) / left.flatten(1).sum(1).clamp_min(1)
+            weight = batch.weight
+        elif self.setting.weighting == "dft":
+            weight = (-held).exp()
+        elif self.setting.weighting == "eaft":
+            top = log_p.topk(TOP, dim=-1).values.log_softmax(-1)
+            weight = (-(top.exp() * top).sum(-1) / math.log(TOP)).clamp(0, 1)
+        else:  # talr
+            means = (held * wanted).sum(-1) / wanted.sum(-1)
+            weight = (-held / means.median(1).values[:, None, None]).exp().clamp_min(0.01)
+        return mean_where(nll * weight, wanted)
 
     def _anchored(self, weights: Weights, anchor: AnchorBatch) -> torch.Tensor:
         hidden = hidden_states(weights, anchor.ids)
@@ -170,10 +192,12 @@ class Gradient:
         """lam of this update, from the ratios of the updates before it; takes in this one's."""
         mean_log, seen = self.state
         held = self.setting.strength * torch.exp(-mean_log / seen.clamp_min(1e-12))
-        lam = torch.where(seen > 0, held, torch.full_like(seen, START))
+        lam = torch.where(
+            seen > 0, held, torch.full_like(seen, START * self.setting.strength / abs(self.setting.alpha))
+        )
         unit = ratio(extra, sft)
         sound = (unit > 0) & unit.isfinite()
-        rate = torch.where(sound, torch.full_like(unit, 0.1), torch.zeros_like(unit))
+        rate = torch.where(sound, torch.full_like(unit, RATE), torch.zeros_like(unit))
         mean_log.mul_(1 - rate).add_(rate * torch.where(sound, unit, torch.ones_like(unit)).log())
         seen.mul_(1 - rate).add_(rate)
         return lam

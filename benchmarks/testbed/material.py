@@ -14,7 +14,7 @@ from testbed.setting import Setting
 from testbed.skills import OTHERS
 from testbed.theta import norm
 from testbed.tokens import PAD, Rows, numbers, old_rows, test_sets, tokens, training_rows
-from testbed.tune import Material, Run, change, scores
+from testbed.tune import Material, Run, change, drawn_back, scores
 
 WIDTH = 16  # of the longest row
 TEXTS = 64  # rows of anchor text
@@ -43,7 +43,7 @@ class Bed:
         self.rows = self._placed(Rows(np.stack([m.ids for m in made]), np.stack([m.answer for m in made])))
 
     def run(self, setting: Setting) -> Weights:
-        """Fine-tunes every run; returns their weights before WiSE."""
+        """Fine-tunes every run; returns their weights, nothing drawn back yet."""
         torch.manual_seed(1)  # LoRA's A
         return Run(setting, self.material(setting)).train()
 
@@ -63,9 +63,7 @@ class Bed:
     def measured(self, setting: Setting, tuned: Weights) -> Result:
         """A list with an entry a run: shares in per cent, NLL in nats a token, and what `change` tells."""
         start = runs_of(self.base, self.which)
-        weights = tuned
-        if setting.wise < 1:
-            weights = {name: torch.lerp(start[name], w, setting.wise) for name, w in tuned.items()}
+        weights = drawn_back(setting, start, tuned)
         found = {name: scores(weights, *rows) for name, rows in self.sets.items()}
         right = {name: 100 * hit.double().mean(1) for name, (_, hit) in found.items()}
         losses = {name: nll.mean(1) for name, (nll, _) in found.items()}

@@ -90,7 +90,7 @@ def _anchor() -> Iterator[Setting]:
 
 def _others() -> Iterator[Setting]:
     yield from _at((16, 64), (5e-4, 1e-3), *_each("rho", (0.02, 0.05, 0.1)))
-    yield from _at((16, 64), (1e-3, 2e-3), *_each("wise", (0.4, 0.55, 0.7, 0.85)))
+    yield from _at((16, 64), (1e-3, 2e-3), *_each("wise", (0.4, 0.55, 0.7, 0.85)), *_each("lines", (0.0, 0.3, 0.6)))
     yield from _at((16, 64), (5e-4, 1e-3), *_each("kl", (0.02, 0.1)))
 
 
@@ -108,12 +108,15 @@ def _low_rank() -> Iterator[Setting]:
     yield from _at((16, 64), (2e-3, 5e-3), dict(lora=True, auxiliary="own", strength=0.5))
 
 
+def _weightings() -> Iterator[Setting]:
+    yield from _at((16, 64), (5e-4, 1e-3), *_each("weighting", ("dft", "eaft", "talr", "flow", "stm")))
+
+
 def _long() -> Iterator[Setting]:
     """A pull does not stop acting when training goes on: longer, weaker."""
     for rows in (16, 64):
         yield from (Setting(rows, LENGTHS[rows][2], 1e-3, pull=w) for w in (0.001, 0.003))
         yield from (Setting(rows, LENGTHS[rows][0], 1e-3, pull=w) for w in (0.003, 0.01))
-    yield from _at((16, 64), (1e-3,), dict(dft=True))
 
 
 PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
@@ -128,6 +131,7 @@ PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
     _others,
     _relatives,
     _anchor,
+    _weightings,
     _low_rank,
     lambda: _surface((4,), slice(0, 1), RATES[2:]),
     lambda: _surface((4,), slice(2, 3), RATES[:5]),

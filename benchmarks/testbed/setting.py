@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -35,8 +35,11 @@ class Setting:
             random first token), `noise` (random tokens) or `old` (rows of the skills to be kept: data that a user may
             not have). `anchor_on="hidden"` takes the mean square of hidden states of all layers instead.
         replay: share of the batch that is rows of the old skills, added to it and trained on.
-        dft: the loss of each token is weighted with its probability (DFT).
+        weighting: of the tokens' losses: `dft` (by their probability), `eaft` (by the model's entropy there), `talr`
+            (by how easy they are now), `flow` (rows, by how easy they were for the untouched model), `stm` (without
+            tokens that it finds unlikely); each with its source's values.
         wise: share of the change that is kept after training (WiSE-FT).
+        lines: share of it that the first layer keeps, the last one keeping all (LiNeS).
     """
 
     rows: int
@@ -58,8 +61,9 @@ class Setting:
     anchor_text: str = "own"
     anchor_on: str = "logits"
     replay: float = 0.0
-    dft: bool = False
+    weighting: str = ""
     wise: float = 1.0
+    lines: float = 1.0
 
     def changed(self) -> dict[str, Any]:
         """The options that are not at their defaults: what identifies the setting."""
@@ -75,6 +79,11 @@ class Setting:
         """From what `changed` gave, after a trip through JSON."""
         fields_: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
         return cls(**fields_)
+
+    @property
+    def trained(self) -> Setting:
+        """What is trained: the setting without what is done to the weights afterwards."""
+        return replace(self, wise=1.0, lines=1.0)
 
     @property
     def method(self) -> str:
@@ -98,8 +107,9 @@ class Setting:
         if self.anchor:
             parts.append(f"anchor {self.anchor_text}" + (" hidden" if self.anchor_on == "hidden" else ""))
         parts += ["replay"] if self.replay else []
-        parts += ["DFT"] if self.dft else []
+        parts += [self.weighting.upper()] if self.weighting else []
         parts += ["WiSE"] if self.wise < 1 else []
+        parts += ["LiNeS"] if self.lines < 1 else []
         return " + ".join(parts or ["SFT"]) + (", LoRA" if self.lora else "")
 
     @property
@@ -109,5 +119,5 @@ class Setting:
                  "anchor": self.anchor, "replay": self.replay}  # fmt: skip
         parts = [f"{name} {value:g}" for name, value in named.items() if value]
         parts += [f"alpha {abs(self.alpha):g}"] if self.auxiliary else []
-        parts += [f"kept {self.wise:g}"] if self.wise < 1 else []
+        parts += [f"kept {min(self.wise, self.lines):g}"] if self.trained != self else []
         return ", ".join([*parts, f"rate {self.rate:g}", f"{self.steps} updates"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from testbed.llama import FINAL, Weights, hidden_states
 from testbed.setting import Setting
 from testbed.theta import AllWeights, LoRAWeights, Tensors, Theta, norm, per_run, plus, ratio
 
-CLIP = 1.0
+CLIP, EPSILON = 1.0, 1e-8  # of the gradient's norm; Adam's
 ANCHORS = 4  # rows of anchor text a step
+PERPLEXITY = 2.5  # tokens that the untouched model finds less likely are left out by STM
 DECAY = 0.95  # of the moving average that L2-SP may pull towards
 
 
@@ -53,6 +55,7 @@ class Run:
         self.sizes = torch.zeros_like(material.start[FINAL][:, 0])  # the gradients' norms so far, summed
         self.average = [t.clone() for t in self.theta.tensors] if setting.pull_kind == "average" else []
         self.reference = self._says(material.ids) if setting.kl else None
+        self.weights = self._settled() if setting.weighting in ("flow", "stm") else None
         self.anchored = self._anchored() if setting.anchor else None
 
     @property
@@ -86,13 +89,13 @@ class Run:
     def _batch(self) -> Batch:
         rows = self.material.order.index_select(0, self.step)[0]
         ids, answer = _take(self.material.ids, rows), _take(self.material.answer, rows)
-        reference = None if self.reference is None else _take(self.reference, rows)
+        reference, weight = (None if t is None else _take(t, rows) for t in (self.reference, self.weights))
         if self.setting.replay and self.material.old is not None:
             count = round(rows.shape[1] * self.setting.replay / (1 - self.setting.replay))
             which = self._next(self.material.old[0], count)
             old_ids, old_answer = (_take(t, which) for t in self.material.old)
             ids, answer = torch.cat([ids, old_ids], 1), torch.cat([answer, old_answer], 1)
-        return Batch(ids, answer, reference)
+        return Batch(ids, answer, reference, weight)
 
     def _next(self, pool: torch.Tensor, count: int) -> torch.Tensor:
         """The next `count` rows of a pool, in its order, round and round: `(S, count)`."""
@@ -117,6 +120,16 @@ class Run:
             token_losses(self.material.start, hidden_states(self.material.start, part)[-1], part)[1]
             for part in ids.split(32, 1)
         ], 1)  # fmt: skip
+
+    @torch.no_grad()
+    def _settled(self) -> torch.Tensor:
+        """Weights of the training tokens that follow from the untouched model's loss on them: `(S, rows, T - 1)`."""
+        ids, answer = self.material.ids, self.material.answer[:, :, 1:]
+        nll = -self._says(ids).gather(-1, ids[:, :, 1:, None])[..., 0]
+        if self.setting.weighting == "stm":
+            return (nll <= math.log(PERPLEXITY)).to(nll.dtype)
+        means = (nll * answer).sum(-1) / answer.sum(-1)
+        return (-means / means.median(1, keepdim=True).values).exp()[:, :, None].expand_as(nll)
 
     @torch.no_grad()
     def _anchored(self) -> AnchorBatch:
@@ -191,7 +204,7 @@ class Adam:
         gradient = [g.contiguous() for g in gradient]  # the fused kernel walks through memory, not through indices
         adamw(
             tensors, gradient, self.first, self.second, [], self.counts, fused=True, amsgrad=False,
-            beta1=self.betas[0], beta2=self.betas[1], lr=rate.squeeze(0), weight_decay=self.decay, eps=1e-8,
+            beta1=self.betas[0], beta2=self.betas[1], lr=rate.squeeze(0), weight_decay=self.decay, eps=EPSILON,
             maximize=False,
         )  # fmt: skip
 
@@ -230,6 +243,20 @@ def scores(weights: Weights, ids: torch.Tensor, answer: torch.Tensor) -> tuple[t
         nll.append((losses * wanted).sum(-1) / wanted.sum(-1))
         right.append(((log_p.argmax(-1) == part[:, :, 1:]) | ~wanted).all(-1))
     return torch.cat(nll, 1), torch.cat(right, 1)
+
+
+@torch.no_grad()
+def drawn_back(setting: Setting, start: Weights, tuned: Weights) -> Weights:
+    """After training: the weights between the untouched and the tuned ones (WiSE-FT, LiNeS)."""
+    if setting.trained == setting:
+        return tuned
+    layers = 1 + max(int(name.split(".")[2]) for name in tuned if name.startswith("model.layers."))
+
+    def kept(name: str) -> float:
+        place = int(name.split(".")[2]) / (layers - 1) if name.startswith("model.layers.") else 0.0
+        return setting.wise * (setting.lines + (1 - setting.lines) * place)
+
+    return {name: torch.lerp(start[name], w, kept(name)) for name, w in tuned.items()}
 
 
 @torch.no_grad()
