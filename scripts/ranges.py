@@ -3,8 +3,8 @@
     python scripts/ranges.py                                     # all sets, one after the other
     python scripts/ranges.py --sets llama-factory --tests tests/test_trainer.py
 
-A set is an environment of its own (some 170 MB, made on first use and kept) that borrows torch, pytest and whatever else
-need not differ from the Python that runs this. pip installs the set's versions, with what they need; then it installs
+A set is an environment of its own (some 170 MB, made on first use and kept) that borrows torch, pytest and whatever
+else need not differ from the Python that runs this. pip installs the set's versions, with what they need; then it installs
 this package, which must change none of them; then the tests run on that installed copy. Exit code 1 if a set fails.
 """
 

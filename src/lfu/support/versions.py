@@ -66,9 +66,9 @@ def mend_trl() -> None:
     """Lets TRL 1.15 train without a GPU, and older ones forget a dropped graph. The newest is left alone."""
     utils = importlib.import_module("trl.trainer.utils")
     # before 1.15 there is no such kernel, after it the kernel has a plain form
-    if hasattr(utils, "_ChunkedLogProbFunction") and not hasattr(utils, "_use_triton"):
-        if utils._ChunkedLogProbFunction is not AnyDevice:
-            AnyDevice.kernel, utils._ChunkedLogProbFunction = utils._ChunkedLogProbFunction, AnyDevice
+    kernel = getattr(utils, "_ChunkedLogProbFunction", AnyDevice)
+    if kernel is not AnyDevice and not hasattr(utils, "_use_triton"):
+        AnyDevice.kernel, utils._ChunkedLogProbFunction = kernel, AnyDevice
     offloading = importlib.import_module("trl.models.activation_offloading").OffloadActivations
     if "__enter__" not in vars(offloading):
         offloading.__enter__ = _begin
