@@ -4,8 +4,9 @@
     python scripts/ranges.py --sets llama-factory --tests tests/test_trainer.py
 
 A set is an environment of its own (some 170 MB, made on first use and kept) that borrows torch, pytest and whatever
-else need not differ from the Python that runs this. pip installs the set's versions, with what they need; then it installs
-this package, which must change none of them; then the tests run on that installed copy. Exit code 1 if a set fails.
+else need not differ from the Python that runs this. pip installs the set's versions, with what they need; then it
+installs this package, which must change none of them; then the tests run on that installed copy. Exit code 1 if a set
+fails.
 """
 
 from __future__ import annotations

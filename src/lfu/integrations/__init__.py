@@ -1,0 +1,1 @@
+"""This package inside other tools: any subclass of transformers' `Trainer`, and axolotl."""

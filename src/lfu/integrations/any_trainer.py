@@ -1,0 +1,159 @@
+"""Learning from the Undesirable in any subclass of transformers' `Trainer` that trains on labels."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer
+
+from lfu.methods.lfu import refuse_settings
+from lfu.model.representations import answer_positions
+from lfu.step.step import LfUStep, Record
+from lfu.support.errors import did_you_mean
+
+STATE_FILE = "lfu_state.safetensors"
+HERS = ("self", "model", "loss_fn", "backward", "autocast", "second_pass", "grad_scaler", "ascent_batch")
+T = TypeVar("T", bound=Trainer)
+
+
+def with_lfu(trainer: type[T], **settings: Any) -> type[T]:
+    """A subclass of `trainer` that takes LfU steps: `with_lfu(Trainer, lam="auto")(model=model, args=args, ...)`.
+
+    It logs what `LfUTrainer` logs (`lfu/consistency`, `lfu/gradient_ratio`, ...), and checkpoints hold the step's
+    state. The newest `Record` is `last_record`. One process or DDP or FSDP2; the data must have `labels`.
+
+    Args:
+        trainer: `transformers.Trainer` or a subclass whose `compute_loss` is a mean over the labelled tokens.
+        settings: those of `LfUStep`. `lam` is "auto" unless it is given.
+
+    Raises:
+        ValueError: an unknown setting; when the trainer is made: arguments that LfU can't work with.
+    """
+    check_settings(settings)
+    body = {"lfu_settings": {"lam": "auto"} | settings, "__doc__": _TakesLfUSteps.__doc__}
+    return type(f"LfU{trainer.__name__}", (_TakesLfUSteps, trainer), body)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for a setting that `LfUStep` doesn't have, or that the trainer looks after."""
+    known = [name for name in inspect.signature(LfUStep.__init__).parameters if name not in HERS]
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"lfu has no setting {name!r}; it has {', '.join(known)}.{did_you_mean(name, known)}")
+
+
+class _TakesLfUSteps(Trainer):
+    """Learning from the Undesirable in the trainer whose class comes after this one."""
+
+    lfu_settings: dict[str, Any]
+    last_record: Record | None = None
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        refuse_settings(self.args)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"LfU can't run under nn.DataParallel, which one process on {self.args.n_gpu} GPUs means: start it by "
+                "accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
+            )
+        self.lfu_step: LfUStep | None = None
+        self._lfu_state: dict[str, torch.Tensor] = {}  # of a checkpoint, until there is a step
+        self._lfu_logs: dict[str, list[float]] = defaultdict(list)
+        self._lfu_micro = (-1, 0)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """One micro-batch; returns its part of LfU's loss, detached and scaled as `Trainer` scales its own."""
+        model.train()
+        step = self._made(model)
+        inputs = self._prepare_inputs(inputs)
+        tokens = len(answer_positions(inputs["labels"]))
+        items = self._lfu_items(tokens, num_items_in_batch)
+        index = self._lfu_index()
+        record = step(inputs, num_items=items, index=index, update=self.state.global_step)
+        self._note(record)
+        items *= step.processes.size  # the record is of all processes, and so is this
+        return torch.tensor(record.loss * record.tokens / items, device=self.args.device)
+
+    def _made(self, model: nn.Module) -> LfUStep:
+        if self.lfu_step is None:  # only now is the model in its wrapper
+            self.lfu_step = LfUStep(
+                model,
+                **{"seed": self.args.seed} | self.lfu_settings,
+                loss_fn=self._lfu_loss,
+                backward=self.accelerator.backward,
+                autocast=self.accelerator.autocast,
+                grad_scaler=self.accelerator.scaler,
+            )
+            state = {name: value if value.dim() else float(value) for name, value in self._lfu_state.items()}
+            if state:
+                self.lfu_step.load_state_dict(state)
+        return self.lfu_step
+
+    def _lfu_loss(self, model: nn.Module, batch: Any, items: float | torch.Tensor) -> torch.Tensor:
+        """The trainer's own loss, summed over the labelled tokens and divided by `items`."""
+        if self._counts_items():
+            return self.compute_loss(model, dict(batch), num_items_in_batch=items * self._averaged())
+        return self.compute_loss(model, dict(batch)) * (len(answer_positions(batch["labels"])) / items)
+
+    def _counts_items(self) -> bool:
+        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func)
+
+    def _averaged(self) -> int:
+        """Over how many processes the gradients are averaged whose tokens are counted together."""
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+    def _lfu_items(self, tokens: int, num_items: Any) -> float:
+        """What `Trainer`'s gradient of this micro-batch is divided by, in tokens."""
+        if num_items is not None and self._counts_items():
+            return max(float(num_items), 1.0) / self._averaged()
+        return max(tokens, 1.0) * self.current_gradient_accumulation_steps
+
+    def _lfu_index(self) -> int:
+        """Number of the micro-batch in the run, from the trainer's state, so that a resumed run counts on."""
+        update, micro = self._lfu_micro
+        if update != self.state.global_step:
+            update, micro = self.state.global_step, -1
+        self._lfu_micro = (update, micro + 1)
+        return update * self.args.gradient_accumulation_steps + micro + 1
+
+    def _note(self, record: Record) -> None:
+        self.last_record = record
+        figures = {"skipped": float(record.skipped is not None), "lam": record.lam}
+        if record.tokens and record.sft_loss == record.sft_loss:
+            figures["sft_loss"] = record.sft_loss
+        if record.skipped is None and record.displacement and record.form == "exact":
+            figures |= {"gradient_ratio": record.gradient_ratio, "ascent_grad_norm": record.ascent_grad_norm}
+        if record.skipped is None and record.displacement:
+            figures |= {"consistency": record.consistency, "displacement": fmean(record.displacement.values())}
+        for name, value in figures.items():
+            self._lfu_logs[f"lfu/{name}"].append(value)
+
+    def log(self, logs: dict[str, float], *positional: Any, **named: Any) -> None:
+        """The trainer's own; LfU's figures, averaged since the last time, stand beside the loss."""
+        if "loss" in logs:
+            logs = logs | {name: fmean(values) for name, values in self._lfu_logs.items()}
+            self._lfu_logs.clear()
+        super().log(logs, *positional, **named)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = {} if self.lfu_step is None else self.lfu_step.state_dict()
+        if state and self.args.should_save:
+            tensors = {n: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64)
+                       for n, v in state.items()}  # fmt: skip
+            save_file(tensors, Path(output_dir) / STATE_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (path := Path(checkpoint) / STATE_FILE).exists():
+            self._lfu_state, self.lfu_step = load_file(path), None

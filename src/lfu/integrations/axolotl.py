@@ -1,0 +1,86 @@
+"""The axolotl plugin: `plugins: [lfu.integrations.axolotl.LfUPlugin]`.
+
+`forgetting:` watches what the run forgets, with any trainer of axolotl; `lfu:` trains by Learning from the Undesirable.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from pydantic import BaseModel, field_validator
+
+from lfu.forgetting.callback import ForgettingCallback
+from lfu.integrations.any_trainer import check_settings, with_lfu
+from lfu.support.errors import did_you_mean
+
+
+class LfUArgs(BaseModel):
+    """What the plugin adds to axolotl's YAML.
+
+    Attributes:
+        forgetting: arguments of `ForgettingCallback`, or true for its defaults.
+        lfu: settings of `LfUStep`, or true for its defaults with `lam: auto`.
+    """
+
+    forgetting: dict[str, Any] | bool | None = None
+    lfu: dict[str, Any] | bool | None = None
+
+    @field_validator("forgetting")
+    @classmethod
+    def _callback_takes_it(cls, given: Any) -> Any:
+        known = [name for name in inspect.signature(ForgettingCallback.__init__).parameters if name != "self"]
+        for name in given if isinstance(given, Mapping) else ():
+            if name not in known:
+                raise ValueError(f"forgetting has no setting {name!r}: {', '.join(known)}.{did_you_mean(name, known)}")
+        if given:
+            ForgettingCallback(**settings_of(given))  # says what else is wrong, before the model is loaded
+        return given
+
+    @field_validator("lfu")
+    @classmethod
+    def _step_takes_it(cls, given: Any) -> Any:
+        check_settings(settings_of(given))
+        return given
+
+
+class LfUPlugin(BasePlugin):
+    """`ForgettingCallback` and the LfU trainer for axolotl."""
+
+    def get_input_args(self) -> str:
+        """Where axolotl finds the settings that it should let through."""
+        return "lfu.integrations.axolotl.LfUArgs"
+
+    def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
+        """The callback, if `forgetting:` asks for it."""
+        return [ForgettingCallback(**settings_of(cfg.forgetting))] if wanted(cfg.forgetting) else []
+
+    def get_trainer_cls(self, cfg: Any) -> type | None:
+        """axolotl's trainer with LfU steps, if `lfu:` asks for it.
+
+        Raises:
+            ValueError: a run that isn't supervised fine-tuning.
+        """
+        if not wanted(cfg.lfu):
+            return None
+        if cfg.rl or cfg.reward_model or cfg.process_reward_model:
+            raise ValueError("lfu: works with supervised fine-tuning, and this run trains on preferences or rewards")
+        from axolotl.core.trainers import AxolotlTrainer
+
+        return with_lfu(AxolotlTrainer, **settings_of(cfg.lfu))
+
+
+def wanted(given: Any) -> bool:
+    """Whether a key asks for its part: `true`, or settings, none of them included (`lfu: {}`)."""
+    return given is not None and given is not False
+
+
+def settings_of(given: Any) -> dict[str, Any]:
+    """The settings under a key, as a plain dictionary; empty for `true`."""
+    return {name: _plain(value) for name, value in given.items()} if isinstance(given, Mapping) else {}
+
+
+def _plain(value: Any) -> Any:
+    return settings_of(value) if isinstance(value, Mapping) else value
