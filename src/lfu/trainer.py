@@ -290,6 +290,11 @@ class LfUTrainer(SavesWhole):
             raise CheckpointError("; ".join(passed) or f"nothing to resume: {self.args.output_dir} has no checkpoint")
         return str(found)
 
+    @property
+    def finishes(self) -> bool:
+        """Whether a method changes the weights once training is over."""
+        return any(_overrides(method, "finish") for method in self.methods)
+
     def finish(self) -> None:
         """What the methods do to the weights once training is over (`Method.finish`)."""
         for method in self.methods:

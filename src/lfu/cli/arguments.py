@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from trl import ModelConfig, TrlParser
@@ -138,8 +138,8 @@ class TrainParser(TrlParser):
         }  # fmt: skip
 
 
-def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
-    """Reads recipes and flags.
+def parse(argv: list[str], *more: type) -> tuple[Any, ...]:
+    """Reads recipes and flags: a `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags.
 
     Raises:
         UserError: for an unknown flag or recipe key (with the closest ones), or a value out of its range.
@@ -148,7 +148,7 @@ def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
     early.add_argument("--config", action="append", default=[])
     chosen, rest = early.parse_known_args(argv)
     parser = TrainParser(
-        (LfUConfig, ModelArguments, DataArguments),
+        (LfUConfig, ModelArguments, DataArguments, *more),
         prog="lfu train",
         usage=USAGE,
         description=DESCRIPTION,
@@ -160,13 +160,13 @@ def parse(argv: list[str]) -> tuple[LfUConfig, ModelArguments, DataArguments]:
     if unknown := parser.parse_known_args(flags)[1]:
         raise UserError(_unknown(unknown[0], parser))
     try:
-        config, model, data = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+        config, model, data, *others = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except REFUSED as error:
         raise UserError(one_line(error)) from error
     names = parser.flags()
     words = (flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
     data.given = frozenset(names.get(word, word) for word in words)
-    return config, model, data
+    return config, model, data, *others
 
 
 def _settings(specs: list[str], parser: TrainParser) -> dict:

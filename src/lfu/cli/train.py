@@ -19,6 +19,7 @@ from lfu.training import checkpoints
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from lfu import ForgettingCallback
     from lfu.cli.arguments import DataArguments, ModelArguments
     from lfu.config import LfUConfig
 
@@ -32,16 +33,25 @@ def run(argv: list[str]) -> int:
         KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
     """
     from lfu.cli.arguments import parse
+    from lfu.cli.forgetting import ForgettingArguments
     from lfu.cli.screen import folded
 
-    config, model_arguments, data_arguments = parse(argv)
+    config, model_arguments, data_arguments, watch = parse(argv, ForgettingArguments)
+    callback = watch.callback(_say, config)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
     with folded(data_arguments.verbose, _say):
-        return _run(config, model_arguments, data_arguments, resume_from)
+        return _run(config, model_arguments, data_arguments, resume_from, callback)
 
 
-def _run(config: LfUConfig, model: ModelArguments, data: DataArguments, resume_from: str | None) -> int:
+def _run(
+    config: LfUConfig,
+    model: ModelArguments,
+    data: DataArguments,
+    resume_from: str | None,
+    callback: ForgettingCallback | None,
+) -> int:
+    from lfu.cli.forgetting import curve
     from lfu.cli.screen import Screen, facts, show
 
     folder = Path(config.output_dir)
@@ -49,6 +59,8 @@ def _run(config: LfUConfig, model: ModelArguments, data: DataArguments, resume_f
     rows, eval_rows = _load_data(config, model, data)
     with output.no_empty_leftovers(folder, always=data.dry_run):
         trainer = _build_trainer(config, model, rows, eval_rows)
+        if callback:
+            trainer.add_callback(callback)
         if left_out := 0 if config.packing else len(rows) - len(trainer.train_dataset):
             _say(f"warning: {left_out} of {len(rows)} rows are left out: max_length cuts off their whole answer")
         show(facts(trainer, str(data.data), eval_rows))
@@ -59,15 +71,17 @@ def _run(config: LfUConfig, model: ModelArguments, data: DataArguments, resume_f
         if data.overwrite_output_dir and trainer.is_world_process_zero():
             output.remove(output.earlier_run(folder))
         start = time.monotonic()
-        _train(trainer, folder, resume_from)
+        _train(trainer, folder, resume_from, callback)
     if config.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
+        if callback:
+            curve(callback)
         print(_summary(trainer, folder, time.monotonic() - start, done_before))
     return 0
 
 
-def _train(trainer: Any, folder: Path, resume_from: str | None) -> None:
+def _train(trainer: Any, folder: Path, resume_from: str | None, callback: ForgettingCallback | None) -> None:
     """Trains and saves. Raises KeyboardInterrupt, with the way to resume as its message, after Ctrl-C."""
     from lfu.cli.stop import Stop
 
@@ -83,6 +97,8 @@ def _train(trainer: Any, folder: Path, resume_from: str | None) -> None:
                 trainer.finish()
             else:
                 trainer.train(resume_from_checkpoint=resume_from)
+                if callback and trainer.finishes and not trainer.interrupted:
+                    callback.finished(trainer)
             if not trainer.interrupted:
                 trainer.save_model(str(folder))  # the tokenizer too
     except KeyboardInterrupt as error:

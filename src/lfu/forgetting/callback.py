@@ -20,6 +20,7 @@ from lfu.forgetting.schedule import Schedule, check_best
 from lfu.forgetting.share import tokens_per_step
 from lfu.forgetting.trainer import log, resumed_from
 from lfu.forgetting.unnoticed import has_untouched_base
+from lfu.support.errors import UserError
 
 
 class ForgettingCallback(TrainerCallback):
@@ -53,6 +54,7 @@ class ForgettingCallback(TrainerCallback):
     Raises:
         ValueError: an argument out of its range, or a file that can't be used. When training starts: a trainer without
             a tokenizer, or one that `keep_best` can't work with.
+        UserError: a run of all weights is resumed, and the untouched model's answers are nowhere.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class ForgettingCallback(TrainerCallback):
             if measuring.recall(resumed_from(state, args), state.global_step):
                 return
             if not has_untouched_base(model):
-                raise ValueError(
+                raise UserError(
                     f"resuming at step {state.global_step}, and neither the checkpoint nor {_folder(args)} has a "
                     f"{FILE} with the untouched model's answers to these items: resume a run that had the callback "
                     "with the same files and seed, or leave the callback out"

@@ -24,16 +24,16 @@ def line(reading: Reading, budget: Mapping[str, float]) -> str:
     """A reading in one line."""
     f = reading.figures
     parts = [
-        f"{f['lost']} of {f['known']} known answers lost, {f['gained']} gained (net {-100 * f['net_lost']:+.1f} %)",
-        f"prose {f['prose_rise']:+.3f} nats",
+        f"{f['lost']} of {f['known']} known answers lost, {f['gained']} gained",
+        f"prose {f['prose_rise']:+.3f}",
         *([f"KL {f['kl']:.3f}"] if "kl" in f else []),
     ]
     for name, value in f.items():
         own, _, figure = name.rpartition("/")
-        if own and figure in ("rise", "net_lost"):
-            parts.append(f"{own} {value:+.3f} nats" if figure == "rise" else f"{own} net {-100 * value:+.1f} %")
+        if own and figure in ("rise", "forgotten"):
+            parts.append(f"{own} {value:+.3f}" if figure == "rise" else f"{own} {value:.1%} forgotten")
     if reading.shown:
-        parts.append(f"over budget beyond the noise: {', '.join(reading.shown)}")
+        parts.append(f"OVER BUDGET beyond the noise: {', '.join(reading.shown)}")
     elif reading.over:
         parts.append(f"over budget, within the noise: {', '.join(reading.over)}")
     elif budget:

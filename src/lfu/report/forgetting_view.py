@@ -21,6 +21,7 @@ def view(record: Mapping[str, Any]) -> View:
     """The report, from the record alone."""
     results, base = record["results"], record["settings"]["base"]
     blocks: list[Block] = [
+        *_curve(results),
         Heading("Questions"),
         _picture(results, base),
         _questions_table(results, base),
@@ -32,6 +33,15 @@ def view(record: Mapping[str, Any]) -> View:
     for label in results["forgetting"]:
         blocks += [_items(results, base, label, lost=True), _items(results, base, label, lost=False)]
     return View("What was gained, what was forgotten", _verdict(results, base), blocks)
+
+
+def _curve(results: Mapping[str, Any]) -> list[Block]:
+    """What `ForgettingCallback` saw on the way, if it was there."""
+    if not results.get("curve"):
+        return []
+    from lfu.report.forgetting_curve import blocks
+
+    return blocks(results)
 
 
 def _verdict(results: Mapping[str, Any], base: str) -> list[str]:

@@ -1,12 +1,18 @@
 """What did fine-tuning gain, and what did it forget? The same questions and texts before and after it.
 
 Multiple-choice questions: how many were kept, lost, gained, never known; the net change with a paired bootstrap
-interval and McNemar's test; and the lost ones to read. Plain texts: how much the perplexity rose."""
+interval and McNemar's test; and the lost ones to read. Plain texts: how much the perplexity rose.
+
+A run that was measured while it was trained (lfu train --forgetting true, or ForgettingCallback) may stand alone: what
+was measured then is shown again, with its curves, and no model is loaded."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import sys
+from pathlib import Path
 from typing import Any
 
 from lfu.cli.probes import models, rows
@@ -19,6 +25,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_base_and_tuned(parser)
     rows.add_data(parser, "multiple-choice questions (default: 307 built-in ones of general knowledge)")
     rows.add_texts(parser)
+    parser.add_argument("--anew", action="store_true", help="measure again what was measured during training")
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any] | None:
+    """The record of a run that was measured while it was trained, if it is the only model and still the same one."""
+    if len(given.models) != 1 or given.data or given.texts or given.limit or given.anew:
+        return None
+    folder = Path(given.models[0]).expanduser()
+    path = folder / "forgetting" / "record.json"
+    if not path.is_file():
+        return None
+    from lfu.forgetting.fingerprint import saved_in
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        same = saved_in(folder, record["results"]["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not same:
+        print(f"lfu probe: note: {path} is of other weights than {folder} has now; measuring anew", file=sys.stderr)
+        return None
+    print(f"lfu probe: note: as measured during training ({path}); --anew measures again", file=sys.stderr)
+    return record
 
 
 def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
@@ -27,6 +56,8 @@ def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
     Raises:
         UserError: models or data that can't be loaded; tokenizers that cut the texts differently.
     """
+    if (record := measured(given)) is not None:
+        return record
     names = models.base_and_tuned(given.models, "forgetting")
     questions, texts = rows.choices(given), rows.texts(given)
     _same_tokens(models.tokenizers(names, given), texts)

@@ -1,0 +1,106 @@
+"""What is forgotten while `lfu train` runs: its flags, the callback they make, and its curve in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lfu import ForgettingCallback
+from lfu.forgetting.schedule import check_best
+from lfu.support.errors import value_errors_are_the_users
+
+MOST_ROWS = 20  # of the curve, in a terminal
+BAR = 20  # columns
+
+
+@dataclass
+class ForgettingArguments:
+    """What is measured while the model is trained. Any of these flags switches it on."""
+
+    _argument_group_name = "forgetting"
+
+    forgetting: bool = field(default=False, metadata={"help": "Measure what is forgotten while training."})
+    forgetting_budget: str | None = field(
+        default=None,
+        metadata={
+            "help": "How much may be forgotten: 0.02 is 2 %% of the known questions and 0.02 nats on prose; or as in "
+            "questions=0.02,prose=0.05."
+        },
+    )
+    forgetting_stop: bool = field(
+        default=False, metadata={"help": "End the run once the budget is spent beyond the noise."}
+    )
+    forgetting_keep_best: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave the best checkpoint among those within the budget (with --load_best_model_at_end true)."
+        },
+    )
+    forgetting_every: int | None = field(
+        default=None, metadata={"help": "Measure every so many steps. Default: at evaluations, else ten times."}
+    )
+    forgetting_share: float = field(
+        default=0.05, metadata={"help": "Most of the run's time that measuring may take, by asking fewer items."}
+    )
+    forgetting_files: list[str] | None = field(
+        default=None,
+        metadata={"help": "Files to measure, too: jsonl, json or txt; rows with question, choices, answer; or text."},
+    )
+
+    def callback(self, say: Callable[[str], None], args: Any) -> ForgettingCallback | None:
+        """The callback that the flags ask for, if they do, for a trainer with these `args`.
+
+        Raises:
+            UserError: a flag's value, or a file, that can't be used.
+        """
+        if self == ForgettingArguments():
+            return None
+        with value_errors_are_the_users():
+            if self.forgetting_keep_best:
+                check_best(args)
+            return ForgettingCallback(
+                self.forgetting_budget,
+                stop=self.forgetting_stop,
+                keep_best=self.forgetting_keep_best,
+                every=self.forgetting_every,
+                share_of_time=self.forgetting_share,
+                files=self.forgetting_files or (),
+                say=say,
+            )
+
+
+def curve(callback: ForgettingCallback) -> None:
+    """Prints the readings as a table of 80 columns, with bars for what is forgotten of the known questions."""
+    from rich.console import Console
+    from rich.table import Table
+
+    readings = callback.memory.readings if callback.memory else []
+    if not readings:
+        return
+    console = Console()
+    console = Console(width=min(80, console.width) if console.is_terminal else 80, highlight=False)
+    table = Table(title="Forgetting", title_justify="left", box=None, pad_edge=False)
+    columns = ["step", "lost", "gained", "forgotten", "prose, nats", "KL, nats", "prose: rise"]
+    for name in columns:
+        table.add_column(name, justify="left" if name == columns[-1] else "right", no_wrap=True)
+    most = max([abs(r.figures["prose_rise"]) for r in readings] + [callback.budget.get("prose", 0.0), 1e-9])
+    for reading in readings[:: -(-len(readings) // MOST_ROWS)]:
+        table.add_row(str(reading.step), *_cells(reading.figures), _bar(reading, most, callback.budget.get("prose")))
+    console.print(table)
+    known, items = (readings[-1].figures[name] for name in ("known", "items"))
+    console.print(f"Of {items} questions the untouched model knew {known}. Forgotten: (lost - gained) / known.")
+
+
+def _cells(figures: dict[str, Any]) -> list[str]:
+    counts = [f"{figures['lost']}", f"{figures['gained']}", f"{figures['forgotten']:+.1%}"]
+    return [*counts, f"{figures['prose_rise']:+.3f}", f"{figures['kl']:.4f}" if "kl" in figures else ""]
+
+
+def _bar(reading: Any, most: float, limit: float | None) -> str:
+    """A bar as long as the rise of prose, and a mark where its budget ends."""
+    cells = ["█"] * round(BAR * max(0.0, reading.figures["prose_rise"]) / most)
+    cells += [" "] * (BAR + 1 - len(cells))
+    if limit is not None:
+        cells[round(BAR * limit / most)] = "|"
+    return "".join(cells).rstrip() + (" over" if "prose" in reading.over else "")
