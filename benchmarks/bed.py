@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,6 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     runs.add_argument("--eager", action="store_true", help="no CUDA graphs")
     runs.set_defaults(command=run)
+    turns = commands.add_parser("directions", help="where the methods' gradients point, on the bases of a folder")
+    turns.add_argument(
+        "--out", type=Path, default=Path("runs/testbed"), help="the folder of `run`, with the same flags"
+    )
+    for name, default in (("bases", 4), ("draws", 2), ("base_steps", 3000), ("width", 128)):
+        turns.add_argument(f"--{name}", type=int, default=default)
+    turns.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    turns.set_defaults(command=point, eager=True)
     reports = commands.add_parser("report", help="tables and picture of a folder")
     reports.add_argument("folder", type=Path)
     reports.set_defaults(command=report)
@@ -68,14 +76,32 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def point(options: argparse.Namespace) -> int:
+    """Cosines and shares before, amid and after plain SFT on 16 and 64 rows: `directions.jsonl`."""
+    from testbed.directions import directions
+
+    bed = _bed(options, print)
+    path = options.out / "directions.jsonl"
+    for rows, steps in ((16, 1), (16, 20), (16, 60), (64, 120)):
+        setting = Setting(rows, steps, 1e-3 if steps > 1 else 1e-9)
+        found = directions(bed, setting)
+        _append(path, {"setting": setting.changed(), "directions": found})
+        print(json.dumps({name: round(sum(v) / len(v), 4) for name, v in found.items()}), flush=True)
+    return 0
+
+
+def _bed(options: argparse.Namespace, say: Callable[[str], None]) -> Bed:
+    graphs.use_graphs = not options.eager
+    torch.backends.cuda.matmul.allow_tf32 = False
+    shape = Shape(len(vocabulary()), options.width, 3 * options.width)
+    return Bed(bases(options.out, options.bases, options.base_steps, shape, options.device, say), options.draws)
+
+
 def run(options: argparse.Namespace) -> int:
     """Every setting of the plan that isn't there yet, in order, a line of JSON each."""
     began = time.monotonic()
     say = lambda line: print(f"{time.monotonic() - began:6.1f} s  {line}", flush=True)
-    graphs.use_graphs = not options.eager
-    torch.backends.cuda.matmul.allow_tf32 = False
-    shape = Shape(len(vocabulary()), options.width, 3 * options.width)
-    bed = Bed(bases(options.out, options.bases, options.base_steps, shape, options.device, say), options.draws)
+    bed = _bed(options, say)
     if bed.device.type == "cuda" and graphs.use_graphs:
         graphs.use_graphs = graphs_agree(bed)
         say(f"CUDA graphs: {'in use' if graphs.use_graphs else 'no'}")

@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from testbed.bases import Lesson, bases, lessons_of
+from testbed.directions import _dot, _times_g, _top, directions
 from testbed.gradients import Batch, Gradient
 from testbed.llama import Shape, fresh, hidden_states, is_linear, logits
 from testbed.material import Bed
 from testbed.plan import PLANS
 from testbed.setting import Setting
 from testbed.skills import FACTS, LETTERS, OTHERS, SKILLS, TARGET, fact, rows, vocabulary
-from testbed.theta import AllWeights
+from testbed.theta import AllWeights, norm
 from testbed.tokens import numbers, old_rows, test_sets, tokens, training_rows
 from testbed.tune import Material, Run, change, drawn_back, scores
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -392,6 +393,33 @@ def test_anchor_text_of_its_own_ends_and_differs_between_bases(tmp_path):
         if 0 in row:  # padding comes only after an end, or where the model itself wrote padding
             assert not any(row[row.index(0) :])
         assert row[0] > 1
+
+
+def test_directions_of_g(tmp_path, monkeypatch):
+    """G = J^T J is symmetric; no direction stretches more than its leading eigenvector; LfU's term is G g."""
+    monkeypatch.setattr("testbed.directions.STEP", 1e-4)
+    bed_ = small_bed(tmp_path, draws=1)
+    bed_.base = {name: w.double() for name, w in bed_.base.items()}
+    material = bed_.material(Setting(8, 1, 1e-3))
+    theta, batch = AllWeights(material.start), Batch(material.ids, material.answer)
+    sft = Gradient(Setting(8, 1, 1.0), theta)(batch)[0]
+    one, other = ([torch.randn_like(t) for t in sft] for _ in range(2))
+    length = norm(one)[0] / norm(other)[0]
+    torch.testing.assert_close(
+        _dot(other, _times_g(theta, batch, one))[0] * length, _dot(one, _times_g(theta, batch, other))[0], rtol=1e-2,
+        atol=1e-6,
+    )  # fmt: skip
+    top, values = _top(theta, batch, sft)
+    assert (values[0] > _dot(one, _times_g(theta, batch, one)) / norm(one)).all()
+    gram = torch.stack([torch.stack([_dot(a, b) for a in top]) for b in top])
+    torch.testing.assert_close(gram[:, :, 0], torch.eye(len(top), dtype=torch.float64), atol=1e-6, rtol=0)
+    lfu = Gradient(Setting(8, 1, 1.0, auxiliary="own", alpha=1e-4), theta, lam=1.0)(batch)[0]
+    term = [t - g for t, g in zip(lfu, sft)]
+    cosine = _dot(term, _times_g(theta, batch, sft)) / norm(term) / norm(_times_g(theta, batch, sft))
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-6, atol=0)
+    found = directions(bed_, Setting(8, 2, 1e-3))
+    assert all(0 <= v <= 1 for name, values_ in found.items() if name.startswith("in the top") for v in values_)
+    assert {len(v) for v in found.values()} == {2}
 
 
 # -- the study ---------------------------------------------------------------------------------------------------------
