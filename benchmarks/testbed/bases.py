@@ -92,7 +92,9 @@ def _trained(seeds: list[int], steps: int, shape: Shape, device: str, say: Calla
     lessons = lessons_of(seeds, steps, len(os.sched_getaffinity(0)))
     weights = {name: w.to(device) for name, w in fresh(shape, seeds).items()}
     training = Lesson(weights, lessons.to(device), steps)
+    torch.backends.cuda.matmul.allow_tf32 = True  # what a base is matters, not how exactly it came about
     repeat(training.update, steps, training.state)
+    torch.backends.cuda.matmul.allow_tf32 = False
     say("losses at the end of their training: " + " ".join(f"{x:.3f}" for x in training.loss.tolist()))
     return {name: w.half().cpu() for name, w in weights.items()}
 

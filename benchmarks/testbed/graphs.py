@@ -20,7 +20,7 @@ def repeat(update: Callable[[], None], times: int, state: Sequence[torch.Tensor]
     global use_graphs
     done = 0
     if state[0].is_cuda and times > 8 and use_graphs:
-        kept = [t.detach().clone() for t in state]
+        kept = [t.detach().clone() if t.any() else None for t in state]  # most of it is zero at the start
         try:
             graph = _captured(update)
         except RuntimeError as error:
@@ -29,7 +29,10 @@ def repeat(update: Callable[[], None], times: int, state: Sequence[torch.Tensor]
             torch.cuda.synchronize()
         with torch.no_grad():
             for t, old in zip(state, kept):
-                t.copy_(old)
+                if old is None:
+                    t.zero_()
+                else:
+                    t.copy_(old)
         del kept
         if graph is not None:
             for _ in range(times):
