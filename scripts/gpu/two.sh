@@ -18,7 +18,7 @@ if [ "$model" = smollm2 ]; then
         touch "$package/__init__.py"
     fi
     sha256sum <"$package/$name" | cmp - "$KIT/model.sha256" || exit 2
-    part convert 60 "$PYTHON" -c "from lfu.model.loading import embedded_folder; embedded_folder()"
+    part convert 60 "$PYTHON" -c "from lfu.model.loading import load_tokenizer; load_tokenizer('smollm2')"
 fi
 
 # one process needs some 10 GB at its peak; 8 GB are left to others

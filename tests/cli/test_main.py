@@ -88,14 +88,19 @@ def test_each_verb_has_help(verb, capsys):
     assert f"usage: lfu {verb}" in capsys.readouterr().out
 
 
-def test_train_help_shows_every_field(capsys):
+def test_train_help_shows_every_field_and_is_quick_the_second_time(capsys, tmp_path, monkeypatch):
     from dataclasses import fields
 
     from lfu.config import LfUConfig
 
+    monkeypatch.setenv("LFU_CACHE", str(tmp_path))
     main(["train", "--help"])
     out = capsys.readouterr().out
     assert [field.name for field in fields(LfUConfig) if field.init and f"--{field.name}" not in out] == []
+    code = "from lfu.cli import main; main(['train', '--help']); import sys, time; sys.exit(time.process_time() > 1)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == out
+    assert done.returncode == 0  # 0.1 s
 
 
 def test_recipes(capsys):

@@ -138,15 +138,8 @@ class TrainParser(TrlParser):
         }  # fmt: skip
 
 
-def parse(argv: list[str], *more: type) -> tuple[Any, ...]:
-    """Reads recipes and flags: a `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags.
-
-    Raises:
-        UserError: for an unknown flag or recipe key (with the closest ones), or a value out of its range.
-    """
-    early = LineParser(prog="lfu train", add_help=False)
-    early.add_argument("--config", action="append", default=[])
-    chosen, rest = early.parse_known_args(argv)
+def make_parser(*more: type) -> TrainParser:
+    """Every flag of `lfu train`, and those of `more` dataclasses."""
     parser = TrainParser(
         (LfUConfig, ModelArguments, DataArguments, *more),
         prog="lfu train",
@@ -156,6 +149,19 @@ def parse(argv: list[str], *more: type) -> tuple[Any, ...]:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.set_defaults(output_dir="lfu-output", dataloader_pin_memory=torch.cuda.is_available())
+    return parser
+
+
+def parse(argv: list[str], *more: type) -> tuple[Any, ...]:
+    """Reads recipes and flags: a `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags.
+
+    Raises:
+        UserError: for an unknown flag or recipe key (with the closest ones), or a value out of its range.
+    """
+    early = LineParser(prog="lfu train", add_help=False)
+    early.add_argument("--config", action="append", default=[])
+    chosen, rest = early.parse_known_args(argv)
+    parser = make_parser(*more)
     flags = recipes.as_flags(_settings(chosen.config, parser)) + rest
     if unknown := parser.parse_known_args(flags)[1]:
         raise UserError(_unknown(unknown[0], parser))

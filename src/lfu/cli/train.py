@@ -32,6 +32,10 @@ def run(argv: list[str]) -> int:
             room or memory is left, and what was saved is still there.
         KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
     """
+    if {"-h", "--help"} & set(argv):
+        from lfu.cli import train_help
+
+        return train_help.show()
     from lfu.cli.arguments import parse
     from lfu.cli.forgetting import ForgettingArguments
     from lfu.cli.screen import folded

@@ -1,0 +1,58 @@
+"""The help of `lfu train`, kept as text: its flags are dataclasses of TRL's, and importing them takes seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import lfu
+from lfu.model.embedded import cache_folder
+from lfu.support.files import write_text
+
+SOURCES = ("trl", "transformers", "torch", "accelerate", "peft")  # whose versions change the flags or their defaults
+
+
+def show() -> int:
+    """Prints it: as it was last made for these versions, this source and this width, else anew. Returns 0."""
+    kept = cache_folder() / f"train-help-{_key()}.txt"
+    try:
+        text = kept.read_text(encoding="utf-8")
+    except OSError:
+        from lfu.cli.arguments import make_parser
+        from lfu.cli.forgetting import ForgettingArguments
+
+        text = make_parser(ForgettingArguments).format_help()
+        _keep(kept, text)
+    sys.stdout.write(text)
+    return 0
+
+
+def _key() -> str:
+    """Changes with whatever the text depends on."""
+    root = Path(lfu.__file__).parent
+    files = sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*.py"))
+    width, environment = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
+    return hashlib.sha256(repr((files, [_version(name) for name in SOURCES], width, environment)).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _keep(kept: Path, text: str) -> None:
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for old in kept.parent.glob("train-help-*.txt"):
+            old.unlink(missing_ok=True)
+        write_text(kept, text)
+    except OSError:
+        pass  # no place to keep it: made anew each time
