@@ -158,7 +158,10 @@ def test_an_adapter_is_trained_further(here, model, tmp_path):
     assert 0 < cost["sft"]["distance"] < 1
 
 
-@pytest.mark.parametrize("name", [name for name, path in shipped().items() if "verb: compare" in path.read_text()])
+OF_THE_PAPER = ("demo", "first3", "table1", "table3", "table5", "table6")
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_presets(here, model, name, monkeypatch, tmp_path):
     monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
     measures = "" if name == "table3" else "--measures gain"
@@ -188,6 +191,38 @@ def test_the_demo_shows_forgetting_as_it_happens_and_what_to_do_next(here, model
     curves = results()["modes"]["steps"]["forgetting"]
     assert all(readings[-1]["step"] == 6 for seeds in curves.values() for readings in seeds.values())
     assert "](forgetting.png)" in Path("out/report.md").read_text()
+
+
+def test_the_frontier_thins_its_candidates_out(here, model, monkeypatch, tmp_path):
+    """The shipped preset, with methods of two rates to be quick: 8 candidates, then 3, then in full."""
+    monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
+    less = "--methods sft,l2sp,l2sp:share=0.2,anchor:texts=2:tokens=2 --learning_rates 1e-2,3e-2 --seeds 1"
+    assert run(model, f"--preset frontier {less} --measures gain,forgetting --retention_limit 9 --max_steps 9") == 0
+    found = results()
+    assert found["whole"]
+    runs = [r for r in found["runs"] if r["label"] != "untouched"]
+    assert {r["state"] for r in runs} == {"finished"}
+    assert [sum(r["steps"] == steps for r in runs if r["level"] == "rung") for steps in (1, 3)] == [8, 3]
+    full = {r["label"] for r in runs if r["level"] == "full"}
+    assert "sft" in full
+    assert full == set(found["settings"]) < {"sft", "l2sp", "l2sp share=0.2", "anchor texts=2 tokens=2"}
+    assert any("8 trained for 11% of the steps, 3 trained for 33%" in line for line in found["same"]["rows"])
+    assert not list(Path("out/runs").glob("*/model"))
+    assert run(model, f"--preset frontier {less} --measures gain,forgetting --retention_limit 9 --max_steps 9") == 0
+    assert results()["runs"] == found["runs"]
+
+
+def test_every_candidate_of_the_shipped_frontier_is_known():
+    parser = compare._parser("compare", None, compare.add_methods)
+    given, _ = compare._parse(parser, "compare", ["--preset", "frontier"])
+    assert given.halving
+    candidates = len(compare.settings_of_methods(given)["settings"]) * len(given.learning_rates)
+    assert candidates == 28  # what test_plan counts the cost of
+
+
+def test_halving_and_equal_time_are_refused(here, model, capsys):
+    assert run(model, f"--methods sft,gem --halving --equal time {QUICK}") == 2
+    assert "--halving compares trainings of equal steps" in capsys.readouterr().err
 
 
 def test_presets_are_listed(capsys):

@@ -27,6 +27,7 @@ class Done:
     diverged: bool = False
     validation: float | None = None
     step_seconds: float | None = None
+    kept: dict[str, float] | None = None
 
     def finished(self, level: str) -> bool:
         return self.level is not None and LEVELS.index(self.level) >= LEVELS.index(level)
@@ -35,8 +36,8 @@ class Done:
 class World:
     """Runs whose results are known beforehand: `loss(run)`, `seconds(run)`; None is a failure."""
 
-    def __init__(self, loss=lambda run: 1.0, seconds=lambda run: 1.0):
-        self.loss, self.seconds, self.done = loss, seconds, {}
+    def __init__(self, loss=lambda run: 1.0, seconds=lambda run: 1.0, kept=lambda run: {"prose": 1.0}):
+        self.loss, self.seconds, self.kept, self.done = loss, seconds, kept, {}
 
     def __call__(self, run: Run) -> Done:
         return self.done.get(run, Done())
@@ -46,7 +47,8 @@ class World:
         if loss is None:
             self.done[task.run] = Done(failed=True)
         else:
-            self.done[task.run] = Done(task.level, validation=loss, step_seconds=self.seconds(task.run))
+            kept = self.kept(task.run) if task.level in ("rung", "full") else None
+            self.done[task.run] = Done(task.level, validation=loss, step_seconds=self.seconds(task.run), kept=kept)
 
     def open(self, plan) -> list[Task]:
         return [t for t in plan.tasks if not (self(t.run).failed or self(t.run).finished(t.level))]
@@ -280,3 +282,68 @@ def test_steps_are_counted_as_the_trainer_counts(rows, batch, accumulation, epoc
     assert steps_of(config, rows) == steps
     config.max_steps = 7
     assert steps_of(config, rows) == 7
+
+
+# --- halving --------------------------------------------------------------------------------------------------------
+
+
+def thinned(methods, rates, **more):
+    return design(methods, rates=rates, total_steps=lambda setting: 90, halving="rung", **more)
+
+
+RATES = ["1e-5", "3e-5", "1e-4", "3e-4"]
+METHODS = [SFT, GEM, LFU, *(make_setting("kl", {"weight": str(w)}) for w in (0.1, 0.2, 0.3, 0.4))]
+
+
+def by_rate(best):
+    """The loss is lowest for one method at one rate."""
+    return lambda run: 3.0 if run.setting is None else (1.0 if (run.setting, run.learning_rate) == best else 2.0)
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=25)
+def test_halving_comes_to_the_same_in_any_order(seed):
+    rng = __import__("random").Random(seed)
+    world = lambda: World(by_rate((GEM, "3e-5")))
+    plan, _ = work_off(thinned(METHODS, RATES), world(), pick=lambda tasks: rng.randrange(len(tasks)))
+    other, _ = work_off(thinned(METHODS, RATES), world())
+    assert (plan.rates, plan.settings) == (other.rates, other.settings)
+    assert plan.rates[GEM] == "3e-5"
+    assert SFT in plan.rates
+
+
+def test_halving_costs_three_plain_searches_at_most_and_a_third_of_the_full_one():
+    """The shipped frontier's numbers: 7 settings at 4 rates; the plain search is plain SFT's, 4 trainings in full."""
+    study = thinned(METHODS, RATES, seeds=[0])
+    plan, done = work_off(study, World(by_rate((LFU, "1e-4"))))
+    steps = sum(task.run.steps for task in done if task.run.setting)
+    assert [len(rung.runs) for rung in plan.rungs] == [28, 10]
+    assert steps <= 3 * 4 * 90
+    full = [task for task in done if task.level == "full" and task.run.setting]
+    assert {task.run.steps for task in full} == {90}
+    assert len(full) == len(plan.rates)
+
+
+def test_what_learns_less_and_keeps_more_goes_on_too():
+    """Neither of two that no other beats at both is lost to the other."""
+    keeper, learner = METHODS[3], METHODS[4]
+    loss = lambda run: 3.0 if run.setting is None else {keeper: 2.5, learner: 1.0}.get(run.setting, 2.6)
+    kept = lambda run: {"prose": 1.0 if run.setting in (None, keeper) else 2.0}
+    plan, _ = work_off(thinned(METHODS, ["1e-4"]), World(loss, kept=kept))
+    assert {keeper, learner} <= set(plan.rates)
+
+
+def test_plain_sft_stays_however_bad_it_is_and_what_fails_goes():
+    loss = lambda run: None if run.setting == GEM else 9.0 if run.setting == SFT else 1.0
+    plan, _ = work_off(thinned(METHODS, ["1e-4"]), World(loss))
+    assert SFT in plan.rates
+    assert GEM not in plan.rates
+    assert GEM not in plan.settings
+
+
+def test_a_survivors_yardstick_is_trained_too():
+    longer = make_setting("gem", {"num_train_epochs": "6"})
+    loss = lambda run: 1.0 if run.setting == longer else 2.0
+    plan, _ = work_off(thinned([*METHODS, longer], ["1e-4", "1e-5"]), World(loss))
+    assert longer in plan.rates
+    assert longer.yardstick in plan.rates

@@ -63,6 +63,7 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
             total_steps,
             options.modes,
             options.bisection,
+            halving=("rung" if exam.kept else "search") if options.halving else None,
             cycle=lambda setting: _cycle(study.configs(study.design.first_run(setting, rates[0]))[0]),
         ),
         flags=Flags(_without(training, OF_RUN), options.flags.own, options.flags.knobs),
@@ -208,6 +209,8 @@ def _check(study: Study) -> None:
     Raises:
         UserError: the setting's name and what is wrong.
     """
+    if study.design.halving and (study.design.bisection or "time" in study.design.equal):
+        raise UserError("--halving compares trainings of equal steps: drop --bisect, and --equal time")
     for setting in study.design.settings:
         limit = setting.values.get("data_limit")
         if limit is not None and not (limit.isdecimal() and 1 <= int(limit) <= len(study.split.train)):

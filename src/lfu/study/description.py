@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lfu.study import halving
 from lfu.study.choose import compared_with, edge_of
-from lfu.study.plan import UNTOUCHED, Plan, Run
+from lfu.study.plan import LEVELS, UNTOUCHED, Plan, Run
 from lfu.study.settings import Setting
 from lfu.study.study import Study
 
@@ -14,10 +15,13 @@ from lfu.study.study import Study
 def searched(study: Study, plan: Plan) -> dict[str, Any]:
     """label -> what was tried and chosen."""
     found = {}
+    first = plan.rungs[0].runs.values() if plan.rungs else ()
+    short = {(run.setting, run.learning_rate): run for run in first}
     for setting in study.design.settings:
         rates = study.design.rates_of(setting)
         if len(rates) > 1:
-            places = {rate: study.shelf(study.design.first_run(setting, rate)) for rate in rates}
+            runs = {rate: short.get((setting, rate)) or study.design.first_run(setting, rate) for rate in rates}
+            places = {rate: study.shelf(run) for rate, run in runs.items()}
             losses, chosen = {rate: place.validation for rate, place in places.items()}, plan.rates.get(setting)
             found[setting.label] = {
                 "chosen": chosen,
@@ -132,9 +136,8 @@ def runs_of(study: Study, plan: Plan) -> list[RunState]:
     for run in dict.fromkeys(task.run for task in plan.tasks):
         place = study.shelf(run)
         failure = place.any_failure
-        wanted = "full" if run in full else "search" if any(
-            task.level == "search" for task in plan.tasks if task.run == run
-        ) else "timing"  # fmt: skip
+        levels = [task.level for task in plan.tasks if task.run == run]
+        wanted = "full" if run in full else max(levels, key=LEVELS.index)
         state = "failed" if failure else "finished" if place.finished(wanted) else "to do"
         told = place.record or place.trained or {}
         found.append(RunState(
@@ -146,12 +149,12 @@ def runs_of(study: Study, plan: Plan) -> list[RunState]:
     return found
 
 
-def same_for_all(study: Study) -> dict[str, Any]:
+def same_for_all(study: Study, plan: Plan) -> dict[str, Any]:
     """What all runs have in common, whatever their settings are."""
     return {
         "seeds": list(study.design.seeds),
         "training rows": len(study.split.train),
         "validation rows": len(study.split.validation),
         "test rows": len(study.split.test),
-        "rows": study.split.said,
+        "rows": [*study.split.said, *([halving.told(plan.rungs)] if plan.rungs else [])],
     }

@@ -55,12 +55,20 @@ class Place:
             return True
         if level == "timing":
             return self.trained is not None
-        return level == "search" and self.part("validation") is not None
+        wanted = {"search": ("validation",), "rung": ("validation", "kept")}.get(level, ())
+        return bool(wanted) and all(self.part(name) is not None for name in wanted)
 
     @property
     def validation(self) -> float | None:
         scores = self.record["measures"].get("validation") if self.record else self.part("validation")
         return sum(scores["nll"]) / sum(scores["tokens"]) if scores else None
+
+    @property
+    def kept(self) -> dict[str, float] | None:
+        from lfu.study.metrics import kept_losses
+
+        scores = self.record["measures"].get("kept") if self.record else self.part("kept")
+        return kept_losses(scores) if scores else None
 
     @property
     def step_seconds(self) -> float | None:

@@ -69,6 +69,12 @@ def kept_for_choice(name: str) -> Read:
     return _kept_reader(name, choosing=True)
 
 
+def kept_losses(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Set -> loss per token, or share of errors, on the items that help to choose."""
+    values = {name: _kept_reader(name, choosing=True)({"kept": scores}).value for name in scores}
+    return {name: 1 - value if scores[name]["kind"] == "choice" else value for name, value in values.items()}
+
+
 def validation(measures: Mapping[str, Any]) -> Sample:
     """The loss on the validation rows."""
     return _per_token(measures["validation"])

@@ -49,6 +49,10 @@ class Options:
         WHAT, [], "try each setting at each of these, with the first seed, and keep the best on the validation rows "
         "(default: --learning_rate alone)", type=rates_of, metavar="LR,LR",
     )  # fmt: skip
+    halving: bool = flag(
+        WHAT, False, "thin out settings and learning rates by short trainings of the first seed, a third going on each "
+        "time, before the survivors are trained in full", type=yes_or_no, nargs="?", const=True,
+    )  # fmt: skip
     equal: str = flag(
         WHAT, "steps", "what all methods get alike: training steps, or the time of plain SFT's run (default: steps)",
         choices=["steps", "time", "both"],

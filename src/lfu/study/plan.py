@@ -1,7 +1,8 @@
 """From what is finished to what is to do: the runs of a study, as a pure function of the results so far.
 
 Levels of a run: `timing` (trained, to know the time of a step), `search` (trained and scored on the validation rows),
-`full` (everything measured). A run that is finished at one level goes on from there at the next.
+`rung` (scored on what should be kept, too), `full` (everything measured). A run that is finished at one level goes on
+from there at the next.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lfu.study.choose import Bisection, best_rate
-from lfu.study.settings import Setting
+from lfu.study.halving import RUNGS, Rung, best_first, passing, scores_of
+from lfu.study.settings import YARDSTICK, Setting
 
-LEVELS = ("timing", "search", "full")
+LEVELS = ("timing", "search", "rung", "full")
 MODES = ("steps", "time")
 TIMING_STEPS = 12
 
@@ -63,6 +65,10 @@ class Outcome(Protocol):
         """Loss on the validation rows, nats per token."""
 
     @property
+    def kept(self) -> Mapping[str, float] | None:
+        """Set that should not get worse -> loss, or share of errors, on the items that choose."""
+
+    @property
     def step_seconds(self) -> float | None:
         """Mean time of a training step, disturbances aside."""
 
@@ -79,6 +85,8 @@ class Design:
         equal: the modes that runs are compared in: `steps`, `time` or both.
         bisection: the search for the value of a parameter at which training collapses.
         cycle: setting -> steps after which the cost of its steps repeats.
+        halving: the level at which short trainings thin the settings and their learning rates out (`search` or
+            `rung`); None: every setting is trained in full.
     """
 
     settings: Sequence[Setting]
@@ -88,6 +96,7 @@ class Design:
     equal: Sequence[str] = ("steps",)
     bisection: Bisection | None = None
     cycle: Callable[[Setting], int] = lambda setting: 1
+    halving: str | None = None
 
     def rates_of(self, setting: Setting) -> list[str]:
         own = setting.values.get("learning_rate")
@@ -105,6 +114,7 @@ class Plan:
         settings: those of the design, and the ones that a bisection has come to.
         rates: setting -> the learning rate that its runs have; absent while it isn't chosen, or if all of them failed.
         runs: mode -> setting -> its runs, one a seed; absent while they aren't known.
+        rungs: the rounds of halving.
         whole: whether no further task can come.
     """
 
@@ -112,13 +122,17 @@ class Plan:
     tasks: list[Task] = field(default_factory=list)
     rates: dict[Setting, str] = field(default_factory=dict)
     runs: dict[str, dict[Setting, list[Run]]] = field(default_factory=dict)
+    rungs: list[Rung] = field(default_factory=list)
     whole: bool = True
 
 
 def planned(design: Design, found: Callable[[Run], Outcome]) -> Plan:
     """The plan, as far as the results allow to see it."""
     plan = Plan(list(design.settings), [Task(UNTOUCHED, "full")])
-    _choose_rates(plan, design, found)
+    if design.halving:
+        _thin_out(plan, design, design.halving, found)
+    else:
+        _choose_rates(plan, design, found)
     if design.bisection:
         _bisect(plan, design, design.bisection, found)
     if "steps" in design.equal:
@@ -147,6 +161,33 @@ def _choose_rates(plan: Plan, design: Design, found: Callable[[Run], Outcome]) -
                 plan.rates[setting] = best
         else:
             plan.whole = False
+
+
+def _thin_out(plan: Plan, design: Design, level: str, found: Callable[[Run], Outcome]) -> None:
+    """Settings and their rates by successive halving; the best plain SFT and what survivors are compared with stay."""
+    candidates = {(s, rate): f"{s.label} at {rate}" for s in design.settings for rate in design.rates_of(s)}
+    by_name = {name: candidate for candidate, name in candidates.items()}
+    plain = lambda name: by_name[name][0].method == YARDSTICK
+    ranked, names = list(by_name), list(by_name)
+    for share in RUNGS:
+        short = lambda s, share=share: max(1, round(share * design.total_steps(s)))
+        runs = {name: Run(s, design.seeds[0], rate, short(s)) for name in names for s, rate in [by_name[name]]}
+        rung = Rung(share, runs)
+        plan.rungs.append(rung)
+        plan.tasks += [Task(run, level) for run in runs.values()]
+        if not all(_over(found(run), level) for run in runs.values()):
+            plan.whole = False
+            return
+        order = best_first(scores_of(runs, found, found(UNTOUCHED)))
+        names = rung.passed = passing(order, plain)
+        ranked = list(dict.fromkeys([*names, *order, *ranked]))
+    for name in names:
+        plan.rates.setdefault(*by_name[name])
+    for setting in list(plan.rates):  # what it is compared with
+        best = next((by_name[name] for name in ranked if by_name[name][0] == setting.yardstick), None)
+        if best:
+            plan.rates.setdefault(*best)
+    plan.settings = [setting for setting in design.settings if setting in plan.rates]
 
 
 def _bisect(plan: Plan, design: Design, bisection: Bisection, found: Callable[[Run], Outcome]) -> None:

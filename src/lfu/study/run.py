@@ -125,7 +125,9 @@ def _measure(study: Study, task: Task, place: Place) -> None:
     config, model_arguments = study.configs(run)
     parts = parts_of(study.exam)
     chooses = bool(study.exam.measures) or study.design.bisection is not None or place.part("validation") is not None
-    wanted = [name for name in parts if name != "validation" or chooses] if task.level == "full" else ["validation"]
+    wanted = [name for name in parts if name != "validation" or chooses]
+    if task.level != "full":
+        wanted = ["validation", "kept"] if task.level == "rung" else ["validation"]
     missing = [name for name in wanted if place.part(name) is None]
     start = time.monotonic()
     loaded: tuple[Any, Any] | None = None
@@ -223,7 +225,8 @@ def _drop_losers(study: Study) -> None:
     needed = {task.run for task in plan.tasks if task.level == "full"}
     for task in plan.tasks:
         setting = task.run.setting
-        if task.level == "search" and setting in plan.rates and task.run not in needed:
+        decided = setting in plan.rates if task.level == "search" else task.level == "rung" and plan.runs
+        if decided and task.run not in needed:
             place = study.shelf(task.run)
             if place.has_model and not place.marked():
                 place.drop_model()

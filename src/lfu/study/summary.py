@@ -39,7 +39,7 @@ def results_of(study: Study, plan: Plan) -> dict[str, Any]:
         "search": searched(study, plan),
         "runs": [{**asdict(run), "weights": run.weights} for run in runs_of(study, plan)],
         "collapse": collapse_of(study, plan),
-        "same": same_for_all(study),
+        "same": same_for_all(study, plan),
         "left_out": dict(study.exam.left_out),
         "whole": plan.whole and not study.open_tasks(plan),
     }
