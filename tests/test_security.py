@@ -20,7 +20,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_folder import byte_tokenizer, save_model
 
 from lfu.cli import main
-from lfu.data.templates import check_chat_template, to_training_rows, whole_text
+from lfu.data.learned import whole_text
+from lfu.data.templates import check_chat_template, to_training_rows
 from lfu.model.loading import context_length, load_model, load_tokenizer
 from lfu.report.page import write_report
 from lfu.study.folder import slug
@@ -217,7 +218,7 @@ def test_a_row_is_text_whatever_it_looks_like(mark, text, template):
     rows = to_training_rows(
         Dataset.from_list([{"question": text, "answer": text}]), template=template, tokenizer=tokenizer
     )
-    assert whole_text(rows[0], tokenizer, "").count(text) == 2
+    assert whole_text(rows[0], tokenizer).count(text) == 2
 
 
 @pytest.mark.parametrize("what", ["recipe", "templates", "categories"])

@@ -25,6 +25,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
 from lfu.config import LfUConfig
+from lfu.data.learned import LearnsWhatRowsSay
 from lfu.methods import methods_of
 from lfu.methods.lfu import LfU, refuse_settings
 from lfu.methods.method import Batch, Method, Micro, Preparation
@@ -48,7 +49,7 @@ STATE_FILE = "lfu_state.safetensors"
 mend_trl()
 
 
-class LfUTrainer(SavesWhole):
+class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
     """`SFTTrainer` with Learning from the Undesirable, or any other method. Same arguments, data sets, checkpoints.
 
     `args.method` says which; with `method="sft"` or `lam=0` every step is SFTTrainer's own.

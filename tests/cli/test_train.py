@@ -180,11 +180,20 @@ def test_a_bad_batch_is_one_line_where_it_should_stop_the_run(here, model, capsy
     assert "Traceback" not in err
 
 
-def test_conversations_are_trained_on_as_trl_does(here, model, capsys):
+def test_where_the_loss_is_gets_one_line(here, model, capsys):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
-    assert train(model, data="chat.jsonl") == 0
-    assert "--assistant_only_loss true" in capsys.readouterr().err
+    Path("text.jsonl").write_text(json.dumps({"text": "some text"}))
+    told = {
+        "rows.jsonl": "the answers, and on nothing else",
+        "chat.jsonl": "every assistant turn (--assistant_only_loss",
+    }
+    for data, line in (told | {"text.jsonl": "all of each text"}).items():
+        assert train(model, "--max_steps 1", data=data, output=data[:4]) == 0
+        (rule,) = [line for line in capsys.readouterr().err.splitlines() if "the loss is on" in line]
+        assert line in rule
+    assert train(model, "--max_steps 1 --assistant_only_loss false", data="chat.jsonl") == 0
+    assert "the loss is on every turn of the conversations" in capsys.readouterr().err
 
 
 def test_an_adapter_can_be_trained_further(here, model, earlier, capsys):

@@ -8,8 +8,9 @@ from tiny_folder import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from lfu.data.lengths import about_lengths
-from lfu.data.templates import ALPACA, alpaca_prompt, count_too_long, to_training_rows
+from lfu.data.learned import tokenised
+from lfu.data.lengths import about_lengths, lengths
+from lfu.data.templates import ALPACA, alpaca_prompt, to_training_rows
 from lfu.support.errors import UserError
 
 
@@ -37,9 +38,12 @@ CHAT = {
     "arc of the hub": (ARC, ["Q?\nA. x\nB. y"], "B. y"),
     "arc by letter": (ARC | {"choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"}, None, "A. x"),
     "choices and index": ({"question": "Q?", "choices": ["x", "y"], "answer": 0}, ["Q?\nA. x\nB. y"], "A. x"),
-    "lima": ({"conversations": ["q", "a", "r", "b"], "source": "s"}, ["q", "a", "r"], "b"),
-    "lima, question last": ({"conversations": ["q", "a", "r"]}, ["q"], "a"),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q"], "a"),
+}
+TALK = {
+    "lima": ({"conversations": ["q", "a", "r", "b"], "source": "s"}, ["q", "a", "r", "b"]),
+    "lima, question last": ({"conversations": ["q", "a", "r"]}, ["q", "a"]),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q", "a"]),
+    "alpaca with history": ({"instruction": "r", "output": "b", "history": [["q", "a"]]}, ["q", "a", "r", "b"]),
 }
 
 
@@ -54,11 +58,18 @@ def test_shapes_as_chat(shape):
     assert set(converted) == {"prompt", "completion"}
 
 
-@pytest.mark.parametrize("shape", CHAT)
+@pytest.mark.parametrize("shape", TALK)
+def test_conversations_as_chat(shape):
+    row, turns = TALK[shape]
+    converted = convert(row)
+    assert converted == {"messages": [(user, assistant)[i % 2](text) for i, text in enumerate(turns)]}
+
+
+@pytest.mark.parametrize("shape", [*CHAT, *TALK])
 def test_shapes_as_alpaca(shape):
-    row, _, completion = CHAT[shape]
+    row, *_, completion = (CHAT | TALK)[shape]
     converted = convert(row, "alpaca")
-    assert converted["completion"] == completion
+    assert converted["completion"] == (completion if shape in CHAT else completion[-1])
     assert converted["prompt"].startswith("Below is an instruction")
     assert converted["prompt"].endswith("### Response:\n")
 
@@ -164,13 +175,13 @@ def test_what_trl_trains_on_is_the_answer_and_the_end_token(tmp_path, template):
     batch = next(iter(trainer.get_train_dataloader()))
     trained = batch["input_ids"][batch["labels"] != -100]
     assert tokenizer.decode(trained).rstrip("\n") == "Four.\n#### 4<|im_end|>"
-    # count_too_long sees the row as long as TRL does
+    # and of the rows as they are tokenised before there is a model
+    made = tokenised(rows, tokenizer, args)
+    assert [made[0]["input_ids"], made[0]["labels"]] == [batch["input_ids"][0].tolist(), batch["labels"][0].tolist()]
     length = batch["input_ids"].shape[1]
-    assert count_too_long(rows, tokenizer, length) == 0
-    assert count_too_long(rows, tokenizer, length - 1) == 1
-    assert count_too_long(rows, tokenizer, None) == 0
+    assert lengths(made) == [length]
     # beyond what the model was made for, unless they are cut before
-    say = lambda cut, context: list(about_lengths(rows, "rows", tokenizer, max_length=cut, context=context))
+    say = lambda cut, context: list(about_lengths(made, "rows", max_length=cut, context=context))
     assert say(None, length) == say(length, None) == []
     for cut in (None, length):
         (told,) = say(cut, length - 1)

@@ -100,6 +100,10 @@ class DataArguments:
     system: str | None = field(
         default=None, metadata={"help": "System message (chat), or text in place of Alpaca's first paragraph."}
     )
+    show_rows: int = field(
+        default=0,
+        metadata={"help": "Print the first so many rows as they reach the model, what is learned marked; then train."},
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the model and the checkpoints of an earlier run in output_dir."}
     )
@@ -119,6 +123,8 @@ class DataArguments:
             raise UserError(
                 "no training data: give --data (a file, a folder, a hub name, or word_problems), or a recipe"
             )
+        if self.show_rows < 0:
+            raise UserError(f"show_rows must be a number of rows, got {self.show_rows}")
         if self.eval_split and not self.eval_data:
             self.eval_data = self.data
 
@@ -148,7 +154,10 @@ def make_parser(*more: type) -> TrainParser:
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.set_defaults(output_dir="lfu-output", dataloader_pin_memory=torch.cuda.is_available())
+    # assistant_only_loss None: of a conversation the answers are learned, whether or not its chat template marks them
+    parser.set_defaults(
+        output_dir="lfu-output", dataloader_pin_memory=torch.cuda.is_available(), assistant_only_loss=None
+    )
     return parser
 
 
@@ -172,6 +181,7 @@ def parse(argv: list[str], *more: type) -> tuple[Any, ...]:
     names = parser.flags()
     words = (flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
     data.given = frozenset(names.get(word, word) for word in words)
+    config.assistant_only_loss = None if config.assistant_only_loss else config.assistant_only_loss
     return config, model, data, *others
 
 

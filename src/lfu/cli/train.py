@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -57,17 +58,22 @@ def _run(
 ) -> int:
     from lfu.cli.forgetting import curve
     from lfu.cli.screen import Screen, facts, show
+    from lfu.cli.training_rows import check_packages, load_data
+    from lfu.data.show import shown
 
     folder = Path(config.output_dir)
     done_before = _steps_of(resume_from)  # the checkpoint may be gone by the end (--save_total_limit)
-    rows, eval_rows = _load_data(config, model, data)
+    check_packages(config, model)
+    rows, eval_rows = load_data(config, model, data, _say)
     with output.no_empty_leftovers(folder, always=data.dry_run):
         trainer = _build_trainer(config, model, rows, eval_rows)
         if callback:
             trainer.add_callback(callback)
-        if left_out := 0 if config.packing else len(rows) - len(trainer.train_dataset):
-            _say(f"warning: {left_out} of {len(rows)} rows are left out: max_length cuts off their whole answer")
         show(facts(trainer, str(data.data), eval_rows))
+        if leading():
+            colour = sys.stdout.isatty() and not os.getenv("NO_COLOR")
+            for line in shown(trainer, data.show_rows, colour=colour):
+                print(line)
         if data.dry_run:
             return 0
         if not data.verbose:
@@ -157,73 +163,6 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
         hint = f": go on from {other} instead" if other else ""
         raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to go on from, {fault}{hint}")
     return str(wanted)
-
-
-def _load_data(config: LfUConfig, model: ModelArguments, data: DataArguments) -> tuple[Dataset, Dataset | None]:
-    """The rows to train and to evaluate on, in TRL's shapes. Needs the tokenizer, not the model."""
-    from lfu.data.lengths import about_lengths
-    from lfu.data.load import load_rows
-    from lfu.data.templates import check_chat_template, to_training_rows
-    from lfu.model.loading import load_tokenizer
-
-    eval_rows = None
-    rows = load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)
-    if data.eval_data:
-        eval_config = data.data_config if data.eval_data == data.data else None
-        eval_rows = load_rows(
-            data.eval_data, split=data.eval_split or "test", config=eval_config, limit=data.eval_limit
-        )
-        if config.eval_strategy == "no":
-            config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True
-    elif config.eval_strategy != "no":
-        raise UserError(
-            f"eval_strategy is {config.eval_strategy.value}, and there is nothing to evaluate: give --eval_data"
-        )
-    tokenizer = load_tokenizer(
-        str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    check_chat_template(tokenizer)
-    options = {"template": data.template, "system": data.system, "tokenizer": tokenizer}
-    rows = to_training_rows(rows, **options)
-    eval_rows = to_training_rows(eval_rows, **options) if eval_rows is not None else None
-    labels_itself = "im" in config.method.split("+")
-    if "messages" in rows.column_names and not config.assistant_only_loss and not labels_itself:
-        _say("note: the loss is on every turn of the conversations; --assistant_only_loss true takes the answers only")
-    for line in _about_rows(rows, eval_rows):
-        _say(line)
-    context = _fit_the_context(config, model)
-    for kind, what in ((rows, "rows"), (eval_rows, "evaluation rows")):
-        if kind is not None:
-            for line in about_lengths(kind, what, tokenizer, max_length=config.max_length, context=context):
-                _say(f"warning: {line}")
-    return rows, eval_rows
-
-
-def _about_rows(rows: Dataset, eval_rows: Dataset | None) -> Iterator[str]:
-    """What is odd about the rows, in sentences."""
-    from lfu.data.duplicates import repeated, shared
-
-    if count := repeated(rows):
-        yield f"note: {count} of {len(rows)} rows are there before, word for word"
-    if eval_rows is not None and (count := shared(eval_rows, rows)):
-        yield (
-            f"warning: {count} of {len(eval_rows)} evaluation rows are among the training rows, too: their loss says "
-            "what was learned by heart"
-        )
-
-
-def _fit_the_context(config: LfUConfig, arguments: ModelArguments) -> int | None:
-    """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
-    from lfu.model.loading import context_length
-
-    longest, ends = context_length(
-        str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    if longest and ends and (config.max_length is None or config.max_length > longest):
-        beyond = "no limit" if config.max_length is None else f"max_length {config.max_length}"
-        _say(f"note: the model's context is {longest} tokens: rows are cut there, in place of {beyond}")
-        config.max_length = longest
-    return longest
 
 
 # -- model and trainer ----------------------------------------------------------------------------------------------

@@ -1,36 +1,65 @@
-"""Rows longer than training takes, or than the model was made for: counted, and said."""
+"""Rows that are longer than training takes or than the model was made for, or lose what is learned: counted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lfu.data.templates import count_too_long
+from lfu.support.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lfu.support.annotations import Tokenizer
+
+def lengths(rows: Dataset) -> list[int]:
+    """How many tokens each of the tokenised rows has."""
+    return [len(ids) for ids in rows.with_format("numpy")["input_ids"]]
 
 
-def about_lengths(
-    rows: Dataset, what: str, tokenizer: Tokenizer, *, max_length: int | None, context: int | None
-) -> Iterator[str]:
+def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: int | None) -> Iterator[str]:
     """What is odd about the lengths of rows, in sentences without their full stop.
 
     Args:
-        rows: of `to_training_rows`.
+        rows: of `lfu.data.learned.tokenised`.
         what: what they are called, such as "evaluation rows".
-        tokenizer: the model's.
         max_length: tokens at which they are cut; None: nowhere.
         context: tokens that the model was made for; None: any number.
     """
-    if cut := count_too_long(rows, tokenizer, max_length):
+    found = lengths(rows)
+    beyond = lambda limit: sum(length > limit for length in found)
+    if max_length is not None and (cut := beyond(max_length)):
         yield f"{cut} of {len(rows)} {what} are longer than max_length {max_length} and are cut there"
     if context is None or (max_length is not None and max_length <= context):
         return
-    if beyond := count_too_long(rows, tokenizer, context):
+    if more := beyond(context):
         yield (
-            f"{beyond} of {len(rows)} {what} are longer than the {context} tokens that the model was made for; "
+            f"{more} of {len(rows)} {what} are longer than the {context} tokens that the model was made for; "
             f"--max_length {context} cuts training rows there"
         )
+
+
+def left_out(rows: Dataset, what: str, args: Any) -> int:
+    """How many rows `max_length` leaves nothing to learn of, so that TRL drops them.
+
+    Args:
+        rows: of `lfu.data.learned.tokenised`.
+        what: what they are called, for the message.
+        args: the `SFTConfig`: `max_length` and `truncation_mode`.
+
+    Raises:
+        UserError: no row would be left.
+    """
+    limit = args.max_length
+    if limit is None:
+        return 0
+    kept = slice(None, limit) if args.truncation_mode == "keep_start" else slice(-limit, None)
+    long = [row for row, length in enumerate(lengths(rows)) if length > limit]
+    labels = [row["labels"] for row in rows.select(long)] if long else []
+    out = sum(all(label == -100 for label in row[kept]) for row in labels)
+    if out == len(rows):
+        need = min(next(i for i, label in enumerate(row) if label != -100) + 2 for row in labels)
+        raise UserError(
+            f"no row is left of the {len(rows)} {what}: max_length {limit} cuts off every answer. The first answer "
+            f"to be reached needs --max_length {need}; the longest row has {max(lengths(rows))} tokens"
+        )
+    return out

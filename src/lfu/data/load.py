@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from lfu.data.columns import as_dataset, without_nulls
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import not_utf8
 
@@ -128,7 +129,9 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(text)
+        row = json.loads(text, object_pairs_hook=_object)
+    except _TwiceNamed as error:
+        raise UserError(f"data {where}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"data {where}: not valid JSON ({one_line(error)}): mend or remove the line") from error
     if not isinstance(row, dict):
@@ -136,10 +139,25 @@ def _parse_object(text: str, where: str) -> dict[str, Any]:
     return row
 
 
+class _TwiceNamed(ValueError):
+    """A name that an object has twice: JSON readers would keep one value and drop the other."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _TwiceNamed(f"an object has the key {twice!r} twice: rename or remove one")
+    return found
+
+
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
+    except _TwiceNamed as error:
+        raise UserError(f"data {path}: {error}") from error
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):  # one object a line under the name .json is common
             yield from _jsonl_rows(path)
@@ -159,18 +177,28 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+_BEYOND = "\0beyond the header"  # where csv puts fields that the header does not name
+
+
+def _refuse_twice_named(header: Sequence[str], path: Path) -> None:
+    if twice := next((name for name in header if name and list(header).count(name) > 1), None):
+        raise UserError(f"data {path}: the header names column {twice!r} twice: rename or remove one")
+
+
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # long answers: the default is 128 KiB a field
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, restkey="", strict=True)
+        reader = csv.DictReader(file, restkey=_BEYOND, strict=True)
         try:
+            _refuse_twice_named(reader.fieldnames or [], path)
             for row in reader:
-                if "" in row or None in row.values():
+                if _BEYOND in row or None in row.values():
                     columns = len(reader.fieldnames or [])
                     raise UserError(
                         f"data {path}, line {reader.line_num}: the row does not have the header's {columns} fields: "
                         "put texts with commas or line breaks in double quotes"
                     )
+                row.pop("", None)  # the row numbers that pandas writes have no name
                 yield row
         except csv.Error as error:
             raise UserError(f"data {path}, line {reader.line_num}: not valid CSV ({one_line(error)})") from error
@@ -182,38 +210,18 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+            # through a Dataset: the file may say that a column of texts is JSON
+            for row in Dataset(pyarrow.Table.from_batches([batch])):
+                yield {column: without_nulls(value) for column, value in row.items()}
     except pyarrow.ArrowException as error:
         raise UserError(f"data {path}: not a readable parquet file ({one_line(error)})") from error
 
 
 def _table(rows: Iterable[dict[str, Any]], limit: int | None, where: Path) -> Dataset:
-    """The rows as a data set in memory. A column that some rows lack is None there, wherever it first appears."""
     kept = list(islice(rows, limit))
     if not kept:
         raise UserError(f"data {where}: empty, there is no row in it")
-    columns = {key: None for row in kept for key in row}
-    try:
-        return Dataset.from_dict({column: [row.get(column) for row in kept] for column in columns})
-    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
-        raise UserError(f"data {where}: {_mixed_column(kept, list(columns)) or one_line(error)}") from error
-
-
-def _mixed_column(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Names the first column whose values are of several kinds, with the first row that differs."""
-    for column in columns:
-        first: type | None = None
-        for number, row in enumerate(rows, start=1):
-            kind = type(row.get(column))
-            kind = float if kind is int else kind  # numbers mix well
-            if kind is type(None):
-                continue
-            if first is not None and kind is not first:
-                return (
-                    f"column {column!r} is {first.__name__} at first and {kind.__name__} in row {number}: make it one"
-                )
-            first = kind
-    return ""
+    return as_dataset(kept)
 
 
 # -- the hub --------------------------------------------------------------------------------------------------------

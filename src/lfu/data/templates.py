@@ -1,20 +1,22 @@
 """From the shapes that data sets come in to what TRL trains on: prompt and completion, or a conversation.
 
-Question-like rows become a prompt and a completion, so that the loss is on the answer alone:
+    instruction (+ input, history), output    Alpaca, Dolly (also `context`, `response`)
+    question, answer                          GSM8K; with `choices` as well ARC, MMLU and other multiple choice
+    conversations                             LIMA (texts in turn), ShareGPT (`from`, `value`)
+    messages; prompt, completion; text        TRL's own
 
-    instruction (+ input), output    Alpaca, Dolly (also `context`, `response`)
-    question, answer                 GSM8K; with `choices` as well ARC, MMLU and other multiple choice
-    conversations                    LIMA (texts in turn), ShareGPT (`from`, `value`)
-
-`messages`, `prompt` + `completion` and `text` are TRL's own shapes and stay as they are.
+A question becomes the prompt and its answer the completion; a conversation becomes `messages`. `system`, `tools` and
+`chat_template_kwargs` go with it. Every other column is dropped, and named.
 """
 
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lfu.data.turns import Blank, Message, a, check_turns, kwargs_of, messages_of, parsed, text_of, tools_of
 from lfu.support.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not wait for
@@ -27,9 +29,14 @@ ACCEPTED = (
     "messages; prompt and completion; instruction (and input) and output; question and answer (and choices); "
     "conversations; text"
 )
-# TRL reads these beside the conversation; every other column is dropped, lest TRL take it for something it is not.
-COMPANIONS = ("tools", "chat_template_kwargs")
-INPUTS, OUTPUTS = ("input", "context"), ("output", "response")
+INPUTS, OUTPUTS, SYSTEMS = ("input", "context"), ("output", "response"), ("system", "system_prompt")
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_KNOWN = {"messages", "prompt", "completion", "instruction", *INPUTS, *OUTPUTS, "question", "answer", "answerKey"} | {
+    "choices", "conversations", "text", "tools", "chat_template_kwargs", "history", *SYSTEMS
+}  # fmt: skip
+_NOTHING = (None, "", [], {}, "[]", "{}")
+# What changes a row's meaning, so that leaving it out is a warning and no note.
+_MEANT = {*SYSTEMS, *INPUTS, "tools", "history", "chat_template_kwargs"}
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_WITH_INPUT = (
@@ -37,13 +44,17 @@ ALPACA_WITH_INPUT = (
     "Write a response that appropriately completes the request."
 )
 
-# A row as turns: question, answer, question, ..., answer. `input` goes with the first question.
-Turns = list[str]
-Reader = Callable[[dict[str, Any]], tuple[Turns, str]]
+Row = dict[str, Any]
 
 
 def to_training_rows(
-    dataset: Dataset, *, template: str = "auto", tokenizer: Tokenizer, system: str | None = None
+    dataset: Dataset,
+    *,
+    template: str = "auto",
+    tokenizer: Tokenizer,
+    system: str | None = None,
+    text_field: str = "text",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Dataset:
     """Turns a data set of any accepted shape into what `SFTTrainer` takes.
 
@@ -52,32 +63,46 @@ def to_training_rows(
         template: how a question becomes a prompt: `chat` (the tokenizer's chat template), `alpaca` (for base models),
             `none` (the bare question and a line break), or `auto`: chat if the tokenizer has a chat template, else
             alpaca.
-        tokenizer: looked at for its chat template.
-        system: system message (chat), or the text that replaces Alpaca's first paragraph.
+        tokenizer: looked at for its chat template and its beginning-of-sequence token.
+        system: system message (chat), or the text that replaces Alpaca's first paragraph, where a row has none of its
+            own.
+        text_field: the column of plain texts (`SFTConfig.dataset_text_field`).
+        tell: called with one line about whatever is left out or changed.
 
     Returns:
-        Rows with `prompt` and `completion`, or `messages`, or `text`.
+        Rows with `prompt` and `completion`, or `messages`, or `text_field`; beside the first two, `tools` and
+        `chat_template_kwargs` where a row has them.
 
     Raises:
         UserError: if the columns are of no accepted shape, rows lack an answer, or the template can't be used.
     """
-    if template not in TEMPLATES:
-        raise UserError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    from lfu.data.columns import as_dataset, is_exact, without_nulls
+
     has_chat = getattr(tokenizer, "chat_template", None) is not None
-    if template == "chat" and not has_chat:
+    chosen = _chosen(template, has_chat)
+    names = dataset.column_names
+    _refuse_media(dataset)
+    typed = [name for name in names if not is_exact(dataset, name)]
+    rows = [row | {name: without_nulls(row[name]) for name in typed} for row in dataset]
+    shape = _shape(rows, names, text_field)
+    if system is not None and shape.own:
+        what = " and ".join(shape.columns)
+        raise UserError(f"a system message can't be added to {what} rows: put it into the rows themselves")
+    made = list(_read_all(rows, shape, "chat" if shape.own else chosen, system))
+    conversational = isinstance(next(iter(made[0].values())), list) if made else False
+    if conversational and not has_chat:
         raise UserError(
-            "template chat: the tokenizer has no chat template: use --template alpaca, or an instruct model"
+            f"column {shape.columns[-1]!r} holds conversations, and the tokenizer has no chat template: use an "
+            "instruct model, --chat_template_path, or give instruction and output columns"
         )
-    if template == "auto":
-        template = "chat" if has_chat else "alpaca"
-    columns = set(dataset.column_names)
-    own = _trl_columns(columns)
-    if own:
-        return _keep(dataset, own, has_chat, system)
-    reader, question, answer = _reader(columns, dataset.column_names)
-    _refuse_blank(dataset, question)
-    _refuse_blank(dataset, answer)
-    return _render_rows(dataset, reader, template, system)
+    _tell_left_out(rows, names, {*shape.columns, *(shape.beside if conversational else shape.beside_texts)}, tell)
+    if shape.own and conversational and template not in ("auto", "chat"):
+        tell(
+            f"note: the rows are conversations and go through the chat template; --template {template} is for questions"
+        )
+    if not conversational:
+        _begin_once(made, tokenizer, tell)
+    return as_dataset([{key: value for key, value in row.items() if key in _filled(made)} for row in made])
 
 
 def alpaca_prompt(instruction: str, input: str = "", system: str | None = None) -> str:
@@ -87,204 +112,296 @@ def alpaca_prompt(instruction: str, input: str = "", system: str | None = None) 
     return f"{preamble}\n\n### Instruction:\n{instruction}\n\n{middle}### Response:\n"
 
 
-# -- TRL's own shapes -----------------------------------------------------------------------------------------------
-
-
-def _trl_columns(columns: set[str]) -> tuple[str, ...]:
-    for shape in (("messages",), ("prompt", "completion"), ("text",)):
-        if columns.issuperset(shape) and not (shape == ("text",) and _question_columns(columns)):
-            return shape
-    return ()
-
-
-def _keep(dataset: Dataset, own: tuple[str, ...], has_chat: bool, system: str | None) -> Dataset:
-    if system is not None:
-        raise UserError(f"a system message can't be added to {' and '.join(own)} rows: put it into the rows themselves")
-    dataset = dataset.select_columns([*own, *(c for c in COMPANIONS if c in dataset.column_names and own != ("text",))])
-    for column in own:
-        _refuse_blank(dataset, column)
-    _refuse_other_kinds(dataset, own)
-    is_chat = isinstance(dataset[0][own[-1]], list)
-    if is_chat and not has_chat:
+def _chosen(template: str, has_chat: bool) -> str:
+    if template not in TEMPLATES:
+        raise UserError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
+    if template == "chat" and not has_chat:
         raise UserError(
-            f"column {own[-1]!r} holds conversations, and the tokenizer has no chat template: "
-            "use an instruct model, or give instruction and output columns"
+            "template chat: the tokenizer has no chat template: use --template alpaca, or an instruct model"
         )
-    return dataset
+    return ("chat" if has_chat else "alpaca") if template == "auto" else template
 
 
-# -- shapes that are turned into turns -------------------------------------------------------------------------------
+# -- shapes ---------------------------------------------------------------------------------------------------------
 
 
-def _question_columns(columns: set[str]) -> bool:
-    return bool(columns & {"instruction", "question", "conversations"})
+@dataclass(frozen=True)
+class Shape:
+    """What the columns of a data set are, and how a row of it is read.
+
+    Attributes:
+        columns: those that make the shape.
+        read: a row -> `messages` of `prompt` and `completion` as lists of messages, or texts (TRL's own shapes alone);
+            `input` beside them is the text that goes with an instruction.
+        own: whether the shape is TRL's, which no template of ours touches.
+        beside: the other columns that are used where the rows become conversations.
+        beside_texts: ... and where they become texts.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Row], Row]
+    own: bool = False
+    beside: tuple[str, ...] = (*SYSTEMS, "tools", "chat_template_kwargs")
+    beside_texts: tuple[str, ...] = SYSTEMS
 
 
-def _reader(columns: set[str], listed: list[str]) -> tuple[Reader, str, str]:
-    """The function that reads a row of this shape as turns, and the names of its question and answer columns."""
+def _shape(rows: list[Row], names: list[str], text_field: str) -> Shape:
+    columns = set(names)
+    if "messages" in columns:
+        return Shape(("messages",), _read_messages, own=True)
+    if {"prompt", "completion"} <= columns:
+        return Shape(("prompt", "completion"), _read_pair, own=True, beside_texts=())
+    texts = Shape((text_field,), lambda row: _read_text(row, text_field), own=True, beside=(), beside_texts=())
+    if text_field in columns and text_field != "text":
+        return texts
     output = next((name for name in OUTPUTS if name in columns), None)
     if "instruction" in columns and output:
-        extra = next((name for name in INPUTS if name in columns), None)
-        return (
-            lambda row: ([_text(row["instruction"]), _text(row[output])], _text(row.get(extra))),
-            "instruction",
-            output,
-        )
+        return _instruction(columns, output, any(row.get("history") for row in rows))
     answer = next((name for name in ("answer", "answerKey") if name in columns), None)
     if {"question", "choices"} <= columns and answer:
-        return lambda row: (_multiple_choice(row, answer), ""), "question", answer
+        return Shape(("question", "choices", answer), lambda row: _read_choice(row, answer))
     if {"question", "answer"} <= columns:
-        return lambda row: ([_text(row["question"]), _text(row["answer"])], ""), "question", "answer"
+        return Shape(("question", "answer"), lambda row: _asked(row, "question", "answer"))
     if "conversations" in columns:
-        return lambda row: (_conversation(row["conversations"]), ""), "conversations", "conversations"
-    unknown = {name: did_you_mean(name, _KNOWN - columns) for name in listed if name not in _KNOWN}
+        return Shape(("conversations",), _read_conversation)
+    if text_field in columns and not columns & {"instruction", "question"}:
+        return texts
+    unknown = {name: did_you_mean(name, _KNOWN - columns) for name in names if name not in _KNOWN}
     hints = "".join(f" Column {name!r}:{hint}" for name, hint in unknown.items() if hint)
-    raise UserError(f"data columns {', '.join(listed)} are of no known shape. Accepted: {ACCEPTED}.{hints}")
+    field = "" if text_field == "text" else f" There is no column {text_field!r} (--dataset_text_field)."
+    raise UserError(f"data columns {', '.join(names)} are of no known shape. Accepted: {ACCEPTED}.{field}{hints}")
 
 
-_KNOWN = {"messages", "prompt", "completion", "instruction", "input", "context", "output", "response", "question"} | {
-    "answer", "answerKey", "choices", "conversations", "text"
-}  # fmt: skip
+def _instruction(columns: set[str], output: str, history: bool) -> Shape:
+    extra = next((name for name in INPUTS if name in columns), None)
+    columns_ = ("instruction", *([extra] if extra else []), *(["history"] if "history" in columns else []), output)
+
+    def read(row: Row) -> Row:
+        asked = _asked(row, "instruction", output)
+        text = text_of(row.get(extra), f"column {extra!r}") if extra else ""
+        asked["input"] = text if text.strip() else ""
+        if not history:
+            return asked
+        earlier = [text for pair in _history(row.get("history")) for text in pair]
+        turns = messages_of(earlier, "history") if earlier else []
+        return {"messages": turns + asked["prompt"] + asked["completion"], "input": asked["input"]}
+
+    return Shape(columns_, read)
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+def _history(value: Any) -> list[list[str]]:
+    pairs = parsed(value, "column 'history'") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"column 'history' is {a(value)}, and must be a list of pairs, question and answer")
+    return pairs
 
 
-def _multiple_choice(row: dict[str, Any], answer_column: str) -> Turns:
+def _asked(row: Row, question: str, answer: str) -> Row:
+    asked, answered = (text_of(row[name], f"column {name!r}") for name in (question, answer))
+    if not asked.strip():
+        raise Blank(question, "text")
+    if not answered.strip():
+        raise Blank(answer)
+    return _pair(asked, answered)
+
+
+def _pair(question: str, answer: str) -> Row:
+    return {"prompt": [_said("user", question)], "completion": [_said("assistant", answer)]}
+
+
+def _said(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
+
+
+def _read_choice(row: Row, answer_column: str) -> Row:
     """ARC as on the hub (`choices` {text, label}, `answerKey`), or texts with the index of the right one."""
-    choices, answer = row["choices"], row[answer_column]
+    choices, answer = parsed(row["choices"], "column 'choices'"), row[answer_column]
+    question = text_of(row["question"], "column 'question'")
     if isinstance(choices, dict):
         texts, labels = choices.get("text") or [], [str(label) for label in choices.get("label") or []]
     else:
         texts, labels = choices or [], []
+    texts = [text_of(text, "column 'choices'") for text in texts]
     letters = string.ascii_uppercase[: len(texts)]
-    wanted = str(answer).strip()
+    wanted = text_of(answer, f"column {answer_column!r}").strip()
+    if not question.strip():
+        raise Blank("question", "text")
+    if not wanted:
+        raise Blank(answer_column)
     # A label (some ARC rows are labelled 1 to 4), else an index from 0, else a letter.
     found = labels.index(wanted) if wanted in labels else int(wanted) if wanted.isdecimal() else letters.find(wanted)
-    if not wanted or not 0 <= found < len(texts):
+    if not 0 <= found < len(texts):
         raise ValueError(f"answer {answer!r} is none of the {len(texts)} choices")
-    listed = "\n".join(f"{letter}. {_text(text)}" for letter, text in zip(letters, texts))
-    return [f"{_text(row['question'])}\n{listed}", f"{letters[found]}. {_text(texts[found])}"]
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts))
+    return _pair(f"{question}\n{listed}", f"{letters[found]}. {texts[found]}")
 
 
-def _conversation(turns: Any) -> Turns:
-    """Texts in turn, user first (LIMA), or `from` and `value` (ShareGPT, without system turns)."""
-    if turns and not isinstance(turns, list):
-        raise ValueError(f"conversations must be a list of turns, got {type(turns).__name__}")
-    if turns and isinstance(turns[0], dict):
-        user = [turn.get("from") in ("human", "user") for turn in turns]
-        if user != [i % 2 == 0 for i in range(len(turns))]:
-            raise ValueError("turns must alternate, human first: use the messages shape for anything else")
-        turns = [turn.get("value") for turn in turns]
-    texts = [_text(turn) for turn in turns]
-    if len(texts) % 2:
-        texts = texts[:-1]  # a last question without an answer teaches nothing
-    if not texts or not all(texts):
+def _read_conversation(row: Row) -> Row:
+    """Texts in turn or ShareGPT's turns; a last question without an answer teaches nothing, and is left out."""
+    messages = messages_of(parsed(row["conversations"], "column 'conversations'"), "conversations")
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if roles[:1] == ["assistant"] or ("tool" not in roles and roles != ["user", "assistant"] * (len(roles) // 2)):
+        raise ValueError("turns must alternate, human first: use the messages shape for anything else")
+    if not messages or any(not message["content"].strip() and not message.get("tool_calls") for message in messages):
         raise ValueError("needs at least a question and an answer, none of them blank")
-    return texts
+    return {"messages": messages}
 
 
-def _render_rows(dataset: Dataset, reader: Reader, template: str, system: str | None) -> Dataset:
-    rows = []
-    for number, row in enumerate(dataset, start=1):
+def _read_messages(row: Row) -> Row:
+    messages = messages_of(parsed(row["messages"], "column 'messages'"), "messages")
+    check_turns(messages, "messages")
+    return {"messages": messages}
+
+
+def _read_pair(row: Row) -> Row:
+    read: Row = {}
+    for column in ("prompt", "completion"):
+        value = row[column]
+        if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & set(value[0]):
+            read[column] = messages_of(value, column)
+            continue
+        if value == []:
+            raise Blank(column, "text" if column == "prompt" else "answer")
+        read[column] = text_of(value, f"column {column!r}")
+        if not read[column].strip():
+            raise Blank(column, "text" if column == "prompt" else "answer")
+    if isinstance(read["prompt"], str) != isinstance(read["completion"], str):
+        raise ValueError("one of prompt and completion is a text and the other a conversation: make both the same")
+    if not isinstance(read["completion"], str):
+        check_turns(read["completion"], "completion")
+    return read
+
+
+def _read_text(row: Row, column: str) -> Row:
+    text = text_of(row[column], f"column {column!r}")
+    if not text.strip():
+        raise Blank(column, "text")
+    return {column: text}
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------
+
+
+def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | None) -> Iterator[Row]:
+    """The rows in TRL's shapes. All are texts, or all are conversations.
+
+    Raises:
+        UserError: with the number of the row; for rows without text or answer, with the numbers of the first ones.
+    """
+    blank: dict[tuple[str, str], list[int]] = {}
+    first, count = None, 0
+    for count, row in enumerate(rows, start=1):
         try:
-            turns, extra = reader(row)
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"data row {number}: {one_line(error)}") from error
-        rows.append(_render(turns, extra, template, system))
-    from datasets import Dataset
+            made = _rendered(shape.read(row), row, template, system)
+        except Blank as error:
+            blank.setdefault((error.column, error.what), []).append(count)
+            continue
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
+            raise UserError(f"data row {count}: {one_line(error)}") from error
+        kind = isinstance(next(iter(made.values())), str)
+        first = kind if first is None else first
+        if kind != first:
+            kinds = ("a conversation", "a text")
+            raise UserError(
+                f"data row {count}: is {kinds[kind]}, and the first row is {kinds[first]}: make all the same"
+            )
+        yield made
+    for (column, what), bad in blank.items():
+        numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise UserError(
+            f"{len(bad)} of {count} data rows have no {what} in column {column!r} (row {numbers}): fill or remove them"
+        )
 
-    return Dataset.from_list(rows)
+
+def _rendered(read: Row, row: Row, template: str, system: str | None) -> Row:
+    """What was read, in TRL's columns, with the row's system message, tools and options of the chat template."""
+    if all(isinstance(value, str) for value in read.values()):
+        return read
+    own = next((row[name] for name in SYSTEMS if row.get(name) is not None), None)
+    extra = read.pop("input", "")
+    where = "messages" if "messages" in read else "prompt"
+    said = text_of(own, "column 'system'") if own is not None else system or ""
+    if said.strip():
+        if read[where][0]["role"] == "system":
+            if own is not None:
+                raise ValueError("the row has a system message in column 'system', and another as its first turn")
+        else:
+            read[where] = [_said("system", said), *read[where]]
+    if template != "chat":
+        return _as_text(read, extra, template)
+    if extra:
+        asked = [m for m in read[where] if m["role"] == "user"][-1]
+        asked["content"] = f"{asked['content']}\n\n{extra}"
+    tools, options = tools_of(row.get("tools")), kwargs_of(row.get("chat_template_kwargs"))
+    return read | {"tools": tools, "chat_template_kwargs": options}
 
 
-def _render(turns: Turns, extra: str, template: str, system: str | None) -> dict[str, Any]:
-    """One row's prompt and completion. Earlier turns of a conversation are part of the prompt."""
-    if template == "chat":
-        first = f"{turns[0]}\n\n{extra}" if extra else turns[0]
-        roles = ("user", "assistant")
-        messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate([first, *turns[1:]])]
-        head = [{"role": "system", "content": system}] if system else []
-        return {"prompt": head + messages[:-1], "completion": messages[-1:]}
+def _as_text(read: Row, extra: str, template: str) -> Row:
+    """Prompt and completion as texts. Of a conversation the last answer is learned, and the others are its prompt."""
+    messages = read["messages"] if "messages" in read else read["prompt"] + read["completion"]
+    head = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+    if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
+        raise ValueError("system and tool turns within a conversation need a chat template")
+    turns = [message["content"] for message in messages]
+    last = len(turns) - 2  # `input` goes with the question that is answered last
     if template == "alpaca":
-        prompt = alpaca_prompt(turns[0], extra, system)
-        for answer, question in zip(turns[1:-1:2], turns[2::2]):
-            prompt += f"{answer}\n\n### Instruction:\n{question}\n\n### Response:\n"
+        prompt = alpaca_prompt(turns[0], extra if last == 0 else "", head)
+        for i in range(2, len(turns), 2):
+            middle = f"### Input:\n{extra}\n\n" if extra and i == last else ""
+            prompt += f"{turns[i - 1]}\n\n### Instruction:\n{turns[i]}\n\n{middle}### Response:\n"
     else:
-        parts = [*([system] if system else []), f"{turns[0]}\n{extra}" if extra else turns[0], *turns[1:-1]]
-        prompt = "".join(f"{part}\n" for part in parts)
+        turns[last] = f"{turns[last]}\n{extra}" if extra else turns[last]
+        prompt = "".join(f"{part}\n" for part in [*([head] if head else []), *turns[:-1]])
     # TRL appends the end-of-sequence token to a completion that is a text.
     return {"prompt": prompt, "completion": turns[-1]}
+
+
+def _filled(made: list[Row]) -> set[str]:
+    """The columns that some row has something in."""
+    return {key for row in made for key, value in row.items() if value}
+
+
+def _begin_once(made: list[Row], tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
+    """Takes the beginning-of-sequence token off texts where the tokenizer puts it, too."""
+    begin = beginning(tokenizer)
+    twice = [row for row in made if begin and next(iter(row.values())).startswith(begin)]
+    for row in twice:
+        first = next(iter(row))
+        while row[first].startswith(begin):
+            row[first] = row[first].removeprefix(begin)
+    if twice:
+        tell(f"note: {len(twice)} of {len(made)} texts begin with {begin}, as the tokenizer does: it is put there once")
+
+
+def beginning(tokenizer: Tokenizer) -> str:
+    """The token that the tokenizer puts in front of a text, or an empty text."""
+    bos = getattr(tokenizer, "bos_token", None)
+    first = tokenizer("a", verbose=False)["input_ids"][:1] if bos else []
+    return str(bos) if bos and first == [tokenizer.bos_token_id] else ""
 
 
 # -- checks ---------------------------------------------------------------------------------------------------------
 
 
-def _refuse_blank(dataset: Dataset, column: str) -> None:
-    """Raises UserError if the column is missing, None or blank in any row, with the first row numbers."""
-    bad = [number for number, value in enumerate(dataset[column], start=1) if _is_blank(value, column)]
-    if bad:
-        what = "text" if column in ("prompt", "instruction", "question", "text") else "answer"
-        first = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise UserError(
-            f"{len(bad)} of {len(dataset)} data rows have no {what} in column {column!r} "
-            f"(row {first}): fill or remove them"
-        )
+def _refuse_media(dataset: Dataset) -> None:
+    for column in MEDIA:
+        if column in dataset.column_names and any(value for value in dataset[column]):
+            raise UserError(
+                f"column {column!r} holds pictures or sound, and only text can be learned: leave such rows out, or the "
+                "column where the text says it all"
+            )
 
 
-def _refuse_other_kinds(dataset: Dataset, own: tuple[str, ...]) -> None:
-    """Raises UserError unless every cell is a text, or every one a conversation; `messages` are conversations."""
-    kinds = {_kind(value) for column in own for value in dataset[column]}
-    wanted = {"messages": {"conversation"}, "text": {"text"}}.get(own[0], {"text", "conversation"})
-    if len(kinds) == 1 and kinds <= wanted:
-        return
-    odd = kinds - wanted
-    what = f"hold {' and '.join(sorted(kinds))}" if not odd else f"hold {min(odd)}"
-    raise UserError(
-        f"data columns {' and '.join(own)} {what}, and must all be "
-        f"{' or all '.join(f'{one}s' for one in sorted(wanted, reverse=True))}; a conversation is a list of "
-        '{"role": ..., "content": ...}'
-    )
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, list) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in value):
-        return "conversation"
-    return f"a {type(value).__name__}"
-
-
-def _is_blank(value: Any, column: str) -> bool:
-    if isinstance(value, list) and value and isinstance(value[-1], dict) and "role" in value[-1]:
-        last = value[-1]
-        if column != "prompt" and last.get("role") != "assistant":
-            return True  # a conversation that ends with the user has no answer to learn
-        return not (last.get("tool_calls") or _text(last.get("content")))
-    return value is None or (isinstance(value, str) and not value.strip()) or value == []
-
-
-def count_too_long(dataset: Dataset, tokenizer: Tokenizer, max_length: int | None) -> int:
-    """How many rows of `to_training_rows` have more than `max_length` tokens, and will be cut off there.
-
-    Args:
-        dataset: rows of one of TRL's shapes.
-        tokenizer: the model's.
-        max_length: the cut-off; None means that nothing is cut, so 0 rows.
-    """
-    if max_length is None:
-        return 0
-    too_long = 0
-    conversational = isinstance(dataset[0].get("messages", dataset[0].get("prompt")), list)
-    for start in range(0, len(dataset), 1000):
-        texts = [
-            whole_text(row, tokenizer, tokenizer.eos_token or "")
-            for row in dataset.select(range(start, min(start + 1000, len(dataset))))
-        ]
-        # A chat template writes the special tokens itself; before a plain text TRL lets the tokenizer add its own.
-        encoded = tokenizer(texts, add_special_tokens=not conversational, verbose=False)["input_ids"]
-        too_long += sum(len(ids) > max_length for ids in encoded)
-    return too_long
+def _tell_left_out(rows: list[Row], names: list[str], used: set[str], tell: Callable[[str], None]) -> None:
+    left = [name for name in names if name not in used and any(row[name] not in _NOTHING for row in rows)]
+    meant = [name for name in left if name in _MEANT]
+    for which, word in ((meant, "warning"), ([name for name in left if name not in _MEANT], "note")):
+        if which:
+            listed = f"column{'s' * (len(which) > 1)} {', '.join(map(repr, which))}"
+            why = ": rows of this shape, in this template, have no place for it" if word == "warning" else ""
+            tell(f"{word}: {listed} of the data {'are' if len(which) > 1 else 'is'} left out{why}")
 
 
 def check_chat_template(tokenizer: Tokenizer) -> None:
@@ -302,19 +419,3 @@ def check_chat_template(tokenizer: Tokenizer) -> None:
             f"the tokenizer's chat template fails on a question and an answer ({type(error).__name__}: "
             f"{one_line(error)[:200]}): mend chat_template.jinja, or take another model"
         ) from error
-
-
-def whole_text(row: dict[str, Any], tokenizer: Tokenizer, end: str) -> str:
-    """A training row as one text; `end` is put behind one that no chat template writes."""
-    parts = [row[column] for column in ("messages", "prompt", "completion", "text") if column in row]
-    if isinstance(parts[0], list):
-        messages = [message for part in parts for message in part]
-        try:
-            return tokenizer.apply_chat_template(messages, tools=row.get("tools"), tokenize=False)
-        except Exception as error:  # whatever a template trips over
-            shown = one_line(messages)
-            raise UserError(
-                f"the chat template can't write a data row ({type(error).__name__}: {one_line(error)[:200]}); the row: "
-                f"{shown[:200]}"
-            ) from error
-    return "".join(parts) + end

@@ -100,13 +100,14 @@ class CorDA(Method):
             yield begin + window
 
     def _texts(self, tokenizer: Any) -> Iterable[str]:
+        from lfu.data.learned import whole_text
         from lfu.data.load import load_rows
         from lfu.data.probes import plain_text
-        from lfu.data.templates import to_training_rows, whole_text
+        from lfu.data.templates import to_training_rows
 
         if self.data == BUILT_IN:  # half of them: the demo measures forgetting on the other half
             return [row["text"] for row in plain_text()[::2]]
-        return (whole_text(row, tokenizer, "") for row in to_training_rows(load_rows(self.data), tokenizer=tokenizer))
+        return (whole_text(row, tokenizer) for row in to_training_rows(load_rows(self.data), tokenizer=tokenizer))
 
 
 class _Fixed:

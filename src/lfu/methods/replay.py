@@ -7,11 +7,12 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
+from lfu.data.columns import as_dataset
 from lfu.methods.method import Method, Preparation, knob
 from lfu.methods.rows import SHAPES, shape_of
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError
 
 
 @dataclass
@@ -117,16 +118,14 @@ def _in_shape(pool: Dataset, shape: str, field: str, name: str) -> Dataset:
 def _replace(pool: Dataset, rows: list[dict[str, Any]]) -> Dataset:
     """`rows` with what else the pool has: tools and the like."""
     kept = [column for column in pool.column_names if column not in ("prompt", "completion", "messages")]
-    return Dataset.from_list([row | {column: old[column] for column in kept} for row, old in zip(rows, pool)])
+    return as_dataset([row | {column: old[column] for column in kept} for row, old in zip(rows, pool)])
 
 
 def _one_table(rows: Dataset, drawn: Dataset, name: str) -> Dataset:
-    lacking = [c for c in ("chat_template_kwargs",) if (c in rows.column_names) != (c in drawn.column_names)]
-    if lacking:  # TRL can't read a row where it is None
-        raise UserError(f"replay: column {lacking[0]!r} is in one of the training rows and {name}, not in both: add it")
-    try:
-        return concatenate_datasets([rows, drawn])
-    except (ValueError, TypeError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
+    kinds = {isinstance(one[0].get("prompt"), list) for one in (rows, drawn)}
+    if len(kinds) > 1:
         raise UserError(
-            f"replay: the training rows and {name} don't fit into one table: {one_line(error)[:300]}"
-        ) from error
+            f"replay: the training rows and {name} don't fit into one table: the prompts of one are texts, those of the "
+            "other conversations"
+        )
+    return as_dataset([*rows, *drawn])  # which keeps what a row lacks apart from what is empty

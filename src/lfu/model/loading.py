@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from lfu.model.embedded import EMBEDDED, embedded_folder, embedded_name
 from lfu.support.errors import UserError, one_line
@@ -71,6 +71,40 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     return _guarded(name, lambda path: _tokenizer(path, options))
 
 
+def training_tokenizer(name: str, args: Any, *, revision: str | None = None, trust: bool = False) -> Tokenizer:
+    """`load_tokenizer`'s, as `SFTTrainer` changes it by `args.eos_token` and `args.chat_template_path`.
+
+    Raises:
+        UserError: as `load_model`, or a chat template that can't be read, or no such token.
+    """
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust)
+    if args.eos_token is not None:
+        if args.eos_token not in tokenizer.get_vocab():
+            raise UserError(f"--eos_token {args.eos_token}: the model's tokenizer has no such token")
+        tokenizer.eos_token = args.eos_token
+    path = args.chat_template_path
+    if path is None:
+        return tokenizer
+    if Path(path).is_file():
+        if not path.endswith((".jinja", ".j2")):
+            raise UserError(f"--chat_template_path {path}: a template's file must be called .jinja or .j2")
+        try:
+            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"--chat_template_path {path}: can't be read ({one_line(error)})") from error
+        return tokenizer
+    try:
+        source = load_tokenizer(path)
+        tokenizer.chat_template = source.get_chat_template()
+    except (UserError, ValueError) as error:
+        raise UserError(
+            f"--chat_template_path {path}: no template file, nor a tokenizer that has one ({error})"
+        ) from error
+    tokenizer.add_tokens([t for t in source.added_tokens_decoder.values() if t.content not in tokenizer.get_vocab()])
+    tokenizer.eos_token = source.eos_token
+    return tokenizer
+
+
 def context_length(
     name: str, revision: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[int | None, bool]:
@@ -129,10 +163,29 @@ def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bo
     _refuse_pickles(Path(folder).expanduser(), "adapter_model")
     model, _ = _load_full(adapter_base(folder), options | {"revision": None}, model_options | {"revision": None})
     try:
+        _fit_the_embeddings(model, Path(folder).expanduser())
         model = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), is_trainable=trainable)
     except BROKEN as error:
         raise UserError(f"{folder}: the adapter can't be loaded onto its base model: {_short(error)}") from error
     return model, _adapter_tokenizer(folder, options)
+
+
+def _fit_the_embeddings(model: Any, folder: Path) -> None:
+    """Gives the base as many tokens as it had when the adapter was trained: those of the embeddings saved with it."""
+    tables = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if module in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        return
+    with safe_open(weights, "pt") as saved:
+        names = [*saved.keys()]
+        whole = [name for name in names if name.endswith("weight") and "lora_" not in name]
+        sizes = {saved.get_slice(name).get_shape()[0] for name in whole if tables & set(name.split("."))}
+    if sizes and max(sizes) != model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(sizes), mean_resizing=False)
 
 
 def _adapter_tokenizer(folder: str, options: dict) -> Any:

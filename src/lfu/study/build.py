@@ -88,6 +88,7 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
 
 def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any) -> Iterator[str]:
     """Sentences about rows that are cut or too long; those for scoring are not cut."""
+    from lfu.data.learned import tokenised
     from lfu.data.lengths import about_lengths
     from lfu.model.loading import context_length
 
@@ -97,7 +98,7 @@ def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model
     for name, rows in shaped.items():
         cut = config.max_length if name == "train" else None
         what = "training rows" if name == "train" else f"{name} rows"
-        for line in about_lengths(rows, what, tokenizer, max_length=cut, context=context):
+        for line in about_lengths(tokenised(rows, tokenizer, config), what, max_length=cut, context=context):
             yield f"{line}."
 
 
@@ -122,10 +123,10 @@ def _cycle(config: Any) -> int:
 
 
 def _tokenizer(config: Any, model: Any) -> Any:
-    from lfu.model.loading import load_tokenizer
+    from lfu.model.loading import training_tokenizer
 
-    return load_tokenizer(
-        str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=config.trust_remote_code
+    return training_tokenizer(
+        str(model.model_name_or_path), config, revision=model.model_revision, trust=config.trust_remote_code
     )
 
 
@@ -154,13 +155,12 @@ def _rows(options: Options, data: Any) -> Split:
 
 def _shaped(parts: Split, data: Any, tokenizer: Any) -> dict[str, Any]:
     """The rows in one of TRL's shapes; all of one shape."""
-    from datasets import Dataset
-
+    from lfu.data.columns import as_dataset
     from lfu.data.templates import to_training_rows
 
     found = {}
     for name in ("train", "validation", "test"):
-        rows = Dataset.from_list(getattr(parts, name))
+        rows = as_dataset(getattr(parts, name))
         try:
             found[name] = to_training_rows(rows, template=data.template, tokenizer=tokenizer, system=data.system)
         except UserError as error:

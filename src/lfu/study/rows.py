@@ -161,8 +161,7 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
 
 def questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]] | None:
     """Raw rows as `{"question", "answer"}`, or multiple choice, to be put in other words; None where they can't be."""
-    from datasets import Dataset
-
+    from lfu.data.columns import as_dataset
     from lfu.data.templates import to_training_rows
     from lfu.evaluation.forgetting import choice_rows
 
@@ -173,7 +172,7 @@ def questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[st
     if not ready and not columns & {"question", "instruction", "conversations"}:
         return None
     if not ready:
-        made = to_training_rows(Dataset.from_list([dict(row) for row in rows]), template="none", tokenizer=tokenizer)
+        made = to_training_rows(as_dataset(rows), template="none", tokenizer=tokenizer)
         return [{"question": row["prompt"].strip(), "answer": row["completion"]} for row in made]
     found = [_question_of(row) for row in rows]
     return None if None in found else found  # type: ignore[return-value]

@@ -1,0 +1,179 @@
+"""The rows of `lfu train`: loaded, shaped, tokenised and checked before the model is loaded."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lfu.support.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from lfu.cli.arguments import DataArguments, ModelArguments
+    from lfu.config import LfUConfig
+
+Say = Callable[[str], None]
+
+
+def load_data(
+    config: LfUConfig, model: ModelArguments, data: DataArguments, say: Say
+) -> tuple[Dataset, Dataset | None]:
+    """The rows to train and to evaluate on. Needs the tokenizer, not the model.
+
+    Raises:
+        UserError: rows that can't be read or learned, or settings that leave none of them.
+    """
+    from lfu.data.learned import tokenised
+    from lfu.data.show import rule
+    from lfu.data.templates import check_chat_template, to_training_rows
+    from lfu.model.loading import training_tokenizer
+
+    raw = _read(config, data)
+    tokenizer = training_tokenizer(
+        str(model.model_name_or_path), config, revision=model.model_revision, trust=config.trust_remote_code
+    )
+    check_chat_template(tokenizer)
+    told: set[str] = set()
+
+    def tell(line: str) -> None:  # what is odd in both sets is said once
+        if line not in told:
+            say(line)
+        told.add(line)
+
+    shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
+    rows = [to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape) for each in raw]
+    for line in _about_rows(*rows):
+        say(line)
+    learned = [tokenised(each, tokenizer, config, tell) for each in rows]
+    _about_lengths(learned, config, _fit_the_context(config, model, say), say)
+    if not _labels_itself(config):
+        say(f"note: {rule(rows[0][0], config)}")
+    if not _reads_rows(config):
+        rows, config.assistant_only_loss = learned, False  # which TRL refuses beside labels that are there
+    return rows[0], rows[1] if len(rows) > 1 else None
+
+
+def _read(config: LfUConfig, data: DataArguments) -> list[Dataset]:
+    from lfu.data.load import load_rows
+
+    rows = [load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)]
+    if data.eval_data:
+        eval_config = data.data_config if data.eval_data == data.data else None
+        rows.append(
+            load_rows(data.eval_data, split=data.eval_split or "test", config=eval_config, limit=data.eval_limit)
+        )
+        if config.eval_strategy == "no":
+            config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True
+    elif config.eval_strategy != "no":
+        raise UserError(
+            f"eval_strategy is {config.eval_strategy.value}, and there is nothing to evaluate: give --eval_data"
+        )
+    return rows
+
+
+def _about_rows(rows: Dataset, eval_rows: Dataset | None = None) -> Iterator[str]:
+    """What is odd about the rows, in sentences."""
+    from lfu.data.duplicates import repeated, shared
+
+    if count := repeated(rows):
+        yield f"note: {count} of {len(rows)} rows are there before, word for word"
+    if eval_rows is not None and (count := shared(eval_rows, rows)):
+        yield (
+            f"warning: {count} of {len(eval_rows)} evaluation rows are among the training rows, too: their loss says "
+            "what was learned by heart"
+        )
+
+
+def _fit_the_context(config: LfUConfig, arguments: ModelArguments, say: Say) -> int | None:
+    """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
+    from lfu.model.loading import context_length
+
+    longest, ends = context_length(
+        str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
+    )
+    if longest and ends and (config.max_length is None or config.max_length > longest):
+        beyond = "no limit" if config.max_length is None else f"max_length {config.max_length}"
+        say(f"note: the model's context is {longest} tokens: rows are cut there, in place of {beyond}")
+        config.max_length = longest
+    return longest
+
+
+def _about_lengths(learned: list[Dataset], config: LfUConfig, context: int | None, say: Say) -> None:
+    """Says which rows are cut, and which are left out."""
+    from lfu.data.lengths import about_lengths, left_out
+
+    packed = (config.packing, config.packing if config.eval_packing is None else config.eval_packing)
+    for rows, what, is_packed in zip(learned, ("rows", "evaluation rows"), packed):
+        out = 0 if is_packed else left_out(rows, what, config)
+        for line in about_lengths(rows, what, max_length=config.max_length, context=context):
+            say(f"warning: {line}")
+        if out:
+            say(f"warning: {out} of {len(rows)} {what} are left out: max_length cuts off their whole answer")
+
+
+def _methods(config: LfUConfig) -> list[Any]:
+    from lfu.methods import methods_of
+
+    return methods_of(config.method, config.method_args)
+
+
+def _reads_rows(config: LfUConfig) -> bool:
+    """Whether a method changes the rows, so that it must get them as texts, and the trainer tokenises them anew."""
+    from lfu.methods.method import Method
+
+    return any(type(method).rows is not Method.rows for method in _methods(config))
+
+
+def _labels_itself(config: LfUConfig) -> bool:
+    return any("labels" in method.places for method in _methods(config))
+
+
+def check_packages(config: LfUConfig, model: ModelArguments) -> None:
+    """Refuses settings that need a package which is not installed, before anything is loaded.
+
+    Raises:
+        UserError: with the setting and the package.
+    """
+    from importlib.util import find_spec
+
+    config.report_to = [name.strip() for each in config.report_to for name in each.split(",") if name.strip()]
+    for name in config.report_to:
+        if lacking := _lacking(name):
+            raise UserError(f"--report_to {name}: {lacking}")
+    optim = str(getattr(config.optim, "value", config.optim))
+    needed = {
+        "--use_liger_kernel": (config.use_liger_kernel, "liger_kernel"),
+        "--load_in_4bit or --load_in_8bit": (model.load_in_4bit or model.load_in_8bit, "bitsandbytes"),
+        f"--optim {optim}": (next((package for part, package in _OPTIMIZERS.items() if part in optim), None),) * 2,
+    }
+    for flag, (wanted, package) in needed.items():
+        if wanted and find_spec(package) is None:
+            raise UserError(
+                f"{flag} needs the package {package}, which is not installed: pip install it, or drop the flag"
+            )
+
+
+def _lacking(tracker: str) -> str:
+    """What its callback says is missing; empty where it can be made."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # some fail once more when they are taken away
+    try:
+        for callback in get_reporting_integration_callbacks([tracker]):
+            callback()
+    except (RuntimeError, ImportError, ValueError) as error:
+        return one_line(error)
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+    return ""
+
+
+_OPTIMIZERS = {  # part of an optimizer's name -> package
+    "bnb": "bitsandbytes", "8bit": "bitsandbytes", "galore": "galore_torch", "apollo": "apollo_torch", "apex": "apex",
+    "lomo": "lomo_optim", "torchao": "torchao", "4bit": "torchao", "schedule_free": "schedulefree",
+    "stable_adamw": "optimi", "grokadamw": "grokadamw",
+}  # fmt: skip

@@ -1,0 +1,359 @@
+"""What is learned of a row: TRL writes and tokenises it, and here is checked that what it wrote is what the row says.
+
+One rule for all shapes: the loss is on the answers, which are the completion of a prompt and every assistant turn of a
+conversation, each with the token that ends it; of a plain text it is on all of it. `assistant_only_loss=False` puts the
+loss on every turn of a conversation, which is TRL's default.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from datasets.iterable_dataset import ExamplesIterable
+from trl import SFTTrainer
+from trl.chat_template_utils import (
+    get_training_chat_template,
+    has_generation_markers,
+    is_chat_template_stop_token_trained,
+)  # fmt: skip
+from trl.data_utils import common_prefix_length, maybe_apply_chat_template
+
+from lfu.data.columns import is_exact
+from lfu.data.turns import Message
+from lfu.support.errors import UserError, one_line
+
+IGNORED = -100
+MARK = "QzXjWvMark"  # stands where an answer stands; no template and no text has it
+CHECKED = ("role", "content", "tool_calls")  # keys of a message whose rendering is checked
+CHUNK = 1000  # rows that are held as Python lists at a time
+Row = Mapping[str, Any]
+
+
+def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], None] = lambda line: None) -> Dataset:
+    """The rows as token ids with their labels, not cut: what `SFTTrainer` then trains on as it is.
+
+    Args:
+        rows: in one of TRL's shapes, as `to_training_rows` makes them.
+        tokenizer: the model's, with the chat template that is used.
+        args: the `SFTConfig`. `assistant_only_loss` None or True: of `messages` the answers are learned, even if the
+            chat template does not mark them; False: every turn.
+        tell: called with one line about whatever the chat template changes or leaves out.
+
+    Returns:
+        `input_ids` and `labels`, int32 lists; -100 where nothing is learned.
+
+    Raises:
+        UserError: the chat template fails on a row, or leaves an answer out; with the number of the row.
+    """
+    writing = _Writing(rows, tokenizer, args)
+    checking = _Checking(tokenizer, rows.column_names)
+    chunks: list[pa.Table] = []
+    found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for number, (row, ids, labels) in enumerate(writing, start=1):
+        if "messages" in row or not isinstance(row.get("prompt", ""), str):
+            checking.check(row, ids, labels, number)
+        found["input_ids"].append(ids)
+        found["labels"].append(labels)
+        if number % CHUNK == 0 or number == len(rows):
+            chunks.append(pa.table({key: pa.array(lists, pa.list_(pa.int32())) for key, lists in found.items()}))
+            found = {"input_ids": [], "labels": []}
+    checking.report(tell)
+    return Dataset(pa.concat_tables(chunks))
+
+
+def is_tokenised(dataset: Any) -> bool:
+    """Whether the rows are tokens already."""
+    return "input_ids" in (getattr(dataset, "column_names", None) or ())
+
+
+def whole_text(row: Row, tokenizer: Any) -> str:
+    """A training row as the text that TRL makes of it, without an end-of-sequence token behind a plain text."""
+    made = maybe_apply_chat_template(dict(row) | {"chat_template_kwargs": row.get("chat_template_kwargs") or {}},
+                                     tokenizer, tools=row.get("tools"))  # fmt: skip
+    return "".join(made[column] for column in ("prompt", "completion", "text") if column in made)
+
+
+# -- TRL's writing -------------------------------------------------------------------------------------------------
+
+
+class _Writing:
+    """The rows with the token ids and labels that `SFTTrainer._prepare_dataset` gives them, one after the other.
+
+    TRL gets the rows as Python objects, since a `Dataset` would type what they hold.
+    """
+
+    def __init__(self, rows: Dataset, tokenizer: Any, args: Any):
+        self.rows, self.tokenizer = rows, tokenizer
+        self.number = 0  # of the row that TRL is at
+        columns = rows.column_names
+        answers = "messages" in columns and args.assistant_only_loss is not False
+        marked, template = _marked_template(tokenizer) if answers else (False, None)
+        self.by_turns = answers and not marked
+        self.args = copy.copy(args)
+        self.args.max_length, self.args.shuffle_dataset = None, False
+        self.args.assistant_only_loss = marked
+        self.arguments_as_text = "messages" in columns or "tools" in columns
+        self.arguments_as_text = self.arguments_as_text and _wants_text(tokenizer, template)
+        completion = {"prompt", "completion"} <= set(columns) if args.completion_only_loss is None else None
+        self.trainer = SimpleNamespace(
+            _tokenizer=tokenizer, chat_template=template,
+            completion_only_loss=args.completion_only_loss if completion is None else completion,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[tuple[Row, list[int], list[int]]]:
+        stream = IterableDataset(ExamplesIterable(self._rows, {}))
+        try:
+            prepared = SFTTrainer._prepare_dataset(
+                self.trainer, stream, self.tokenizer, self.args, False, None, "train"
+            )
+            for row in prepared:
+                ids, labels = list(row["input_ids"]), list(row["labels"])
+                yield row, ids, self._answers(row, ids) if self.by_turns else labels
+        except UserError:
+            raise
+        except Exception as error:  # whatever a template or a tokenizer trips over
+            row = self.rows[max(self.number - 1, 0)]
+            writer = "tokenizer" if isinstance(next(iter(row.values())), str) else "chat template"
+            raise UserError(
+                f"data row {self.number}: the {writer} can't write it ({type(error).__name__}: "
+                f"{one_line(error)[:200]}); the row: {one_line(row)[:200]}"
+            ) from error
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, row in enumerate(self.rows, start=1):
+            self.number = number
+            if "chat_template_kwargs" in row:
+                row["chat_template_kwargs"] = row["chat_template_kwargs"] or {}
+            if self.arguments_as_text:
+                row |= {key: _with_text(row[key]) for key in ("messages", "prompt", "completion") if key in row}
+            yield number, row
+
+    def _answers(self, row: Row, ids: list[int]) -> list[int]:
+        """Labels of the assistant's turns, for a template that does not mark them.
+
+        A turn begins where the conversation before it, with the generation prompt, ends. It ends where the conversation
+        up to it does; or, where a template writes a turn otherwise once another follows (without its reasoning, say),
+        behind the last token that changes with it, and the special tokens that follow there.
+        """
+        messages, labels = row["messages"], [IGNORED] * len(ids)
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._write(row, messages[:index], add_generation_prompt=True)
+            start, end = common_prefix_length(before, ids), len(ids)
+            if index + 1 < len(messages):
+                upto = self._write(row, messages[: index + 1])
+                end = common_prefix_length(upto, ids)
+                if end < len(upto):
+                    end = self._end_of(row, index, ids)
+            labels[start:end] = ids[start:end]
+        return labels
+
+    def _end_of(self, row: Row, index: int, ids: list[int]) -> int:
+        marked = [*row["messages"]]
+        marked[index] = {"role": "assistant", "content": MARK}
+        end = len(ids) - common_prefix_length(self._write(row, marked)[::-1], ids[::-1])
+        while end < len(ids) and ids[end] in self.tokenizer.all_special_ids and not self._begins_turn(ids[end]):
+            end += 1
+        return end
+
+    def _begins_turn(self, token: int) -> bool:
+        return token == self.tokenizer.bos_token_id
+
+    def _write(self, row: Row, messages: list[Message], **more: Any) -> list[int]:
+        if not messages:
+            return []
+        options = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {}), **more}
+        return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:
+    """Whether TRL can tell the answers by `{% generation %}` marks, and in which template (None: the tokenizer's)."""
+    template = None
+    if not getattr(tokenizer, "is_fast", False):
+        return False, None
+    if not has_generation_markers(tokenizer.chat_template):
+        try:
+            template = get_training_chat_template(tokenizer)
+        except Exception:
+            return False, None
+    return is_chat_template_stop_token_trained(tokenizer, chat_template=template), template
+
+
+def _wants_text(tokenizer: Any, template: str | None) -> bool:
+    """Whether the chat template takes the arguments of a tool call as JSON text alone (DeepSeek-V3's does)."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    turns = [_said("user", "a"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    try:
+        tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template)
+    except TypeError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _with_text(messages: list[Message]) -> list[Message]:
+    written = copy.deepcopy(messages)
+    for call in (call for message in written for call in message.get("tool_calls") or []):
+        if not isinstance(call["function"].get("arguments", ""), str):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return written
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------
+
+
+class _Checking:
+    """Compares what the chat template wrote with what the rows say."""
+
+    def __init__(self, tokenizer: Any, columns: list[str]):
+        self.tokenizer = tokenizer
+        self.odd: dict[str, tuple[int, int]] = {}  # what is told -> rows, first of them
+        template = tokenizer.chat_template
+        self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
+
+    def check(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
+        """Refuses a row whose answers are not learned; notes what else the template leaves out.
+
+        Raises:
+            UserError: with the number of the row.
+        """
+        learned = self._learned(ids, labels)
+        given = row["messages"] if "messages" in row else row["completion"]
+        answers = [message for message in given if message["role"] == "assistant"]
+        place = 0
+        for message in answers:
+            place = self._answer(message, learned, place, number)
+        whole = self._decode(ids)
+        odd: set[str] = set()
+        for message in [*(row.get("prompt") or []), *given]:
+            unknown = [key for key in message if message[key] and key not in self.template and key not in CHECKED]
+            odd |= {f"note: the chat template does not use the key {key!r} of messages" for key in unknown}
+            text = after_thinking(message.get("content", "")).strip()
+            if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:
+                odd.add(f"warning: the chat template leaves out what the {message['role']} says")
+        names = [str((tool.get("function") or tool).get("name") or "") for tool in row.get("tools") or []]
+        if any(name not in whole for name in names):
+            odd.add("warning: the chat template leaves out the tools")
+        for what in odd:
+            self._count(what, number)
+
+    def _count(self, what: str, number: int) -> None:
+        rows, first = self.odd.get(what, (0, number))
+        self.odd[what] = (rows + 1, first)
+
+    def report(self, tell: Callable[[str], None]) -> None:
+        for what, (rows, first) in self.odd.items():
+            tell(f"{what} in {rows} row{'s' * (rows > 1)} (first: row {first})")
+
+    def _learned(self, ids: list[int], labels: list[int]) -> str:
+        """The learned tokens as text, a break where tokens between them are not learned."""
+        runs: list[list[int]] = [[]]
+        for token, label in zip(ids, labels):
+            if label != IGNORED:
+                runs[-1].append(token)
+            elif runs[-1]:
+                runs.append([])
+        return "\0".join(self._decode(run) for run in runs if run)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def _answer(self, message: Message, learned: str, place: int, number: int) -> int:
+        """Where the answer ends in the learned text."""
+        content = message.get("content", "")
+        least = after_thinking(content)
+        ends = [place]
+        if content.strip():
+            end = self._find(content, learned, place)
+            if end < 0:
+                end = self._find(least.strip(), learned, place)
+                if end < 0:
+                    self._refuse(number, f"the answer {_short(content)}")
+                if content.strip() == least.strip():
+                    self._count("note: the chat template takes the white space around answers off", number)
+            ends.append(end)
+        for call in message.get("tool_calls") or []:
+            function, arguments = call["function"], call["function"].get("arguments")
+            for needle in [str(function.get("name") or ""), *_leaves(arguments)]:
+                end = self._find(needle, learned, place)
+                if end < 0 or (isinstance(arguments, str) and arguments not in learned):  # quoted, so encoded twice
+                    self._refuse(number, f"the tool call {_short(json.dumps(function, ensure_ascii=False))}")
+                ends.append(end)
+        return max(ends)
+
+    def _refuse(self, number: int, what: str) -> None:
+        raise UserError(
+            f"data row {number}: the chat template leaves out, or changes, {what}: take a model whose template writes "
+            "it, give another with --chat_template_path, or leave such rows out"
+        )
+
+    def _find(self, needle: str, text: str, start: int) -> int:
+        """Where the needle ends in the text, or -1; as the tokenizer reads it, if that changes texts."""
+        place = text.find(needle, start)
+        if place >= 0:
+            return place + len(needle)
+        if needle != needle.strip():
+            return -1
+        back = self._decode(self.tokenizer(needle, add_special_tokens=False, verbose=False)["input_ids"])
+        if any(_plain(one) in _plain(text) for one in (needle, back)):
+            return start
+        return -1
+
+
+def after_thinking(content: str) -> str:
+    """An answer without its reasoning, which templates leave out of earlier turns."""
+    return content.rpartition("</think>")[2]
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts that a tool call's arguments must show: names and values, each in some spelling."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif isinstance(value, str):
+        yield value
+    elif value is not None and not isinstance(value, bool):
+        yield json.dumps(value)
+
+
+def _plain(text: str) -> str:
+    """A text without what tokenizers and JSON change: white space, case, compatibility forms, escapes."""
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+    text = re.sub(r"\\[nrt]", "", text).replace("\\", "")
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _short(text: str) -> str:
+    text = one_line(text)
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+# -- in the trainer -------------------------------------------------------------------------------------------------
+
+
+class LearnsWhatRowsSay(SFTTrainer):
+    """`SFTTrainer` that takes the rows of `to_training_rows`, whose nested values a `Dataset` would alter in `map`."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *more: Any) -> Any:
+        own = isinstance(dataset, Dataset) and any(is_exact(dataset, column) for column in dataset.column_names)
+        if own and not is_tokenised(dataset):
+            dataset = tokenised(dataset, processing_class, args)
+        return super()._prepare_dataset(dataset, processing_class, args, *more)

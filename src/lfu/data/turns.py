@@ -1,0 +1,219 @@
+"""Conversations in the ways that data sets write them, as the one that TRL and chat templates read.
+
+Texts in turn (LIMA), `from` and `value` (ShareGPT), and `role` and `content` become messages of `role`, `content` and
+whatever else the turn has. Nothing is stripped, and no text is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Message = dict[str, Any]
+
+SPEAKERS = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "function_call": "assistant", "tool": "tool",
+    "observation": "tool", "function_response": "tool",
+}  # fmt: skip
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class Blank(ValueError):
+    """A row without the text that it should have: `what` is "text" or "answer"."""
+
+    def __init__(self, column: str, what: str = "answer"):
+        super().__init__(f"no {what} in column {column!r}")
+        self.column, self.what = column, what
+
+
+def text_of(value: Any, where: str) -> str:
+    """A cell as text: a text is left as it is, a number is spelled as JSON does, and parts of text are joined.
+
+    Args:
+        value: from a row; None and NaN are no text.
+        where: the column's name, for the message.
+
+    Raises:
+        ValueError: anything else, such as an image part, or half a surrogate pair, which no tokenizer reads.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text: mend it")
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(part, str) or (isinstance(part, Mapping) and _kind(part)) for part in parts):
+        raise ValueError(f"{where} is {a(value)}, and must be a text")
+    return "".join(text_of(part if isinstance(part, str) else _part(part, where), where) for part in parts)
+
+
+def _kind(part: Mapping[str, Any]) -> str:
+    return str(part.get("type") or ("text" if "text" in part else ""))
+
+
+def _part(part: Mapping[str, Any], where: str) -> Any:
+    if _kind(part) not in TEXT_PARTS:
+        raise ValueError(f"{where} has a part of type {_kind(part)!r}: only text can be learned; leave such rows out")
+    return part.get("text")
+
+
+def a(value: Any) -> str:
+    """What a value is, in JSON's words."""
+    if isinstance(value, Mapping):
+        return "an object"
+    kinds = {
+        list: "a list",
+        str: "a text",
+        type(None): "null",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def messages_of(turns: Any, column: str) -> list[Message]:
+    """The messages of a conversation in any of the three ways.
+
+    Raises:
+        Blank: there is none.
+        ValueError: a turn that can't be read; the message says which.
+    """
+    if turns is None or turns == []:
+        raise Blank(column)
+    if not isinstance(turns, list):
+        raise ValueError(f"column {column!r} is {a(turns)}, and must be a list of turns")
+    if not isinstance(turns[0], Mapping):
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": text_of(turn, _turn(column, i))} for i, turn in enumerate(turns)]
+    return [_message(turn, _turn(column, i)) for i, turn in enumerate(turns)]
+
+
+def _turn(column: str, index: int) -> str:
+    return f"column {column!r}, turn {index + 1}"
+
+
+def _message(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{where} is {a(turn)}, and the first is an object: make them all alike")
+    if "role" in turn:
+        kept = {key: value for key, value in turn.items() if value is not None}
+        if not isinstance(kept.get("role"), str):
+            raise ValueError(f"{where}: role is {a(turn['role'])}, and must be a text")
+    elif "from" in turn:
+        kept = _sharegpt(turn, where)
+    else:
+        raise ValueError(f"{where} has neither role and content nor from and value")
+    kept["content"] = text_of(kept.get("content"), where)
+    for key in ("reasoning_content", "thinking", "name"):
+        if key in kept:
+            kept[key] = text_of(kept[key], f"{where}, {key}")
+    if not kept.get("tool_calls"):
+        kept.pop("tool_calls", None)
+    else:
+        kept["tool_calls"] = _calls(kept["tool_calls"], where)
+    return kept
+
+
+def _sharegpt(turn: Mapping[str, Any], where: str) -> Message:
+    speaker = turn["from"]
+    if speaker not in SPEAKERS:
+        raise ValueError(f"{where} is from {speaker!r}, and must be from one of {', '.join(SPEAKERS)}")
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value") and value is not None}
+    if speaker == "function_call":
+        return {"role": "assistant", "tool_calls": parsed(turn.get("value"), where), **rest}
+    return {"role": SPEAKERS[speaker], "content": turn.get("value"), **rest}
+
+
+def _calls(calls: Any, where: str) -> list[Any]:
+    """Tool calls whose arguments are an object where they are one written as text, which a template would quote."""
+    calls = parsed(calls, where)
+    calls = calls if isinstance(calls, list) else [calls]
+    if not all(isinstance(call, Mapping) for call in calls):
+        raise ValueError(f"{where}: tool_calls must be a list of objects")
+    wrapped = [call if "function" in call else {"type": "function", "function": call} for call in calls]
+    return [dict(call) | {"function": _function(call["function"], where)} for call in wrapped]
+
+
+def _function(call: Any, where: str) -> dict[str, Any]:
+    if not isinstance(call, Mapping):
+        raise ValueError(f"{where}: a tool call's function is {a(call)}, and must be an object")
+    call = dict(call)
+    if isinstance(call.get("arguments"), str):
+        try:
+            arguments = json.loads(call["arguments"])
+        except (ValueError, RecursionError):
+            return call
+        if isinstance(arguments, dict):
+            call["arguments"] = arguments
+    return call
+
+
+def parsed(value: Any, where: str) -> Any:
+    """What a JSON text says; anything else as it is.
+
+    Raises:
+        ValueError: a text that is not JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is a text, and not valid JSON ({error})") from error
+
+
+def tools_of(value: Any) -> list[Any] | None:
+    """A row's tools: a list of objects, or the same written as JSON; None where there is none.
+
+    Raises:
+        ValueError: anything else.
+    """
+    where = "column 'tools'"
+    tools = None if isinstance(value, str) and not value.strip() else parsed(value, where)
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise ValueError(f"{where} is {a(tools)}, and must be a list")
+    tools = [parsed(tool, where) for tool in tools]
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"{where} must be a list of objects")
+    return tools
+
+
+def kwargs_of(value: Any) -> dict[str, Any]:
+    """A row's `chat_template_kwargs`; empty where it has none.
+
+    Raises:
+        ValueError: anything but an object.
+    """
+    where = "column 'chat_template_kwargs'"
+    found = parsed(value, where) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where} is {a(found)}, and must be an object")
+    return dict(found)
+
+
+def is_blank(message: Message) -> bool:
+    """Whether a message says nothing: no content, and no tool call."""
+    return not message.get("content", "").strip() and not message.get("tool_calls")
+
+
+def check_turns(messages: list[Message], column: str) -> None:
+    """Refuses turns that say nothing, and a conversation that does not end with an answer.
+
+    Raises:
+        Blank: the last turn is no answer, or an empty one.
+        ValueError: an empty turn elsewhere.
+    """
+    if not messages or messages[-1]["role"] != "assistant" or is_blank(messages[-1]):
+        raise Blank(column)
+    for index, message in enumerate(messages):
+        if message["role"] in ("user", "assistant") and is_blank(message):
+            raise ValueError(f"{_turn(column, index)} ({message['role']}) is empty: fill it, or leave the row out")
