@@ -175,12 +175,19 @@ def test_the_split_is_a_knob(tmp_path):
         ({"text": "x"}, {"question": "q", "answer": "a"}, "bring both into one shape"),
         (chat(1), {"prompt": "q", "completion": "a"}, "don't fit into one table"),
         (chat(1), {"messages": [{"role": "user", "content": "x"}]}, "no answer"),
-        (chat(1) | {"chat_template_kwargs": {"x": 1}}, {"question": "q", "answer": "a"}, "chat_template_kwargs"),
     ],
 )
 def test_rows_that_do_not_go_together(tmp_path, row, other, words):
     with pytest.raises(UserError, match=words):
         mixed([row], pool(tmp_path, [other]))
+
+
+def test_what_the_chat_template_is_told_stays_with_its_row(tmp_path):
+    own = chat(1) | {"chat_template_kwargs": {"x": 1}, "tools": [{"name": "f", "parameters": {"a": None}}]}
+    new = mixed([own], pool(tmp_path, [{"question": "q", "answer": "a"}]), share=0.5)
+    (kept,) = [row for row in new if row["tools"]]
+    assert kept == own
+    assert [row["chat_template_kwargs"] for row in new if not row["tools"]] == [None]
 
 
 def test_no_such_data(tmp_path):

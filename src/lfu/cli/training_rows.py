@@ -150,7 +150,7 @@ def check_packages(config: LfUConfig, model: ModelArguments) -> None:
         f"--optim {optim}": (next((package for part, package in _OPTIMIZERS.items() if part in optim), None),) * 2,
     }
     for flag, (wanted, package) in needed.items():
-        if wanted and find_spec(package) is None:
+        if wanted and find_spec(str(package)) is None:
             raise UserError(
                 f"{flag} needs the package {package}, which is not installed: pip install it, or drop the flag"
             )

@@ -1,9 +1,9 @@
 """Rows as a data set in which every value is what it was in the file.
 
-Arrow gives a column one type: it fills the keys that an object lacks with null, makes 4 a 4.0 beside 3.5, and refuses a
-number beside a text. `datasets` has the type `Json` for mixed columns, and encodes it with ujson: a text that looks like
-a number becomes one, floats keep ten digits, and integers beyond 64 bits are refused. So columns of anything but texts
-are kept as JSON here, which Python's own module writes, and are decoded when a row is read.
+Arrow gives a column one type: it fills the keys that an object lacks with null, makes 4 a 4.0 beside 3.5, and refuses
+a number beside a text. `datasets` has the type `Json` for mixed columns, and encodes it with ujson: a text that looks
+like a number becomes one, floats keep ten digits, and integers beyond 64 bits are refused. So columns of anything but
+texts are kept as JSON here, which Python's own module writes, and are decoded when a row is read.
 """
 
 from __future__ import annotations

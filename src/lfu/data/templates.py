@@ -34,7 +34,7 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _KNOWN = {"messages", "prompt", "completion", "instruction", *INPUTS, *OUTPUTS, "question", "answer", "answerKey"} | {
     "choices", "conversations", "text", "tools", "chat_template_kwargs", "history", *SYSTEMS
 }  # fmt: skip
-_NOTHING = (None, "", [], {}, "[]", "{}")
+_NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]", "{}")
 # What changes a row's meaning, so that leaving it out is a warning and no note.
 _MEANT = {*SYSTEMS, *INPUTS, "tools", "history", "chat_template_kwargs"}
 

@@ -125,7 +125,7 @@ def _one_table(rows: Dataset, drawn: Dataset, name: str) -> Dataset:
     kinds = {isinstance(one[0].get("prompt"), list) for one in (rows, drawn)}
     if len(kinds) > 1:
         raise UserError(
-            f"replay: the training rows and {name} don't fit into one table: the prompts of one are texts, those of the "
-            "other conversations"
+            f"replay: the training rows and {name} don't fit into one table: the prompts of one are texts, and those "
+            "of the other conversations"
         )
     return as_dataset([*rows, *drawn])  # which keeps what a row lacks apart from what is empty
