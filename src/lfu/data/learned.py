@@ -12,27 +12,26 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 from trl import SFTTrainer
-from trl.chat_template_utils import (
-    get_training_chat_template,
-    has_generation_markers,
-    is_chat_template_stop_token_trained,
-)  # fmt: skip
-from trl.data_utils import common_prefix_length, maybe_apply_chat_template
+from trl.data_utils import maybe_apply_chat_template
 
 from lfu.data.columns import is_exact
 from lfu.data.turns import Message
 from lfu.support.errors import UserError, one_line
 
+try:
+    from trl import chat_template_utils
+except ImportError:  # TRL 0.24 has no templates of its own for training
+    chat_template_utils = None
 IGNORED = -100
 MARK = "QzXjWvMark"  # stands where an answer stands; no template and no text has it
 CHECKED = ("role", "content", "tool_calls")  # keys of a message whose rendering is checked
+MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CHUNK = 1000  # rows that are held as Python lists at a time
 Row = Mapping[str, Any]
 
@@ -102,21 +101,17 @@ class _Writing:
         self.args.assistant_only_loss = marked
         self.arguments_as_text = "messages" in columns or "tools" in columns
         self.arguments_as_text = self.arguments_as_text and _wants_text(tokenizer, template)
-        completion = {"prompt", "completion"} <= set(columns) if args.completion_only_loss is None else None
-        self.trainer = SimpleNamespace(
-            _tokenizer=tokenizer, chat_template=template,
-            completion_only_loss=args.completion_only_loss if completion is None else completion,
-        )  # fmt: skip
+        completion = "completion" in columns if args.completion_only_loss is None else args.completion_only_loss
+        self.trainer: Any = SFTTrainer.__new__(SFTTrainer)  # no model is needed; this is all that is read of a trainer
+        self.trainer._tokenizer, self.trainer._is_vlm = tokenizer, False
+        self.trainer.chat_template, self.trainer.completion_only_loss = template, completion
 
     def __iter__(self) -> Iterator[tuple[Row, list[int], list[int]]]:
         stream = IterableDataset(ExamplesIterable(self._rows, {}))
         try:
-            prepared = SFTTrainer._prepare_dataset(
-                self.trainer, stream, self.tokenizer, self.args, False, None, "train"
-            )
-            for row in prepared:
-                ids, labels = list(row["input_ids"]), list(row["labels"])
-                yield row, ids, self._answers(row, ids) if self.by_turns else labels
+            for row in self.trainer._prepare_dataset(stream, self.tokenizer, self.args, False, None, "train"):
+                ids = list(row["input_ids"])
+                yield row, ids, self._answers(row, ids) if self.by_turns else self._labels(row, ids)
         except UserError:
             raise
         except Exception as error:  # whatever a template or a tokenizer trips over
@@ -136,6 +131,14 @@ class _Writing:
                 row |= {key: _with_text(row[key]) for key in ("messages", "prompt", "completion") if key in row}
             yield number, row
 
+    def _labels(self, row: Row, ids: list[int]) -> list[int]:
+        """TRL's; where it leaves their making to its collator, as it does before 1.7, by its masks."""
+        if "labels" in row:
+            return list(row["labels"])
+        wanted = ["assistant_masks", *(["completion_mask"] if self.trainer.completion_only_loss else [])]
+        masks = [row[name] for name in wanted if name in row]
+        return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks)]
+
     def _answers(self, row: Row, ids: list[int]) -> list[int]:
         """Labels of the assistant's turns, for a template that does not mark them.
 
@@ -148,10 +151,10 @@ class _Writing:
             if message["role"] != "assistant":
                 continue
             before = self._write(row, messages[:index], add_generation_prompt=True)
-            start, end = common_prefix_length(before, ids), len(ids)
+            start, end = _common(before, ids), len(ids)
             if index + 1 < len(messages):
                 upto = self._write(row, messages[: index + 1])
-                end = common_prefix_length(upto, ids)
+                end = _common(upto, ids)
                 if end < len(upto):
                     end = self._end_of(row, index, ids)
             labels[start:end] = ids[start:end]
@@ -160,7 +163,7 @@ class _Writing:
     def _end_of(self, row: Row, index: int, ids: list[int]) -> int:
         marked = [*row["messages"]]
         marked[index] = {"role": "assistant", "content": MARK}
-        end = len(ids) - common_prefix_length(self._write(row, marked)[::-1], ids[::-1])
+        end = len(ids) - _common(self._write(row, marked)[::-1], ids[::-1])
         while end < len(ids) and ids[end] in self.tokenizer.all_special_ids and not self._begins_turn(ids[end]):
             end += 1
         return end
@@ -177,15 +180,21 @@ class _Writing:
 
 def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:
     """Whether TRL can tell the answers by `{% generation %}` marks, and in which template (None: the tokenizer's)."""
-    template = None
-    if not getattr(tokenizer, "is_fast", False):
+    template, own = None, tokenizer.chat_template
+    trained = getattr(chat_template_utils, "is_chat_template_stop_token_trained", None)  # younger than the other
+    if not getattr(tokenizer, "is_fast", False) or trained is None:
         return False, None
-    if not has_generation_markers(tokenizer.chat_template):
+    if not MARKED.search(own["default"] if isinstance(own, dict) else own):
         try:
-            template = get_training_chat_template(tokenizer)
+            template = chat_template_utils.get_training_chat_template(tokenizer)
         except Exception:
             return False, None
-    return is_chat_template_stop_token_trained(tokenizer, chat_template=template), template
+    return trained(tokenizer, chat_template=template), template
+
+
+def _common(ids: list[int], others: list[int]) -> int:
+    """How many tokens two lists begin with alike."""
+    return next((i for i, (one, other) in enumerate(zip(ids, others)) if one != other), min(len(ids), len(others)))
 
 
 def _wants_text(tokenizer: Any, template: str | None) -> bool:
