@@ -220,6 +220,35 @@ def test_every_candidate_of_the_shipped_frontier_is_known():
     assert candidates == 28  # what test_plan counts the cost of
 
 
+def test_results_in_the_form_of_pefts_comparison(here, model, capsys, monkeypatch):
+    """The shipped preset on tiny rows, then the script that puts the record into PEFT's form."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "scripts"))
+    import peft_metamath
+
+    rows = [{"query": f"{i} + {i}", "response": f"It is\n#### {2 * i}" + "x" * 1300 * (i == 7)} for i in range(30)]
+    short = peft_metamath.training_rows(rows)
+    assert len(short) == 29
+    assert short[1] == {"prompt": "Question: 1 + 1 Think step by step.\nAnswer:", "completion": " It is\n#### 2"}
+    folder = Path("peft-metamath")
+    folder.mkdir()
+    texts = [{"text": f"Text number {i} says so."} for i in range(9)]
+    parts = {"train": short[:12], "validation": short[12:20], "test": short[20:], "wikipedia": texts}
+    for name, each in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    words = f"compare --preset peft-metamath --model {model} --methods sft,l2sp --max_steps 1 --dtype float32"
+    quick = "--bf16 false --retention_limit 9 --max_new_tokens 2 --output_dir out"
+    assert main([*words.split(), *quick.split()]) == 0
+    capsys.readouterr()
+    assert peft_metamath.main(["form", "out/record.json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["experiment_name"] for entry in entries] == ["sft", "l2sp"]
+    assert all(entry["test accuracy"] == 0 and entry["train_time"] > 0 for entry in entries)
+    assert len({entry["num_trainable_params"] for entry in entries}) == 1
+    Path("other.json").write_text('{"results": {"modes": {}, "metrics": {}}}')
+    assert peft_metamath.main(["form", "other.json"]) == 2
+    assert "not one of --preset peft-metamath" in capsys.readouterr().err
+
+
 def test_halving_and_equal_time_are_refused(here, model, capsys):
     assert run(model, f"--methods sft,gem --halving --equal time {QUICK}") == 2
     assert "--halving compares trainings of equal steps" in capsys.readouterr().err
