@@ -15,6 +15,7 @@ from lfu.support.extras import COMMANDS, explained, need
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {
     "train": "fine-tune a model with LfU or another method: lfu train --config smollm2",
+    "chat": "talk to a model, and to the untouched one beside it: lfu chat RUN --beside",
     "compare": "which method, on your model and data: lfu compare --model M --data D --methods sft,gem,lfu",
     "doctor": "what is installed, what is missing for which command, GPU and memory: lfu doctor",
     "evaluate": "score models on many tasks, with what they forgot: lfu evaluate runs/mine --data_dir DIR",

@@ -19,6 +19,7 @@ EXTRAS: dict[str, dict[str, str]] = {
 }
 # command -> the extras without which it can't do its work
 COMMANDS: dict[str, tuple[str, ...]] = {
+    "chat": ("train",),
     "train": ("train",),
     "export": ("train",),
     "compare": ("train", "report"),

@@ -1,0 +1,149 @@
+"""`lfu chat`: answers to what is piped in or typed, tuned and untouched beside each other."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from lfu.cli import chat, main
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    """An adapter that changes every answer."""
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, lora_alpha=64, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(model), config).save_pretrained(folder)
+    shutil.copy(Path(model) / "tokenizer.json", folder)
+    shutil.copy(Path(model) / "tokenizer_config.json", folder)
+    shutil.copy(Path(model) / "chat_template.jinja", folder)
+    return str(folder)
+
+
+@pytest.fixture
+def talk(monkeypatch, capsys):
+    """Pipes lines into `lfu chat`; gives what it printed, line by line."""
+
+    def run(lines, *argv, code=0):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        assert main(["chat", *argv, "--max_new_tokens", "6"]) == code
+        told = capsys.readouterr()
+        return told.out if code == 0 else told.err
+
+    return run
+
+
+def answers(out, name):
+    return [part.partition("\n")[0] for part in out.split(f"{name}> ")[1:]]
+
+
+def test_piped_through_a_real_pipe(model):
+    command = [sys.executable, "-m", "lfu.cli", "chat", model, "--max_new_tokens", "4"]
+    told = subprocess.run(command, input="hello\n\nagain\n", capture_output=True, text=True, timeout=240)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("you> ") == told.stdout.count("model> ") == 2
+    assert "Traceback" not in told.stderr
+
+
+def test_the_untouched_answer_is_the_base_models(talk, model, adapter):
+    both = talk(["hello", "and now?"], adapter, "--beside")
+    tuned, untouched = (answers(both, name) for name in ("tuned", "untouched"))
+    assert len(tuned) == len(untouched) == 2
+    assert tuned != untouched
+    assert untouched == answers(talk(["hello", "and now?"], model), "model")
+    assert tuned == answers(talk(["hello", "and now?"], adapter), "model")
+    assert both == talk(["hello", "and now?"], adapter, "--beside", model)
+    assert untouched == answers(talk(["hello", "and now?"], model, "--beside", model), "untouched")
+
+
+def test_commands(talk, model):
+    out = talk(["hello", "/new", "hello", "/what", "/quit", "never asked"], model)
+    first, second = answers(out, "model")
+    assert first == second  # a new conversation knows nothing of the one before
+    assert "(a new conversation)" in out
+    assert chat.HELP in out
+    assert "never asked" not in out
+
+
+def test_ctrl_c_stops_one_answer(talk, model, monkeypatch):
+    generate, count = chat.Speaker._generate, []
+
+    def stopped(self, ids, show):
+        count.append(len(ids))
+        if len(count) == 1:
+            show("half an ans")
+            raise KeyboardInterrupt
+        generate(self, ids, show)
+
+    monkeypatch.setattr(chat.Speaker, "_generate", stopped)
+    out = talk(["one", "two"], model)
+    assert "model> half an ans (stopped)\n" in out
+    assert len(answers(out, "model")) == 2
+    assert count[1] > count[0]  # the conversation goes on, with the half answer in it
+
+
+def test_drawn_answers_follow_the_seed(talk, model):
+    draw = lambda seed: talk(["hello"], model, "--temperature", "5", "--seed", seed)
+    assert draw("1") == draw("1") != draw("2")
+
+
+def test_a_conversation_longer_than_the_model_can_read_forgets_its_beginning(model):
+    given = chat._parser().parse_args([model, "--max_new_tokens", "100", "--system", "Be brief."])
+    speaker = chat._speakers(given)[0]
+    for number in range(30):
+        speaker.turns.append({"role": "user", "content": f"question {number} " + "x" * 100})
+        speaker.turns.append({"role": "assistant", "content": "y" * 50})
+    speaker.turns.append({"role": "user", "content": "the last one"})
+    text = speaker.tokenizer.decode(speaker._ids())
+    assert len(speaker._ids()) <= 2048 - 100
+    assert "Be brief." in text
+    assert "the last one" in text
+    assert "question 0 " not in text
+    assert "question 29 " in text
+
+
+def test_a_model_without_chat_template_is_asked_as_it_was_trained(tmp_path, talk):
+    from tiny_folder import save_model
+
+    bare = save_model(tmp_path / "bare", chat=False)
+    speaker = chat._speakers(chat._parser().parse_args([bare]))[0]
+    speaker.turns = [{"role": "user", "content": "Why?"}]
+    assert "### Instruction:\nWhy?" in speaker.tokenizer.decode(speaker._ids())
+    assert len(answers(talk(["hello"], bare), "model")) == 1
+
+
+def test_side_by_side_in_a_terminal_of_80_columns(talk, adapter, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
+    out = talk(["hello"], adapter, "--beside")
+    last = out[out.rindex("tuned") :]
+    assert "untouched" in last
+    assert "┃" in last or "│" in last
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--beside"], "is a full model and names no base"),
+        (["--temperature", "-1"], "--temperature must be at least 0"),
+    ],
+)
+def test_bad_flags_are_one_line(talk, model, argv, told):
+    err = talk([], model, *argv, code=2)
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_no_such_model_is_one_line(talk):
+    assert "does not exist" in talk([], "./nowhere", code=2)
