@@ -70,6 +70,9 @@ class Board(Live):
             if value is not None:
                 self.curves.setdefault(name, []).append(float(value))
 
+    def left(self) -> str:
+        return self.clock.left()
+
     def ends(self) -> None:
         self.clock.ends()
 
@@ -79,7 +82,10 @@ class Board(Live):
         head = Table.grid(expand=True)
         head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         head.add_column(justify="right", no_wrap=True)
-        head.add_row(Text(self.title, style="bold"), Text(self.clock.left(), style="dim"))
+        head.add_row(
+            Text(self.title, style="bold"),
+            Text(self.clock.left() or "time left: known once training has begun", style="dim"),
+        )
         bar = Table.grid(expand=True, padding=(0, 1))
         bar.add_column(ratio=1)
         bar.add_column(justify="right", no_wrap=True)
@@ -165,8 +171,8 @@ class Clock:
         return [*training, *([("measuring", items)] if task.level == "full" else [])]
 
     def left(self) -> str:
-        """`about 2 min left`, or when it will be known."""
+        """`about 2 min left`; empty while it is not known."""
         seconds = self.seconds()
         if seconds is None:
-            return "time left: known once training has begun"
+            return ""
         return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"

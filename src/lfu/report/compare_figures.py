@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
 from lfu.report.compare_text import value
-from lfu.report.probe_figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, shorter
+from lfu.report.probe_figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, row_names, shorter
 from lfu.study.kinds import KINDS
 
 NAME = 22  # letters of a label
@@ -238,12 +238,8 @@ def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> F
                 axis.plot([min(values), max(values)], [y, y], color=colour, lw=1, alpha=0.5, zorder=1)
                 axis.plot(values, [y] * len(values), "o", mfc="none", mec=colour, mew=1.4, ms=5, zorder=3)
                 axis.plot(fmean(values), y, "|", color=colour, ms=9, mew=2.2, zorder=2)
-        axis.set_yticks(range(len(found)), [shorter(label, NAME) for label in found])
-        axis.set_ylim(len(found) - 0.5, -0.5)
-        axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x", color=GRID, lw=0.8)
-        axis.set_axisbelow(True)
-        axis.set_title("One circle a wording of the prompt, one line a seed")
+        row_names(axis, [shorter(label, NAME) for label in found])
+        axis.set_title("One circle for each wording of the prompt, one line for each seed")
         axis.set_xlabel(what)
 
     told = "; ".join(

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure as Picture
 
 from lfu.report.blocks import Figure, Heading, Paragraph, Table, View
-from lfu.report.probe_figures import GRID, draw, finish, legend, line, look, shorter
+from lfu.report.probe_figures import GRID, draw, finish, legend, line, look, row_names, shorter
 from lfu.report.probe_text import estimate
 
 
@@ -134,11 +134,7 @@ def _kinds_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figu
                 heights, [found.get(name, 0.0) for name in names], height=0.9 * thickness, color=style[label]["color"],
                 label=shorter(label),
             )  # fmt: skip
-        axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
-        axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x", color=GRID, lw=0.8)
-        axis.set_axisbelow(True)
+        row_names(axis, names)
         axis.set_title("Weights: distance by kind of module")
         axis.set_xlabel("distance, % of the norm")
         legend(axis)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from lfu.report.blocks import Block, Figure, Heading, Items, Paragraph, Table, View
-from lfu.report.probe_figures import GRID, PALETTE, draw, look, shorter
+from lfu.report.probe_figures import draw, look, row_names, shorter
 from lfu.report.probe_text import and_, estimate, number, p_value, sign
 
 SMALL = 400  # items: below, the 95 % interval of a share is up to 10 points wide and more
@@ -201,15 +201,7 @@ def _dots(axis: Axes, tasks: Sequence[str], values: Mapping[str, Any], style: Ma
             axis.plot([low, high], [y, y], color=colour, lw=2.4, solid_capstyle="butt", zorder=3)
             axis.plot(value, y, "o", color=colour, ms=7, zorder=4)
         axis.plot([], [], "o-", color=colour, label=shorter(label))
-    axis.set_yticks(range(len(tasks)), [shorter(name) for name in tasks])
-    axis.set_ylim(len(tasks) - 0.4, -0.6)
-    axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", color=GRID, lw=0.8)
-    axis.set_axisbelow(True)
-    if base:
-        axis.axvline(0, color=PALETTE[0], lw=1.4, zorder=1)
-        axis.set_xlabel("← worse      change, percentage points      better →")
-    else:
-        axis.set_xlabel("score, %")
+    row_names(axis, [shorter(name) for name in tasks], zero=bool(base))
+    axis.set_xlabel("← worse      change, percentage points      better →" if base else "score, %")
     if len(values) > 1:
         axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))

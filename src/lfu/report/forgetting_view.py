@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Block, Figure, Heading, Items, Paragraph, Table, View
-from lfu.report.probe_figures import GAINED, GRID, LOST, PALETTE, draw, shorter
+from lfu.report.probe_figures import GAINED, LOST, PALETTE, draw, row_names, shorter
 from lfu.report.probe_text import estimate, number, p_value, sign
 
 MOST_ITEMS = 200  # to read on the page; record.json has them all
@@ -140,7 +140,7 @@ def _bars(axis: Axes, changes: Mapping[str, Any]) -> None:
         axis.plot(net["value"], height + 0.3, "o", color="#111827", ms=7, zorder=4)
         reach = max(reach, f["lost"], f["gained"], -net["low"], net["high"])
     axis.set_xlim(-1.18 * reach, 1.18 * reach)
-    _rows(axis, list(changes))
+    row_names(axis, [shorter(label) for label in changes], zero=True)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.xaxis.set_major_formatter(lambda value, place: f"{abs(value):.0f}")
     axis.set_title("Questions")
@@ -162,15 +162,6 @@ def _whiskers(axis: Axes, texts: Mapping[str, Any]) -> None:
         ends += [low, high]
     margin = 0.25 * (max(ends) - min(ends) or 1.0)
     axis.set_xlim(max(ends) + margin, min(ends) - margin)  # turned round
-    _rows(axis, [""] * len(texts))
+    row_names(axis, [""] * len(texts), zero=True)
     axis.set_title("Perplexity of plain text")
     axis.set_xlabel("← worse      change, %      better →")
-
-
-def _rows(axis: Axes, labels: list[str]) -> None:
-    axis.set_yticks(range(len(labels)), [shorter(label) for label in labels])
-    axis.set_ylim(len(labels) - 0.4, -0.6)  # the first on top
-    axis.tick_params(axis="y", length=0)
-    axis.axvline(0, color=PALETTE[0], lw=1.4, zorder=1)
-    axis.grid(axis="x", color=GRID, lw=0.8)
-    axis.set_axisbelow(True)

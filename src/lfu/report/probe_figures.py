@@ -80,6 +80,17 @@ def finish(axis: Axes, title: str, x: str, y: str, *, whole: bool = True) -> Non
         axis.set_xlim(left=0.4)  # layers are numbered from 1
 
 
+def row_names(axis: Axes, labels: Sequence[str], *, zero: bool = False) -> None:
+    """A name for each row of the y axis, the first on top, and a grid for the x axis; with a line at zero if wanted."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color=GRID, lw=0.8)
+    axis.set_axisbelow(True)
+    if zero:
+        axis.axvline(0, color=PALETTE[0], lw=1.4, zorder=1)
+
+
 def legend(axis: Axes) -> None:
     """A legend where it covers least."""
     axis.legend(frameon=False, fontsize=10)

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure as Picture
 
 from lfu.report.blocks import Block, Figure, Heading, Items, Paragraph, Table, View
-from lfu.report.probe_figures import GRID, draw, look, shorter
+from lfu.report.probe_figures import draw, look, row_names, shorter
 from lfu.report.probe_text import estimate, number, sign
 
 # metric -> (name, unit, factor to that unit, form)
@@ -123,11 +123,7 @@ def _picture(results: Mapping[str, Any], metric: str) -> Figure:
             axis.plot(mean["value"], height + 0.26, "D", color=colour, ms=7, zorder=3)
             up = [0.07 * values[:i].count(value) for i, value in enumerate(values)]  # equal ones are piled up
             axis.plot(values, [height - u for u in up], "o", mfc="none", mec=colour, mew=1.8, ms=9, zorder=3)
-        axis.set_yticks(range(len(spreads)), [shorter(label) for label in spreads])
-        axis.set_ylim(len(spreads) - 0.5, -0.6)  # the first on top
-        axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x", color=GRID, lw=0.8)
-        axis.set_axisbelow(True)
+        row_names(axis, [shorter(label) for label in spreads])
         axis.set_title("One dot a template")
         better = "better →" if metric == "accuracy" else "← better"
         axis.set_xlabel(f"{name}, {unit}   {better}")

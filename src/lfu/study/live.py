@@ -23,5 +23,9 @@ class Live:
     def logged(self, step: int, logs: Mapping[str, Any]) -> None:
         """What the trainer logged after a step."""
 
+    def left(self) -> str:
+        """How long the tasks after this one will take, if that is known."""
+        return ""
+
     def ends(self) -> None:
         """The last stage of a run is over."""

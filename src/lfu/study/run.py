@@ -10,8 +10,9 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ def work(study: Study) -> None:
         KeyboardInterrupt: what is finished is kept.
         OSError: the folder can't be written.
     """
-    clock = _Clock()
     environment.note(study.folder, study.environment)
     with quiet_libraries(), _imports_out_of_the_way():
         while True:
@@ -53,14 +53,14 @@ def work(study: Study) -> None:
             if not todo:
                 return
             study.live.tasks(todo)
-            if not any(_try(study, task, clock.left(plan, todo)) for task in todo):
-                time.sleep(WAIT)  # all of them are held by others
-            else:
-                clock.tick()
+            ahead = partial(_ahead, study, plan, todo)
+            if any(_try(study, task, ahead) for task in todo):
                 _drop_losers(study)
+            else:
+                time.sleep(WAIT)  # all of them are held by others
 
 
-def _try(study: Study, task: Task, left: str) -> bool:
+def _try(study: Study, task: Task, ahead: Callable[[], str]) -> bool:
     """Does the task if no other process has it. False: another one does."""
     place = study.shelf(task.run)
     with place.held() as ours:
@@ -76,13 +76,13 @@ def _try(study: Study, task: Task, left: str) -> bool:
             return True
         place.mark()
         try:
-            _perform(study, task, place, left)
+            _perform(study, task, place, ahead)
         finally:
             place.unmark()
     return True
 
 
-def _perform(study: Study, task: Task, place: Place, left: str) -> None:
+def _perform(study: Study, task: Task, place: Place, ahead: Callable[[], str]) -> None:
     run, phase, start = task.run, "setting up", time.monotonic()
     try:
         place.begin(_config_record(study, run))
@@ -93,7 +93,7 @@ def _perform(study: Study, task: Task, place: Place, left: str) -> None:
         if task.level != "timing":
             phase = "measuring"
             _measure(study, task, place)
-        study.say(_done(task, place, trained - start, time.monotonic() - trained, left))
+        study.say(_done(task, place, trained - start, time.monotonic() - trained, ahead()))
     except Exception as error:  # whatever it is, the other runs go on; KeyboardInterrupt is no Exception
         if isinstance(error, OSError) and not isinstance(error, UserError) and error.errno == 28:
             raise  # no space left: nothing can go on
@@ -309,23 +309,9 @@ def _done(task: Task, place: Place, training: float, measuring: float, left: str
     return f"{_name(task.run)}: {', '.join(parts) or 'done'}; {left}"
 
 
-class _Clock:
-    """How long the rest takes, by the mean of the runs so far."""
-
-    def __init__(self) -> None:
-        self.start, self.done = time.monotonic(), 0
-
-    def tick(self) -> None:
-        self.done += 1
-
-    def left(self, plan: Plan, todo: Sequence[Task]) -> str:
-        more = "" if plan.whole else " or more"
-        count = len(todo) - 1
-        if not count:
-            return "the last one" if plan.whole else "more may follow"
-        guess = f", about {_duration((time.monotonic() - self.start) / self.done * count)}" if self.done > 1 else ""
-        return f"{count}{more} to go{guess}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+def _ahead(study: Study, plan: Plan, todo: Sequence[Task]) -> str:
+    """How much follows the first of `todo`."""
+    if len(todo) < 2:
+        return "the last one" if plan.whole else "more may follow"
+    left = study.live.left()
+    return f"{len(todo) - 1}{'' if plan.whole else ' or more'} to go{f', {left}' if left else ''}"

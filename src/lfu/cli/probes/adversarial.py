@@ -216,7 +216,9 @@ class Probe:
     def _fit(
         self, title: str, model: Any, tokenizer: Any, data: Any, config: Any, more: Any, on_step: Any = None
     ) -> Any:
-        with phase(title, training.steps_in(config, len(data))) as tick:
+        from lfu.study.build import steps_of
+
+        with phase(title, steps_of(config, len(data))) as tick:
 
             def step(n: int, current: Any) -> None:
                 tick(1)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lfu.cli.probes.progress import quiet_loading
 from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.support.quiet import quiet_libraries
 
 T = TypeVar("T")
 
@@ -114,7 +114,7 @@ def with_model(name: str, given: argparse.Namespace, work: Callable[[Any, Any], 
 
     gpu = torch.cuda.is_available()
     dtype = given.dtype or ("auto" if gpu else "float32")
-    with quiet_loading():
+    with quiet_libraries():
         model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=given.trust_remote_code)
     with value_errors_are_the_users():
         return work(model.to("cuda") if gpu else model, tokenizer)

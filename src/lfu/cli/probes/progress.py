@@ -36,17 +36,3 @@ def phase(title: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(escape(title), total=total)
         yield lambda count: bar.advance(task, count)
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """transformers' own bars, one per file of weights, are off inside."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lfu.support.errors import UserError, one_line
+from lfu.support.quiet import quiet_libraries
 
 OnStep = Callable[[int, Any], None]  # (steps taken, the model as it is then)
 # What a probe says itself, so that every method of it is trained on the same rows in the same order.
@@ -136,14 +135,6 @@ def described(config: Any, model_arguments: Any) -> dict[str, Any]:
     return plain_values | {"trained": adapter if model_arguments.use_peft else "all weights"}
 
 
-def steps_in(config: Any, rows: int) -> int:
-    """Optimizer steps of a training on so many rows, on one device."""
-    if config.max_steps > 0:
-        return config.max_steps
-    batches = math.ceil(rows / config.per_device_train_batch_size)
-    return math.ceil(config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps))
-
-
 def training_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, template: str) -> Any:
     """`{"question", "answer"}` rows as `lfu train` would train on them."""
     from datasets import Dataset
@@ -151,7 +142,7 @@ def training_rows(rows: Sequence[Mapping[str, Any]], tokenizer: Any, template: s
     from lfu.data.templates import to_training_rows
 
     pairs = [{"question": row["question"], "answer": row["answer"]} for row in rows]
-    with _quiet_data():
+    with quiet_libraries():
         return to_training_rows(Dataset.from_list(pairs), template=template, tokenizer=tokenizer)
 
 
@@ -186,7 +177,7 @@ def fit(
     from lfu.training.advice import LfUAdvice
 
     set_seed(config.seed)  # before PEFT draws the adapter
-    with _quiet_data(), warnings.catch_warnings(record=True) as heard:
+    with quiet_libraries(), warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", LfUAdvice)
         trainer = LfUTrainer(
@@ -203,20 +194,6 @@ def fit(
 def scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder for what a trainer insists on having one for; nothing stays in it."""
     return tempfile.TemporaryDirectory(prefix="lfu-probe-")
-
-
-@contextmanager
-def _quiet_data() -> Iterator[None]:
-    """datasets' own bars, one per step of the preparation, are off inside."""
-    import datasets
-
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _callback(on_step: OnStep) -> Any:
