@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-use_graphs = True  # false once capturing has failed on this machine, or where the user says so
+use_graphs = True  # false once capturing has failed three times, or where the user says so
+failures = 0
 
 
 def repeat(update: Callable[[], None], times: int, state: Sequence[torch.Tensor]) -> None:
@@ -17,7 +18,7 @@ def repeat(update: Callable[[], None], times: int, state: Sequence[torch.Tensor]
         update: reads and writes tensors alone: no value of it reaches Python.
         state: every tensor that it changes; they are put back after the trial updates that a capture needs.
     """
-    global use_graphs
+    global use_graphs, failures
     done = 0
     if state[0].is_cuda and times > 8 and use_graphs:
         kept = [t.detach().clone() if t.any() else None for t in state]  # most of it is zero at the start
@@ -25,7 +26,8 @@ def repeat(update: Callable[[], None], times: int, state: Sequence[torch.Tensor]
             graph = _captured(update)
         except RuntimeError as error:
             print(f"no CUDA graph ({str(error).splitlines()[0]}): going on without", file=sys.stderr, flush=True)
-            use_graphs, graph = False, None
+            failures += 1
+            use_graphs, graph = failures < 3, None
             torch.cuda.synchronize()
         with torch.no_grad():
             for t, old in zip(state, kept):
