@@ -29,6 +29,18 @@ def small() -> list[Setting]:
     ]  # fmt: skip
 
 
+def sizes() -> list[Setting]:
+    """What matters most of the study, for models of another size (`--width`)."""
+    found = [
+        *_surface((16, 64), slice(1, 2)),
+        *_at((16, 64), (1e-3,), *_each("pull", (0.003, 0.01, 0.03)), *_each("share", (0.3, 0.6, 1.2))),
+        *_at((16, 64), (5e-4, 1e-3), dict(auxiliary="own", strength=0.5)),
+        *_surface((16, 64), slice(2, 3), RATES[1:5]),
+        *_surface((16, 64), slice(0, 1), RATES[3:]),
+    ]
+    return list(dict.fromkeys(found))
+
+
 def study() -> list[Setting]:
     """The study of docs/results.md: what decides most comes first, so that any part of it is of use."""
     found = dict.fromkeys(setting for part in PARTS for setting in part())
@@ -140,4 +152,4 @@ PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
     _long,
     lambda: _surface((16, 64), slice(0, 1), RATES[:2]),
 )
-PLANS: dict[str, Callable[[], list[Setting]]] = {"small": small, "study": study}
+PLANS: dict[str, Callable[[], list[Setting]]] = {"small": small, "sizes": sizes, "study": study}
