@@ -36,7 +36,10 @@ def run(argv: list[str]) -> int:
         elif prompt.startswith("/"):
             print(f"({HELP})")
         elif prompt:
-            _answer(prompt, speakers)
+            try:
+                _answer(prompt, speakers)
+            except KeyboardInterrupt:  # between two answers
+                print(" (stopped)")
     return 0
 
 
@@ -143,12 +146,12 @@ class Speaker:
 
     def answer(self, prompt: str, show: Callable[[str], None]) -> bool:
         """Answers into `show`, piece by piece, and remembers it. False if the user stopped it."""
-        from transformers import set_seed
+        import torch
 
         self.turns.append({"role": "user", "content": prompt})
         heard: list[str] = []
-        set_seed(self.given.seed)
         try:
+            torch.manual_seed(self.given.seed)
             with self.around():
                 self._generate(self._ids(), lambda piece: (heard.append(piece), show(piece)))
         except KeyboardInterrupt:
