@@ -4,7 +4,7 @@
     lfu compare --preset peft-metamath                                     # on one large GPU
     python scripts/peft_metamath.py form runs/peft-metamath/record.json    # accuracy, forgetting, memory, time
 
-Rows and settings follow PEFT's: query template, texts of at most 1,300 characters, 5,000 steps of 4 rows, AdamW at 1e-4.
+Rows and settings follow PEFT's: query template, texts of at most 1,300 characters, 5,000 steps of 4 rows, AdamW, 1e-4.
 Two things differ: rows are not sorted into buckets by length, and forgetting is measured on the Wikipedia texts that
 `rows` writes, not on PEFT's. So compare within one table, and with PEFT's LoRA through the `sft` row here.
 """

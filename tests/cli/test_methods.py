@@ -21,6 +21,7 @@ NEEDS = {
     "wise": "--method_args wise.alpha=0.5",
     "lines": "--method_args lines.alpha=0.5",
     "stm": "--method_args stm.threshold=1000",
+    "ewc": "--method_args ewc.texts=4,ewc.tokens=4",
     "anchor": "--method_args anchor.texts=4,anchor.tokens=4",
 }
 # (method, theta) -> a word of the one line that refuses it.
@@ -29,6 +30,8 @@ REFUSED: dict[tuple[str, str], str] = {
     ("lines", "dora"): "not linear",
     ("corda", "full"): "adapter",
     ("oft", "full"): "adapter",
+    ("ewc", "lora"): "single weights",
+    ("ewc", "dora"): "single weights",
     ("oft", "dora"): "use_dora",
     ("osf", "full"): "adapter",
     ("osf", "dora"): "use_dora",

@@ -58,12 +58,14 @@ class L2SP(Method):
         with suppress(TypeError, ValueError):
             self.weight = float(self.weight)
         if not (isinstance(self.weight, float) and math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"l2sp.weight must be auto or a finite number >= 0, got {self.weight!r}")
+            raise ValueError(f"{self.name}.weight must be auto or a finite number >= 0, got {self.weight!r}")
 
     def setup(self, trainer: Any) -> None:
         refuse_sharding(trainer, self.name)
         if self.weight == "auto" and trainer.accelerator.scaler is not None and not trainer.args.max_grad_norm:
-            raise ValueError("l2sp.weight=auto in float16 reads unscaled gradients: set max_grad_norm, or use bf16")
+            raise ValueError(
+                f"{self.name}.weight=auto in float16 reads unscaled gradients: set max_grad_norm, or use bf16"
+            )
         self._pairs = lora_pairs(trainer.anatomy)
         for pair in self._pairs:
             if pair.variant not in (None, "Dora"):
@@ -82,7 +84,7 @@ class L2SP(Method):
         if self.weight == "auto" or self.decoupled:
             return loss
         distance = self.squared_distance().to(loss.device)
-        batch.trainer.log_metric("l2sp/squared_distance", float(distance.detach()))
+        batch.trainer.log_metric(f"{self.name}/squared_distance", float(distance.detach()))
         return loss + 0.5 * float(self.weight) * self._fall(batch.trainer.state) * batch.share * distance
 
     def before_update(self, trainer: Any) -> None:
@@ -103,7 +105,18 @@ class L2SP(Method):
         for p, pull in pulls:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad.add_(pull().to(p.grad.dtype), alpha=weight)
-        trainer.log_metric("l2sp/weight", weight)
+        trainer.log_metric(f"{self.name}/weight", weight)
+
+    def stretched(self, p: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """The pull on a plain parameter that has changed by `change`: in the metric of the distance."""
+        return change
+
+    def _part(self, p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        change = wide(p) - wide(start)
+        return (self.stretched(p, change) * change).sum()
+
+    def _pull(self, p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+        return self.stretched(p, wide(p.detach()) - wide(start))
 
     def _fall(self, state: Any) -> float:
         return 1.0 if self.schedule == "constant" else 1 - state.global_step / max(state.max_steps, 1)
@@ -116,7 +129,7 @@ class L2SP(Method):
             half = 0.5 * pair.scaling**2 * lora_squared_distance(pair.A, pair.B, *start)
             found = torch.autograd.grad(half, trained)
             pulls += [(factor, partial(lambda g: g, g)) for factor, g in zip(trained, found)]
-        return pulls + [(p, partial(_change, p, start)) for p, start in self._plain]
+        return pulls + [(p, partial(self._pull, p, start)) for p, start in self._plain]
 
     @torch.no_grad()
     def _draw_back(self, trainer: Any, done: float) -> None:
@@ -124,12 +137,12 @@ class L2SP(Method):
         moved = [(pair.B, start) for pair, (_, start) in zip(self._pairs, self._factor_starts)] + self._plain
         weight = self.weight
         if weight == "auto":
-            length = _length(partial(_change, p, start) for p, start in moved)
+            length = _length(partial(self._pull, p, start) for p, start in moved)
             weight = self.share * done * math.sqrt(sum(p.numel() for p, _ in moved)) / length if length > 0 else 0.0
         weight = float(weight) * self._fall(trainer.state)
         for p, start in moved:
-            p.sub_((_change(p, start) * weight * trainer.optimizer.param_groups[0]["lr"]).to(p.dtype))
-        trainer.log_metric("l2sp/weight", weight)
+            p.sub_((self._pull(p, start) * weight * trainer.optimizer.param_groups[0]["lr"]).to(p.dtype))
+        trainer.log_metric(f"{self.name}/weight", weight)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"gradients": self._gradients.clone()} if self.weight == "auto" else {}
@@ -145,8 +158,7 @@ class L2SP(Method):
         ]
         # recomputed in the backward, lest all differences stay in memory until then
         parts += [
-            checkpoint(_squared_distance, p, start, use_reentrant=False, preserve_rng_state=False)
-            for p, start in self._plain
+            checkpoint(self._part, p, start, use_reentrant=False, preserve_rng_state=False) for p, start in self._plain
         ]
         return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
@@ -168,15 +180,7 @@ def lora_squared_distance(A: torch.Tensor, B: torch.Tensor, A0: torch.Tensor, B0
     return product_norm2(torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0], dim=0))
 
 
-def _squared_distance(p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    return (wide(p) - wide(start)).square().sum()
-
-
 def _length(pulls: Iterable[Callable[[], torch.Tensor]]) -> float:
     """The norm over all of them together; one is there at a time."""
     norms = [torch.linalg.vector_norm(pull()) for pull in pulls]
     return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
-
-
-def _change(p: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    return wide(p.detach()) - wide(start)
