@@ -30,3 +30,13 @@ def test_no_two_settings_look_alike():
     colours, markers = len(PALETTE) - 1, len(MARKERS)
     assert len(set(MARKERS)) == markers
     assert len({(number % colours, number % markers) for number in range(100)}) == 100  # in a scatter
+
+
+def test_what_was_forgotten_on_the_way_is_a_mean_over_the_seeds():
+    reading = lambda step, lost, rise: {"step": step, "net_lost": lost, "prose_rise": rise}
+    seeds = {0: [reading(4, 0.1, 0.5), reading(8, 0.2, 1.0)], 1: [reading(4, 0.1, 0.0), reading(8, 0.0, 0.5)]}
+    mode = {"forgetting": {"sft": seeds, "gem": {0: []}}}  # GEM was trained before it was asked for
+    picture = figures.forgetting({"settings": {"sft": {}, "gem": {}}}, mode, "forgetting")
+    assert picture is not None
+    assert picture.alt == "at the last step: sft: +10.0 % of known answers lost, prose +0.750 nats"
+    assert figures.forgetting({"settings": {}}, {"forgetting": {"gem": {0: []}}}, "forgetting") is None
