@@ -38,8 +38,8 @@ from lfu.model.loading import load_model  # noqa: E402
 from lfu.support.files import dump_json, write_text  # noqa: E402
 
 # What a method can't do without. The rewriting, mixing and calibrating itself is not timed.
-ARGS = {"wise": "wise.alpha=0.5", "lines": "lines.alpha=0.5"}
-BEFORE_TRAINING = ("sdft", "replay", "im", "stm")  # they change the rows alone: a step on the same tokens is SFT's
+ARGS = {"wise": "wise.alpha=0.5", "lines": "lines.alpha=0.5", "anchor": "anchor.texts=4", "ewc": "ewc.texts=4"}
+BESIDE_TRAINING = ("sdft", "replay", "im", "stm", "lines")  # they change rows or the result: a step is SFT's
 
 
 def trainer_of(method: str, theta: str, model_name: str, folder: Path) -> LfUTrainer:
@@ -114,7 +114,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for theta in options.theta:
             sft = trainer_of("sft", theta, options.model, Path(folder))
             for name in options.methods:
-                steps_as_sft = name in BEFORE_TRAINING
+                steps_as_sft = name in BESIDE_TRAINING
                 ratio[name][theta] = (
                     1.0 if steps_as_sft or name == "sft" else ratio_of(name, theta, sft, options, Path(folder))
                 )

@@ -148,7 +148,7 @@ def _scored(model: Any, written: list[tuple[Ids, list[bool]]], pad: int, top: in
         ids[row, : len(text)], mask[row, : len(text)] = line, 1
         labels[row, : len(text)] = line.where(torch.tensor(own), -100)
     tops, log_ps = [], []
-    for some, there in zip(ids.split(AT_A_TIME // 4), mask.split(AT_A_TIME // 4)):
+    for some, there in zip(ids.split(1), mask.split(1)):  # logits of all would be large
         inputs = {"input_ids": some.to(model.device), "attention_mask": there.to(model.device), "use_cache": False}
         log_p = wide(with_logits(model, **inputs).logits).log_softmax(-1)
         best = log_p.topk(min(top, log_p.shape[-1]), dim=-1)
