@@ -53,7 +53,7 @@ def test_a_model_that_does_not_move_forgets_nothing(name, tmp_path):
     for entry in rest:
         assert (entry["forgetting/lost"], entry["forgetting/gained"]) == (0, 0)
         assert entry["forgetting/kept"] == first["forgetting/known"] > 0
-        assert entry["forgetting/prose_rise"] == entry["forgetting/kl"] == entry["forgetting/forgotten"] == 0
+        assert entry["forgetting/prose_rise"] == entry["forgetting/kl"] == entry["forgetting/net_lost"] == 0
 
 
 def test_figures_reach_every_tracker_once_and_flags_stay(tmp_path):

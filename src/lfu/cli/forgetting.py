@@ -81,7 +81,7 @@ def curve(callback: ForgettingCallback) -> None:
     console = Console()
     console = Console(width=min(80, console.width) if console.is_terminal else 80, highlight=False)
     table = Table(title="Forgetting", title_justify="left", box=None, pad_edge=False)
-    columns = ["step", "lost", "gained", "forgotten", "prose, nats", "KL, nats", "prose: rise"]
+    columns = ["step", "lost", "gained", "net lost", "prose, nats", "KL, nats", "prose: rise"]
     for name in columns:
         table.add_column(name, justify="left" if name == columns[-1] else "right", no_wrap=True)
     most = max([abs(r.figures["prose_rise"]) for r in readings] + [callback.budget.get("prose", 0.0), 1e-9])
@@ -89,11 +89,11 @@ def curve(callback: ForgettingCallback) -> None:
         table.add_row(str(reading.step), *_cells(reading.figures), _bar(reading, most, callback.budget.get("prose")))
     console.print(table)
     known, items = (readings[-1].figures[name] for name in ("known", "items"))
-    console.print(f"Of {items} questions the untouched model knew {known}. Forgotten: (lost - gained) / known.")
+    console.print(f"Of {items} questions the untouched model knew {known}. Net lost: (lost - gained) / known.")
 
 
 def _cells(figures: dict[str, Any]) -> list[str]:
-    counts = [f"{figures['lost']}", f"{figures['gained']}", f"{figures['forgotten']:+.1%}"]
+    counts = [f"{figures['lost']}", f"{figures['gained']}", f"{figures['net_lost']:+.1%}"]
     return [*counts, f"{figures['prose_rise']:+.3f}", f"{figures['kl']:.4f}" if "kl" in figures else ""]
 
 

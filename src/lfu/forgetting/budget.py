@@ -62,7 +62,7 @@ def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str
 def spent(before: Answers, after: Answers, each: ItemSet) -> float:
     """How much of a set's measure is spent: net share of known questions, or nats per token."""
     figures = compare(before, Answers(after.chosen, after.nll), [each])
-    return next(value for name, value in figures.items() if name.endswith(("forgotten", "rise")))
+    return next(value for name, value in figures.items() if name.endswith(("net_lost", "rise")))
 
 
 def evidence(before: Answers, after: Answers, each: ItemSet, budget: float) -> float:

@@ -91,7 +91,7 @@ class _Cut:
 def compare(before: Answers, after: Answers, sets: Sequence[ItemSet]) -> dict[str, float]:
     """Figures of `after` against `before` on the items that both were asked, by the name that trackers see.
 
-    For questions: `items`, `known` (right before), `kept`, `lost`, `gained` and `forgotten`, (lost - gained) / known.
+    For questions: `items`, `known` (right before), `kept`, `lost`, `gained` and `net_lost`, (lost - gained) / known.
     For texts: `loss` (nats per token) and `rise` of it. `kl` on the text that the untouched model wrote. The built-in
     questions' figures carry no prefix, those of prose begin with `prose_`, those of a file with its name and a slash.
     """
@@ -122,5 +122,5 @@ def _questions(before: Answers, after: Answers, each: ItemSet) -> dict[str, floa
         "items": len(now),
         "known": known,
         **{name: counts[name] for name in ("kept", "lost", "gained")},
-        "forgotten": (counts["lost"] - counts["gained"]) / max(1, known),
+        "net_lost": (counts["lost"] - counts["gained"]) / max(1, known),
     }

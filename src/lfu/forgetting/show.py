@@ -30,7 +30,7 @@ def line(reading: Reading, budget: Mapping[str, float]) -> str:
     ]
     for name, value in f.items():
         own, _, figure = name.rpartition("/")
-        if own and figure in ("rise", "forgotten"):
+        if own and figure in ("rise", "net_lost"):
             parts.append(f"{own} {value:+.3f}" if figure == "rise" else f"{own} {value:.1%} forgotten")
     if reading.shown:
         parts.append(f"OVER BUDGET beyond the noise: {', '.join(reading.shown)}")

@@ -32,7 +32,7 @@ def blocks(results: Mapping[str, Any]) -> list[Block]:
 def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, dict[str, tuple[str, float]], str]]:
     """(title, y label, figure -> (label, factor), name in the budget) of each panel."""
     points = results["curve"]
-    shares = {"lost": ("lost", 1.0), "gained": ("gained", 1.0), "forgotten": ("net loss", 100.0)}
+    shares = {"lost": ("lost", 1.0), "gained": ("gained", 1.0), "net_lost": ("net loss", 100.0)}
     found = [
         ("Questions", "% of the known ones", shares, "questions"),
         ("Prose", "rise of the loss, nats", {"prose_rise": ("prose", 1.0)}, "prose"),
@@ -43,7 +43,7 @@ def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, dict[str, tuple[
         own, _, figure = name.rpartition("/")
         if own and figure == "rise":
             found.append((own, "rise of the loss, nats", {name: (own, 1.0)}, own))
-        elif own and figure == "forgotten":
+        elif own and figure == "net_lost":
             found.append((own, "% of the known questions", {name: ("net loss", 100.0)}, own))
     return found
 
@@ -80,7 +80,7 @@ def _table(points: Sequence[Mapping[str, Any]]) -> Table:
         rows.append(
             [
                 str(point["step"]), str(point["items"]), str(point["known"]), str(point["lost"]), str(point["gained"]),
-                number(-100 * point["forgotten"], "{:+.1f}"), number(point["prose_rise"], "{:+.3f}"), kl, over,
+                number(-100 * point["net_lost"], "{:+.1f}"), number(point["prose_rise"], "{:+.3f}"), kl, over,
             ]
         )  # fmt: skip
     columns = ["step", "questions", "known", "lost", "gained", "net, %", "prose, nats", "KL, nats", "over budget"]
