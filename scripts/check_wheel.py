@@ -13,17 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from borrowed import ROOT, clean, environment, pip_install
+
 SHORT = "--max_steps 1 --per_device_train_batch_size 2 --gradient_accumulation_steps 1"
 # What is typed -> a file that it must leave, or words that it must print.
 COMMANDS: list[tuple[str, str]] = [
     ("lfu --help", "compare"),
+    ("lfu doctor", "What is installed fits together."),
     ("lfu methods", "lfu_reps"),
     ("lfu methods gem", "2408.16673"),
     ("lfu recipes", "llama-3.1-8b"),
@@ -40,11 +40,6 @@ COMMANDS: list[tuple[str, str]] = [
 ]
 
 
-def clean() -> dict[str, str]:
-    """The environment without what leads Python to other trees."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-
-
 def build(folder: Path) -> Path:
     """The wheel of the working tree, in `folder`."""
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add its old files to the wheel
@@ -56,30 +51,23 @@ def build(folder: Path) -> Path:
 
 def install(wheel: Path, folder: Path) -> Path:
     """A new environment with the wheel, and this Python's other libraries; returns where its commands are."""
-    venv.create(folder, with_pip=True)
-    place = "Scripts" if os.name == "nt" else "bin"
-    python = folder / place / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, str(wheel)], check=True, env=clean())  # pip takes a tree on PYTHONPATH for installed
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = Path(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip())
-    # after its own, and without this Python's .pth files: an editable lfu stays out
-    (own / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python.parent
+    python = environment(folder)
+    pip_install(python, "--no-deps", str(wheel))
+    return Path(python).parent
 
 
 def use(commands: Path, here: Path) -> list[str]:
     """Runs everything in `here`; a line for each thing that failed."""
-    environment = clean() | {"HF_HUB_OFFLINE": "1", "LFU_CACHE": str(here / "cache")}
-    environment["PATH"] = f"{commands}{os.pathsep}{environment['PATH']}"
+    variables = clean() | {"HF_HUB_OFFLINE": "1", "LFU_CACHE": str(here / "cache")}
+    variables["PATH"] = f"{commands}{os.pathsep}{variables['PATH']}"
     where = [str(commands / "python"), "-c", "import lfu; print(lfu.__file__)"]
-    found = subprocess.run(where, cwd=here, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+    found = subprocess.run(where, cwd=here, env=variables, check=True, capture_output=True, text=True).stdout.strip()
     if not Path(found).is_relative_to(commands.parent):
         return [f"lfu was imported from {found}, not from the wheel"]
     failures = []
     for command, wanted in COMMANDS:
         started = time.monotonic()
-        done = subprocess.run(command.split(), cwd=here, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command.split(), cwd=here, env=variables, capture_output=True, text=True)
         good = done.returncode == 0 and (wanted in done.stdout or (here / wanted).exists())
         print(f"{'ok' if good else 'FAILED':6} {time.monotonic() - started:5.0f} s  {command}", flush=True)
         if not good:

@@ -12,18 +12,15 @@ fails.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 import time
-import venv
 import xml.etree.ElementTree as xml
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from borrowed import ROOT, clean, environment, install_this, pip_install
+
 CORE = (
     "tests/step/test_step.py",
     "tests/test_trainer.py",
@@ -60,10 +57,6 @@ class Result:
         return not self.trouble and self.failed == 0 and self.passed > 0
 
 
-def python_of(folder: Path) -> str:
-    return str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-
-
 def install(name: str, folder: Path) -> dict[str, str]:
     """The environment of a set, with this package in it; returns the versions there.
 
@@ -71,31 +64,18 @@ def install(name: str, folder: Path) -> dict[str, str]:
         subprocess.CalledProcessError: pip found no such set of versions; it says why.
         RuntimeError: installing this package changed the set.
     """
-    python = python_of(folder)
-    if not Path(python).exists():
-        venv.create(folder, with_pip=True)
-        own = subprocess.run(
-            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            check=True, capture_output=True, text=True,
-        ).stdout.strip()  # fmt: skip
-        # after its own, and without this Python's .pth files: an editable copy of this package stays out
-        Path(own, "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    wanted = SETS[name].split() or ["--upgrade", *SHOWN[1:]]
-    subprocess.run([*pip, *wanted], check=True)
-    before = versions_in(folder)
-    shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add its old files to the wheel
-    subprocess.run([*pip, f"{ROOT}[train]"], check=True)
-    # pip takes the same version for the same code: a kept environment would test yesterday's
-    subprocess.run([*pip, "--force-reinstall", "--no-deps", str(ROOT)], check=True)
-    if (after := versions_in(folder)) != before:
+    python = environment(folder)
+    pip_install(python, *(SETS[name].split() or ["--upgrade", *SHOWN[1:]]))
+    before = versions_in(python)
+    install_this(python, "[train]")
+    if (after := versions_in(python)) != before:
         raise RuntimeError(f"installing lfu-tuning changed the set: {before} became {after}")
     return after
 
 
-def versions_in(folder: Path) -> dict[str, str]:
+def versions_in(python: str) -> dict[str, str]:
     code = "import sys, importlib.metadata as m; print(*(m.version(n) for n in sys.argv[1:]))"
-    told = subprocess.run([python_of(folder), "-c", code, *SHOWN], check=True, capture_output=True, text=True)
+    told = subprocess.run([python, "-c", code, *SHOWN], check=True, capture_output=True, text=True)
     return dict(zip(SHOWN, told.stdout.split(), strict=True))
 
 
@@ -103,11 +83,11 @@ def run_tests(result: Result, folder: Path, tests: list[str]) -> None:
     """pytest in `folder`'s environment, one process; fills in the counts."""
     report = folder / "junit.xml"
     report.unlink(missing_ok=True)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [python_of(folder), "-m", "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=tests"]
+    variables = clean() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [environment(folder), "-m", "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=tests"]
     with (folder / "pytest.log").open("w") as log:
         done = subprocess.run(
-            [*command, f"--junitxml={report}", *tests], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            [*command, f"--junitxml={report}", *tests], cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
         )
     if not report.exists():
         result.trouble = f"pytest stopped with {done.returncode}, see {folder / 'pytest.log'}"
@@ -137,7 +117,6 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "ranges", help="where the environments are kept")
     parser.add_argument("--tests", nargs="+", default=list(CORE), help="default: the core of the suite")
     given = parser.parse_args()
-    os.environ.pop("PYTHONPATH", None)  # pip and the tests must see the installed copy, not somebody's source tree
     results = []
     for name in given.sets:
         result, folder = Result(name), given.folder.resolve() / name
