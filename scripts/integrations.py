@@ -55,14 +55,14 @@ TOOLS = {
         without_cuda_builds,
         ("-m", "axolotl.cli.train", "axolotl.yaml"),
         "runs/axolotl",
-        ("forgetting/prose", "lfu/consistency", "lfu/gradient_ratio"),
+        ("forgetting/prose_rise", "lfu/consistency", "lfu/gradient_ratio"),
     ),
     "llama-factory": Tool(
         "llamafactory==0.9.5",
         without_cuda_builds,
         ("llama_factory.py",),
         "runs/llama-factory",
-        ("forgetting/prose",),
+        ("forgetting/prose_rise",),
     ),
 }
 
