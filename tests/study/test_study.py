@@ -588,6 +588,22 @@ def test_a_process_has_one_gpu_of_those_that_there_are(listed, count, shares, mo
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == (shares[0] if count > 1 else listed)
 
 
+@pytest.mark.parametrize(("running", "threads"), [(0, 4), (1, 3), (9, 1)])
+def test_no_more_threads_than_idle_cores(running, threads, monkeypatch):
+    chosen: list[int] = []
+    monkeypatch.setattr(processes, "POLL", 0.0)
+    monkeypatch.setattr(processes, "running_tasks", lambda: running)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("torch.set_num_threads", chosen.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    processes.leave_busy_cores()
+    assert chosen == []  # who says how many has them
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    processes.leave_busy_cores()
+    assert chosen == [threads]
+
+
 class Job:
     """One of submitit's, done at once."""
 

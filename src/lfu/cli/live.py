@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lfu.study.live import Live
 from lfu.study.plan import Run, Task
+from lfu.support.words import duration
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 32  # points of a curve
@@ -173,6 +174,4 @@ class Clock:
     def left(self) -> str:
         """`about 2 min left`; empty while it is not known."""
         seconds = self.seconds()
-        if seconds is None:
-            return ""
-        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+        return "" if seconds is None else f"about {duration(seconds)} left"

@@ -127,14 +127,19 @@ def leave_busy_cores() -> None:
 
     if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
         return
-    busy = []
+    looks = []
     for _ in range(5):
-        try:  # the fourth word of loadavg: tasks that run now, this one among them, over all there are
-            busy.append(int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1)
-        except (OSError, ValueError, IndexError):
-            return
-        time.sleep(0.1)
-    torch.set_num_threads(max(1, torch.get_num_threads() - sorted(busy)[2]))
+        looks.append(running_tasks())
+        time.sleep(POLL / 5)
+    torch.set_num_threads(max(1, torch.get_num_threads() - sorted(looks)[2]))
+
+
+def running_tasks() -> int:
+    """How many tasks of the machine compute at this moment, this one aside; 0 where the system doesn't tell."""
+    try:  # the fourth word: tasks that run now, over all there are
+        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def keep_one_gpu() -> int:
