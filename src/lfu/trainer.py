@@ -39,6 +39,7 @@ from lfu.support.files import remove_unfinished
 from lfu.support.versions import mend_trl
 from lfu.training.advice import Advice, LfUAdvice
 from lfu.training.checkpoints import CheckpointError, newest
+from lfu.training.model_card import add_to_card
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering
 from lfu.undesirable.ascent import global_norm
 
@@ -323,6 +324,10 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         if state and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(state, folder / STATE_FILE)
+
+    def complete_card(self, card: Path) -> None:
+        """What was gained and forgotten so far, on the model card."""
+        add_to_card(card, self.state.log_history, self.args.method)
 
     def _method_state(self) -> dict[str, torch.Tensor]:
         return {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}

@@ -107,6 +107,10 @@ class SavesWhole(SFTTrainer):
             if (folder / "README.md").is_file():  # PEFT adds to the model card that is there
                 shutil.copy(folder / "README.md", work)
             super()._save(str(work), state_dict)
+            self.complete_card(work / "README.md")
+
+    def complete_card(self, card: Path) -> None:
+        """Adds to the model card that is being written, if there is one."""
 
     def create_model_card(self, *positional: Any, **named: Any) -> None:
         """TRL's, written whole."""
@@ -117,5 +121,6 @@ class SavesWhole(SFTTrainer):
             self.args.output_dir = str(work)
             try:
                 super().create_model_card(*positional, **named)
+                self.complete_card(work / "README.md")
             finally:
                 self.args.output_dir = folder

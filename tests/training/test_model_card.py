@@ -1,0 +1,63 @@
+"""The section of the model card on what was gained and forgotten."""
+
+from __future__ import annotations
+
+import json
+
+from datasets import Dataset
+from peft import LoraConfig
+from test_trainer import DATA, settings
+from tiny import tiny_model
+from tiny_folder import byte_tokenizer
+
+from lfu import ForgettingCallback, LfUConfig, LfUTrainer
+from lfu.training.model_card import BEGIN, add_to_card, section
+
+READING = {
+    "forgetting/known": 150, "forgetting/items": 307, "forgetting/lost": 5, "forgetting/gained": 2,
+    "forgetting/prose_loss": 3.05, "forgetting/prose_rise": 0.04, "step": 60,
+}  # fmt: skip
+
+
+def test_it_tells_what_was_measured():
+    history = [{"eval_loss": 2.5, "step": 15}, {"loss": 2.0, "step": 20}, READING, {"eval_loss": 1.25, "step": 60}]
+    told = section(history, "l2sp")
+    assert "`l2sp`" in told
+    assert "| loss on the evaluation rows, nats per token | 2.500 (step 15) | 1.250 |" in told
+    assert "| built-in questions answered rightly | 150 of 307 | 147 (5 lost, 2 gained) |" in told
+    assert "| loss on plain prose, nats per token | 3.010 | 3.050 (+0.040) |" in told
+    assert "not measured" not in told
+
+
+def test_it_says_that_nothing_was_measured():
+    assert "What the model forgot was not measured" in section([{"loss": 2.0, "step": 20}], "sft")
+
+
+def test_a_newer_section_takes_the_place_of_the_older(tmp_path):
+    card = tmp_path / "README.md"
+    add_to_card(card, [], "sft")
+    assert not card.exists()
+    card.write_text("---\nlicense: mit\n---\n# A model\n")
+    add_to_card(card, [], "sft")
+    card.write_text(card.read_text() + "\n## Added by hand\n")
+    add_to_card(card, [READING], "sft")
+    told = card.read_text()
+    assert told.startswith("---\nlicense: mit\n---\n# A model\n")
+    assert told.count(BEGIN) == 1
+    assert "150 of 307" in told
+    assert told.rstrip().endswith("## Added by hand")
+
+
+def test_a_saved_model_has_it(tmp_path):
+    config = settings(tmp_path, LfUConfig, method="sft", max_steps=2)
+    tokenizer = byte_tokenizer()
+    t = LfUTrainer(
+        model=tiny_model("llama", dtype=None, vocab_size=len(tokenizer)), args=config, processing_class=tokenizer,
+        train_dataset=Dataset.from_list(DATA["prompt_completion"]), peft_config=LoraConfig(target_modules=["q_proj"]),
+        callbacks=[ForgettingCallback(page=False)],
+    )  # fmt: skip
+    t.train()
+    t.save_model(str(tmp_path / "saved"))
+    t.create_model_card()
+    for card in (tmp_path / "saved" / "README.md", tmp_path / "README.md"):
+        assert "built-in questions answered rightly" in card.read_text(), json.dumps(t.state.log_history)
