@@ -12,7 +12,7 @@ help:
 	@echo "make soak    the slow tests (kill -9 over 50 runs, thousands of wrong inputs, DeepSpeed), then docs, wheel, ranges"
 	@echo "make study   methods on a small model trained from scratch: gain and forgetting, exactly (about half an hour, CPU)"
 	@echo "make bench   time, memory and arithmetic of a step beside SFT's, the naive one's and the floor"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy, and which room may import which (import-linter)"
 	@echo "make docs    the documentation site in site/, every link checked"
 	@echo "make wheel   build the wheel, and use it where there is no source tree"
 	@echo "make ranges  the core tests on the versions that axolotl, LLaMA-Factory and Unsloth pin (five environments, 1 GB)"
@@ -33,6 +33,7 @@ demo: $(READY)
 lint: $(READY)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@PYTHONPATH=src $(VENV)/bin/lint-imports --no-cache
 	@$(PY) -m mypy
 
 test: lint

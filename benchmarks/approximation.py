@@ -8,7 +8,7 @@ The built-in word problems; theta is a LoRA of r 8 on all linear layers, or all 
 the consistency alone (the step's, minus SFT's), beside the exact step's at the same weights: the cosine a micro-batch
 (the mean over those on which the form acts), and the cosine and the ratio of norms of the sums over a round, which is
 one pass over the micro-batches. The mean over rounds is shown. Of more than 2^24 weights a fixed sample of tensors
-counts (`lfu.step.strength.sample_of`).
+counts (`lfu.step.gradients.sample_of`).
 Time is processor time over SFT's of the same round, all forms in turn on each micro-batch; the median over rounds.
 
 With --train the exact step's gradient moves the weights after each micro-batch, so that a stale direction is as old as
@@ -34,8 +34,8 @@ from lfu import LfUStep
 from lfu.data.load import load_rows
 from lfu.data.templates import to_training_rows
 from lfu.model.loading import load_model
-from lfu.step.step import Record
-from lfu.step.strength import sample_of
+from lfu.step.gradients import sample_of
+from lfu.step.record import Record
 
 FORMS: dict[str, dict[str, Any]] = {
     "every=2": {"every": 2},

@@ -35,6 +35,7 @@ ORDER = {
     "performance.md": "Performance",
     "reliability.md": "Reliability",
     "families.md": "Model families",
+    "architecture.md": "Architecture",
     "api.md": "API",
     "contributing.md": "Contributing",
     "changelog.md": "Changelog",

@@ -21,7 +21,7 @@ from trl.models.activation_offloading import OffloadActivations
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
-from lfu.parallel.processes import refuse_launch
+from lfu.parallel.refusals import refuse_launch
 from lfu.trainer import STATE_FILE, _load_as_sft_trainer_does
 from lfu.training.advice import LfUAdvice
 

@@ -20,9 +20,11 @@ import torch
 from lfu import LfUStep
 from lfu.model.representations import answer_positions
 from lfu.model.rng import generators
+from lfu.step import consistency_pass
+from lfu.step.gradients import SplitGradients
 from lfu.step.pieces import Rows
-from lfu.step.step import Record, sft_loss
-from lfu.step.strength import SplitGradients
+from lfu.step.record import Record
+from lfu.step.step import sft_loss
 from lfu.undesirable import Own
 from stepcost.cases import Case
 from stepcost.clock import CLOCKS, Deadline, interleave, paired_ratios, seconds
@@ -81,7 +83,7 @@ def _stages(variant: Variant, model: Any, batch: dict[str, torch.Tensor]) -> dic
 
 
 def _clean_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, Run]:
-    where = answer_positions(batch["labels"], step.positions)
+    where = answer_positions(batch["labels"], step.settings.positions)
 
     def clean(attached: bool) -> None:
         if attached:
@@ -95,26 +97,26 @@ def _clean_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, Ru
 def _second_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, Run]:
     """The second pass with an auxiliary that one ascent moved; `own` moves theta, which costs no product: left out."""
     step(batch)  # from here on it knows whether dropout is drawn, and so whether it may trim
-    where = answer_positions(batch["labels"], step.positions)
-    plan = step._plan(batch, where, len(where), 0)
+    where = answer_positions(batch["labels"], step.settings.positions)
+    micro = step.second.plan(batch, where, len(where), 0, step.reader, step.seed)
     step.auxiliary.reset(generators(step.seed, 0))
     with step.auxiliary.attached(), step.reader.reading(where, detach=True) as clean:
         sft_loss(step.model, batch, len(where)).backward()
-    target = step._target(clean)
+    target = step.term.target(clean)
     if not isinstance(step.auxiliary, Own):
-        step._ascend(Record(tokens=len(where)), step.auxiliary.take_gradients(), batch, len(where), plan.replay)
+        step._ascend(Record(tokens=len(where)), step.auxiliary.take_gradients(), batch, micro)
         step.auxiliary.freeze()
     rows = Rows(batch, where, target)
 
     def trimmed() -> None:
-        inputs, _ = step._smaller(rows)
+        inputs, _ = step.second.smaller(rows)
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         step.anatomy.decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
 
     def compared(attached: bool) -> None:
         with step.auxiliary.attached() if attached else nullcontext():
-            moved = step._read_second(plan, rows)
-            step._consistency_backward(Record(tokens=len(where), lam=1.0), plan, target, moved)
+            moved = step.second.read(micro, rows, step.processes.through)
+            consistency_pass.backward(step, Record(tokens=len(where), lam=1.0), micro, target, moved)
 
     return {
         "trimmed": Run(trimmed),
@@ -135,8 +137,8 @@ def _timed_parts(
         model.zero_grad()
         with (
             _timing(step, "_ascend", spent, ASCENT, device, clock),
-            _timing(step, "_compare", spent, GRADIENTS, device, clock),
-            _timing(step, "_check_finite", spent, GRADIENTS, device, clock),
+            _timing(consistency_pass, "_compare", spent, GRADIENTS, device, clock),
+            _timing(step, "_end", spent, GRADIENTS, device, clock),
             _timing(SplitGradients, "join", spent, GRADIENTS, device, clock),
             _timing(SplitGradients, "narrow", spent, GRADIENTS, device, clock),
         ):

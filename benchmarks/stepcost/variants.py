@@ -19,6 +19,7 @@ from lfu.methods import REGISTRY
 from lfu.model.anatomy import anatomy
 from lfu.model.representations import answer_positions
 from lfu.step.cheaper import Cheaper, draw_layers, draw_rows, generator
+from lfu.step.settings import StepSettings
 from lfu.step.step import sft_loss
 from lfu.support.errors import did_you_mean
 from lfu.undesirable import KINDS
@@ -101,14 +102,14 @@ def _check_options(text: str, name: str, options: dict[str, Any]) -> None:
     if name in PLAIN and options:
         raise ValueError(f"{text!r}: {name} takes no options")
     if name in KINDS:
-        known = [*_keywords(LfUStep), *_keywords(KINDS[name])]
+        known = [*_keywords(LfUStep), *_keywords(StepSettings), *_keywords(KINDS[name])]
         for key in options:
             if key not in known:
                 raise ValueError(f"{text!r}: LfUStep has no option {key!r}.{did_you_mean(key, known)}")
 
 
 def _keywords(cls: Any) -> list[str]:
-    inside = ("self", "model", "auxiliary", "loss_fn", "backward", "autocast", "grad_scaler")
+    inside = ("self", "model", "settings", "named", "auxiliary", "loss_fn", "backward", "autocast", "grad_scaler")
     return [name for name in inspect.signature(cls.__init__).parameters if name not in (*inside, "args", "kwargs")]
 
 
@@ -168,7 +169,7 @@ def typical_start(step: LfUStep, batch: dict[str, torch.Tensor], calls: int) -> 
     form = step.cheaper
     if form.part == 1 and not form.random_layers:
         return 0
-    where, width = answer_positions(batch["labels"], step.positions), batch["labels"].shape[1]
+    where, width = answer_positions(batch["labels"], step.settings.positions), batch["labels"].shape[1]
 
     def drawn(index: int) -> int:
         source, chosen, layers = generator(step.seed, index), where, step.reader.layers

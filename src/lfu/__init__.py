@@ -13,8 +13,8 @@ __version__ = "0.2.0"
 if TYPE_CHECKING:
     from lfu.config import LfUConfig as LfUConfig
     from lfu.forgetting.callback import ForgettingCallback as ForgettingCallback
+    from lfu.step.record import Record as Record
     from lfu.step.step import LfUStep as LfUStep
-    from lfu.step.step import Record as Record
     from lfu.trainer import LfUTrainer as LfUTrainer
 
 # Imported on first use: `import lfu` and `lfu --help` must not wait for torch, transformers and trl.
@@ -23,7 +23,7 @@ _HOME = {
     "LfUConfig": "lfu.config",
     "LfUStep": "lfu.step.step",
     "LfUTrainer": "lfu.trainer",
-    "Record": "lfu.step.step",
+    "Record": "lfu.step.record",
 }
 __all__ = ["ForgettingCallback", "LfUConfig", "LfUStep", "LfUTrainer", "Record", "__version__"]
 

@@ -27,23 +27,24 @@ from trl.trainer.utils import create_model_from_path
 from lfu.config import LfUConfig
 from lfu.data.learned import LearnsWhatRowsSay
 from lfu.methods import methods_of
-from lfu.methods.lfu import LfU, refuse_settings
 from lfu.methods.method import Batch, Method, Micro, Preparation
 from lfu.methods.untouched import Untouched
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
-from lfu.model.saving import SavesWhole
-from lfu.step.step import LfUStep, Record
+from lfu.model.tensors import global_norm
 from lfu.support.errors import one_line
 from lfu.support.files import remove_unfinished
 from lfu.support.versions import mend_trl
-from lfu.training.advice import Advice, LfUAdvice
+from lfu.training.advice import LfUAdvice
 from lfu.training.checkpoints import CheckpointError, newest
 from lfu.training.model_card import add_to_card
-from lfu.undesirable import Auxiliary, LoRA, Own, Steering
-from lfu.undesirable.ascent import global_norm
+from lfu.training.saving import SavesWhole
+from lfu.undesirable import KINDS, Auxiliary
 
 if TYPE_CHECKING:
+    from lfu.parallel.one import OneProcess
+    from lfu.step.record import Record
+    from lfu.step.step import LfUStep
     from lfu.support.annotations import Model
 
 STATE_FILE = "lfu_state.safetensors"
@@ -73,9 +74,9 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         "title": "Learning from the Undesirable: Robust Adaptation of Language Models without Forgetting",
         "id": "2511.13052",
     }
-    # None without LfU (or lam=0), and while TRL's __init__ runs
+    # of a method that takes an LfU step: its step, and what the newest micro-batch showed
     step: LfUStep | None = None
-    advice: Advice | None = None
+    last_record: Record | None = None
     # set by whoever stops a run before its end: the methods then leave the weights as they are
     interrupted: bool = False
 
@@ -88,12 +89,9 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
             )
         self.methods = methods_of(args.method, args.method_args)
         self.notes: list[str] = []
-        self.last_record: Record | None = None
         self._micro = (-1, 0)  # (update, micro-batch in it)
         self._bad_loss: torch.Tensor | None = None
-        self._guarding = False
-        if args.lam != 0:
-            refuse_settings(args)
+        self._guard: OneProcess | None = None
         if isinstance(model, str):
             args.model_init_kwargs = {"use_safetensors": True} | dict(args.model_init_kwargs or {})
         given = inspect.signature(SFTTrainer.__init__).bind(self, model, args, *positional, **named)
@@ -130,13 +128,7 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
 
     def make_auxiliary(self) -> Auxiliary:
         """What LfU's ascent moves, as `args` say; override it to train with an auxiliary of your own."""
-        args = self.args
-        if args.auxiliary == "steering":
-            return Steering(preserve_norm=args.steering_norm)
-        if args.auxiliary == "own":
-            return Own()
-        targets = [t.strip() for t in args.aux_targets.split(",") if t.strip()] if args.aux_targets else None
-        return LoRA(rank=args.aux_rank, scaling=args.aux_scaling, targets=targets)
+        return KINDS[self.args.auxiliary].of_config(self.args)
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -179,11 +171,10 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         if not self.model.training or return_outputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         result = self._training_loss(model, inputs, num_items_in_batch)
-        processes = self.step.processes if self._guarding and self.step is not None else None
-        if processes is None or processes.finite(result):  # in all processes, or in none
+        if self._guard is None or self._guard.finite(result):  # in all processes, or in none
             return result
         self._bad_loss = torch.full_like(result.detach(), torch.nan)
-        return processes.nothing(inputs, self.anatomy.theta())
+        return self._guard.nothing(inputs, self.anatomy.theta())
 
     def _training_loss(self, model: Any, inputs: Any, num_items: Any) -> torch.Tensor:
         terms = [method for method in self.methods if _overrides(method, "loss")]
@@ -213,13 +204,13 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
             loss = self._training_loss(model, dict(batch), count)
         return loss if self._counted(count) is not None else loss / self.current_gradient_accumulation_steps
 
-    def guarded(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def guarded(self, run: Callable[[], torch.Tensor], processes: OneProcess) -> torch.Tensor:
         """`run`, a forward and backward; a non-finite loss leaves zero gradients and is what is returned."""
-        self._guarding, self._bad_loss = True, None
+        self._guard, self._bad_loss = processes, None
         try:
             loss = run()
         finally:
-            self._guarding = False
+            self._guard = None
         return loss if self._bad_loss is None else self._bad_loss
 
     def _items(self, tokens: int, num_items: Any) -> float:
@@ -233,10 +224,9 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
 
         Trainer's own rule; the second kind it divides by the accumulation steps before the backward.
         """
-        if self.loss_is_scaled_for_ga is None:
+        summed: bool | None = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5.23
+        if summed is None:
             summed = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        else:
-            summed = self.loss_is_scaled_for_ga
         return num_items if summed else None
 
     def _averaged(self, num_items: Any) -> int:
@@ -268,29 +258,18 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         if self.args.should_save:
             remove_unfinished(Path(self.args.output_dir))
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = self._newest_checkpoint()
+            resume_from_checkpoint = _newest_checkpoint(self.args)
         handle = getattr(self, "neftune_hook_handle", None)
         try:
             output = super().train(resume_from_checkpoint, *positional, **named)
         except BaseException:
             added = getattr(self, "neftune_hook_handle", None)
-            if (
-                added is not None and added is not handle
-            ):  # Trainer takes its own hook off at the end of a good run only
+            if added is not None and added is not handle:  # Trainer takes its own off at the end of a good run only
                 added.remove()
             raise
         if not self.interrupted:
             self.finish()
         return output
-
-    def _newest_checkpoint(self) -> str:
-        passed: list[str] = []
-        found = newest(Path(self.args.output_dir), say=passed.append, save_only_model=self.args.save_only_model)
-        for line in passed if found else ():
-            warnings.warn(line, LfUAdvice, stacklevel=3)
-        if found is None:
-            raise CheckpointError("; ".join(passed) or f"nothing to resume: {self.args.output_dir} has no checkpoint")
-        return str(found)
 
     @property
     def finishes(self) -> bool:
@@ -352,7 +331,7 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
             state = {key.removeprefix(mark): value for key, value in saved.items() if key.startswith(mark)}
             if state:
                 method.load_state_dict(state)
-            elif method.state_dict() and not (isinstance(method, LfU) and self.args.lam != "auto"):
+            elif method.misses_its_state:
                 warnings.warn(
                     f"{path} holds nothing of method {method.name!r}: its running estimate starts anew",
                     LfUAdvice,
@@ -390,6 +369,16 @@ def _load_as_sft_trainer_does(given: dict[str, Any]) -> None:
         given["processing_class"] = AutoProcessor.from_pretrained(
             given["model"].config._name_or_path, revision=revision, trust_remote_code=args.trust_remote_code
         )
+
+
+def _newest_checkpoint(args: Any) -> str:
+    passed: list[str] = []
+    found = newest(Path(args.output_dir), say=passed.append, save_only_model=args.save_only_model)
+    for line in passed if found else ():
+        warnings.warn(line, LfUAdvice, stacklevel=3)
+    if found is None:
+        raise CheckpointError("; ".join(passed) or f"nothing to resume: {args.output_dir} has no checkpoint")
+    return str(found)
 
 
 _MISFITS = (
@@ -430,10 +419,12 @@ class _RoundUpdates(TrainerCallback):
     def _drop_broken(self, state: Any) -> None:
         """A gradient that is not finite is dropped: the optimizer then leaves theta as it is.
 
-        LfU's step and fp16's GradScaler look after their own; sharded gradients are left to FSDP and DeepSpeed.
+        Some methods look after their own, and fp16's GradScaler does; sharded gradients are left to FSDP and DeepSpeed.
         """
         t = self.trainer
-        if t.step is not None or t.accelerator.scaler is not None or t.is_deepspeed_enabled or t.is_fsdp_enabled:
+        if any(method.keeps_gradients_sound for method in t.methods):
+            return
+        if t.accelerator.scaler is not None or t.is_deepspeed_enabled or t.is_fsdp_enabled:
             return
         theta = [p for p in t.model.parameters() if p.grad is not None]
         if math.isfinite(global_norm([p.grad for p in theta])):

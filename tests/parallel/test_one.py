@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lfu.parallel.processes import OneProcess
+from lfu.parallel.one import OneProcess
 
 
 def test_nothing_reaches_a_theta_on_several_devices():

@@ -110,7 +110,7 @@ def test_part_is_unbiased_for_a_given_auxiliary():
         key = tuple(sorted({int(w) // 10 for w in chosen}))
         if key in seen:
             continue
-        step._plan = _with_seed(step, seed)
+        step.second.plan = _with_seed(step, seed)
         with Float64Throughout():
             step(batch)
         seen[key] = flat(model) - plain(batch)
@@ -152,15 +152,8 @@ def test_a_budget_leaves_part_alone_where_masks_are_drawn():
 
 
 def _with_seed(step, seed):
-    original = step._plan
-
-    def plan(*args):
-        step.seed, kept = seed, step.seed
-        made = original(*args)
-        step.seed = kept
-        return made
-
-    return plan
+    original = step.second.plan
+    return lambda *given: original(*given[:-1], seed)
 
 
 def test_random_layers_average_to_the_exact_gradient(monkeypatch):
@@ -170,7 +163,7 @@ def test_random_layers_average_to_the_exact_gradient(monkeypatch):
     found = []
     for start in range(4):
         ring = sorted((start + i) % 4 + 1 for i in range(2))
-        monkeypatch.setattr("lfu.step.step.draw_layers", lambda layers, n, g, ring=ring: ring)
+        monkeypatch.setattr("lfu.step.second_pass.draw_layers", lambda layers, n, g, ring=ring: ring)
         grads, records = taken([batch], random_layers=2)
         assert sorted(records[0].consistency_per_layer) == ring
         found.append(grads[0] - plain(batch))
@@ -259,7 +252,7 @@ def test_stale_never_lets_a_non_finite_number_stay(what):
     if what == "loss":
         step.loss_fn = lambda m, b, n: sft_loss(m, b, n) * float("inf")
     elif what == "hidden":
-        step._direction = [t * float("inf") for t in step._direction]
+        step.direction = [t * float("inf") for t in step.direction]
     else:
         step.backward = lambda loss: (loss * float("inf")).backward()
     record = step(tiny_batch(1))
@@ -462,7 +455,7 @@ def test_off_is_the_exact_step():
 
 
 def test_stale_is_refused_in_several_processes():
-    from lfu.parallel.processes import refuse_stale
+    from lfu.parallel.refusals import refuse_stale
 
     refuse_stale(0)
     with pytest.raises(ValueError, match="stale=4 runs in one process: under DDP, FSDP and DeepSpeed use every"):

@@ -21,8 +21,11 @@ from transformers.pytorch_utils import Conv1D
 from lfu import LfUStep
 from lfu.model.anatomy import anatomy, layer_range
 from lfu.model.representations import answer_positions
-from lfu.step.step import BadBatch, Record, sft_loss
-from lfu.step.strength import Strength, sample_of
+from lfu.step.gradients import sample_of
+from lfu.step.record import Record
+from lfu.step.soundness import BadBatch
+from lfu.step.step import sft_loss
+from lfu.step.strength import Strength
 from lfu.training.advice import WINDOW, Advice
 from lfu.undesirable import LoRA, Own, Steering, ascend
 from lfu.undesirable.lora import _SharedInputs
@@ -40,7 +43,7 @@ def test_the_ascent_raises_the_sft_loss_by_alpha_times_the_norm(kind):
     with step.auxiliary.attached():
         loss = sft_loss(model, batch, 1.0)
         loss.backward()
-        norm = ascend(step.auxiliary, step.auxiliary.take_gradients(), step.alpha)
+        norm = ascend(step.auxiliary, step.auxiliary.take_gradients(), step.settings.alpha)
         moved = sft_loss(model, batch, 1.0)
     assert float(moved - loss) == pytest.approx(1e-4 * norm, rel=0.05)
 
@@ -241,7 +244,7 @@ def test_non_finite_gradients_never_stay(kind, where):
 @pytest.mark.parametrize("where", [1, 2])
 def test_a_non_finite_tensor_outside_the_sample_never_stays(monkeypatch, where, limit):
     """One weight's gradient overflows in one backward; measured tensors keep what earlier micro-batches gave."""
-    monkeypatch.setattr("lfu.step.strength.SAMPLE", limit)
+    monkeypatch.setattr("lfu.step.gradients.SAMPLE", limit)
     model = tiny_model("llama", dtype=torch.float32)
     LfUStep(model)(tiny_batch())
     earlier = gradients(model)
@@ -451,7 +454,7 @@ def test_sample_of_theta_fits(sizes, limit):
 def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
     found = []
     for limit in (10**9, 300):
-        monkeypatch.setattr("lfu.step.strength.SAMPLE", limit)
+        monkeypatch.setattr("lfu.step.gradients.SAMPLE", limit)
         model = tiny_model("llama")
         LfUStep(model)(tiny_batch())
         LfUStep(model)(tiny_batch(1))
@@ -656,7 +659,7 @@ def test_a_shared_input_is_not_kept_alive():
         ({"alpha": math.inf}, "alpha must be"),
         ({"lam": -1}, "lam must be"),
         ({"lam": "some"}, "lam must be"),
-        ({"auxiliary": "magic"}, "unknown auxiliary 'magic': choose one of lora, steering, own"),
+        ({"auxiliary": "magic"}, "unknown auxiliary 'magic': choose one of lora, own, steering"),
         ({"consistency": "magic"}, "unknown consistency"),
         ({"layers": "9"}, "this model has|it has layers 1-4"),
         ({"layers": "3-2"}, "backwards"),

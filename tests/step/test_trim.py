@@ -189,7 +189,7 @@ def test_dropout_keeps_the_shape(monkeypatch):
 def test_the_second_batch_is_made_before_the_first_forward(monkeypatch):
     """It reads numbers off the device, which then has nothing else to finish."""
     seen = []
-    monkeypatch.setattr("lfu.step.step.trimmed", lambda *a: (seen.append("trimmed"), trimmed(*a))[1])
+    monkeypatch.setattr("lfu.step.second_pass.trimmed", lambda *a: (seen.append("trimmed"), trimmed(*a))[1])
     loss = lambda *a: (seen.append("loss"), sft_loss(*a))[1]
     LfUStep(tiny_model("llama", dtype=torch.float32), loss_fn=loss)(ragged([9, 7, 8], width=16))
     assert seen == ["trimmed", "loss"]
@@ -217,7 +217,7 @@ def test_what_is_not_safe_stays_whole(why):
     elif why == "a compared token is masked":
         batch["attention_mask"][0, 7] = 0
     else:
-        assert LfUStep(model, trim=False)._smaller(Rows(batch, where, {}))[0] is batch
+        assert LfUStep(model, trim=False).second.smaller(Rows(batch, where, {}))[0] is batch
         return
     small, there = trimmed(batch, where, anatomy(model))
     assert small["input_ids"] is batch["input_ids"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
@@ -58,15 +59,15 @@ PLACES = {
     "loss": ("loss_fn", 1),
     "first backward": ("backward", 1),
     "second backward": ("backward", 2),
-    "consistency, first layer": ("consistency.forward", 1),
-    "consistency, third layer": ("consistency.forward", 3),
+    "consistency, first layer": ("term.consistency.forward", 1),
+    "consistency, third layer": ("term.consistency.forward", 3),
     "reset": ("auxiliary.reset", 1),
     "attached, clean": ("auxiliary.attached", 1),
     "attached, perturbed": ("auxiliary.attached", 2),
     "gradients": ("auxiliary.take_gradients", 1),
     "move": ("auxiliary.move", 1),
     "freeze": ("auxiliary.freeze", 1),
-    "autocast, perturbed": ("autocast", 1),
+    "autocast, perturbed": ("second.autocast", 1),
     "a block, clean": ("block", 1),
     "a block, perturbed": ("block", 2),
     "a hook on a gradient": ("gradient", 1),
@@ -85,8 +86,8 @@ def break_at(step: LfUStep, place: str, error: BaseException, monkeypatch) -> Si
         handle = next(block.parameters()).register_hook(fail)
         seen.undo = handle.remove
     else:
-        *owner, attribute = name.split(".")
-        target = getattr(step, owner[0]) if owner else step
+        owner, _, attribute = name.rpartition(".")
+        target = attrgetter(owner)(step) if owner else step
         monkeypatch.setattr(target, attribute, _after(fail, getattr(target, attribute)))
     return seen
 
@@ -106,7 +107,7 @@ def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch,
     """One model after the other exception: after each of them it works as if nothing had happened."""
     model = tiny_model("llama", theta=theta)
     if sampled:
-        monkeypatch.setattr("lfu.step.strength.SAMPLE", 300)
+        monkeypatch.setattr("lfu.step.gradients.SAMPLE", 300)
     step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
     step(tiny_batch(1))
     earlier, before = gradients(model), {k: v.clone() for k, v in model.state_dict().items()}
@@ -242,7 +243,7 @@ def test_where_pieces_would_not_be_exact_the_error_says_so(options, config, rows
 def test_a_sampled_theta_is_tried_in_pieces_until_a_backward_has_begun(monkeypatch, kind, backward):
     batch, found = tiny_batch(3, rows=4), []
     for short in (False, True):
-        monkeypatch.setattr("lfu.step.strength.SAMPLE", 300)
+        monkeypatch.setattr("lfu.step.gradients.SAMPLE", 300)
         model = tiny_model("llama")
         step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
         step(batch)

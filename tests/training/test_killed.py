@@ -236,12 +236,12 @@ def test_killed_while_it_saves(here, finished, model, monkeypatch, place):
 
         return call
 
-    import lfu.model.saving
+    import lfu.training.saving
     from lfu import LfUTrainer
 
     with monkeypatch.context() as patch:
         if place == "rename":
-            patch.setattr(lfu.model.saving, "swap_in", second(lfu.model.saving.swap_in))
+            patch.setattr(lfu.training.saving, "swap_in", second(lfu.training.saving.swap_in))
         elif place == "state":
             from transformers.trainer_callback import TrainerState
 

@@ -222,7 +222,7 @@ def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
     """One line for a full disk or memory, a bad batch, or a launch file at odds with the flags, and what is left."""
     import torch
 
-    from lfu.step.step import BadBatch
+    from lfu.step.soundness import BadBatch
 
     try:
         yield

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -16,11 +16,12 @@ from transformers import Trainer
 
 from lfu.methods.lfu import refuse_settings
 from lfu.model.representations import answer_positions
-from lfu.step.step import LfUStep, Record
+from lfu.step.record import Record
+from lfu.step.settings import StepSettings
+from lfu.step.step import LfUStep
 from lfu.support.errors import did_you_mean
 
 STATE_FILE = "lfu_state.safetensors"
-HERS = ("self", "model", "loss_fn", "backward", "autocast", "second_pass", "grad_scaler", "ascent_batch")
 T = TypeVar("T", bound=Trainer)
 
 
@@ -44,7 +45,7 @@ def with_lfu(trainer: type[T], **settings: Any) -> type[T]:
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises ValueError for a setting that `LfUStep` doesn't have, or that the trainer looks after."""
-    known = [name for name in inspect.signature(LfUStep.__init__).parameters if name not in HERS]
+    known = ["auxiliary", "consistency", *(f.name for f in fields(StepSettings) if f.name != "ascent_batch")]
     for name in settings:
         if name not in known:
             raise ValueError(f"lfu has no setting {name!r}; it has {', '.join(known)}.{did_you_mean(name, known)}")

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lfu.methods.method import Batch, Method, knob
 from lfu.methods.weights import lora_pairs, plain_theta, product_norm2, refuse_sharding
 from lfu.model.precision import wide
-from lfu.undesirable.ascent import global_norm
+from lfu.model.tensors import global_norm
 
 
 @dataclass

@@ -12,11 +12,12 @@ import torch
 
 from lfu.methods.method import Method, Micro
 from lfu.parallel import zero
-from lfu.parallel.processes import of_trainer, refuse_launch, refuse_on_shards, refuse_stale, several
+from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
+from lfu.parallel.several import of_trainer, several
 from lfu.step.consistency import consistency_of
-from lfu.step.step import LfUStep, Record
+from lfu.step.record import Record, Skip
+from lfu.step.step import LfUStep
 from lfu.training.advice import Advice
-from lfu.undesirable import Own
 
 
 @dataclass
@@ -34,6 +35,8 @@ class LfU(Method):
     # what a variant fixes; None: the config's own default
     auxiliary: ClassVar[str | None] = None
     consistency: ClassVar[str | None] = None
+    takes_step: ClassVar[bool] = True
+    step: ClassVar[LfUStep | None] = None  # until the trainer is set up; with lam=0 for good
 
     def configure(self, args: Any) -> None:
         for field in ("auxiliary", "consistency"):
@@ -43,53 +46,65 @@ class LfU(Method):
             if fixed is not None:
                 setattr(args, field, fixed)
 
+    def check(self, args: Any) -> None:
+        if args.lam == 0:
+            return
+        refuse_settings(args)
+        packed = args.packing or args.padding_free
+        if args.part < 1 and (packed or args.per_device_train_batch_size == 1):
+            why = "a packed micro-batch is one row" if packed else "per_device_train_batch_size=1"
+            raise ValueError(f"part={args.part:g} takes some rows of a micro-batch, and {why}: use every=k")
+
     def setup(self, trainer: Any) -> None:
-        if trainer.args.lam == 0:
+        args = trainer.args
+        if args.lam == 0:
             return
         refuse_launch(trainer)
         _refuse_setup(trainer)
-        step = make_step(trainer)
-        if several(trainer):
-            refuse_stale(step.cheaper.stale)
-        if trainer.is_deepspeed_enabled:
-            zero.refuse_zero(trainer, step)
-        if trainer.is_fsdp_enabled:
-            refuse_on_shards(isinstance(step.auxiliary, Own), step.reads_logits)
-        trainer.step = step
+        self.step = trainer.step = make_step(trainer)
+        _refuse_processes(trainer, self.step)
         _tell_approximate(trainer)
-        trainer.advice = Advice(trainer.args.alpha, trainer.args.lam)
-        self.step = trainer.step
+        self.advice = Advice(args.alpha, args.lam)
         self._order: tuple[int, torch.Tensor] | None = None  # (epoch, the independent ascent batches' shuffle)
         self._update_losses: list[float] = []
 
     def training_step(self, trainer: Any, micro: Micro) -> torch.Tensor:
         """One micro-batch; returns its part of Eq. 6 (detached), scaled as SFTTrainer scales its loss."""
-        if trainer.step is None:
+        step = trainer.step
+        if step is None:
             return micro.run()
-        if several(trainer) and getattr(trainer.step.processes, "wrapper", None) is not micro.model:
+        if several(trainer) and getattr(step.processes, "wrapper", None) is not micro.model:
             wrapped = zero.of_trainer if trainer.is_deepspeed_enabled else of_trainer
-            trainer.step.processes = wrapped(trainer, micro.model)  # only now is there a wrapper
+            step.processes = wrapped(trainer, micro.model)  # only now is there a wrapper
         independent = trainer.args.ascent_batch == "independent"
-        record = trainer.step(
+        record = step(
             micro.inputs,
             ascent_batch=self._independent_batch(trainer, micro.index) if independent else None,
             num_items=micro.items,
-            first_pass=lambda: trainer.guarded(micro.run),
+            first_pass=lambda: trainer.guarded(micro.run, step.processes),
             index=micro.index,
             update=trainer.state.global_step,
         )
         self._note(trainer, record)
-        items = micro.items * trainer.step.processes.size  # the record is of all processes, and so is this
+        items = micro.items * step.processes.size  # the record is of all processes, and so is this
         return torch.tensor(record.loss * record.tokens / items, device=trainer.args.device)
 
+    @property
+    def keeps_gradients_sound(self) -> bool:
+        return self.step is not None
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        if getattr(self, "step", None) is None:
+        if self.step is None:
             return {}
         numbers = self.step.state_dict().items()
         return {n: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in numbers}
 
+    @property
+    def misses_its_state(self) -> bool:
+        return self.step is not None and self.step.strength is not None
+
     def load_state_dict(self, state: Any) -> None:
-        if getattr(self, "step", None) is not None:
+        if self.step is not None:
             self.step.load_state_dict({name: v if v.dim() else float(v) for name, v in state.items()})
 
     def _independent_batch(self, trainer: Any, index: int) -> Any:
@@ -122,7 +137,7 @@ class LfU(Method):
         log("lfu/lam", record.lam)
         if record.approximate:
             log("lfu/approximate", 1.0)
-        if record.tokens and record.skipped != "non-finite loss":
+        if record.tokens and record.skipped != Skip.LOSS:
             log("lfu/sft_loss", record.sft_loss)
         if record.skipped is None and record.form == "exact":  # one backward gives no ratio
             log("lfu/gradient_ratio", record.gradient_ratio)
@@ -142,9 +157,9 @@ class LfU(Method):
 
     def _advise(self, trainer: Any, record: Record) -> None:
         if record.form == "exact":
-            trainer.advice.watch(record)
+            self.advice.watch(record)
         if trainer.starts_update and self._update_losses:
-            trainer.advice.watch_loss(fmean(self._update_losses))
+            self.advice.watch_loss(fmean(self._update_losses))
             self._update_losses = []
         if record.skipped is None:
             self._update_losses.append(record.sft_loss)
@@ -155,33 +170,14 @@ def make_step(trainer: Any) -> LfUStep:
     args = trainer.args
     return LfUStep(
         trainer.model,
+        args.step,
         auxiliary=trainer.make_auxiliary(),
-        alpha=args.alpha,
-        lam=args.lam,
         consistency=consistency_of(args.consistency, reduction=args.mse_reduction, temperature=args.temperature),
-        layers=args.layers,
-        final_norm=args.final_norm,
-        positions=args.positions,
-        direction=args.direction,
-        ascent_batch=args.ascent_batch,
-        ascent_steps=args.ascent_steps,
-        same_dropout=args.same_dropout,
-        trim=args.trim,
-        on_bad_batch=args.on_bad_batch,
-        every=args.every,
-        part=args.part,
-        stale=args.stale,
-        random_layers=args.random_layers,
-        budget=args.budget,
-        strength=args.strength,
-        seed=args.seed,
-        blocks=args.blocks,
         loss_fn=trainer.extra_loss,
         backward=_backward(trainer),
         autocast=trainer.accelerator.autocast,
         second_pass=lambda: trainer.maybe_activation_offload_context,
         grad_scaler=trainer.accelerator.scaler,
-        ascent_scope=args.ascent_scope,
     )
 
 
@@ -228,6 +224,17 @@ def refuse_settings(args: Any) -> None:
             "torch_compile=True: LfU attaches and removes hooks in every step, which would compile the model anew each "
             "time; leave it off"
         )
+
+
+def _refuse_processes(trainer: Any, step: LfUStep) -> None:
+    """What shows before there is a wrapper: `LfUStep` asks only the one it has."""
+    if several(trainer):
+        refuse_stale(step.settings.stale)
+    if trainer.is_deepspeed_enabled:
+        fused = bool(getattr(step.auxiliary, "experts", None))
+        refuse_zero(trainer, step.ascends_theta, step.term.reads_logits, fused)
+    if trainer.is_fsdp_enabled:
+        refuse_on_shards(step.ascends_theta, step.term.reads_logits)
 
 
 def _refuse_setup(trainer: Any) -> None:

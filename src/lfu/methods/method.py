@@ -4,6 +4,7 @@ A method is a dataclass; its fields are its knobs, with the source's defaults. I
 where it acts and leaves the rest. The trainer calls, in this order:
 
     configure(args)            when the config is made: settings of TRL's that the method stands for
+    check(args)                once the config is settled: what the method cannot work with
     rows(rows, run)            before tokenising: other or more training rows
     adapter(config, run)       before PEFT wraps the model: another initialisation
     setup(trainer)             once model and data are ready: snapshots, checks
@@ -19,8 +20,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lfu.methods.registry import register
 
@@ -31,9 +33,8 @@ if TYPE_CHECKING:  # `lfu methods` lists what there is without waiting for torch
     from torch import nn
     from transformers import PreTrainedModel
 
-    from lfu.config import LfUConfig
+    from lfu.model.anatomy import Anatomy
     from lfu.support.annotations import Tokenizer
-    from lfu.trainer import LfUTrainer
 
 # Where a method can act -> what that means. Only penalties add up; every other place has room for one method.
 PLACES = {
@@ -49,6 +50,25 @@ PLACES = {
 }
 
 
+class Trainer(Protocol):
+    """What methods may know of the trainer: TRL's `SFTTrainer` and these. They import no trainer."""
+
+    args: Any
+    model: Any
+    accelerator: Any
+    train_dataset: Any
+    eval_dataset: Any
+    state: Any
+    starts_update: bool
+    anatomy: Anatomy
+
+    def say(self, line: str) -> None: ...
+    def log_metric(self, name: str, value: float) -> None: ...
+    def add_callback(self, callback: Any) -> None: ...
+    def unmetered(self) -> AbstractContextManager[None]: ...
+    def extra_loss(self, model: Any, batch: Any, num_items: Any) -> torch.Tensor: ...
+
+
 @dataclass
 class Preparation:
     """What a method may look at before the trainer exists.
@@ -56,13 +76,13 @@ class Preparation:
     Attributes:
         model: the model as it will be fine-tuned, before PEFT wraps it; untouched so far.
         tokenizer: its tokenizer.
-        args: the `LfUConfig`.
+        args: the config.
         say: tells the user one line.
     """
 
     model: PreTrainedModel
     tokenizer: Tokenizer
-    args: LfUConfig
+    args: Any
     say: Callable[[str], None]
 
 
@@ -111,7 +131,7 @@ class Batch:
         hidden: dict[int, torch.Tensor],
         items: float,
         share: float,
-        trainer: LfUTrainer,
+        trainer: Trainer,
     ):
         self.inputs, self.positions, self.hidden = inputs, positions, hidden
         self.items, self.share, self.trainer = items, share, trainer
@@ -142,6 +162,7 @@ class Method:
         once: what it costs once, before or after training, beside its steps.
         places: keys of `PLACES`.
         never_with: name of another method -> why the two can't be combined, where places alone don't say.
+        takes_step: the config's settings of the LfU step (alpha, lam, layers, ...) are this method's.
     """
 
     name: ClassVar[str]
@@ -151,6 +172,7 @@ class Method:
     once: ClassVar[str] = ""
     places: ClassVar[tuple[str, ...]] = ()
     never_with: ClassVar[Mapping[str, str]] = {}
+    takes_step: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
@@ -160,8 +182,15 @@ class Method:
         """Which layers' hidden states (1..depth) `loss` wants to read. None by default."""
         return []
 
-    def configure(self, args: LfUConfig) -> None:
+    def configure(self, args: Any) -> None:
         """Sets what the method stands for in the config. Called again when a config is copied: idempotent.
+
+        Raises:
+            ValueError: a setting that the method cannot work with.
+        """
+
+    def check(self, args: Any) -> None:
+        """The config is whole now.
 
         Raises:
             ValueError: a setting that the method cannot work with.
@@ -175,10 +204,10 @@ class Method:
         """The PEFT config to use in place of `config` (None: full fine-tuning)."""
         return config
 
-    def setup(self, trainer: LfUTrainer) -> None:
+    def setup(self, trainer: Trainer) -> None:
         """Model (wrapped), data and accelerator are ready; nothing has been trained."""
 
-    def training_step(self, trainer: LfUTrainer, micro: Micro) -> torch.Tensor:
+    def training_step(self, trainer: Trainer, micro: Micro) -> torch.Tensor:
         """One micro-batch: leaves its gradient on theta, returns its loss as `micro.run` does."""
         return micro.run()
 
@@ -186,18 +215,28 @@ class Method:
         """The training loss of a micro-batch, given TRL's: a scalar in the graph, a sum over `batch.items`."""
         return loss
 
-    def before_update(self, trainer: LfUTrainer) -> None:
+    def before_update(self, trainer: Trainer) -> None:
         """An update's gradients are complete, reduced and clipped; `trainer.state.global_step` updates are done."""
 
-    def after_update(self, trainer: LfUTrainer) -> None:
+    def after_update(self, trainer: Trainer) -> None:
         """The optimizer has just moved theta; `trainer.state.global_step` counts this update."""
 
-    def finish(self, trainer: LfUTrainer) -> None:
+    def finish(self, trainer: Trainer) -> None:
         """Training is over; theta may be replaced by what shall be kept. Called once, not in a killed run."""
+
+    @property
+    def keeps_gradients_sound(self) -> bool:
+        """Whether the method itself keeps what is not finite off theta's gradient; else the trainer does."""
+        return False
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What a resumed run needs, as tensors; saved beside each checkpoint."""
         return {}
+
+    @property
+    def misses_its_state(self) -> bool:
+        """Whether a run that goes on without the saved state is another run, and the user is told."""
+        return bool(self.state_dict())
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Takes back what `state_dict` gave."""

@@ -13,8 +13,10 @@ import torch
 from lfu.methods.method import Method, Micro, knob
 from lfu.methods.weights import refuse_sharding
 from lfu.model.rng import Replay
-from lfu.parallel.processes import OneProcess, of_trainer, refuse_launch, several
-from lfu.undesirable.ascent import global_norm
+from lfu.model.tensors import global_norm
+from lfu.parallel.one import OneProcess
+from lfu.parallel.refusals import refuse_launch
+from lfu.parallel.several import of_trainer, several
 
 
 @dataclass

@@ -37,6 +37,25 @@ def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(found)
 
 
+def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    """One L2 norm over all of them, in float32 or wider a tensor, float64 between tensors; zero for nothing.
+
+    A float64 scalar still on the device of the first tensor, so that the caller waits once.
+    """
+    found = [t for t in tensors if t is not None]
+    return torch.linalg.vector_norm(norms(found)) if found else torch.zeros((), dtype=torch.float64)
+
+
+def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:
+    """`global_norm_tensor`, read off the device."""
+    return float(global_norm_tensor(tensors))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a tensor that FSDP2 cut up (sharing its memory), or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum of all products of entries, a float64 scalar; products in float32 or wider, a chunk of them at a time."""
     sums, start = [], 0

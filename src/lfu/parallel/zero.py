@@ -1,42 +1,23 @@
-"""LfU under DeepSpeed, ZeRO-1 to ZeRO-3: as under DDP and FSDP2 (see processes.py), but no reduction is put off.
+"""LfU under DeepSpeed, ZeRO-1 to ZeRO-3: as under DDP and FSDP2 (see several.py), but no reduction is put off.
 
 DeepSpeed reduces, averages and cuts up the gradient of theta in hooks on its backward, and adds what comes to what it
 has: ZeRO-2 and ZeRO-3 after each backward, ZeRO-1 at the end of an update. LfU's two backwards are to it two
 micro-batches of one update: the first of them must not end the update. So under ZeRO-2 and ZeRO-3 theta's gradient is
 sent twice as often as by SFT. They have a way to put that off (`coalesce_grad_reduction`), which is not used: whole
 gradients would stay in every process, and that none does is what they are used for. (What stays is the sample on which
-the gradient ratio is measured, see `strength.sample_of`, until the second backward.)
+the gradient ratio is measured, see `gradients.sample_of`, until the second backward.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from lfu.parallel.processes import Several, refuse_on_shards
-from lfu.undesirable import LoRA, Own
-
-if TYPE_CHECKING:
-    from lfu.step.step import LfUStep
-
-
-def refuse_zero(trainer: Any, step: LfUStep) -> None:
-    """What LfU can't do under DeepSpeed and shows before DeepSpeed has the model.
-
-    Raises:
-        ValueError: fp16, whose loss scale DeepSpeed keeps to itself; an auxiliary or consistency that reads whole
-            weights.
-    """
-    if trainer.accelerator.mixed_precision == "fp16":
-        raise ValueError("DeepSpeed's fp16 scales the loss out of LfU's sight: use bf16, or DDP or FSDP")
-    sharded = trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
-    refuse_on_shards(isinstance(step.auxiliary, Own), sharded and step.reads_logits, "DeepSpeed")
-    if sharded and isinstance(step.auxiliary, LoRA) and step.auxiliary.experts:
-        raise ValueError("ZeRO-3 cuts up fused experts, which auxiliary='lora' reads whole: use auxiliary='steering'")
+from lfu.parallel.several import Several
 
 
 def of_trainer(trainer: Any, engine: nn.Module) -> Zero:

@@ -7,33 +7,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+
+from lfu.model.anatomy import Anatomy, whole_shape
+
+
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with its line of help and, for a word, what it may be."""
+    return field(default=default, metadata={"help": help, "words": choices})
 
 
 @dataclass(frozen=True)
 class Cheaper:
-    """Settings of the approximate forms; the defaults are the exact step.
+    """Which approximate form is used; the defaults are the exact step.
 
-    Args:
-        every: the consistency acts on every k-th update only, with k times the weight, so that the sum of the
-            gradients over k updates keeps its size (lazy regularisation, Karras et al. 2020, arXiv 1912.04958).
-        part: the perturbed pass runs on this share of the micro-batch's answered rows, at least one, drawn
-            anew each time and weighted so that the mean stays.
-        stale: k >= 2: every k-th micro-batch takes the exact step; those between reuse its ascent direction in the
-            first-order form (2F+1B), see `lfu.step.first_order`. 0: off.
-        random_layers: n >= 1: each micro-batch compares n neighbouring layers of the range, from a random one on (past
-            the end it goes on at the start), so that the perturbed forward often stops early. 0: off.
+    `every`: lazy regularisation (Karras et al. 2020, arXiv 1912.04958); the k-fold weight keeps the size of the sum of
+    the gradients over k updates. `part`: weighted so that the mean stays. `stale`: see `lfu.step.first_order`.
+    `random_layers`: past the end of the range it goes on at the start, so that the perturbed forward often stops early.
 
     Raises:
         ValueError: a value outside its range, or two that can't be combined.
     """
 
-    every: int = 1
-    part: float = 1.0
-    stale: int = 0
-    random_layers: int = 0
+    every: int = setting(1, "APPROXIMATE, cheaper: the consistency on every k-th update only, with k times the weight.")
+    part: float = setting(
+        1.0,
+        "APPROXIMATE, cheaper: perturbed pass on this share of a micro-batch's answered rows, drawn anew. Not with "
+        "dropout or embedding noise, whose masks are the whole micro-batch's, unless same_dropout is off.",
+    )
+    stale: int = setting(
+        0,
+        "APPROXIMATE, cheaper: an exact step on every k-th micro-batch; those between use its ascent direction again, "
+        "in the first-order form (2F+1B). 0: off.",
+    )
+    random_layers: int = setting(0, "APPROXIMATE, cheaper: compare n neighbouring layers from a random one on. 0: off.")
 
     def __post_init__(self) -> None:
         if not (_whole(self.every) and self.every >= 1):
@@ -50,8 +60,13 @@ class Cheaper:
             )
 
     @property
+    def form(self) -> Cheaper:
+        """These four alone."""
+        return Cheaper(*(getattr(self, f.name) for f in fields(Cheaper)))
+
+    @property
     def exact(self) -> bool:
-        return self == Cheaper()
+        return self.form == Cheaper()
 
     def cycle(self, accumulation: int = 1) -> int:
         """Updates after which the cost of an update repeats; `accumulation`: micro-batches of an update."""
@@ -59,7 +74,7 @@ class Cheaper:
 
     def __str__(self) -> str:
         """The settings that are on, as in `every=4, part=0.5`; empty for the exact step."""
-        set_ = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        set_ = [f for f in fields(Cheaper) if getattr(self, f.name) != f.default]
         return ", ".join(f"{f.name}={getattr(self, f.name):g}" for f in set_)
 
 
@@ -122,6 +137,13 @@ def cost(form: Cheaper, *, full: bool, rows: int = 1, layers: Sequence[int] = (1
     if form.stale:
         return 1 + (exact + (form.stale - 1) * second * forward) / form.stale
     return 1 + exact / form.every
+
+
+def trains_all(parts: Anatomy) -> bool:
+    """Whether theta is most of the blocks' weights, not an adapter: then a backward costs two forwards."""
+    weights = [p for block in parts.blocks for p in block.parameters()]
+    sizes = [(whole_shape(p).numel(), p.requires_grad) for p in weights]
+    return 2 * sum(size for size, trained in sizes if trained) > sum(size for size, _ in sizes)
 
 
 def longest_cycle(form: Cheaper, budget: float | None, accumulation: int = 1) -> int:

@@ -10,9 +10,56 @@ the direction is one that an exact step took before.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 
+from lfu.model.tensors import global_norm
+from lfu.step import consistency_pass
 from lfu.step.consistency import Distance, gradient_of
+from lfu.step.gradients import SplitGradients, sample_of
+from lfu.step.record import Record, Skip
+from lfu.step.second_pass import Micro
+from lfu.step.soundness import check_finite
+from lfu.step.term import displacement
+
+if TYPE_CHECKING:
+    from lfu.step.step import LfUStep
+
+
+def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], torch.Tensor]) -> None:
+    """`stale`: the perturbed forward without a graph, then the clean pass with its gradient injected."""
+    record.form = "first-order"
+    theta, scaler = step.anatomy.theta(), step.grad_scaler
+    with step.apart(SplitGradients(sample_of(theta))) as parts:
+        step.auxiliary.restore(step.direction)
+        with step.auxiliary.attached(), torch.no_grad():
+            moved = step.second.read(micro, micro.rows, step.processes.through)
+        step.auxiliary.discard()
+        weight = record.lam * micro.share / len(moved) / micro.items
+        scale = weight if scaler is None else scaler.get_scale() * weight
+        injection = Injection(moved, micro.where, step.term.per_token, scale)
+        with micro.reader.reading(micro.where, detach=True, visit=injection) as clean:
+            step.keep_loss(record, first_pass(), micro.items)
+        step.second.random = micro.replay.drew()
+        if record.tokens == 0:
+            record.skip(Skip.NO_TOKEN)
+        if record.skipped is None:
+            consistency_pass.add_layers(record, micro, step.term.numbered(injection.sums))
+            record.displacement = displacement(clean, moved)
+            record.resolution = consistency_pass.resolution(step, next(iter(clean.values())))
+            if not math.isfinite(record.consistency):
+                record.skipped = Skip.CONSISTENCY  # and nothing of it was injected
+            elif not injection.reached:
+                record.skipped = Skip.ABOVE
+        # a broken sum of the two: the measured tensors keep what earlier micro-batches gave
+        if scaler is None and not math.isfinite(global_norm([p.grad for p in parts.measured])):
+            record.skip(Skip.GRADIENT)
+            parts.keep = 1
+    if scaler is None:
+        check_finite(record, theta)
 
 
 class Injection:

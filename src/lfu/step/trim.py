@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from lfu.model.anatomy import Anatomy, whole_shape
+from lfu.model.representations import LOSS_ONLY
 
 Batch = Mapping[str, Any]
-# what the loss needs and the decoder does not
-LOSS_ONLY = ("labels", "num_items_in_batch", "shift_labels")
 # entries of `(B, T)` that are cut along with the tokens
 _PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 # Families whose tokens are numbered 0..T-1 whatever the mask says, and whose attention takes a row of several

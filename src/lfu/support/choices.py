@@ -1,16 +1,8 @@
-"""The settings that are one of a few words, for `LfUConfig` and `LfUStep` alike, and the one way to refuse another."""
+"""The one way to refuse a word that is not among the choices."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-
-CHOICES = {
-    "positions": ("predict", "answer"),
-    "direction": ("perturbed", "clean"),
-    "ascent_batch": ("same", "independent"),
-    "on_bad_batch": ("skip", "raise"),
-    "ascent_scope": ("global", "local"),
-}
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> None:

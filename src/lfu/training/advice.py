@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from statistics import fmean, median
 
-from lfu.step.step import Record
+from lfu.step.record import Record
 
 # How many micro-batches a judgement rests on. One says nothing: the ratio differs by factors between batches.
 WINDOW = 16

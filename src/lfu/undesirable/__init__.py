@@ -1,13 +1,17 @@
 """The undesirable model: theta plus auxiliary components that were moved the wrong way (Eq. 2)."""
 
+import importlib
+import pkgutil
+
 from lfu.support.choices import one_of
 from lfu.undesirable.ascent import ascend
-from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
+from lfu.undesirable.auxiliary import KINDS, Auxiliary, component_dtype, forward_hooks
 from lfu.undesirable.lora import LoRA
 from lfu.undesirable.own import Own
 from lfu.undesirable.steering import Steering
 
-KINDS: dict[str, type[Auxiliary]] = {"lora": LoRA, "steering": Steering, "own": Own}
+for _file in pkgutil.iter_modules(__path__):  # a new kind needs no line here
+    importlib.import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
     "KINDS",

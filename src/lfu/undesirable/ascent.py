@@ -7,19 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lfu.model.tensors import norms
+from lfu.model.tensors import global_norm
 from lfu.undesirable.auxiliary import Auxiliary
-
-
-def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:
-    """One L2 norm over all of them, in float32 or wider a tensor, float64 between tensors; 0.0 for nothing."""
-    return float(global_norm_tensor(tensors))
-
-
-def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """`global_norm` as a float64 scalar still on the device of the first tensor, so that the caller waits once."""
-    found = [t for t in tensors if t is not None]
-    return torch.linalg.vector_norm(norms(found)) if found else torch.zeros((), dtype=torch.float64)
 
 
 def ascend(auxiliary: Auxiliary, gradients: Sequence[torch.Tensor | None], alpha: float) -> float:

@@ -1,17 +1,20 @@
-"""What an auxiliary is. A new kind is one file with a subclass, and a line in `KINDS`."""
+"""What an auxiliary is. A new kind is one file here with a subclass that has a `name`; it is found by itself."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from lfu.model.anatomy import Anatomy
 from lfu.model.rng import Generators
+
+# name -> class, of every kind that is defined
+KINDS: dict[str, type[Auxiliary]] = {}
 
 
 class Auxiliary(ABC):
@@ -21,7 +24,20 @@ class Auxiliary(ABC):
     changes), `take_gradients`, a move by `ascend`, with `attached` the perturbed forward and backward, `discard`.
 
     They live outside the module tree, attached by forward hooks: never in a state dict, an optimizer or a reducer.
+
+    A subclass with a `name` is one of `KINDS`: what `auxiliary=` and `--auxiliary` may be.
     """
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            KINDS[cls.name] = cls
+
+    @classmethod
+    def of_config(cls, args: Any) -> Auxiliary:
+        """One with the options of an `LfUConfig`."""
+        return cls()
 
     # ||step as stored - step|| / ||step|| of the newest move, where the components are narrower than float32
     rounded: float = 0.0

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ class LoRA(Auxiliary):
     While B is zero the gradient with respect to A is zero, so the first ascent moves B alone; further ones
     (`ascent_steps` > 1) move both.
     """
+
+    name: ClassVar[str] = "lora"
+
+    @classmethod
+    def of_config(cls, args: Any) -> LoRA:
+        targets = [t.strip() for t in args.aux_targets.split(",") if t.strip()] if args.aux_targets else None
+        return cls(rank=args.aux_rank, scaling=args.aux_scaling, targets=targets)
 
     def __init__(self, rank: int = 8, scaling: float = 2.0, targets: Sequence[str] | None = None):
         if rank < 1:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from lfu.model.anatomy import Anatomy
 from lfu.model.rng import Generators
-from lfu.undesirable.ascent import global_norm
+from lfu.model.tensors import global_norm
 from lfu.undesirable.auxiliary import Auxiliary, add
 
 
@@ -20,6 +21,8 @@ class Own(Auxiliary):
     The consistency gradient is taken AT the moved weights: backward ends before `discard`. (The authors' code puts the
     weights back before backward runs, so its gradient mixes both: a defect that is not copied here.)
     """
+
+    name: ClassVar[str] = "own"
 
     def __init__(self) -> None:
         self.anatomy: Anatomy | None = None

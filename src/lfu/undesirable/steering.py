@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -21,6 +21,12 @@ class Steering(Auxiliary):
     Args:
         preserve_norm: the authors' code instead: d_l is added to `h / ||h||`, and the sum scaled back to `||h||`.
     """
+
+    name: ClassVar[str] = "steering"
+
+    @classmethod
+    def of_config(cls, args: Any) -> Steering:
+        return cls(preserve_norm=args.steering_norm)
 
     def __init__(self, preserve_norm: bool = False):
         self.preserve_norm = preserve_norm

@@ -1,0 +1,67 @@
+"""Ways to run several processes that LfU can't work under; each message names what works."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def refuse_launch(trainer: Any) -> None:
+    """Ways to run several processes that LfU and SAM can't work under.
+
+    Raises:
+        ValueError: DataParallel, FSDP 1, tensor, context or sequence parallelism, a model sharded while it
+            was loaded.
+    """
+    method, works = trainer.args.method, "use DDP, or FSDP with fsdp_version 2"
+    if trainer.args.n_gpu > 1:  # one process: under a launcher each has one
+        raise ValueError(
+            f"method {method!r} can't run under nn.DataParallel, which one process on {trainer.args.n_gpu} GPUs means: "
+            "start it by accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise ValueError(f"method {method!r} can't run round the flat parameters of FSDP 1: set fsdp_version: 2")
+    if getattr(trainer, "is_distributed_loading_by_transformers", False):
+        raise ValueError(f"method {method!r} needs accelerate to shard the model, not a distributed_config: {works}")
+    if (
+        trainer.accelerator.num_processes > 1
+        and max(trainer.get_tp_size(), trainer.get_cp_size(), trainer.get_sp_size()) > 1
+    ):
+        raise ValueError(f"method {method!r} splits batches over processes, not layers or sequences: {works}")
+
+
+def refuse_on_shards(own: bool, reads_logits: bool, by: str = "FSDP") -> None:
+    """Raises ValueError for what cut-up weights and gradients don't allow; the message names what works."""
+    if own:
+        raise ValueError(
+            f"auxiliary='own' moves whole weights by whole gradients, and {by} cuts them up: use auxiliary='lora' or "
+            "'steering', or DDP"
+        )
+    if reads_logits:
+        raise ValueError(
+            f"consistency='logit_kl' runs the head by itself, whose weight {by} cuts up: use 'mse', 'cosine' or "
+            "'contrastive', or DDP"
+        )
+
+
+def refuse_stale(stale: int) -> None:
+    """Raises ValueError for the first-order form: its one backward would have to be agreed on."""
+    if stale:
+        raise ValueError(
+            f"stale={stale} runs in one process: under DDP, FSDP and DeepSpeed use every, part or random_layers"
+        )
+
+
+def refuse_zero(trainer: Any, own: bool, reads_logits: bool, fused_experts: bool) -> None:
+    """What LfU can't do under DeepSpeed and shows before DeepSpeed has the model.
+
+    Raises:
+        ValueError: fp16, whose loss scale DeepSpeed keeps to itself; an auxiliary or consistency that reads whole
+            weights.
+    """
+    if trainer.accelerator.mixed_precision == "fp16":
+        raise ValueError("DeepSpeed's fp16 scales the loss out of LfU's sight: use bf16, or DDP or FSDP")
+    sharded = trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    refuse_on_shards(own, sharded and reads_logits, "DeepSpeed")
+    if sharded and fused_experts:
+        raise ValueError("ZeRO-3 cuts up fused experts, which auxiliary='lora' reads whole: use auxiliary='steering'")

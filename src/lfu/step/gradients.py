@@ -1,0 +1,149 @@
+"""The two gradients of a micro-batch kept apart: SFT's and the consistency's, on theta or a sample of it.
+
+In the 2F+2B order they come from two backwards, so both are there to see: the record's ratio and cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from lfu.model.anatomy import whole_shape
+from lfu.model.tensors import dot, global_norm_tensor
+
+# Above this many elements of theta, whole tensors are sampled: 2^25 float32 gradients are 128 MB. LoRA of rank 8 on all
+# linear layers of an 8 B model, the paper's setting, has 21 million.
+SAMPLE = 2**25
+
+
+def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[nn.Parameter]:
+    """The tensors of theta whose two gradients are kept apart: all, or whole tensors up to `limit` (`SAMPLE`) elements.
+
+    The draw has a fixed seed: the same tensors in each step and each run of a model. At least one tensor is taken.
+    """
+    limit = SAMPLE if limit is None else limit
+    sizes = {p: whole_shape(p).numel() for p in theta}
+    if sum(sizes.values()) <= limit:
+        return list(theta)
+    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0)).tolist()
+    chosen, room = [], limit
+    for p in (theta[i] for i in order):
+        if sizes[p] <= room:
+            chosen.append(p)
+            room -= sizes[p]
+    return chosen or [min(theta, key=sizes.__getitem__)]
+
+
+class SplitGradients:
+    """Keeps what earlier micro-batches, the SFT backward and the consistency backward left on theta apart.
+
+    By moving `.grad` tensors aside, not by copying them: a backward that finds None writes a fresh tensor. `join`
+    adds the parts up again; until then a plain `optimizer.step()` would miss some.
+
+    Args:
+        measured: the parameters whose parts are kept apart; the gradients of the others just accumulate.
+        theta: all of them, for `undo`. Default: `measured`.
+
+    Attributes:
+        keep: how many parts `join` adds up, from the first on; None for all.
+    """
+
+    def __init__(self, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter] | None = None):
+        self.measured = list(measured)
+        self.theta = self.measured if theta is None else list(theta)
+        self.keep: int | None = None
+        self.parts: list[list[torch.Tensor | None]] = []
+        self.finite = False  # both parts, as far as compared
+        self.others: list[tuple[nn.Parameter, torch.Tensor | None, int]] = []
+        self.set_aside()
+
+    def set_aside(self) -> None:
+        """What is on the measured tensors now becomes a part of its own."""
+        self.parts.append([p.grad for p in self.measured])
+        for p in self.measured:
+            p.grad = None
+        self._look_at_others()
+
+    def _look_at_others(self) -> None:
+        """Remembers what is on the tensors that are not measured: a backward adds in place, which counts versions."""
+        measured = {id(p) for p in self.measured}
+        self.others = [(p, p.grad, _version(p.grad)) for p in self.theta if id(p) not in measured]
+
+    def narrow(self, measured: Sequence[nn.Parameter]) -> None:
+        """From now on keep the parts of these alone apart; those of the others are added up, and freed."""
+        kept = {id(p) for p in measured}
+        rows = list(zip(self.measured, zip(*self.parts)))
+        for p, row in rows:
+            if id(p) not in kept:
+                p.grad = _sum([*row, p.grad])
+        rows = [(p, row) for p, row in rows if id(p) in kept]
+        self.measured = [p for p, _ in rows]
+        self.parts = [list(part) for part in zip(*(row for _, row in rows))] or [[] for _ in self.parts]
+        self._look_at_others()
+
+    def compare(self) -> tuple[float, float, float]:
+        """`(||g_sft||, ||g_cons||, cosine)`: the second part, and what came since. The cosine is 0 where undefined."""
+        sft, cons = self.parts[1], [p.grad for p in self.measured]
+        both = [(x, y) for x, y in zip(sft, cons) if x is not None and y is not None]
+        a, b = global_norm_tensor(sft), global_norm_tensor(cons)
+        product_of = dot([x for x, _ in both], [y for _, y in both])
+        norm_a, norm_b, product = torch.stack([t.to(a.device) for t in (a, b, product_of)]).tolist()
+        self.finite = math.isfinite(norm_a) and math.isfinite(norm_b)
+        scale = norm_a * norm_b
+        return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
+
+    def all_finite(self, theta: Sequence[nn.Parameter]) -> bool:
+        """Whether `compare` found every gradient of `theta` finite, and so is their sum.
+
+        A norm in float32 is finite only below 2e19 an entry, which no sum takes to float32's or bfloat16's end; in
+        float16 two finite gradients may add up to infinity.
+        """
+        narrow = any(p.dtype == torch.float16 for p in self.measured)
+        return self.finite and len(self.measured) == len(theta) and not narrow
+
+    def undo(self) -> bool:
+        """Drops what came since the newest part. False where a backward has reached tensors that are not measured."""
+        if any(p.grad is not grad or _version(grad) != version for p, grad, version in self.others):
+            return False
+        for p in self.measured:
+            p.grad = None
+        return True
+
+    def abandon(self, theta: Sequence[nn.Parameter]) -> None:
+        """Leaves the first part alone on `.grad`; nothing at all where some of `theta` is not measured."""
+        self.keep = 1
+        self.join()
+        if len(self.measured) < len(theta):
+            for p in theta:
+                p.grad = None
+
+    def join(self) -> None:
+        """Puts the sum of the parts, what is there now among them, on `.grad`. A second call does nothing."""
+        if not self.parts:
+            return
+        self.set_aside()
+        first, *others = self.parts[: self.keep]
+        total = list(first)
+        for part in others:
+            pairs = [(t, g) for t, g in zip(total, part) if t is not None and g is not None]
+            if pairs:
+                torch._foreach_add_([t for t, _ in pairs], [g for _, g in pairs])
+            total = [g if t is None else t for t, g in zip(total, part)]
+        for p, t in zip(self.measured, total):
+            p.grad = t
+        self.parts, self.others = [], []
+
+
+def _version(grad: torch.Tensor | None) -> int:
+    return 0 if grad is None else grad._version
+
+
+def _sum(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+    total = None
+    for t in tensors:
+        if t is not None:
+            total = t if total is None else total.add_(t)
+    return total

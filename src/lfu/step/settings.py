@@ -1,0 +1,156 @@
+"""The settings of the step, each named, explained and checked once: for `LfUStep`, `LfUConfig` and the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, Union, get_type_hints
+
+from lfu.step.cheaper import Cheaper, setting, within
+from lfu.support.choices import one_of
+
+C = TypeVar("C", bound=type)
+
+# The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
+PRESETS: dict[str, tuple[float, float]] = {"base": (0.1, 5.0), "instruct": (0.001, 500.0), "reps": (0.1, 0.1)}
+
+
+@dataclass(frozen=True)
+class StepSettings(Cheaper):
+    """How an LfU step is taken. The defaults are the paper's; `help` in a field's metadata says what it does.
+
+    Raises:
+        ValueError: any value outside its range, with the name of the setting and what it may be.
+    """
+
+    alpha: float = setting(0.1, "Length of each normalised ascent step (Eq. 2), > 0.")
+    lam: Union[float, str] = setting(  # noqa: UP007 (as HfArgumentParser reads it)
+        5.0,
+        "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT, nothing attached; 'auto' holds the "
+        "gradient ratio at `strength`, from a first micro-batch on that only measures.",
+    )
+    strength: float = setting(0.5, "Target of lam='auto': ||grad(lam * consistency)|| / ||grad(SFT)||, > 0.")
+    layers: str = setting("all", "Compared layers: all, early, middle, late (thirds), or a range '5-12'.")
+    blocks: str | None = setting(
+        None,
+        "Where the model keeps its list of blocks, if it is not found: a dotted path inside the decoder, such as "
+        "'layers'.",
+    )
+    final_norm: bool = setting(
+        True, "Compare the last layer after the final norm, as transformers' hidden_states[K] is."
+    )
+    positions: str = setting(
+        "predict",
+        "Compared tokens: predict (positions that predict answer tokens: paper) or answer (code).",
+        ("predict", "answer"),
+    )
+    direction: str = setting(
+        "perturbed",
+        "Where the consistency gradient flows: perturbed (through h': paper, 2F+2B) or clean (through h, as in the "
+        "authors' RepS code, 3F+2B; draws the model towards the undesirable).",
+        ("perturbed", "clean"),
+    )
+    ascent_batch: str = setting(
+        "same",
+        "Batch of the ascent: same, or independent (a second, own shuffle; 3F+3B).",
+        ("same", "independent"),
+    )
+    ascent_steps: int = setting(
+        1, "Normalised ascent steps (Eq. 2), >= 1; each beyond the first costs a forward and a backward."
+    )
+    ascent_scope: str = setting(
+        "global",
+        "Several processes: the ascent (LfU's, SAM's) by the gradient of all their parts (global), or of each its own "
+        "(local).",
+        ("global", "local"),
+    )
+    same_dropout: bool = setting(
+        True,
+        "Clean and perturbed pass see the same dropout masks and embedding noise. Otherwise h' - h is mostly the "
+        "difference of two random masks.",
+    )
+    trim: bool = setting(
+        True,
+        "The second pass leaves out padding and what follows the last compared token: the same gradients, less work. "
+        "Not while dropout or embedding noise is on.",
+    )
+    budget: float | None = setting(
+        None,
+        "APPROXIMATE, cheaper: wanted cost of a step as a multiple of SFT's, > 1; picks among every, part, stale and "
+        "random_layers, and says which.",
+    )
+    on_bad_batch: str = setting(
+        "skip",
+        "No labelled token, zero ascent gradient, non-finite values: skip the consistency and record why, or raise.",
+        ("skip", "raise"),
+    )
+    seed: int = setting(42, "Of the auxiliary's random parts.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for f in fields(self):
+            if f.metadata["words"]:
+                one_of(f.name, getattr(self, f.name), f.metadata["words"])
+        for name in ("alpha", "strength"):
+            if not (_is_number(value := getattr(self, name)) and value > 0):
+                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        if self.lam != "auto" and not (_is_number(self.lam) and float(self.lam) >= 0):
+            raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {self.lam!r}")
+        if self.ascent_steps < 1:
+            raise ValueError(f"ascent_steps must be at least 1, got {self.ascent_steps!r}")
+        if self.budget is not None:
+            within(self.budget, full=True)  # refuses one out of its range
+            if not self.exact:
+                raise ValueError(f"budget={self.budget:g} picks the approximate form itself: drop {self}")
+        if self.lam == 0 and not (self.exact and self.budget is None):
+            what = str(self) or f"budget={self.budget:g}"
+            raise ValueError(f"{what} makes LfU's second pass cheaper, and lam=0 has none: drop it")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def settled(given: Any, on: bool) -> StepSettings:
+    """The settings that a config means: what it leaves at None is the preset's, or alpha 0.1 and lam auto.
+
+    Args:
+        given: has the fields of `StepSettings`, and `preset`; alpha and lam may be None or texts.
+        on: whether a method takes the step; without one lam is 0.
+
+    Raises:
+        ValueError: a value outside its range; a lam given though nothing takes the step.
+    """
+    if given.preset is not None:
+        one_of("preset", given.preset, PRESETS)
+    alpha, lam = PRESETS.get(given.preset, (0.1, "auto"))
+    if not on and given.lam not in (None, 0, 0.0, "0", "0.0"):
+        raise ValueError(f"method={given.method!r} means lam=0, got lam={given.lam!r}: drop one of the two")
+    chosen = {f.name: getattr(given, f.name) for f in fields(StepSettings)}
+    chosen["alpha"] = alpha if given.alpha is None else _number(given.alpha)
+    chosen["lam"] = 0.0 if not on else lam if given.lam is None else _number(given.lam)
+    return StepSettings(**chosen)
+
+
+def _number(value: Any) -> Any:
+    """A text as the number that it spells; anything else is left for the checks."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def with_fields_of(source: type) -> Callable[[C], C]:
+    """Below `@dataclass`: gives a class the fields of another dataclass, but for those that it has already."""
+
+    def give(cls: C) -> C:
+        own = {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+        hints = get_type_hints(source)
+        for f in fields(source):
+            if f.name not in own:
+                cls.__annotations__[f.name] = hints[f.name]
+                setattr(cls, f.name, field(default=f.default, metadata={"help": f.metadata["help"]}))
+        return cls
+
+    return give
