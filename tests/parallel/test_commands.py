@@ -52,7 +52,7 @@ def test_one_process_writes_a_whole_run(told, folder):
 
 
 def launch(folder: Path, launcher: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`lfu train` in processes of their own, as docs/several-gpus.md has it; the model that is trained is saved in out."""
+    """`lfu train` in processes of their own, as docs/several-gpus.md has it; the trained model is saved in out."""
     model = folder / "m" if (folder / "m").exists() else save_model(folder / "m")
     words = (
         f"-m {launcher} -m lfu.cli train --model {model} --data word_problems:8 --output_dir {folder / 'out'} "

@@ -108,6 +108,16 @@ class DataArguments:
         default=False, metadata={"help": "Replace the model and the checkpoints of an earlier run in output_dir."}
     )
 
+    eval_share: float = field(
+        default=0.0, metadata={"help": "Hold out this share of the rows to evaluate on, drawn by --seed."}
+    )
+    careful: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Choose method, length, held-out rows and checkpoints by the number of rows. Default: where no "
+            "flag says how to train."
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Load, check and describe everything as for training, then stop before it."}
     )
@@ -123,6 +133,10 @@ class DataArguments:
             raise UserError(
                 "no training data: give --data (a file, a folder, a hub name, or word_problems), or a recipe"
             )
+        if not 0 <= self.eval_share < 1:
+            raise UserError(f"eval_share must be a share of the rows from 0 to below 1, got {self.eval_share:g}")
+        if self.eval_share and (self.eval_data or self.eval_split):
+            raise UserError("eval_share holds rows out, and eval_data brings others: give one of them")
         if self.show_rows < 0:
             raise UserError(f"show_rows must be a number of rows, got {self.show_rows}")
         if self.eval_split and not self.eval_data:

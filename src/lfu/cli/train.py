@@ -38,11 +38,15 @@ def run(argv: list[str]) -> int:
 
         return train_help.show()
     from lfu.cli.arguments import parse
+    from lfu.cli.careful import choices
     from lfu.cli.forgetting import ForgettingArguments
     from lfu.cli.screen import folded
 
     config, model_arguments, data_arguments, watch = parse(argv, ForgettingArguments)
-    callback = watch.callback(_say, config)
+    if chosen := choices(data_arguments):
+        config, model_arguments, data_arguments, watch = parse([*chosen, *argv], ForgettingArguments)
+        _say(f"chosen for this many rows: {' '.join(chosen)} (a flag of yours wins; --careful false: none of it)")
+    callback = watch.callback(_say if data_arguments.verbose else _say_what_the_screen_does_not, config)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
     with folded(data_arguments.verbose, _say):
@@ -208,6 +212,12 @@ def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, 
 def _say(text: str) -> None:
     if leading():
         print(f"lfu train: {text}", file=sys.stderr)
+
+
+def _say_what_the_screen_does_not(line: str) -> None:
+    """The lines of the forgetting callback but its readings, which the lines of the steps and the curve show."""
+    if not line.startswith("step ") or "over budget" in line:
+        _say(line)
 
 
 def _how_to_resume(folder: Path, step: int) -> str:

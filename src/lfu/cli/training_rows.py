@@ -65,6 +65,13 @@ def _read(config: LfUConfig, data: DataArguments) -> list[Dataset]:
         rows.append(
             load_rows(data.eval_data, split=data.eval_split or "test", config=eval_config, limit=data.eval_limit)
         )
+    elif data.eval_share:
+        held_out = round(data.eval_share * len(rows[0]))
+        if not 0 < held_out < len(rows[0]):
+            raise UserError(f"eval_share {data.eval_share:g} of {len(rows[0])} rows leaves none on one side")
+        split = rows[0].train_test_split(held_out, seed=config.seed)
+        rows = [split["train"], split["test"]]
+    if len(rows) > 1:
         if config.eval_strategy == "no":
             config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True
     elif config.eval_strategy != "no":

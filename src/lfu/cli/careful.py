@@ -1,0 +1,61 @@
+"""What `lfu train` chooses where the user gives only a model and a file: what a careful person would.
+
+Everything chosen is a flag, and is named before training: the user changes one by giving it.
+"""
+
+from __future__ import annotations
+
+from lfu.cli.arguments import DataArguments
+from lfu.data.load import load_rows
+
+# Flags that say what is trained on and what is shown, but not how it is trained: beside these alone, we choose.
+NEUTRAL = frozenset(
+    {"model_name_or_path", "model_revision", "trust_remote_code", "attn_implementation", "dtype", "use_cpu"}
+    | {"data", "data_config", "data_split", "data_limit", "template", "system", "max_length", "seed"}
+    | {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to", "logging_steps"}
+    | {"careful", "dry_run", "verbose", "show_rows", "disable_tqdm", "dataloader_pin_memory"}
+)
+FEWEST = 20  # rows from which some are held out; of fewer each is needed to learn from
+HELD_OUT, MOST_HELD_OUT = 0.1, 200  # a share of the rows, and the most of them
+BATCH, MICRO = 8, 4  # rows per update, and per forward pass
+UPDATES, EPOCHS = 60, (3, 15)  # updates to aim at, within so many epochs
+
+
+def choices(data: DataArguments) -> list[str]:
+    """The flags to put in front of the user's; none where the user has begun to choose, or said `--careful false`.
+
+    They hold rows out, measure loss and forgetting after each epoch, keep the best checkpoint within the budget, take
+    some 60 updates of 8 rows, and name the method that docs/results.md recommends for so many rows.
+
+    Raises:
+        UserError: the data can't be read.
+    """
+    if not (data.given <= NEUTRAL if data.careful is None else data.careful):
+        return []
+    count = len(load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit))
+    flags = {**lengths(count), **method(count), "forgetting_budget": "0.02"}
+    if count >= FEWEST:
+        flags |= {
+            "eval_share": f"{min(HELD_OUT, MOST_HELD_OUT / count):.3g}",
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "save_total_limit": "1",
+            "load_best_model_at_end": "true",
+            "forgetting_keep_best": "true",
+        }
+    return [word for name, value in flags.items() if name not in data.given for word in (f"--{name}", value)]
+
+
+def lengths(rows: int) -> dict[str, str]:
+    """How long to train on so many rows: enough updates to learn from few, no more epochs than many rows need."""
+    epochs = min(max(round(UPDATES * BATCH / rows), EPOCHS[0]), EPOCHS[1])
+    return {
+        "num_train_epochs": str(epochs),
+        "per_device_train_batch_size": str(MICRO),
+        "gradient_accumulation_steps": str(BATCH // MICRO),
+    }
+
+
+def method(rows: int) -> dict[str, str]:
+    """The method for so many rows, with its strength."""
+    return {"method": "l2sp", "method_args": "share=0.15"} if rows <= 128 else {"method": "sft"}

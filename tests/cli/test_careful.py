@@ -1,0 +1,90 @@
+"""What `lfu train` chooses where the user gives only a model and a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lfu.cli import main
+from lfu.cli.arguments import parse
+from lfu.cli.careful import EPOCHS, choices, lengths, method
+
+
+def given(*flags: str):
+    return parse(["--model", "m", "--data", "rows.jsonl", *flags])[2]
+
+
+def write(count: int) -> None:
+    rows = ({"question": f"What is {i} + {i}?", "answer": f"{2 * i}."} for i in range(count))
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    "flags", [(), ("--output_dir", "x", "--seed", "1"), ("--careful", "true", "--learning_rate", "1")]
+)
+def test_chosen_where_the_user_has_not(here, flags):
+    write(40)
+    chosen = choices(given(*flags))
+    assert chosen[chosen.index("--eval_share") + 1] == "0.1"
+    assert chosen[chosen.index("--forgetting_budget") + 1] == "0.02"
+    assert "--learning_rate" not in chosen
+
+
+@pytest.mark.parametrize(
+    "flags", [("--careful", "false"), ("--learning_rate", "1e-3"), ("--method", "lfu"), ("--max_steps", "3")]
+)
+def test_nothing_is_chosen_once_the_user_begins_to(here, flags):
+    assert choices(given(*flags.split())) == []
+
+
+def test_the_users_flag_wins(here):
+    write(40)
+    chosen = choices(given("--careful", "true", "--method", "sft", "--num_train_epochs", "2"))
+    assert "--method" not in chosen
+    assert "--num_train_epochs" not in chosen
+
+
+def test_of_few_rows_none_is_held_out(here):
+    write(12)
+    chosen = choices(given())
+    assert "--eval_share" not in chosen
+    assert "--forgetting_keep_best" not in chosen
+    assert "--method" in chosen
+
+
+@pytest.mark.parametrize("rows", [1, 4, 40, 200, 1000, 100_000])
+def test_lengths_are_within_their_limits(rows):
+    epochs = int(lengths(rows)["num_train_epochs"])
+    assert EPOCHS[0] <= epochs <= EPOCHS[1]
+    assert "method" in method(rows)
+
+
+def test_a_run_from_model_and_file_alone(here, model, capsys):
+    """It says what it chose, holds rows out, shows what is forgotten, and leaves the best checkpoint's weights."""
+    write(24)
+    assert main(["train", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", "--report_to", "none"]) == 0
+    out, err = capsys.readouterr()
+    assert "chosen for this many rows: --num_train_epochs 15" in err
+    assert "Rows     22 to train on from rows.jsonl, 2 held out" in out
+    last = [line for line in out.splitlines() if re.match(r"step +\d+/", line)][-1]
+    assert "held-out" in last
+    assert "forgotten" in last
+    assert len(last) <= 80
+    assert Path("out/adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--eval_share 1.5", "eval_share must be a share"),
+        ("--eval_share 0.5 --eval_data rows.jsonl", "give one of them"),
+        ("--eval_share 0.01", "leaves none on one side"),
+    ],
+)
+def test_wrong_shares_are_one_line(here, model, capsys, flags, told):
+    write(8)
+    assert main(["train", "--model", model, "--data", "rows.jsonl", *flags.split()]) == 2
+    assert told in capsys.readouterr().err
