@@ -23,6 +23,7 @@ from links import slug  # noqa: E402
 ORDER = {
     "index.md": "Start",
     "guide.md": "Guide",
+    "forgetting.md": "Forgetting, seen",
     "own-loop.md": "Your own loop",
     "several-gpus.md": "Several GPUs",
     "method.md": "The method",

@@ -85,7 +85,8 @@ def curve(callback: ForgettingCallback) -> None:
     for name in columns:
         table.add_column(name, justify="left" if name == columns[-1] else "right", no_wrap=True)
     most = max([abs(r.figures["prose_rise"]) for r in readings] + [callback.budget.get("prose", 0.0), 1e-9])
-    for reading in readings[:: -(-len(readings) // MOST_ROWS)]:
+    every = -(-len(readings) // MOST_ROWS)
+    for reading in readings[::-every][::-1]:  # the last one is always there
         table.add_row(str(reading.step), *_cells(reading.figures), _bar(reading, most, callback.budget.get("prose")))
     console.print(table)
     known, items = (readings[-1].figures[name] for name in ("known", "items"))

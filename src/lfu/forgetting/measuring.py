@@ -17,7 +17,7 @@ from lfu.forgetting.unnoticed import unnoticed, unsloth, untouched
 from lfu.forgetting.written import write
 
 TEXTS = 24  # that the untouched model writes
-PILOT = 8  # items of a set that say how fast the model reads
+PILOT = 4  # items of a set that say how fast the model reads
 
 
 class Measuring:
@@ -71,11 +71,11 @@ class Measuring:
         """
         start = time.monotonic()
         with unnoticed(self.model), untouched(self.model):
+            self.asker.ask(self.model, {each.name: 1 for each in self.sets}, None)  # warms up
             pilot = {each.name: min(PILOT, len(each.items)) for each in self.sets}
-            for _ in range(2):  # the first one warms up
-                begun = time.monotonic()
-                self.asker.ask(self.model, pilot, None)
-                seconds = time.monotonic() - begun
+            begun = time.monotonic()
+            self.asker.ask(self.model, pilot, None)
+            seconds = time.monotonic() - begun
             self.share.each = self.dealer.agreed(seconds) / sum(pilot.values())
             # forward and backward of a training token take some three times the forward of one that is asked
             each_token = self.share.each * sum(pilot.values()) / self.asker.tokens(pilot)
