@@ -13,18 +13,18 @@ AXES = ("target", "reworded", "others")
 
 
 class Estimate(NamedTuple):
-    """A value with the half-width of its 95 % interval over base models."""
+    """A value with the half-width of its 95 % interval over base models; NaN where SFT doesn't reach so far.
+
+    A half-width alone is NaN at the edge: without some base, SFT doesn't reach so far.
+    """
 
     value: float
     half: float
 
     def __str__(self) -> str:
-        return "beyond SFT" if np.isnan(self.value) else f"{self.value:+.1f} ± {self.half:.1f}"
-
-    @property
-    def sure(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return abs(self.value) > self.half
+        if np.isnan(self.value):
+            return "beyond SFT"
+        return f"{self.value:+.1f}, edge of SFT" if np.isnan(self.half) else f"{self.value:+.1f} ± {self.half:.1f}"
 
 
 def lead(point: np.ndarray, surface: np.ndarray) -> float:

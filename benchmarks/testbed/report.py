@@ -50,8 +50,8 @@ class Study:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Numbers of rows."""
-        return sorted({s.rows for s in self.values})
+        """Numbers of rows for which there is a plain SFT."""
+        return sorted({s.rows for s in self.values if s.method == "SFT"})
 
     def of(self, rows: int, method: str) -> list[Setting]:
         """The finished settings of one method."""
@@ -70,6 +70,10 @@ class Study:
         surface = self.surface(rows)[: self.choosing].mean(0)
         return max(self.of(rows, method), key=lambda s: lead(self.points(s)[: self.choosing].mean(0), surface))
 
+    def balanced(self, rows: int, method: str) -> Setting:
+        """The setting with the highest mean of the three axes on the choosing bases."""
+        return max(self.of(rows, method), key=lambda s: self.points(s)[: self.choosing].mean())
+
     def held(self, setting: Setting) -> tuple[Estimate, list[Estimate]]:
         """On the reporting bases: how far ahead in all three axes, and in each at equal values of the other two."""
         both = np.concatenate([self.points(setting)[:, None], self.surface(setting.rows)], 1)[self.choosing :]
@@ -78,13 +82,14 @@ class Study:
 
 
 def write(folder: Path, entries: list[dict[str, Any]]) -> None:
-    """`surface.md`, `methods.md`, `paired.md` and `frontier.png` in the folder."""
+    """`surface.md`, `balanced.md`, `methods.md`, `paired.md` and `frontier.png` in the folder."""
     from testbed.picture import draw
 
     study = Study.read(folder / "runs.jsonl", entries)
-    for name, text in (("surface", surface(study)), ("methods", methods(study)), ("paired", paired(study))):
-        (folder / f"{name}.md").write_text(text, encoding="utf-8")
-        print(folder / f"{name}.md")
+    for table in (surface, balanced, methods, paired):
+        path = folder / f"{table.__name__}.md"
+        path.write_text(table(study), encoding="utf-8")
+        print(path)
     draw(study, folder / "frontier.png")
     print(folder / "frontier.png")
 
@@ -103,14 +108,30 @@ def surface(study: Study) -> str:
     return "\n".join([*parts, *lines, ""])
 
 
+def balanced(study: Study) -> str:
+    """Each method at its best mean of the three axes, against SFT at its own best: chosen and reported as ever."""
+    head = "| rows | method | chosen | of | target | reworded | others | mean - SFT's | target | reworded | others |"
+    lines, count = [head, "| --- " * 11 + "|"], 0
+    for rows in study.sizes:
+        plain = study.balanced(rows, "SFT")
+        scored = []
+        for method in ["SFT", *study.methods(rows)]:
+            setting = study.balanced(rows, method)
+            points = study.points(setting)[study.choosing :]
+            apart = points - study.points(plain)[study.choosing :]
+            cells = [method, setting.place, str(len(study.of(rows, method))), *(f"{x:.1f}" for x in points.mean(0))]
+            cells += [""] * 4 if method == "SFT" else [str(mean(apart.mean(1))), *(str(mean(a)) for a in apart.T)]
+            scored.append((apart.mean(), " | ".join(cells)))
+        count += len(scored) - 1
+        lines += [f"| {rows} | {text} |" for _, text in sorted(scored, reverse=True)]
+    return "\n".join([_note(study, count), *lines, ""])
+
+
 def methods(study: Study) -> str:
     """Each method at the setting that the choosing bases chose, as the reporting bases see it."""
-    kept = len(study.untouched) - study.choosing
     head = "| rows | method | chosen | of | target | reworded | others | ahead in all | target | reworded | others |"
     lines, count = [head, "| --- " * 11 + "|"], 0
     for rows in study.sizes:
-        if not study.of(rows, "SFT"):
-            continue
         scored = []
         for method in study.methods(rows):
             setting = study.chosen(rows, method)
@@ -122,10 +143,12 @@ def methods(study: Study) -> str:
             )
         count += len(scored)
         lines += [f"| {rows} | {text} |" for _, text in sorted(scored, reverse=True)]
-    first = (
-        f"{study.machine}; chosen on {study.choosing} base models, reported on {kept} others; {count} comparisons.\n"
-    )
-    return "\n".join([first, *lines, ""])
+    return "\n".join([_note(study, count), *lines, ""])
+
+
+def _note(study: Study, count: int) -> str:
+    kept = len(study.untouched) - study.choosing
+    return f"{study.machine}; chosen on {study.choosing} base models, reported on {kept} others; {count} comparisons.\n"
 
 
 def paired(study: Study) -> str:

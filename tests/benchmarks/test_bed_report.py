@@ -95,6 +95,9 @@ def test_tables_and_picture_of_a_folder(tmp_path, capsys):
     table = (tmp_path / "methods.md").read_text()
     assert "chosen on 2 base models, reported on 4 others; 2 comparisons" in table
     assert "L2-SP | pull 0.1, rate 0.001, 60 updates | 2 | 80.0 | 70.0 | 40.0 |" in table
+    balanced = (tmp_path / "balanced.md").read_text()
+    assert "L2-SP | pull 0.1, rate 0.001, 60 updates | 2 | 80.0 | 70.0 | 40.0 | +3.3 ± 0.0 | +0.0 ± 0.0 |" in balanced
+    assert "SFT | rate 0.001, 60 updates | 2 | 80.0 | 70.0 | 30.0 |  |" in balanced
     assert "+10.0 ± 0.0 (6 of 6)" in (tmp_path / "paired.md").read_text()
     assert "| 16 | 60 | 20.0, 10.0, 90.0 | 80.0, 70.0, 30.0 |" in (tmp_path / "surface.md").read_text()
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
