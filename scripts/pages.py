@@ -26,6 +26,7 @@ ORDER = {
     "forgetting.md": "Forgetting, seen",
     "own-loop.md": "Your own loop",
     "several-gpus.md": "Several GPUs",
+    "integrations.md": "axolotl, LLaMA-Factory, Unsloth",
     "method.md": "The method",
     "methods.md": "All methods",
     "evaluation.md": "Evaluation",
