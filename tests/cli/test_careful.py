@@ -33,9 +33,7 @@ def test_chosen_where_the_user_has_not(here, flags):
     assert "--learning_rate" not in chosen
 
 
-@pytest.mark.parametrize(
-    "flags", [("--careful", "false"), ("--learning_rate", "1e-3"), ("--method", "lfu"), ("--max_steps", "3")]
-)
+@pytest.mark.parametrize("flags", ["--careful false", "--learning_rate 1e-3", "--method lfu", "--max_steps 3"])
 def test_nothing_is_chosen_once_the_user_begins_to(here, flags):
     assert choices(given(*flags.split())) == []
 
