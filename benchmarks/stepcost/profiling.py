@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "memcpy", "memset",
     ),
     "views and allocation": (
-        "view", "::t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "as_strided",
+        "view", "::t", "numpy_t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "as_strided",
         "empty", "resize", "detach", "alias", "reshape", "flatten", "narrow", "split", "chunk", "unbind", "result_type",
     ),
 }  # fmt: skip
@@ -74,10 +74,25 @@ def launched(run: Callable[[], Any], device: str) -> int:
             torch.cuda.synchronize()
     if device == "cuda":
         return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in found.events())
-    return sum(
-        event.name.startswith("aten::") and not event.cpu_children and group_of(event.name) != "views and allocation"
-        for event in found.events()
-    )
+    return sum(map(_counts, found.events()))
+
+
+def _counts(event: Any) -> bool:
+    """Whether an operation computes or moves something itself: one that only calls such operations does not.
+
+    A `_foreach` operation counts as one, as on a GPU, though on a CPU it goes through its tensors one by one.
+    """
+    if not _works(event.name) or any(map(_works, (child.name for child in event.cpu_children))):
+        return "_foreach_" in event.name
+    parent = event.cpu_parent
+    while parent is not None and "_foreach_" not in parent.name:
+        parent = parent.cpu_parent
+    return parent is None
+
+
+def _works(name: str) -> bool:
+    idle = ("aten::resolve_conj", "aten::resolve_neg", "aten::to", "aten::lift_fresh", "aten::is_same_size")
+    return name.startswith("aten::") and name not in idle and group_of(name) != "views and allocation"
 
 
 def profile_case(
