@@ -27,7 +27,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "memcpy", "memset",
     ),
     "views and allocation": (
-        "view", "::t", "numpy_t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select", "as_strided",
+        "view", "::t", "numpy_t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "slice", "select",
+        "as_strided",
         "empty", "resize", "detach", "alias", "reshape", "flatten", "narrow", "split", "chunk", "unbind", "result_type",
     ),
 }  # fmt: skip

@@ -18,11 +18,13 @@ PY
 tests=(tests/step/test_oracle.py tests/step/test_precision.py tests/model/test_families.py tests/test_trainer.py
        tests/methods tests/evaluation/test_score.py)
 short=(${TESTS:+-k "$TESTS"})  # to rehearse with few of them
+# each by its name as it ends: what a time limit cuts off is known too (pyproject.toml's -q would hide the names)
+named=(-o addopts= -m "not soak" -v --tb=short -rfE -p no:cacheprovider -p no:benchmark)
 parallel=()
 [ "$WORKERS" -gt 1 ] && parallel=(-n "$WORKERS")
-part tests "${LIMIT_TESTS:-75}" "$PYTHON" -m pytest --device "$DEVICE" -v --tb=short -rfE -p no:cacheprovider \
+part tests "${LIMIT_TESTS:-75}" "$PYTHON" -m pytest --device "$DEVICE" "${named[@]}" \
     "${parallel[@]}" "${short[@]}" "${tests[@]}"
-part accelerator "${LIMIT_ACCELERATOR:-35}" "$PYTHON" -m pytest --device "$DEVICE" -v --tb=short -p no:cacheprovider \
+part accelerator "${LIMIT_ACCELERATOR:-35}" "$PYTHON" -m pytest --device "$DEVICE" "${named[@]}" \
     tests/step/test_accelerator.py
 
 cost=("$PYTHON" benchmarks/step_cost.py --device "$DEVICE" --preset gpu)

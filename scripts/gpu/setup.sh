@@ -19,6 +19,6 @@ export LFU_CACHE="${LFU_CACHE:-$KIT/cache}" TQDM_DISABLE=1
 part() {
     local name=$1 limit=$2 begun=$SECONDS rc=0
     shift 2
-    timeout --signal=INT --kill-after=5 "$limit" "$@" >"$OUT/$name.log" 2>&1 || rc=$?
+    timeout --signal=INT --kill-after=15 "$limit" "$@" >"$OUT/$name.log" 2>&1 || rc=$?
     echo "$name: exit $rc after $((SECONDS - begun)) s of $limit" | tee -a "$OUT/parts.txt"
 }

@@ -11,7 +11,7 @@ from bench import step_of, tiny_trainer
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
-from tiny import tiny_batch, tiny_model
+from tiny import DEVICE, tiny_batch, tiny_model
 from tiny_folder import byte_tokenizer
 from torch.nn.functional import cross_entropy
 
@@ -56,7 +56,7 @@ def equation(base, name, r):
     module, seen = base.get_submodule(name), []
     handle = module.register_forward_hook(lambda m, args, out: seen.append(args[0][0].detach().double()))
     for window in windows(TEXTS):
-        base(input_ids=torch.tensor([window]))
+        base(input_ids=torch.tensor([window], device=DEVICE))
     handle.remove()
     C = sum((x / x.max().abs()).T @ (x / x.max().abs()) for x in seen) / len(seen)
     C += 0.01 * C.diag().mean() * torch.eye(len(C), dtype=C.dtype)
@@ -127,7 +127,8 @@ def pefts_own(texts):
     config = LoraConfig(
         **LORA | dict(target_modules=names, init_lora_weights="corda", corda_config=CordaConfig(corda_method="kpm"))
     )
-    preprocess_corda(base, config, run_model=lambda: [base(input_ids=torch.tensor([w])) for w in windows(texts)])
+    run = lambda: [base(input_ids=torch.tensor([w], device=DEVICE)) for w in windows(texts)]
+    preprocess_corda(base, config, run_model=run)
     return get_peft_model(base, config).train()
 
 
