@@ -22,7 +22,7 @@ def sweep(model, *flags):
         ("--param alpha=1,1", "--param: must be NAME=V,V"),
         ("--param alhpa=1,2", "Did you mean alpha?"),
         ("--method sft --param alpha=1,2", "LfU's own"),
-        ("--param seed=1,2", "the study's own business"),
+        ("--param seed=1,2", "set by the study itself"),
         ("--param alpha=0.1,-1", "lfu alpha=-1: alpha must be a finite number > 0"),
         ("--bisect alpha=3", "--bisect: must be NAME=LOW:HIGH"),
         ("--bisect alpha=3:1", "0 < LOW < HIGH"),

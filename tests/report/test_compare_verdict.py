@@ -90,7 +90,7 @@ def test_the_next_best_is_told_with_its_distance():
 def test_the_level_of_better_is_said():
     told = said(made_results({"steps": {"sft": several(1.0), "gem": several(0.5)}}))
     assert (
-        "Intervals: 95 %, paired over 3 seeds and the items. Few seeds tell their spread only roughly. Better is what "
-        "lies beyond 97.5 %, so that all 2 columns together call something better by chance in 5 % of studies "
-        "(Bonferroni); worse, beyond 95 %."
+        "Intervals: 95 %, paired over 3 seeds and the items. A few seeds give only a rough idea of their spread. "
+        "Better is what lies beyond 97.5 %, so that all 2 columns together call something better by chance in 5 % of "
+        "studies (Bonferroni); worse, beyond 95 %."
     ) in told

@@ -36,7 +36,7 @@ def test_plain_sft_that_forgets_more_is_not_recommended():
         "Recommended: plain SFT, learning rate 1: nothing that was tried had a lower loss on the validation rows "
         "without forgetting more."
     )
-    assert said(results)[1] == "By the items that choose, every other setting forgets more than it may."
+    assert said(results)[1] == "Judged by the choosing items, every other setting forgets more than allowed."
     tables = {table.caption: table for table in _differences_tables(results, results["modes"]["steps"])}
     assert [row[0] for row in tables["Difference to plain SFT [95 % interval]"].rows] == ["sft learning_rate=1e-3"]
     assert [row[0] for row in tables["Difference to the untouched model [95 % interval]"].rows] == ["sft"]
@@ -108,4 +108,4 @@ def test_an_unfinished_study_ranks_and_chooses_over_the_seeds_that_all_have():
 def test_nothing_is_recommended_where_a_run_of_everything_failed():
     results = made_results({"steps": {"sft": [None, *several(1.0, seeds=2)]}})
     assert results["recommended"] is None
-    assert said(results)[0] == "No setting is recommended: of each a run failed."
+    assert said(results)[0] == "No setting is recommended: a run of every setting failed."

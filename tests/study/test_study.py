@@ -105,7 +105,7 @@ def test_the_search_was_on_validation_rows_alone(study):
         assert set(one["losses"]) == {"1e-2", "3e-2"}
         assert one["chosen"] == min(one["losses"], key=one["losses"].get)
         assert one["edge"] == {"1e-2": "lowest", "3e-2": "highest"}[one["chosen"]]
-        assert f"Chosen was the {one['edge']} learning rate that was tried by " in study.report
+        assert f"The {one['edge']} learning rate that was tried is the best one for " in study.report
     losers = [r for r in study.results["runs"] if r["level"] == "search"]
     assert len(losers) == 3
     for loser in losers:

@@ -72,7 +72,7 @@ def _split(words: Sequence[str]) -> list[list[str]]:
 
 def _reserved(field: str, verb: str) -> str:
     instead = {"seed": "give --seeds", "method": "give --methods" if verb == "compare" else "give --method"}
-    return f"--{field} is the study's own business: {instead.get(field, 'leave it out')} (see: lfu {verb} --help)"
+    return f"--{field} is set by the study itself: {instead.get(field, 'leave it out')} (see: lfu {verb} --help)"
 
 
 def _knobs(text: str) -> dict[str, str]:

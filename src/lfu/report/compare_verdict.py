@@ -34,7 +34,7 @@ def verdict(record: Mapping[str, Any]) -> list[str]:
         if untouched and untouched["state"] == "failed":
             sentences.append(f"The untouched model could not be measured: {untouched['error']}.")
         elif results["whole"]:
-            sentences.append("Time and memory alone were measured.")
+            sentences.append("Only time and memory were measured.")
     return sentences or ["Nothing is finished yet."]
 
 
@@ -46,7 +46,9 @@ def _recommendation(results: Mapping[str, Any]) -> list[str]:
     if found is None:
         losses = [one["loss"] for one in results["validation"].get("settings", {}).values()]
         why = (
-            "by the items that choose, each of them forgets more than it may" if any(losses) else "of each a run failed"
+            "judged by the choosing items, each of them forgets more than allowed"
+            if any(losses)
+            else "a run of every setting failed"
         )
         return [f"No setting is recommended: {why}."] if losses and results["whole"] else []
     yardstick = _sft(found["yardstick"])
@@ -87,11 +89,13 @@ def _how_sure(results: Mapping[str, Any]) -> list[str]:
         behind = change({"kind": "nll"}, second, unit=True)
         sentences.append(f"Next on the validation rows: {second['label']}, {behind} to {found['candidate']}{far}.")
     elif sum(one["loss"] is not None for one in results["validation"]["settings"].values()) > 1:
-        sentences.append("By the items that choose, every other setting forgets more than it may.")
+        sentences.append("Judged by the choosing items, every other setting forgets more than allowed.")
     if found["seeds"] == 1:
-        sentences.append("One seed: the intervals know the items' noise alone; another seed could change the order.")
+        sentences.append(
+            "One seed: the intervals cover the noise of the items only; another seed could change the order."
+        )
     else:
-        few = " Few seeds tell their spread only roughly." if found["seeds"] < 5 else ""
+        few = " A few seeds give only a rough idea of their spread." if found["seeds"] < 5 else ""
         sentences.append(f"Intervals: 95 %, paired over {found['seeds']} seeds and the items.{few}")
     if len(found["sure"]) > 1:
         level = next(iter(found["sure"].values()))["level"]
@@ -172,7 +176,7 @@ def _bracket(found: Mapping[str, Any]) -> str:
     if found["holds"] is not None and found["collapses"] is not None:
         return f"Training collapses between {name} {found['holds']:g} (holds) and {found['collapses']:g} (collapses)."
     if found["collapses"] is not None:
-        return f"Training collapses at {name} {found['collapses']:g} already, the lowest that was tried."
+        return f"Training already collapses at {name} {found['collapses']:g}, the lowest value that was tried."
     if found["holds"] is not None:
-        return f"Training does not collapse up to {name} {found['holds']:g}, the highest that was tried."
-    return f"Where training collapses with {name} could not be told."
+        return f"Training does not collapse up to {name} {found['holds']:g}, the highest value that was tried."
+    return f"It could not be determined where training collapses with {name}."

@@ -63,7 +63,7 @@ def _results(results: Mapping[str, Any], mode: str, found: Mapping[str, Any]) ->
         blocks.append(
             Paragraph(
                 "Every setting trains for as long as plain SFT did: as many steps as its measured time of a step "
-                "allows, with a schedule fitted to them. What a method costs once is not counted: see "
+                "allows, with a schedule fitted to them. One-off costs of a method are not counted: see "
                 f"{_of_mode('Cost', results, mode)}, with the seconds that training took in the end."
             )
         )
@@ -278,8 +278,8 @@ def _training_and_cost(results: Mapping[str, Any], mode: str, found: Mapping[str
 def _fairness(results: Mapping[str, Any]) -> list[Any]:
     same = results["same"]
     choosing = (
-        f"What chose: {same['validation rows']:,} validation rows and every third item of what should be kept. What is "
-        f"reported: {same['test rows']:,} test rows and the other items, looked at once."
+        f"Chosen by: {same['validation rows']:,} validation rows and every third item of what should be kept. "
+        f"Reported on: {same['test rows']:,} test rows and the other items, looked at once."
     )
     rows = []
     for label, one in results["settings"].items():
@@ -301,8 +301,8 @@ def _edges(search: Mapping[str, Any]) -> list[str]:
         labels = [f"{label} ({one['chosen']})" for label, one in search.items() if one["edge"] == end]
         if labels:
             said.append(
-                f"Chosen was the {end} learning rate that was tried by {_listed(labels)}: a {direction} one may be "
-                "better, and what is compared here is not the best that can be had."
+                f"The {end} learning rate that was tried is the best one for {_listed(labels)}: a {direction} one may "
+                "be better still, so this comparison may not show the best that they can do."
             )
     return said
 

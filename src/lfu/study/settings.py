@@ -175,7 +175,7 @@ def _knobs(method: str) -> list[str]:
 
 def _unknown(method: str, name: str, knobs: Sequence[str]) -> str:
     if is_reserved(name):
-        return f"{method}: {name!r} is the study's own business: leave it out"
+        return f"{method}: {name!r} is set by the study itself: leave it out"
     if name in lfu_fields():
         return f"{method}: {name!r} is LfU's own, and {method} has no LfU in it"
     mine = [*knobs, *(sorted(lfu_fields()) if is_lfu(method) else ())]

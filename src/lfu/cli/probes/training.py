@@ -101,7 +101,7 @@ def _refuse_reserved(words: Sequence[str], argument: str, reserved: Collection[s
     for word in words:
         name = word.lstrip("-").partition("=")[0].replace("-", "_")
         if word.startswith("--") and (name in reserved or name.startswith(RESERVED_STARTS)):
-            raise UserError(f"{argument}: --{name} is the probe's own business: leave it out")
+            raise UserError(f"{argument}: --{name} is set by the probe itself: leave it out")
 
 
 def arguments(
