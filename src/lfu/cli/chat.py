@@ -150,10 +150,15 @@ class Speaker:
 
         self.turns.append({"role": "user", "content": prompt})
         heard: list[str] = []
+
+        def hear(piece: str) -> None:
+            heard.append(piece)
+            show(piece)
+
         try:
             torch.manual_seed(self.given.seed)
             with self.around():
-                self._generate(self._ids(), lambda piece: (heard.append(piece), show(piece)))
+                self._generate(self._ids(), hear)
         except KeyboardInterrupt:
             return False
         finally:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lfu.forgetting.items import PROSE, QUESTIONS, ItemSet
 from lfu.forgetting.measure import Answers, compare, right
@@ -44,18 +45,24 @@ def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str
     """
     if budget is None:
         return {}
-    if isinstance(budget, str) and "=" in budget:
-        budget = dict(part.split("=", 1) for part in budget.replace(" ", "").split(",") if "=" in part)  # type: ignore[assignment]
-    found = dict(budget) if isinstance(budget, Mapping) else {QUESTIONS: budget, PROSE: budget}
-    for name, value in found.items():
-        if name not in names:
-            raise ValueError(f"forgetting budget: {name!r} is not measured: give {', '.join(names)}")
-        try:
-            found[name] = float(value)
-        except (TypeError, ValueError):
-            found[name] = math.nan
-        if not (math.isfinite(found[name]) and found[name] > 0):
-            raise ValueError(f"forgetting budget for {name}: give a number above 0, such as 0.02, not {value!r}")
+    given: dict[str, Any] = dict.fromkeys((QUESTIONS, PROSE), budget)
+    if isinstance(budget, Mapping):
+        given = dict(budget)
+    elif isinstance(budget, str) and "=" in budget:
+        parts = (part.partition("=") for part in budget.split(","))
+        given = {name.strip(): value for name, _, value in parts}
+    return {name: _limit(name, value, names) for name, value in given.items()}
+
+
+def _limit(name: str, value: Any, names: Sequence[str]) -> float:
+    if name not in names:
+        raise ValueError(f"forgetting budget: {name!r} is not measured: give {', '.join(names)}")
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not (math.isfinite(found) and found > 0):
+        raise ValueError(f"forgetting budget for {name}: give a number above 0, such as 0.02, not {value!r}")
     return found
 
 

@@ -88,7 +88,7 @@ class Share:
 def tokens_per_step(args: Any, dataloader: Any) -> float:
     """Tokens that this process trains on in an update, by the first rows of the data; a guess where they don't tell."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    data = getattr(dataloader, "dataset", None)
+    data: Any = getattr(dataloader, "dataset", None)
     if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         return rows * TYPICAL
     try:

@@ -40,8 +40,10 @@ def log(callback: Any, figures: Mapping[str, float], args: Any, state: Any, cont
     entry = dict(figures) | ({} if state.epoch is None else {"epoch": state.epoch})
     state.log_history.append(entry | {"step": state.global_step})
     handler = handler_of(callback)
+    if handler is None:
+        return
     flags = dict(vars(control))
-    for other in handler.callbacks if handler else ():
+    for other in handler.callbacks:
         if other is not callback and not isinstance(other, PrinterCallback | ProgressCallback):
             other.on_log(
                 args, state, control, logs=dict(entry), model=handler.model,
