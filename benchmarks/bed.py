@@ -3,6 +3,7 @@
     python benchmarks/bed.py run                                      # a small version: make study
     python benchmarks/bed.py run --plan study --bases 24 --draws 3    # the one in docs/results.md, on a GPU
     python benchmarks/bed.py report runs/testbed                      # tables and picture of what is there
+    python benchmarks/bed.py directions --bases 12 --draws 1          # where the methods' gradients point
 
 Base models of a million weights learn seven skills from scratch; an eighth, a composition of two of them, is then
 fine-tuned on few rows. Each setting is run on every base model with several draws of rows, all at once. What is
