@@ -53,12 +53,11 @@ def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], No
         UserError: the chat template fails on a row, or leaves an answer out; with the number of the row.
     """
     writing = _Writing(rows, tokenizer, args)
-    checking = _Checking(tokenizer, rows.column_names)
+    checking = _Checking(tokenizer, pairs=writing.trainer.completion_only_loss)
     chunks: list[pa.Table] = []
     found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for number, (row, ids, labels) in enumerate(writing, start=1):
-        if "messages" in row or not isinstance(row.get("prompt", ""), str):
-            checking.check(row, ids, labels, number)
+        checking.check(row, ids, labels, number)
         found["input_ids"].append(ids)
         found["labels"].append(labels)
         if number % CHUNK == 0 or number == len(rows):
@@ -133,18 +132,30 @@ class _Writing:
 
     def _labels(self, row: Row, ids: list[int]) -> list[int]:
         """TRL's; where it leaves their making to its collator, as it does before 1.7, by its masks."""
+        if row.get("answers"):
+            return self._answers_of_text(row, ids)
         if "labels" in row:
             return list(row["labels"])
         wanted = ["assistant_masks", *(["completion_mask"] if self.trainer.completion_only_loss else [])]
         masks = [row[name] for name in wanted if name in row]
         return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks)]
 
+    def _answers_of_text(self, row: Row, ids: list[int]) -> list[int]:
+        """Labels of a conversation that is written as a text: of its completion, and of the answers in its prompt."""
+        labels = [IGNORED] * len(ids)
+        spans = [*row["answers"], (len(row["prompt"]), None)]
+        for places in spans:
+            upto = (None if place is None else self.tokenizer(row["prompt"][:place])["input_ids"] for place in places)
+            start, end = (len(ids) if written is None else _common(written, ids) for written in upto)
+            labels[start:end] = ids[start:end]
+        return labels
+
     def _answers(self, row: Row, ids: list[int]) -> list[int]:
         """Labels of the assistant's turns, for a template that does not mark them.
 
         A turn begins where the conversation before it, with the generation prompt, ends. It ends where the conversation
-        up to it does; or, where a template writes a turn otherwise once another follows (without its reasoning, say),
-        behind the last token that changes with it, and the special tokens that follow there.
+        up to it does. Where a template writes a turn otherwise once another follows (without its reasoning, say), it
+        ends behind the last token that changes with it and the special tokens that follow there, if that is later.
         """
         messages, labels = row["messages"], [IGNORED] * len(ids)
         for index, message in enumerate(messages):
@@ -156,7 +167,7 @@ class _Writing:
                 upto = self._write(row, messages[: index + 1])
                 end = _common(upto, ids)
                 if end < len(upto):
-                    end = self._end_of(row, index, ids)
+                    end = max(end, self._end_of(row, index, ids))
             labels[start:end] = ids[start:end]
         return labels
 
@@ -189,7 +200,7 @@ def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:
             template = chat_template_utils.get_training_chat_template(tokenizer)
         except Exception:
             return False, None
-    return trained(tokenizer, chat_template=template), template
+    return (True, template) if trained(tokenizer, chat_template=template) else (False, None)
 
 
 def _common(ids: list[int], others: list[int]) -> int:
@@ -228,8 +239,8 @@ def _with_text(messages: list[Message]) -> list[Message]:
 class _Checking:
     """Compares what the chat template wrote with what the rows say."""
 
-    def __init__(self, tokenizer: Any, columns: list[str]):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, *, pairs: bool):
+        self.tokenizer, self.pairs = tokenizer, pairs
         self.odd: dict[str, tuple[int, int]] = {}  # what is told -> rows, first of them
         template = tokenizer.chat_template
         self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
@@ -240,6 +251,9 @@ class _Checking:
         Raises:
             UserError: with the number of the row.
         """
+        if not isinstance(next(iter(row.values())), list):
+            self._check_text(row, ids, labels, number)
+            return
         learned = self._learned(ids, labels)
         given = row["messages"] if "messages" in row else row["completion"]
         answers = [message for message in given if message["role"] == "assistant"]
@@ -250,7 +264,7 @@ class _Checking:
         odd: set[str] = set()
         for message in [*(row.get("prompt") or []), *given]:
             unknown = [key for key in message if message[key] and key not in self.template and key not in CHECKED]
-            odd |= {f"note: the chat template does not use the key {key!r} of messages" for key in unknown}
+            odd |= {f"{_word(key)}: the chat template does not use the key {key!r} of messages" for key in unknown}
             text = after_thinking(message.get("content", "")).strip()
             if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:
                 odd.add(f"warning: the chat template leaves out what the {message['role']} says")
@@ -259,6 +273,14 @@ class _Checking:
             odd.add("warning: the chat template leaves out the tools")
         for what in odd:
             self._count(what, number)
+
+    def _check_text(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
+        if self.pairs and "completion" in row and not row.get("answers"):
+            start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
+            if _plain(self._decode(ids[start : start + 8]))[:4] != _plain(row["completion"])[:4]:
+                self._count(
+                    "warning: a token goes over the border of prompt and answer (end prompts with a line break)", number
+                )
 
     def _count(self, what: str, number: int) -> None:
         rows, first = self.odd.get(what, (0, number))
@@ -293,7 +315,8 @@ class _Checking:
                 if end < 0:
                     self._refuse(number, f"the answer {_short(content)}")
                 if content.strip() == least.strip():
-                    self._count("note: the chat template takes the white space around answers off", number)
+                    word = "warning" if content[:1].isspace() else "note"  # code loses its indentation
+                    self._count(f"{word}: the chat template takes the white space around answers off", number)
             ends.append(end)
         for call in message.get("tool_calls") or []:
             function, arguments = call["function"], call["function"].get("arguments")
@@ -348,6 +371,11 @@ def _plain(text: str) -> str:
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
     text = re.sub(r"\\[nrt]", "", text).replace("\\", "")
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _word(key: str) -> str:
+    """How much it matters that a key of a message is not used."""
+    return "note" if key in ("name", "id", "tool_call_id") else "warning"
 
 
 def _short(text: str) -> str:

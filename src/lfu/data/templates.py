@@ -70,8 +70,9 @@ def to_training_rows(
         tell: called with one line about whatever is left out or changed.
 
     Returns:
-        Rows with `prompt` and `completion`, or `messages`, or `text_field`; beside the first two, `tools` and
-        `chat_template_kwargs` where a row has them.
+        Rows with `prompt` and `completion`, or `messages`, or `text_field`. Beside conversations, `tools` and
+        `chat_template_kwargs` where a row has them; beside texts that are made of conversations, `answers`: where in
+        the prompt the earlier answers are, as pairs of the first character and the one after the last.
 
     Raises:
         UserError: if the columns are of no accepted shape, rows lack an answer, or the template can't be used.
@@ -88,7 +89,8 @@ def to_training_rows(
     if system is not None and shape.own:
         what = " and ".join(shape.columns)
         raise UserError(f"a system message can't be added to {what} rows: put it into the rows themselves")
-    made = list(_read_all(rows, shape, "chat" if shape.own else chosen, system))
+    end = getattr(tokenizer, "eos_token", None) or ""
+    made = list(_read_all(rows, shape, "chat" if shape.own else chosen, system, end))
     conversational = isinstance(next(iter(made[0].values())), list) if made else False
     if conversational and not has_chat:
         raise UserError(
@@ -284,7 +286,7 @@ def _read_text(row: Row, column: str) -> Row:
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | None) -> Iterator[Row]:
+def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | None, end: str) -> Iterator[Row]:
     """The rows in TRL's shapes. All are texts, or all are conversations.
 
     Raises:
@@ -294,7 +296,7 @@ def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | No
     first, count = None, 0
     for count, row in enumerate(rows, start=1):
         try:
-            made = _rendered(shape.read(row), row, template, system)
+            made = _rendered(shape.read(row), row, template, system, end)
         except Blank as error:
             blank.setdefault((error.column, error.what), []).append(count)
             continue
@@ -315,7 +317,7 @@ def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | No
         )
 
 
-def _rendered(read: Row, row: Row, template: str, system: str | None) -> Row:
+def _rendered(read: Row, row: Row, template: str, system: str | None, end: str) -> Row:
     """What was read, in TRL's columns, with the row's system message, tools and options of the chat template."""
     if all(isinstance(value, str) for value in read.values()):
         return read
@@ -330,7 +332,7 @@ def _rendered(read: Row, row: Row, template: str, system: str | None) -> Row:
         else:
             read[where] = [_said("system", said), *read[where]]
     if template != "chat":
-        return _as_text(read, extra, template)
+        return _as_text(read, extra, template, end)
     if extra:
         asked = [m for m in read[where] if m["role"] == "user"][-1]
         asked["content"] = f"{asked['content']}\n\n{extra}"
@@ -338,24 +340,28 @@ def _rendered(read: Row, row: Row, template: str, system: str | None) -> Row:
     return read | {"tools": tools, "chat_template_kwargs": options}
 
 
-def _as_text(read: Row, extra: str, template: str) -> Row:
-    """Prompt and completion as texts. Of a conversation the last answer is learned, and the others are its prompt."""
+def _as_text(read: Row, extra: str, template: str, end: str) -> Row:
+    """Prompt and completion as texts. Of a conversation, `answers` says where in the prompt the earlier ones are."""
     messages = read["messages"] if "messages" in read else read["prompt"] + read["completion"]
     head = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
     if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise ValueError("system and tool turns within a conversation need a chat template")
     turns = [message["content"] for message in messages]
     last = len(turns) - 2  # `input` goes with the question that is answered last
-    if template == "alpaca":
-        prompt = alpaca_prompt(turns[0], extra if last == 0 else "", head)
-        for i in range(2, len(turns), 2):
-            middle = f"### Input:\n{extra}\n\n" if extra and i == last else ""
-            prompt += f"{turns[i - 1]}\n\n### Instruction:\n{turns[i]}\n\n{middle}### Response:\n"
-    else:
-        turns[last] = f"{turns[last]}\n{extra}" if extra else turns[last]
-        prompt = "".join(f"{part}\n" for part in [*([head] if head else []), *turns[:-1]])
+    prompt, answers = "", []
+    for i in range(0, len(turns), 2):
+        given = extra if i == last else ""
+        if template == "alpaca":
+            asked = alpaca_prompt(turns[i], given, head)
+            prompt += asked if i == 0 else asked[asked.index("### Instruction:") :]
+        else:
+            begin = f"{head}\n" if head and i == 0 else ""
+            prompt += begin + turns[i] + (f"\n{given}\n" if given else "\n")
+        if i < last:
+            answers.append([len(prompt), len(prompt + turns[i + 1] + end)])
+            prompt += f"{turns[i + 1]}{end}" + ("\n\n" if template == "alpaca" else "\n")
     # TRL appends the end-of-sequence token to a completion that is a text.
-    return {"prompt": prompt, "completion": turns[-1]}
+    return {"prompt": prompt, "completion": turns[-1]} | ({"answers": answers} if answers else {})
 
 
 def _filled(made: list[Row]) -> set[str]:

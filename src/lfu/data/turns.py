@@ -48,9 +48,9 @@ def text_of(value: Any, where: str) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     parts = value if isinstance(value, list) else [value]
-    if not parts or not all(isinstance(part, str) or (isinstance(part, Mapping) and _kind(part)) for part in parts):
+    if not parts or not all(isinstance(part, Mapping) and _kind(part) for part in parts):
         raise ValueError(f"{where} is {a(value)}, and must be a text")
-    return "".join(text_of(part if isinstance(part, str) else _part(part, where), where) for part in parts)
+    return "".join(text_of(_part(part, where), where) for part in parts)
 
 
 def _kind(part: Mapping[str, Any]) -> str:
@@ -110,6 +110,10 @@ def _message(turn: Any, where: str) -> Message:
         kept = _sharegpt(turn, where)
     else:
         raise ValueError(f"{where} has neither role and content nor from and value")
+    if "function_call" in kept and not kept.get("tool_calls"):  # OpenAI's old form
+        kept["tool_calls"] = [kept.pop("function_call")]
+    if kept["role"] == "function":
+        kept["role"] = "tool"
     kept["content"] = text_of(kept.get("content"), where)
     for key in ("reasoning_content", "thinking", "name"):
         if key in kept:
