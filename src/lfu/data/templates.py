@@ -104,7 +104,8 @@ def to_training_rows(
         )
     if not conversational:
         _begin_once(made, tokenizer, tell)
-    return as_dataset([{key: value for key, value in row.items() if key in _filled(made)} for row in made])
+    filled = {key for row in made for key, value in row.items() if value}  # tools and options: where some row has them
+    return as_dataset([{key: value for key, value in row.items() if key in filled} for row in made])
 
 
 def alpaca_prompt(instruction: str, input: str = "", system: str | None = None) -> str:
@@ -362,11 +363,6 @@ def _as_text(read: Row, extra: str, template: str, end: str) -> Row:
             prompt += f"{turns[i + 1]}{end}" + ("\n\n" if template == "alpaca" else "\n")
     # TRL appends the end-of-sequence token to a completion that is a text.
     return {"prompt": prompt, "completion": turns[-1]} | ({"answers": answers} if answers else {})
-
-
-def _filled(made: list[Row]) -> set[str]:
-    """The columns that some row has something in."""
-    return {key for row in made for key, value in row.items() if value}
 
 
 def _begin_once(made: list[Row], tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
