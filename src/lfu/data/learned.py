@@ -255,15 +255,16 @@ class _Checking:
             self._check_text(row, ids, labels, number)
             return
         learned = self._learned(ids, labels)
-        given = row["messages"] if "messages" in row else row["completion"]
-        answers = [message for message in given if message["role"] == "assistant"]
+        last = row["messages"] if "messages" in row else row["completion"]
+        answers = [message for message in last if message["role"] == "assistant"]
         place = 0
         for message in answers:
             place = self._answer(message, learned, place, number)
         whole = self._decode(ids)
         odd: set[str] = set()
-        for message in [*(row.get("prompt") or []), *given]:
-            unknown = [key for key in message if message[key] and key not in self.template and key not in CHECKED]
+        for message in [*(row.get("prompt") or []), *last]:
+            given = [key for key, value in message.items() if value not in (None, "", [], {}) and key not in CHECKED]
+            unknown = [key for key in given if key not in self.template]
             odd |= {f"{_word(key)}: the chat template does not use the key {key!r} of messages" for key in unknown}
             text = after_thinking(message.get("content", "")).strip()
             if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def lengths(rows: Dataset) -> list[int]:
     """How many tokens each of the tokenised rows has."""
-    return [len(ids) for ids in rows.with_format("numpy")["input_ids"]]
+    from pyarrow.compute import list_value_length
+
+    tables = rows.with_format("arrow").iter(1000)
+    return [length for table in tables for length in list_value_length(table["input_ids"]).to_pylist()]
 
 
 def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: int | None) -> Iterator[str]:

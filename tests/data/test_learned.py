@@ -1,0 +1,275 @@
+"""What is learned is what the row says: over shapes, chat templates and contents, down to where the loss is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trl
+from datasets import Dataset
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tiny_folder import byte_tokenizer, save_model
+from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from lfu import LfUConfig, LfUTrainer
+from lfu.data.columns import as_dataset
+from lfu.data.learned import tokenised
+from lfu.data.templates import to_training_rows
+from lfu.support.errors import UserError
+
+SHIPPED = Path(trl.__file__).parent / "chat_templates"
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def tokenizer_of(template: str):
+    """Bytes as tokens; its template is ChatML's without marks, or one that TRL ships."""
+    tokenizer = byte_tokenizer()
+    if template != "chatml":
+        tokenizer.chat_template = (SHIPPED / f"{template}.jinja").read_text(encoding="utf-8")
+        tokenizer.add_special_tokens({"additional_special_tokens": ENDS.get(template, [])})
+    return tokenizer
+
+
+ENDS = {"llama3": ["<|eot_id|>"], "gemma": ["<end_of_turn>", "<start_of_turn>"], "phi3": ["<|end|>"]}
+TOKENIZERS = {name: tokenizer_of(name) for name in ("chatml", "qwen3", "qwen2_5", "llama3", "gemma", "phi3")}
+ARGS = SFTConfig("out", report_to="none", bf16=False, use_cpu=True, max_length=None)
+ARGS.assistant_only_loss = None
+
+
+def learned_of(rows: list[dict], template: str, args=ARGS) -> list[list[str]]:
+    """The texts that are learned of each row: one per run of tokens with a label."""
+    tokenizer = TOKENIZERS[template]
+    made = tokenised(to_training_rows(as_dataset(rows), tokenizer=tokenizer), tokenizer, args)
+    return [runs(tokenizer, row["input_ids"], row["labels"]) for row in made]
+
+
+def runs(tokenizer, ids: list[int], labels: list[int]) -> list[str]:
+    found: list[list[int]] = [[]]
+    for token, label in zip(ids, labels):
+        assert label in (-100, token)
+        if label != -100:
+            found[-1].append(token)
+        elif found[-1]:
+            found.append([])
+    return [tokenizer.decode(run) for run in found if run]
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def turns_of(texts, *keys_and_names):
+    role, content, names = keys_and_names
+    return [{role: names[i % 2], content: text} for i, text in enumerate(texts)]
+
+
+SHAPES = {  # one conversation, question first, in every way that it can be written
+    "messages": lambda texts: {"messages": turns_of(texts, "role", "content", ("user", "assistant"))},
+    "parts": lambda texts: {
+        "messages": [
+            {"role": ("user", "assistant")[i % 2], "content": [{"type": "text", "text": part} for part in parts]}
+            for i, parts in enumerate((text[:1], text[1:]) for text in texts)
+        ]
+    },
+    "sharegpt": lambda texts: {"conversations": turns_of(texts, "from", "value", ("human", "gpt"))},
+    "lima": lambda texts: {"conversations": texts},
+    "alpaca": lambda texts: {
+        "instruction": texts[-2], "output": texts[-1],
+        "history": [texts[i : i + 2] for i in range(0, len(texts) - 2, 2)],
+    },
+}  # fmt: skip
+# no template strips these; letters of several bytes, escapes, what looks like JSON or a number, what looks like markup
+TEXTS = st.text('ab é\n\\"{}<>4.😀', min_size=0, max_size=8).map(lambda text: f"x{text}y") | st.sampled_from(
+    ["4", "4.0", "true", "null", '{"a": null}', "{{ x }}", "</s>", "123456789012345678901234567890"]
+)
+TALKS = st.integers(1, 3).flatmap(lambda pairs: st.lists(TEXTS, min_size=2 * pairs, max_size=2 * pairs))
+
+
+@FEW
+@given(TALKS, st.sampled_from([*TOKENIZERS]))
+@example(["x", "4", "y", "4"], "qwen3")
+def test_every_answer_is_learned_in_every_shape_and_no_question_is(texts, template):
+    told = {shape: learned_of([make(texts)], template)[0] for shape, make in SHAPES.items()}
+    for shape, found in told.items():
+        if shape == "alpaca" and len(texts) == 2:  # a question and its answer are prompt and completion
+            found = [found[-1]]
+        answers = texts[1::2]
+        assert len(found) == len(answers), (shape, found)
+        for run, answer in zip(found, answers):
+            assert answer in run
+            rest = run.replace(answer, "", 1)
+            assert not any(question in rest for question in texts[::2] if len(question) > 4)
+            assert "user" not in rest
+    assert told["messages"] == told["sharegpt"] == told["lima"] == told["parts"]
+
+
+def collated(trainer) -> list[tuple[list[int], list[int]]]:
+    """What reaches compute_loss, row by row."""
+    seen = []
+    compute_loss = type(trainer).compute_loss
+
+    def look(self, model, inputs, *positional, **named):
+        for ids, mask, labels in zip(*(inputs[key].tolist() for key in ("input_ids", "attention_mask", "labels"))):
+            length = sum(mask)
+            seen.append((ids[:length], labels[:length]))
+        return compute_loss(self, model, inputs, *positional, **named)
+
+    trainer.compute_loss = look.__get__(trainer)
+    trainer.train()
+    return seen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+ROWS = {
+    "prompt": [{"prompt": "Name a bird: ", "completion": " heron"}],
+    "chat": [{"prompt": [user("Name a bird.")], "completion": [assistant("  a heron\n")]}],
+    "messages": [{"messages": [user("Name a bird."), assistant("heron"), user("a fish"), assistant("trout")]}],
+    "text": [{"text": "Herons eat fish."}],
+}
+
+
+@pytest.mark.parametrize("template", ["chatml", "qwen3", "llama3", "gemma"])
+@pytest.mark.parametrize("shape", ROWS)
+def test_where_trl_takes_the_row_it_is_learned_as_trl_learns_it(tmp_path, folder, shape, template):
+    """Down to compute_loss. Of messages TRL learns the answers where it knows the template, else every turn."""
+    tokenizer = TOKENIZERS[template]
+    answers = shape == "messages" and template != "chatml"
+    options = dict(report_to="none", use_cpu=True, bf16=False, max_steps=1, save_strategy="no", max_length=None)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(len(tokenizer))
+    theirs = SFTTrainer(
+        model, SFTConfig(str(tmp_path), assistant_only_loss=answers, **options), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(ROWS[shape]),
+    )  # fmt: skip
+    args = LfUConfig(str(tmp_path), method="sft", **options)
+    args.assistant_only_loss = None if answers else False
+    rows = to_training_rows(as_dataset(ROWS[shape]), tokenizer=tokenizer)
+    ours = LfUTrainer(model, args, processing_class=tokenizer, train_dataset=rows)
+    assert collated(ours)[0] == collated(theirs)[0]
+
+
+# -- tools ----------------------------------------------------------------------------------------------------------
+
+ARGUMENTS = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3),
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["4", "null", "Bergen", 'a "b"', "é"]) | st.lists(st.integers(0, 9), max_size=2)
+    | st.dictionaries(st.sampled_from(["x", "y"]), st.integers(), max_size=2),
+    max_size=3,
+)  # fmt: skip
+
+
+@FEW
+@given(st.lists(ARGUMENTS, min_size=1, max_size=3), st.booleans())
+@example([{"city": "Bergen"}, {"a": 2, "b": None}], False)
+def test_arguments_and_tools_are_those_of_the_row(tmp_path_factory, arguments, as_text):
+    """Whatever the other rows have, through a file."""
+    write = json.dumps if as_text else lambda value: value
+    rows = [
+        {
+            "messages": [user("q"), assistant("", tool_calls=[_call(f"f{i}", write(given_))])],
+            "tools": write([{"type": "function", "function": {"name": f"f{i}", "parameters": {"properties": given_}}}]),
+        }
+        for i, given_ in enumerate(arguments)
+    ]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from lfu.data.load import load_rows
+
+    tokenizer = TOKENIZERS["qwen3"]
+    made = tokenised(to_training_rows(load_rows(str(path)), tokenizer=tokenizer), tokenizer, ARGS)
+    for i, (row, given_) in enumerate(zip(made, arguments)):
+        (run,) = runs(tokenizer, row["input_ids"], row["labels"])
+        said = json.loads(run[run.index("<tool_call>") + 11 : run.index("</tool_call>")])
+        assert said == {"name": f"f{i}", "arguments": given_}
+        shown = tokenizer.decode(row["input_ids"])
+        tool = json.loads(shown[shown.index("<tools>\n") + 8 : shown.index("\n</tools>")])
+        assert tool["function"]["parameters"] == {"properties": given_}
+
+
+def _call(name, arguments):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+# -- what a template leaves out ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["chatml", "llama3", "gemma"])
+def test_a_tool_call_that_the_template_drops_is_refused(template):
+    row = {"messages": [user("q"), assistant("", tool_calls=[_call("get_weather", {"city": "Bergen"})])]}
+    with pytest.raises(UserError, match=r"data row 2: the chat template leaves out, or .* tool call .*Bergen"):
+        learned_of([{"messages": [user("q"), assistant("a")]}, row], template)
+
+
+def test_arguments_that_the_template_encodes_twice_are_refused():
+    tokenizer = byte_tokenizer()
+    calls = "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}"
+    tokenizer.chat_template = f"{{% for m in messages %}}{calls}{{{{ m.content }}}}{{% endfor %}}"
+    row = {"messages": [user("q"), assistant("", tool_calls=[_call("f", 'not "JSON"')])]}
+    rows = to_training_rows(as_dataset([row]), tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"data row 1: .*the tool call"):
+        tokenised(rows, tokenizer, ARGS)
+
+
+@pytest.mark.parametrize("turn", [assistant(""), assistant(None), assistant(" \n"), user("")])
+def test_an_empty_turn_is_refused_wherever_it_is(turn):
+    other = user("r") if turn["role"] == "assistant" else assistant("b")
+    talk = [user("q"), assistant("a"), user("r"), assistant("b")]
+    talk[1 if turn["role"] == "assistant" else 2] = turn
+    for row in ({"messages": talk}, {"conversations": [{"from": t["role"], "value": t["content"]} for t in talk]}):
+        with pytest.raises(UserError, match=r"row 1: .*(is empty|none of them blank)"):
+            learned_of([row], "chatml")
+    assert other
+
+
+def test_what_is_left_out_is_told():
+    tokenizer, told = TOKENIZERS["chatml"], []
+    tool = {"type": "function", "function": {"name": "find_it", "parameters": {}}}
+    rows = as_dataset([{"messages": [user("q"), assistant("a", weight=0)], "tools": [tool], "meta": {"x": 10**40}}])
+    tokenised(to_training_rows(rows, tokenizer=tokenizer, tell=told.append), tokenizer, ARGS, told.append)
+    assert sorted(told) == [
+        "note: column 'meta' of the data is left out",
+        "warning: the chat template does not use the key 'weight' of messages in 1 row (first: row 1)",
+        "warning: the chat template leaves out the tools in 1 row (first: row 1)",
+    ]
+
+
+def test_white_space_around_an_answer_is_kept_or_told():
+    code, told = "    return x\n", []
+    assert learned_of([{"question": "q", "answer": code}], "chatml") == [[f"{code}<|im_end|>\n"]]
+    rows = to_training_rows(as_dataset([{"question": "q", "answer": code}]), tokenizer=TOKENIZERS["llama3"])
+    tokenised(rows, TOKENIZERS["llama3"], ARGS, told.append)
+    assert told == ["warning: the chat template takes the white space around answers off in 1 row (first: row 1)"]
+
+
+def test_a_conversation_as_text_has_all_its_answers_learned():
+    tokenizer = byte_tokenizer(chat=False)
+    row = {"conversations": ["q", "a one", "r", "b two"], "system": "S"}
+    for template in ("alpaca", "none"):
+        made = to_training_rows(as_dataset([row]), tokenizer=tokenizer, template=template)
+        (one,) = tokenised(made, tokenizer, ARGS)
+        assert runs(tokenizer, one["input_ids"], one["labels"]) == ["a one<|im_end|>", "b two<|im_end|>"]
+
+
+def test_the_check_reads_what_a_tokenizer_changes():
+    """A tokenizer that knows no accents and no capitals is no reason to refuse a row."""
+    from tokenizers import normalizers
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    rows = to_training_rows(as_dataset([{"question": "Ä", "answer": "Über Alles"}]), tokenizer=tokenizer)
+    (one,) = tokenised(rows, tokenizer, ARGS)
+    assert "uber alles" in tokenizer.decode(one["input_ids"])
