@@ -22,9 +22,11 @@ from links import slug  # noqa: E402
 # Page -> its name in the navigation, in reading order; pages that are not there (yet) are left out.
 ORDER = {
     "index.md": "Start",
-    "guide.md": "Guide",
-    "forgetting.md": "Forgetting, seen",
-    "own-loop.md": "Your own loop",
+    "forgetting.md": "See what was forgotten",
+    "train.md": "Fine-tune without forgetting",
+    "compare.md": "Compare methods",
+    "own-loop.md": "LfU in your own loop",
+    "guide.md": "Guide: every setting",
     "several-gpus.md": "Several GPUs",
     "integrations.md": "axolotl, LLaMA-Factory, Unsloth",
     "method.md": "The method",
@@ -32,7 +34,6 @@ ORDER = {
     "evaluation.md": "Evaluation",
     "probes.md": "Probes",
     "probes-training.md": "Probes that train",
-    "compare.md": "Compare and sweep",
     "results.md": "Results",
     "results-testbed.md": "Results: the test bed",
     "results-testbed-runs.md": "Results: every setting",
