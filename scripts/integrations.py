@@ -4,8 +4,9 @@
     python scripts/integrations.py --tools llama-factory
 
 Each tool has an environment of its own, made on first use and kept, which borrows torch from the Python that runs this.
-axolotl and LLaMA-Factory can't share one: they pin different versions of transformers, TRL, peft, accelerate and
-datasets. Unsloth is not among them: it refuses to start without a GPU. Exit code 1 if a tool fails.
+They can't share one: axolotl, LLaMA-Factory and Unsloth ask for different versions of transformers, TRL, peft, accelerate
+and datasets. Without a GPU Unsloth trains with a part of its own, not with what it has for GPUs. Exit code 1 if a tool
+fails.
 """
 
 from __future__ import annotations
@@ -64,6 +65,13 @@ TOOLS = {
         "runs/llama-factory",
         ("forgetting/prose_rise",),
     ),
+    "unsloth": Tool(
+        "unsloth==2026.10.9",
+        without_cuda_builds,
+        ("unsloth_callback.py",),
+        "runs/unsloth",
+        ("forgetting/prose_rise",),
+    ),
 }
 
 
@@ -87,7 +95,12 @@ def run(name: str, tool: Tool, folder: Path) -> str:
     save_model(here / "tiny")
     for path in (*here.glob("*.py"), *here.glob("*.yaml")):
         # a random model spends its budget at once, or never: the run is to reach its end
-        path.write_text(path.read_text().replace(MODEL, str(here / "tiny")).replace("stop: true", "stop: false"))
+        path.write_text(
+            path.read_text()
+            .replace(MODEL, str(here / "tiny"))
+            .replace("stop: true", "stop: false")
+            .replace("stop=True", "stop=False")
+        )
     variables = clean() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1"}
     with (folder / "run.log").open("w") as log:
         done = subprocess.run(
