@@ -42,6 +42,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp, gem": ("ddp", "full", {"method": "gem"}),
     "ddp, kl": ("ddp", "full", {"method": "kl", "method_args": "kl.weight=1"}),
     "ddp, l2sp": ("ddp", "lora", {"method": "l2sp"}),
+    "ddp, flow": ("ddp", "full", {"method": "flow"}),
+    "ddp, stm+psft": ("ddp", "lora", {"method": "stm+psft", "method_args": "stm.threshold=60,psft.clip=0.01"}),
     "ddp, dft+ema": ("ddp", "full", {"method": "dft+ema"}),
     "fsdp2, lfu, clipped": ("fsdp2", "full", {"max_grad_norm": CLIPPED}),
     "fsdp2, lfu, lora": ("fsdp2", "lora", {"layers": "early"}),

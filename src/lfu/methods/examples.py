@@ -63,7 +63,8 @@ def nll_before_training(trainer: Any, method: str) -> list[torch.Tensor]:
     if accelerator.num_processes > 1:
         from accelerate.utils import gather_object
 
-        found = gather_object(found)
+        told = gather_object([(number, nll.tolist()) for number, nll in found])
+        found = [(number, torch.tensor(nll)) for number, nll in told]
     return [nll for _, nll in sorted(found, key=lambda pair: pair[0])]
 
 

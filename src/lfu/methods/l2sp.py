@@ -46,7 +46,7 @@ class L2SP(Method):
     places: ClassVar[tuple[str, ...]] = ("penalty",)
 
     weight: str | float = knob("auto", "auto, or a weight >= 0 of half the squared distance (authors' script: 0.1)")
-    share: float = knob(0.5, "weight=auto: the pull at the end of the run, as a share of the data's gradient", above=0)
+    share: float = knob(0.15, "weight=auto: the pull at the end of the run, as a share of the data's gradient", above=0)
     decoupled: bool = knob(False, "pull the weights themselves, scaled by the learning rate, as AdamW decays them")
     schedule: str = knob(
         "constant", "over the run the pull is constant, or falls to zero (decay)", choices=("constant", "decay")
