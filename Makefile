@@ -7,7 +7,7 @@ READY = $(VENV)/.ready
 .PHONY: help demo test soak lint bench study docs wheel ranges integrations notebooks clean
 
 help:
-	@echo "make demo    fine-tune a real 135 M model twice, plainly and pulled back, and compare (about 3 minutes, CPU)"
+	@echo "make demo    fine-tune a real 135 M model twice, plainly and pulled back, and compare (a few minutes, CPU)"
 	@echo "make test    lint and the test suite"
 	@echo "make soak    the slow tests (kill -9 over 50 runs, thousands of wrong inputs, DeepSpeed), then docs, wheel, ranges"
 	@echo "make study   methods on a small model trained from scratch: gain and forgetting, exactly (about half an hour, CPU)"

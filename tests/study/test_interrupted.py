@@ -178,6 +178,7 @@ def test_peak_memory_is_that_of_the_run():
     assert abs(peak_of(1) - low) < 50 * 2**20  # the peak before doesn't count
 
 
+@pytest.mark.timeout(600)
 def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(here, model):
     """In one process of their own: submitit's import sets up logging anew and closes handlers, pytest's too."""
     command = ["compare", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", *FAST.split()]

@@ -80,9 +80,8 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         say=options.say,
     )
     _check(study)
-    data_folder = options.folder / "data"
     for name in ("train", "validation", "test"):
-        write_rows(getattr(parts, name), data_folder / f"{name}.jsonl")
+        write_rows(getattr(parts, name), options.folder / "data" / f"{name}.jsonl")
     return study
 
 

@@ -46,9 +46,7 @@ def train(
     from transformers import set_seed
     from trl import get_peft_config
 
-    from lfu import LfUTrainer
     from lfu.model.loading import is_adapter
-    from lfu.training.advice import LfUAdvice
     from lfu.training.checkpoints import newest, steps_of
 
     set_seed(config.seed)  # whatever a method draws before the trainer seeds everything
@@ -60,19 +58,10 @@ def train(
     model, tokenizer = load_start(model_arguments, config)
     loaded = time.monotonic()
     go_on = is_adapter(str(model_arguments.model_name_or_path))
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", LfUAdvice)
-        trainer = LfUTrainer(
-            model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
-            peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch.callback(), *readings],
-        )  # fmt: skip
-        _silence(trainer)
-        if checkpoint and steps_of(checkpoint) >= config.max_steps:
-            trainer._load_from_checkpoint(str(checkpoint))  # Trainer would take one step too many
-            trainer.finish()
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer, advice = _trained(
+        checkpoint, model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
+        peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch.callback(), *readings],
+    )  # fmt: skip
     trained = time.monotonic()
     entries = read_log(log)
     if not entries or any(entry["loss"] is None for entry in entries):
@@ -84,13 +73,32 @@ def train(
         "rows": len(trainer.train_dataset),
         "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "notes": list(trainer.notes),
-        "advice": [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)],
+        "advice": advice,
         "curve": [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries],
         "forgetting": [{"step": r.step, **r.figures} for each in readings if each.memory for r in each.memory.readings],
         "cost": _cost([entry["seconds"] for entry in entries], cycle)
         | {"prepare_seconds": trained - loaded - watch.spent, "load_seconds": loaded - start}
         | {"peak_memory": memory.peak(), "memory_of": memory.what},
     }
+
+
+def _trained(checkpoint: Path | None, **arguments: Any) -> tuple[Any, list[str]]:
+    """(an `LfUTrainer` that has trained, from the checkpoint if there is one; the advice that it gave)."""
+    from lfu import LfUTrainer
+    from lfu.training.advice import LfUAdvice
+    from lfu.training.checkpoints import steps_of
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", LfUAdvice)
+        trainer = LfUTrainer(**arguments)
+        _silence(trainer)
+        if checkpoint and steps_of(checkpoint) >= trainer.args.max_steps:
+            trainer._load_from_checkpoint(str(checkpoint))  # Trainer would take one step too many
+            trainer.finish()
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return trainer, [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)]
 
 
 def _cost(seconds: list[float], cycle: int) -> dict[str, Any]:
@@ -313,12 +321,15 @@ def _save(trainer: Any, tokenizer: Any, out: Path) -> None:
 
 
 def _forgetting(share: float, config: Any) -> list[Any]:
-    """The callback that measures what is forgotten on the way, about six times a run; none where `share` is 0."""
+    """The callback that measures what is forgotten on the way, three times in a short run, else eight times.
+
+    None where `share` is 0.
+    """
     if not share:
         return []
     from lfu.forgetting.callback import ForgettingCallback
 
-    every = max(1, round(config.max_steps / 6))
+    every = max(1, round(config.max_steps / (3 if config.max_steps < 40 else 8)))
     return [ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)]
 
 
