@@ -40,6 +40,26 @@ def test_merged_equals_adapter_on_base(adapter, capsys):
     assert sorted(path.name for path in Path("new").iterdir()) == [".writing-new-merged-2-abcdefgh", "merged"]
 
 
+def test_added_tokens_and_a_saved_head(tmp_path, monkeypatch):
+    """As TRL saves an adapter whose chat template brought tokens along."""
+    from tiny_folder import byte_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    base, more = save_model(tmp_path / "base", tie_word_embeddings=False), byte_tokenizer()
+    more.add_tokens(["<a>", "<b>"])
+    more.save_pretrained("more")
+    Path("rows.jsonl").write_text('{"question": "q", "answer": "a<a>"}\n' * 2)
+    argv = "--data rows.jsonl --max_steps 2 --learning_rate 0.1 --method sft --report_to none"
+    flags = "--chat_template_path more --lora_modules_to_save lm_head"
+    assert main(["train", "--model", base, "--output_dir", "adapter", *argv.split(), *flags.split()]) == 0
+    assert main(["export", "adapter", "merged"]) == 0
+    tuned, merged = load_model("adapter")[0], load_model("merged")[0]
+    ids = torch.tensor([more("a<a><b>")["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits, rtol=1e-4, atol=1e-5)
+    assert main(["train", "--model", "adapter", "--output_dir", "further", *argv.split()]) == 0
+
+
 def test_a_dtype_and_an_empty_folder(adapter):
     Path("merged").mkdir()
     assert main(["export", "adapter", "merged", "--dtype", "bfloat16"]) == 0

@@ -180,6 +180,85 @@ def test_a_bad_batch_is_one_line_where_it_should_stop_the_run(here, model, capsy
     assert "Traceback" not in err
 
 
+def written(name, *rows):
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+def test_show_rows_prints_what_reaches_the_model_and_trains(here, model, capsys):
+    written("two.jsonl", {"question": "4 + 4?", "answer": 8}, {"question": "7 / 2?", "answer": 3.5})
+    assert train(model, "--max_steps 1 --show_rows 5", data="two.jsonl") == 0
+    out = capsys.readouterr().out
+    prompt = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    for number, (question, answer) in enumerate([("4 + 4?", "8"), ("7 / 2?", "3.5")], start=1):
+        text = f"{prompt.format(question)}[[{answer}<|im_end|>\n]]\n"
+        learned = len(answer) + 2
+        tokens = len(prompt.format(question)) - len("<|im_start|><|im_end|><|im_start|>") + 3 + learned
+        assert f"--- row {number}: {tokens} tokens, {learned} of them learned ---\n{text}" in out
+    assert "Saved in out" in out
+
+
+def test_a_chat_template_of_ones_own_is_that_of_every_shape(here, tmp_path, capsys):
+    from tiny_folder import save_model
+
+    base = save_model(tmp_path / "base", chat=False)
+    Path("t.jinja").write_text(
+        "{% for m in messages %}({{ m.role }}) {{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}(assistant) {% endif %}"
+    )
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for data, row in {"m.jsonl": {"messages": messages}, "q.jsonl": {"question": "q", "answer": "a"}}.items():
+        flags = "--max_steps 1 --show_rows 1 --chat_template_path t.jinja"
+        assert train(base, flags, data=written(data, row), output=data[0]) == 0
+        assert "(user) q<|im_end|>(assistant) [[a<|im_end|>]]" in capsys.readouterr().out
+    assert train(base, "--chat_template_path nothing.jinja", data="q.jsonl") == 2
+    assert "--chat_template_path nothing.jinja: no template file" in capsys.readouterr().err
+
+
+def test_a_column_of_texts_by_another_name(here, model, capsys):
+    flags = "--max_steps 1 --show_rows 1 --dataset_text_field body"
+    assert train(model, flags, data=written("body.jsonl", {"body": "some text"})) == 0
+    assert "[[some text<|im_end|>]]" in capsys.readouterr().out
+    assert train(model, flags, data=written("text.jsonl", {"text": "some text"}), output="other") == 2
+    assert "There is no column 'body' (--dataset_text_field)" in capsys.readouterr().err
+
+
+def test_a_text_that_begins_with_bos_gets_no_second_one(here, model, capsys):
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    shutil.copytree(model, "bos")
+    tokenizer.save_pretrained("bos")
+    rows = {"t.jsonl": {"text": f"{bos}hello"}, "p.jsonl": {"prompt": f"{bos}hel", "completion": "lo"}}
+    for data, row in rows.items():
+        assert train("bos", "--max_steps 1 --show_rows 1", data=written(data, row), output=data[0]) == 0
+        told = capsys.readouterr()
+        assert told.out.count(bos) == 1
+        assert f"1 of 1 texts begin with {bos}" in told.err
+
+
+def test_options_of_the_chat_template_in_some_rows_only(here, model):
+    talk = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    rows = [talk | {"chat_template_kwargs": {"x": 1}}, talk, talk | {"chat_template_kwargs": None}]
+    assert train(model, "--max_steps 1", data=written("some.jsonl", *rows)) == 0
+
+
+def test_evaluation_rows_that_are_left_out_are_counted_and_none_left_is_refused(here, model, capsys):
+    long = {"question": "q" * 200, "answer": "a"}
+    flags = "--max_steps 1 --max_length 100 --template none --eval_data e.jsonl"
+    written("e.jsonl", long, {"question": "q", "answer": "a"})
+    assert train(model, flags) == 0
+    assert "1 of 2 evaluation rows are left out: max_length cuts off their whole answer" in capsys.readouterr().err
+    written("e.jsonl", long)
+    assert train(model, flags, output="other") == 2
+    assert "no row is left of the 1 evaluation rows" in capsys.readouterr().err
+
+
 def test_where_the_loss_is_gets_one_line(here, model, capsys):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
@@ -305,6 +384,13 @@ CHEAP = {  # found before the model is loaded: flags, and what the one line says
     "not writable": ("--output_dir /proc/lfu-out", "can't be written"),
     "nothing to resume": ("--resume_from_checkpoint true", "nothing to resume"),
     "no checkpoint": ("--resume_from_checkpoint rows.jsonl", "not a checkpoint folder"),
+    "no row is left": ("--max_length 8", "no row is left of the 8 rows: max_length 8 cuts off every answer"),
+    "no tracker": ("--report_to mlflow", "--report_to mlflow: MLflowCallback requires mlflow to be installed"),
+    "two trackers in one word": ("--report_to wandb,mlflow", "--report_to wandb: WandbCallback requires wandb"),
+    "no kernel": ("--use_liger_kernel true", "--use_liger_kernel needs the package liger_kernel"),
+    "no optimizer": ("--optim galore_adamw", "--optim galore_adamw needs the package galore_torch"),
+    "half a pair": ("--data pair.jsonl", "data row 2: column 'answer' holds half a surrogate pair"),
+    "a picture": ("--data picture.jsonl", "data row 1: column 'messages', turn 1 has a part of type 'image_url'"),
     "nothing to evaluate": ("--eval_strategy epoch", "give --eval_data"),
     "4 bit, all weights": ("--load_in_4bit --use_peft false", "quantised weights can't be trained"),
 }
@@ -319,6 +405,11 @@ def test_cheap_checks_come_first_and_say_one_line(here, model, case, capsys, mon
     Path("blank.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": "q", "answer": " "}\n')
     Path("broken.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n')
     Path("other.jsonl").write_text('{"questoin": "q", "answer": "a"}\n')
+    written("pair.jsonl", {"question": "q", "answer": "a"}, {"question": "q", "answer": "a\ud800"})
+    part = {"type": "image_url", "image_url": {"url": "x"}}
+    written("picture.jsonl", {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]})
+    for tracker in ("wandb", "mlflow"):
+        monkeypatch.setattr(f"transformers.integrations.integration_utils.is_{tracker}_available", lambda: False)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lambda *a, **k: pytest.fail("loaded"))
     before = files(here)
     assert train(model, flags) == 2

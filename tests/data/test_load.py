@@ -49,6 +49,34 @@ def test_json_in_its_other_shapes(tmp_path, text):
     assert load_rows(str(path))[0]["question"] == "q"
 
 
+MIXED = [
+    {"a": 4, "b": {"x": 1}, "c": "4"},
+    {"a": 3.5, "b": {"y": None}, "c": 10**40},
+    {"a": "text", "b": [{"x": []}, {"y": "\ud800"}], "c": True},
+    {"a": None, "b": "null", "c": 0.12345678901234567},
+]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_every_value_is_what_it_is_in_the_file(tmp_path, suffix):
+    rows = load_rows(str(write(tmp_path / f"rows.{suffix}", MIXED)))
+    for found in (list(rows), [rows[i] for i in range(4)], list(rows.select(range(4)))):
+        assert json.dumps(found) == json.dumps(MIXED)  # 4 and 4.0 are alike to ==, and True and 1
+
+
+def test_what_arrow_filled_into_a_parquet_file_is_left_out(tmp_path):
+    calls = [{"arguments": {"city": "Bergen"}}], [{"arguments": {"a": 2}}]
+    path = write(tmp_path / "rows.parquet", [{"calls": call} for call in calls])
+    assert load_rows(str(path))["calls"] == list(calls)
+
+
+def test_a_csv_column_without_a_name_is_no_column(tmp_path):
+    (tmp_path / "rows.csv").write_text(",question,answer\n0,q,NA\n1,r,3.50\n")
+    assert load_rows(str(tmp_path / "rows.csv")).to_list() == [
+        {"question": "q", "answer": "NA"}, {"question": "r", "answer": "3.50"}
+    ]  # fmt: skip
+
+
 def test_a_column_that_only_later_rows_have_is_kept(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"question": "q"}, {"question": "r", "answer": "a"}])
     assert load_rows(str(path))["answer"] == [None, "a"]
