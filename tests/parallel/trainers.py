@@ -74,6 +74,7 @@ def settings(folder: Path, processes: int, **options: Any) -> LfUConfig:
         learning_rate=0.05, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, save_strategy="no",
         report_to="none", use_cpu=True, bf16=False, disable_tqdm=True, max_length=32, seed=7, optim="sgd",
         max_grad_norm=0.0, advice=False, train_sampling_strategy="sequential", gradient_checkpointing=False,
+        preset="base",  # a fixed lam: the gradient ratio, and so lam="auto", is not that of one process
     )  # fmt: skip
     return LfUConfig(**{**base, **options})
 

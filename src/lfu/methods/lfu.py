@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
 from typing import Any, ClassVar
@@ -36,15 +36,15 @@ class LfU(Method):
     auxiliary: ClassVar[str | None] = None
     consistency: ClassVar[str | None] = None
     takes_step: ClassVar[bool] = True
-    step: ClassVar[LfUStep | None] = None  # until the trainer is set up; with lam=0 for good
+    step: LfUStep | None = field(default=None, init=False, repr=False, compare=False)  # with lam=0 for good
 
     def configure(self, args: Any) -> None:
-        for field in ("auxiliary", "consistency"):
-            fixed, given = getattr(self, field), getattr(args, field)
+        for name in ("auxiliary", "consistency"):
+            fixed, given = getattr(self, name), getattr(args, name)
             if fixed is not None and given not in (None, fixed):
-                raise ValueError(f"method={self.name!r} means {field}={fixed!r}, got {field}={given!r}")
+                raise ValueError(f"method={self.name!r} means {name}={fixed!r}, got {name}={given!r}")
             if fixed is not None:
-                setattr(args, field, fixed)
+                setattr(args, name, fixed)
 
     def check(self, args: Any) -> None:
         if args.lam == 0:
