@@ -46,7 +46,7 @@ def _print_table(methods: list[About]) -> None:
     console = Console()
     console.print(table, highlight=False)
     console.print(
-        f"\ncost: time of a training step over SFT's, LoRA / full theta. {costs['how']}\n"
+        f"\ncost: time of a training step over SFT's, LoRA / full theta; -: refused, or not measured. {costs['how']}\n"
         "Methods that act on different places combine: --method lfu+neftune, dft+kl.\n"
         "Knobs: --method_args gem.beta=0.5. More on one: lfu methods gem",
         highlight=False,
