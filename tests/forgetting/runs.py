@@ -16,7 +16,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tiny_folder import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lfu.data import probes
 from lfu.forgetting import items, measure, measuring, written
@@ -76,7 +76,7 @@ def settings(kind: type, folder: Path, **options: Any) -> Any:
 
 
 def trainer(name: str, folder: Path, callbacks: Any = (), made: Any = None, **options: Any) -> Any:
-    """`plain`, `sft`, `dpo`, the latter two followed by `, lora` if wanted."""
+    """`plain`, `sft`, `dpo` or `grpo`, all but the first followed by `, lora` if wanted."""
     kind, _, adapter = name.partition(", ")
     made = model(dropout=0.1) if made is None else made
     lora = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", lora_dropout=0.1) if adapter else None
@@ -91,11 +91,20 @@ def trainer(name: str, folder: Path, callbacks: Any = (), made: Any = None, **op
         return SFTTrainer(
             made, args, train_dataset=data, eval_dataset=data.select(range(4)), peft_config=lora, **shared
         )
+    if kind == "grpo":
+        data = Dataset.from_list([{"prompt": text[:5]} for text in TEXTS])
+        own = {"num_generations": 2, "max_completion_length": 8, "eval_strategy": "no"}
+        args = settings(GRPOConfig, folder, **own | options)
+        return GRPOTrainer(made, _different_letters, args, train_dataset=data, peft_config=lora, **shared)
     pairs = [{"prompt": text[:9], "chosen": text[9:], "rejected": " no"} for text in TEXTS]
     data = Dataset.from_list(pairs)
     args = settings(DPOConfig, folder, **options)
     shared |= {"train_dataset": data, "eval_dataset": data.select(range(4)), "peft_config": lora}
     return DPOTrainer(made, None if adapter else model(dropout=0.1), args, **shared)
+
+
+def _different_letters(completions: list[str], **more: Any) -> list[float]:
+    return [float(len(set(text))) for text in completions]
 
 
 def _padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -104,7 +113,7 @@ def _padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": ids.masked_fill(ids == 0, -100)}
 
 
-CLOCK = ("runtime", "per_second", "_flos")
+CLOCK = ("runtime", "per_second", "_flos", "step_time")
 
 
 def trace(run: Any) -> dict[str, Any]:

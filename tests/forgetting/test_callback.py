@@ -14,7 +14,7 @@ from lfu import ForgettingCallback
 from lfu.forgetting.keep import FILE
 from lfu.support.errors import UserError
 
-TRAINERS = ["plain", "sft", "sft, lora", "dpo", "dpo, lora"]
+TRAINERS = ["plain", "sft", "sft, lora", "dpo", "dpo, lora", "grpo"]
 ALL = {"share_of_time": None, "page": False, "say": lambda line: None}
 
 
@@ -32,7 +32,7 @@ class Seen(TrainerCallback):
 def test_a_run_with_it_is_bit_for_bit_the_run_without(name, tmp_path):
     without = trainer(name, tmp_path / "without")
     without.train()
-    run = trainer(name, tmp_path / "with", [ForgettingCallback(budget=10.0, **ALL)])
+    run = trainer(name, tmp_path / "with", [ForgettingCallback(budget=10.0, every=2, **ALL)])
     run.train()
     wanted, found = trace(without), trace(run)
     for name_, weight in wanted.pop("weights").items():
@@ -44,9 +44,9 @@ def test_a_run_with_it_is_bit_for_bit_the_run_without(name, tmp_path):
     assert curve(run)[-1]["forgetting/kl"] > 0
 
 
-@pytest.mark.parametrize("name", ["plain", "sft, lora"])
-def test_a_model_that_does_not_move_forgets_nothing(name, tmp_path):
-    run = trainer(name, tmp_path, [ForgettingCallback(**ALL)], learning_rate=0.0)
+@pytest.mark.parametrize(("name", "autocast"), [("plain", False), ("plain", True), ("sft, lora", True)])
+def test_a_model_that_does_not_move_forgets_nothing(name, autocast, tmp_path):
+    run = trainer(name, tmp_path, [ForgettingCallback(**ALL)], learning_rate=0.0, bf16=autocast)
     run.train()
     first, *rest = curve(run)
     assert len(rest) == 3

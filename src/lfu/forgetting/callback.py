@@ -116,7 +116,7 @@ class ForgettingCallback(TrainerCallback):
                     "with the same files and seed, or leave the callback out"
                 )
         tokens = tokens_per_step(args, train_dataloader)
-        first = measuring.begin(tokens, state.max_steps, self.schedule.readings(args, state))
+        first = measuring.begin(tokens, state.max_steps)
         self._save(args)
         log(self, {f"forgetting/{name}": value for name, value in first.items()}, args, state, control)
         self.say(

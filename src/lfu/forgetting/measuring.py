@@ -59,15 +59,15 @@ class Measuring:
         if memory is not None:
             self.memory = memory
             self.share.part, self.share.spent, self.share.each = memory.part, memory.spent, memory.each
+            self.share.sizes = {name: self._asked_before(name) for name in self.share.sizes}
         return memory is not None
 
-    def begin(self, tokens_per_step: float, steps: int, readings: float) -> dict[str, float]:
+    def begin(self, tokens_per_step: float, steps: int) -> dict[str, float]:
         """Asks the untouched model what all later readings are compared with. Returns its own figures.
 
         Args:
             tokens_per_step: that this process trains on.
             steps: of the run.
-            readings: that it will have.
         """
         start = time.monotonic()
         with unnoticed(self.model), untouched(self.model):
@@ -79,14 +79,17 @@ class Measuring:
             self.share.each = self.dealer.agreed(seconds) / sum(pilot.values())
             # forward and backward of a training token take some three times the forward of one that is asked
             each_token = self.share.each * sum(pilot.values()) / self.asker.tokens(pilot)
-            self.share.plan(self.dealer.agreed(3 * each_token * tokens_per_step) * steps, readings + 2)
+            self.share.plan(self.dealer.agreed(3 * each_token * tokens_per_step) * steps)
             counts = self.share.counts()
             prose = next(each for each in self.sets if each.name == PROSE)
             starts = prose.items[: counts[WRITTEN]]
             cached = not unsloth()
             written = write(self.model, self.asker.tokenizer, starts, self.dealer, seed=self.seed, cached=cached)
+            begun = time.monotonic()
             before = self.asker.ask(self.model, counts, written)
-        self.share.add(self.dealer.agreed(time.monotonic() - start))
+        now = time.monotonic()
+        seconds, asking = self.dealer.agreed((now - start, now - begun))
+        self.share.add(seconds, sum(counts.values()), asking)
         self.memory = Memory(self.asked, before, written)
         return compare(before, before, self.sets)
 
@@ -99,7 +102,7 @@ class Measuring:
     def read(self, step: int, epoch: float) -> Reading:
         """One reading of the model as it is now, remembered."""
         start = time.monotonic()
-        counts = {name: min(count, self._asked_before(name)) for name, count in self.share.counts().items()}
+        counts = self.share.counts()
         with unnoticed(self.model):
             answers = self.asker.ask(self.model, counts, self.memory.written)
         seconds = self.dealer.agreed(time.monotonic() - start)

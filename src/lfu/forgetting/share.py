@@ -15,11 +15,12 @@ TYPICAL = 256  # tokens of a training row, where nothing tells
 class Share:
     """Keeps measuring within `share` of a run's time, by the part of the items that is asked.
 
-    The part only ever shrinks.
+    The untouched model may take a fifth of it. What it was asked is the most that a reading can ask. Each reading asks
+    the part that fits into its share of the rest; to keep the curve steady, the part grows only by half or more.
 
     Attributes:
         share: of the run's time, between 0 and 1; None: ask everything, whatever it takes.
-        sizes: name of a set -> number of its items.
+        sizes: name of a set -> number of its items; after `plan` of those that the untouched model is asked.
         part: of the items, 0 to 1.
         spent: seconds measured so far, in earlier sessions of a resumed run too.
         each: seconds per item asked, by the newest measurement.
@@ -42,19 +43,19 @@ class Share:
     def _counts(self, part: float) -> dict[str, int]:
         return {name: min(size, max(LEAST, int(part * size))) for name, size in self.sizes.items()}
 
-    def _shrink(self, seconds: float) -> None:
-        """Takes the largest part, no larger than now, that is asked in so many seconds, as far as any is."""
-        parts = [self.part * i / 256 for i in range(257)]
+    def _fitting(self, seconds: float) -> float:
+        """The largest part that is asked in so many seconds; 0 where none is."""
         fits = lambda part: self.each * sum(self._counts(part).values()) <= seconds
-        self.part = max((part for part in parts if fits(part)), default=0.0)
+        return max((i / 512 for i in range(513) if fits(i / 512)), default=0.0)
 
-    def plan(self, run_seconds: float, readings: float) -> None:
-        """Before the first measurement: the part that fits if all `readings` take the same time."""
+    def plan(self, run_seconds: float) -> None:
+        """Decides what the untouched model is asked, which is all that there is from then on."""
         if self.share is not None:
-            self._shrink(self.share * run_seconds / max(1.0, readings))
+            self.part = self._fitting(self.share * run_seconds / 5)
+        self.sizes, self.part = self.counts(), 1.0
 
     def afford(self, steps_done: int, steps: int, readings: float) -> bool:
-        """Shrinks the part to what the rest of the run allows; False if even the least is too much.
+        """Sets the part to what the rest of the run allows; False if even the least is too much.
 
         Args:
             steps_done: since `begin`.
@@ -65,7 +66,9 @@ class Share:
             return True
         training = time.monotonic() - self._start - self._here
         left = max(0.0, self.share * training / steps_done * steps - self.spent) / max(1.0, readings)
-        self._shrink(left)
+        part = self._fitting(left)
+        if part < self.part or part > 1.5 * self.part:
+            self.part = part
         return self.each * sum(self.counts().values()) <= left
 
     def add(self, seconds: float, asked: int = 0, asking: float = 0.0) -> None:
