@@ -85,6 +85,6 @@ def test_presets(here, model, name, capsys):
     if name in labels:
         assert set(found["settings"]) == labels[name]
         balanced = {label for label, one in found["settings"].items() if one["differs"].get("lam") == "auto"}
-        assert balanced == ({label for label in labels[name] if label.startswith("lfu")} if name != "sizes" else set())
+        assert balanced == {label for label in labels[name] if label.startswith("lfu")}
     else:
         assert {"0.05", "5"} <= set(found["collapse"]["tried"])
