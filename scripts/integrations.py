@@ -4,7 +4,7 @@
     python scripts/integrations.py --tools llama-factory
 
 Each tool has an environment of its own, made on first use and kept. It borrows torch from the Python that runs this.
-They can't share one: axolotl, LLaMA-Factory and Unsloth ask for different versions of transformers, TRL, peft, accelerate
+They can't share one: axolotl, LLaMA-Factory and Unsloth ask for other versions of transformers, TRL, peft, accelerate
 and datasets. Without a GPU Unsloth trains with a part of its own, not with what it has for GPUs. Exit code 1 if a tool
 fails.
 """
