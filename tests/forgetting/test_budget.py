@@ -82,6 +82,11 @@ def test_at_the_budget_itself_few_runs_are_stopped(kind):
     assert stopped / runs <= ALPHA
 
 
+def test_sixteen_texts_are_enough_at_the_tenth_reading():
+    before, after = (Answers(nll={"prose": [level + i / 100 for i in range(16)]}) for level in (2.0, 3.0))
+    assert beyond_noise(evidence(before, after, PROSE, 0.02), 10, 2)
+
+
 def test_a_later_reading_needs_more_evidence():
     assert beyond_noise(4.0, 1, 1)
     assert not beyond_noise(4.0, 3, 1)

@@ -15,8 +15,8 @@ budget at all its readings is stopped with a probability of at most ALPHA, howev
 
 - Questions: each is +1 (lost), -1 (gained) or 0, less the budget if it was known. A bettor who stakes a fixed share L
   gains a factor 1 + L x on each (Waudby-Smith and Ramdas, arXiv 2010.09686); averaged over a grid of L.
-- Texts: E[exp(L x - L^2 x^2 / 2)] <= 1 for x distributed symmetrically about 0 or less (de la Pena, Annals of
-  Probability 27, 1999); x is the rise less the budget, L in units of the root mean square of x.
+- Texts: E[1 + tanh(L x)] <= 1 for x distributed symmetrically about 0 or less, as tanh is odd and rises; x is the rise
+  less the budget, L in units of 1 / the root mean square of x, which the signs of x don't enter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lfu.forgetting.measure import Answers, compare, right
 
 ALPHA = 0.05
 STAKES = (0.1, 0.25, 0.6)  # of a bettor's money, on questions
-TILTS = (0.25, 0.5, 1.0)  # in units of 1 / rms, on texts
+TILTS = (0.25, 0.5, 1.0, 2.0)  # in units of 1 / rms, on texts
 
 
 def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
@@ -84,12 +84,17 @@ def evidence(before: Answers, after: Answers, each: ItemSet, budget: float) -> f
     rms = math.sqrt(sum(x * x for x in over) / len(over))
     if rms == 0:
         return 0.0
-    return _mean([[L * x / rms - (L * x / rms) ** 2 / 2 for x in over] for L in TILTS])
+    return _mean([[_log_bet(L * x / rms) for x in over] for L in TILTS])
 
 
 def beyond_noise(log_evidence: float, reading: int, measures: int) -> bool:
     """Whether reading number `reading` (from 1) shows that one of so many `measures` is over its budget."""
     return log_evidence >= math.log(reading * (reading + 1) * measures / ALPHA)
+
+
+def _log_bet(z: float) -> float:
+    """log(1 + tanh(z)), also where tanh rounds to -1."""
+    return math.log(2) - max(-2 * z, 0.0) - math.log1p(math.exp(-abs(2 * z)))
 
 
 def _mean(logs: Sequence[Sequence[float]]) -> float:
