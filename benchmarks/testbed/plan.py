@@ -29,6 +29,11 @@ def small() -> list[Setting]:
     ]  # fmt: skip
 
 
+def updates() -> list[Setting]:
+    """Does the pull's share depend on the rows or on the number of updates?"""
+    return [Setting(16, steps, 1e-3, share=share) for steps, share in ((60, 0.15), (60, 0.6), (240, 0.075), (240, 0.3))]
+
+
 def sizes() -> list[Setting]:
     """What matters most of the study, for models of another size (`--width`)."""
     found = [
@@ -152,4 +157,4 @@ PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
     _long,
     lambda: _surface((16, 64), slice(0, 1), RATES[:2]),
 )
-PLANS: dict[str, Callable[[], list[Setting]]] = {"small": small, "sizes": sizes, "study": study}
+PLANS: dict[str, Callable[[], list[Setting]]] = {"small": small, "sizes": sizes, "updates": updates, "study": study}
