@@ -16,6 +16,9 @@ from lfu.forgetting.callback import ForgettingCallback
 from lfu.integrations.any_trainer import check_settings, with_lfu
 from lfu.support.errors import did_you_mean
 
+# axolotl's fused LoRA kernels: they call no linear layer, so that an auxiliary on these layers would never be asked
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+
 
 class LfUArgs(BaseModel):
     """What the plugin adds to axolotl's YAML.
@@ -48,6 +51,19 @@ class LfUArgs(BaseModel):
 
 class LfUPlugin(BasePlugin):
     """`ForgettingCallback` and the LfU trainer for axolotl."""
+
+    def register(self, cfg: Any) -> None:
+        """With `lfu:`, axolotl's fused LoRA kernels stay off, which it would switch on by itself.
+
+        Raises:
+            ValueError: the YAML switches one on.
+        """
+        if not wanted(cfg.get("lfu")):
+            return
+        for kernel in KERNELS:
+            if cfg.get(kernel):
+                raise ValueError(f"{kernel}: true bypasses the layers that lfu: is attached to: set it to false")
+            cfg[kernel] = False
 
     def get_input_args(self) -> str:
         """Where axolotl finds the settings that it should let through."""
