@@ -24,8 +24,8 @@ from lfu.undesirable import KINDS
 class LfUConfig(SFTConfig):
     r"""Every field of `trl.SFTConfig`, and those below. Defaults are the paper's, training settings included.
 
-    Left at `None`, `lam` is `"auto"` and `alpha` the paper's 0.1; `preset` sets both to values of the paper's. What is
-    given explicitly wins.
+    Left at `None`, `lam` and `alpha` are `"auto"`; `preset` sets both to values of the paper's. What is given
+    explicitly wins.
 
     Raises:
         ValueError: for any value outside its documented range, naming the field and the allowed values.
@@ -57,12 +57,15 @@ class LfUConfig(SFTConfig):
         default=None,
         metadata={
             "help": "The paper's fixed alpha and lam in one word: base (0.1, 5), instruct (0.001, 500), "
-            "reps (0.1, 0.1). Default: alpha 0.1 and lam auto."
+            "reps (0.1, 0.1). Default: both auto."
         },
     )
-    alpha: float | None = field(
+    alpha: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
         default=None,
-        metadata={"help": "Length of the normalised ascent step (Eq. 2), > 0. Default: the preset's, or 0.1."},
+        metadata={
+            "help": "Length of the normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer, with less "
+            "lam, where the dtype does not resolve what it moves (bfloat16). Default: the preset's, or auto."
+        },
     )
     lam: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
         default=None,

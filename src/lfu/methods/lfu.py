@@ -135,6 +135,8 @@ class LfU(Method):
         log = trainer.log_metric
         log("lfu/skipped", float(record.skipped is not None))
         log("lfu/lam", record.lam)
+        if trainer.args.alpha == "auto":
+            log("lfu/alpha", record.alpha)
         if record.approximate:
             log("lfu/approximate", 1.0)
         if record.tokens and record.skipped != Skip.LOSS:

@@ -87,7 +87,7 @@ def _compare(step: LfUStep, record: Record, parts: Any) -> None:
     elif not math.isfinite(cons):
         record.skipped = Skip.CONSISTENCY_GRADIENT
     elif step.strength is not None:
-        step.strength.update(record.gradient_ratio / record.lam)
+        step.strength.update(record.gradient_ratio / record.lam / step.longer)
 
 
 def add_layers(record: Record, micro: Micro, sums: Hidden) -> None:

@@ -36,6 +36,7 @@ class Record:
         resolution: machine epsilon of the hidden states' dtype, or of autocast's or quantised layers' where that is
             coarser; a displacement near it is rounding, not the ascent.
         rounded: share of the ascent step lost in the dtype of what it moves (`own` on 16-bit weights), an L2 norm.
+        alpha: the length of the ascent step.
         lam: the weight used; with `every=k` k times lam, and 0 where the consistency was not due.
         tokens: N, the answer tokens.
         pieces: in how many pieces of rows the perturbed pass was done; more than 1 where memory ran out.
@@ -53,6 +54,7 @@ class Record:
     gradient_cosine: float = 0.0
     resolution: float = 0.0
     rounded: float = 0.0
+    alpha: float = 0.0
     lam: float = 0.0
     tokens: int = 0
     pieces: int = 1

@@ -24,7 +24,11 @@ class StepSettings(Cheaper):
         ValueError: any value outside its range, with the name of the setting and what it may be.
     """
 
-    alpha: float = setting(0.1, "Length of each normalised ascent step (Eq. 2), > 0.")
+    alpha: Union[float, str] = setting(  # noqa: UP007 (as HfArgumentParser reads it)
+        "auto",
+        "Length of each normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer where the hidden "
+        "states' dtype does not resolve what that moves, as in bfloat16; lam is then divided by as much.",
+    )
     lam: Union[float, str] = setting(  # noqa: UP007 (as HfArgumentParser reads it)
         5.0,
         "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT, nothing attached; 'auto' holds the "
@@ -92,9 +96,10 @@ class StepSettings(Cheaper):
         for f in fields(self):
             if f.metadata["words"]:
                 one_of(f.name, getattr(self, f.name), f.metadata["words"])
-        for name in ("alpha", "strength"):
-            if not (_is_number(value := getattr(self, name)) and value > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+        if self.alpha != "auto" and not (_is_number(self.alpha) and float(self.alpha) > 0):
+            raise ValueError(f"alpha must be a finite number > 0 or 'auto', got {self.alpha!r}")
+        if not (_is_number(self.strength) and self.strength > 0):
+            raise ValueError(f"strength must be a finite number > 0, got {self.strength!r}")
         if self.lam != "auto" and not (_is_number(self.lam) and float(self.lam) >= 0):
             raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {self.lam!r}")
         if self.ascent_steps < 1:
@@ -113,7 +118,7 @@ def _is_number(value: object) -> bool:
 
 
 def settled(given: Any, on: bool) -> StepSettings:
-    """The settings that a config means: what it leaves at None is the preset's, or alpha 0.1 and lam auto.
+    """The settings that a config means: what it leaves at None is the preset's, or auto.
 
     Args:
         given: has the fields of `StepSettings`, and `preset`; alpha and lam may be None or texts.
@@ -124,7 +129,7 @@ def settled(given: Any, on: bool) -> StepSettings:
     """
     if given.preset is not None:
         one_of("preset", given.preset, PRESETS)
-    alpha, lam = PRESETS.get(given.preset, (0.1, "auto"))
+    alpha, lam = PRESETS.get(given.preset, ("auto", "auto"))
     if not on and given.lam not in (None, 0, 0.0, "0", "0.0"):
         raise ValueError(f"method={given.method!r} means lam=0, got lam={given.lam!r}: drop one of the two")
     chosen = {f.name: getattr(given, f.name) for f in fields(StepSettings)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from lfu.step import consistency_pass, first_order
 from lfu.step.cheaper import cost, trains_all, within
 from lfu.step.consistency import consistency_of
 from lfu.step.gradients import SplitGradients, sample_of
+from lfu.step.reach import PAPER, Reach
 from lfu.step.record import Record, Skip
 from lfu.step.refusals import refuse_compiled, refuse_form
 from lfu.step.second_pass import Batch, Micro, SecondPass
@@ -120,8 +121,9 @@ class LfUStep:
         self.second = SecondPass(
             self.anatomy, s.form, same_dropout=s.same_dropout, trim=s.trim, autocast=autocast, offload=second_pass
         )
+        self.reach = Reach() if s.alpha == "auto" else None
         # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
-        self.strength = Strength(s.strength, start=1e-4 * s.strength / s.alpha) if s.lam == "auto" else None
+        self.strength = Strength(s.strength, start=1e-4 * s.strength / self.alpha) if s.lam == "auto" else None
         self.direction: list[torch.Tensor] = []  # stale: the components that the last exact step moved
         refuse_form(s, self.second, self.auxiliary, self.term, self.reader)
         self.processes.check(self.ascends_theta, logits, s.stale)
@@ -153,17 +155,29 @@ class LfUStep:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     @property
+    def longer(self) -> float:
+        """By how much alpha="auto" lengthens the ascent; lam is divided by it, and the strength stays."""
+        return 1.0 if self.reach is None else self.reach.times
+
+    @property
+    def alpha(self) -> float:
+        """The length of the next micro-batch's ascent."""
+        return float(self.settings.alpha) if self.reach is None else PAPER * self.reach.times
+
+    @property
     def lam(self) -> float:
         """The weight the next micro-batch will use."""
-        return float(self.settings.lam) if self.strength is None else self.strength.lam
+        return (float(self.settings.lam) if self.strength is None else self.strength.lam) / self.longer
 
     def state_dict(self) -> dict[str, float | torch.Tensor]:
-        """What a resumed run needs: the number of calls, the auxiliary's state, the running estimate of lam="auto",
-        the stale direction."""
+        """What a resumed run needs: the number of calls, the auxiliary's state, the running estimates of lam="auto"
+        and alpha="auto", the stale direction."""
         state: dict[str, float | torch.Tensor] = {"calls": float(self.calls)}
         state |= {f"auxiliary/{name}": value for name, value in self.auxiliary.state().items()}
         if self.strength is not None:
             state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
+        if self.reach is not None:
+            state |= {f"reach/{name}": value for name, value in asdict(self.reach).items()}
         if self.direction:
             state |= {"random": float(self.second.random)}
             state |= {f"direction/{i:05d}": t.cpu().clone() for i, t in enumerate(self.direction)}
@@ -177,6 +191,8 @@ class LfUStep:
         self.auxiliary.load_state({n.removeprefix(mark): v for n, v in state.items() if n.startswith(mark)})
         if self.strength is not None and "weight" in state:
             self.strength.mean_log, self.strength.weight = float(state["mean_log"]), float(state["weight"])
+        kept = {name.removeprefix("reach/"): float(state[name]) for name in state if name.startswith("reach/")}
+        self.reach = self.reach and Reach(**kept)  # none in checkpoints of versions without it
 
     # -- one micro-batch -----------------------------------------------------------------------------------------------
 
@@ -220,7 +236,7 @@ class LfUStep:
         if self.budget is not None:
             self.settle_budget(len(batch["labels"]))
         form = self.cheaper
-        record = Record(tokens=len(where), lam=self.lam * form.every, approximate=str(form))
+        record = Record(tokens=len(where), alpha=self.alpha, lam=self.lam * form.every, approximate=str(form))
         first = first_pass or (lambda: self.sft_pass(batch, items))
         if self.lam == 0:
             self.keep_loss(record, first(), items)
@@ -260,6 +276,8 @@ class LfUStep:
             parts.keep = None if self.grad_scaler else sound_parts(record)
         processes.settle(micro.batch, self.anatomy.decoder, self.backward)
         self._end(record, theta if record.skipped is not None or not parts.all_finite(theta) else [])
+        if self.reach is not None:
+            self.reach.update(record)
 
     @contextmanager
     def apart(self, parts: Any) -> Iterator[Any]:
@@ -336,7 +354,7 @@ class LfUStep:
 
     def _ascend(self, record: Record, gradients: list, batch: Batch, micro: Micro) -> None:
         s = self.settings
-        norm = ascend(self.auxiliary, gradients, s.alpha)
+        norm = ascend(self.auxiliary, gradients, record.alpha)
         record.rounded = self.auxiliary.rounded
         scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
         same = s.ascent_batch == "same"  # then its tokens are counted already
@@ -345,7 +363,7 @@ class LfUStep:
         for _ in range(s.ascent_steps - 1):
             if norm == 0 or not math.isfinite(norm):
                 break
-            norm = ascend(self.auxiliary, self._ascent_gradients(batch, micro, again=True), s.alpha)
+            norm = ascend(self.auxiliary, self._ascent_gradients(batch, micro, again=True), record.alpha)
         if norm == 0:
             record.skipped = Skip.NO_ASCENT
         elif not math.isfinite(norm):

@@ -27,17 +27,22 @@ class Advice:
     """Watches the records of a run and warns, once a kind.
 
     Args:
-        alpha, lam: the settings named in the messages; lam is a number, or `auto`.
+        alpha, lam: the settings named in the messages, numbers or `auto`.
         warn: takes the message; default `warnings.warn` with `LfUAdvice`.
     """
 
-    def __init__(self, alpha: float, lam: float | str, warn: Callable[[str], None] | None = None):
-        self.alpha, self.lam = alpha, lam
+    def __init__(self, alpha: float | str, lam: float | str, warn: Callable[[str], None] | None = None):
+        self.given_alpha, self.lam = alpha, lam
         self.warn = warn or (lambda message: warnings.warn(message, LfUAdvice, stacklevel=3))
         self.records: deque[Record] = deque(maxlen=WINDOW)
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.given: set[str] = set()
         self.reasons: deque[str | None] = deque(maxlen=WINDOW)
+
+    @property
+    def alpha(self) -> float:
+        """That of the newest record where it is chosen."""
+        return self.records[-1].alpha if isinstance(self.given_alpha, str) else self.given_alpha
 
     def watch(self, record: Record) -> None:
         """Take in one micro-batch."""
@@ -102,8 +107,7 @@ class Advice:
                 "resolution",
                 f"alpha {self.alpha:g} is too small for this precision: hidden states move by {displacement:.1e} of "
                 f"their norm, and their dtype, or autocast's, resolves {resolution:.1e}: the consistency trains on "
-                "rounding noise, and the gradient ratio measures it. Raise alpha at the same lam * alpha, or use "
-                "float32.",
+                "rounding noise, and the gradient ratio measures it. Use alpha='auto', or float32.",
             )
 
     def _rounding(self) -> None:
