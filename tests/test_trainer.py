@@ -453,7 +453,8 @@ def test_checkpoints_hold_no_auxiliary(tmp_path):
         ours = {p.name for p in (tmp_path / name / "checkpoint-4").iterdir()}
         theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-4").iterdir()}
         assert ours - theirs == {STATE_FILE}
-        assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {"lfu/calls", "lfu/auxiliary/groups"}
+        own = {"calls", "auxiliary/groups", "reach/mean_log", "reach/weight", "reach/wanted"}
+        assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {f"lfu/{part}" for part in own}
         base = tiny_model("llama", dtype=torch.float32)
         loaded = (
             AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint-4")
@@ -616,7 +617,7 @@ def test_config_refuses(tmp_path, options, message):
 
 def test_presets_are_the_papers_and_explicit_values_win(tmp_path):
     pick = lambda **o: (settings(tmp_path, **o).alpha, settings(tmp_path, **o).lam)
-    assert pick() == pick(method="lfu_reps") == pick(auxiliary="steering") == (0.1, "auto")
+    assert pick() == pick(method="lfu_reps") == pick(auxiliary="steering") == ("auto", "auto")
     assert pick(preset="base") == (0.1, 5.0)
     assert pick(preset="instruct") == (0.001, 500.0)
     assert pick(method="lfu_reps", preset="reps") == pick(preset="reps") == (0.1, 0.1)

@@ -58,8 +58,8 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
 
     Under LfU the logged `loss` is Eq. 6's total; beside it come `lfu/sft_loss`, `lfu/consistency`,
     `lfu/gradient_ratio`, `lfu/gradient_cosine`, `lfu/displacement` (mean over layers), `lfu/ascent_grad_norm`,
-    `lfu/lam` and `lfu/skipped` (share of micro-batches). `last_record` holds the newest `Record` with the figures
-    per layer. `notes` holds what the methods told about their work.
+    `lfu/lam`, `lfu/alpha` and `lfu/skipped` (share of micro-batches). `last_record` holds the newest `Record` with the
+    figures per layer. `notes` holds what the methods told about their work.
 
     Args: those of `trl.SFTTrainer`; `args` is an `LfUConfig`.
 

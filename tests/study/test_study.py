@@ -366,9 +366,9 @@ def test_a_failing_run_is_reported_and_the_others_go_on(here, model, capsys):
 def test_two_labels_of_one_training_share_it(here, model):
     """Also where it was done under the other label alone."""
     assert run(model, "--methods sft,lfu --measures gain --match_rows 0") == 0
-    assert run(model, "--methods sft,lfu:alpha=0.1,lfu --measures gain --match_rows 0") == 0
+    assert run(model, "--methods sft,lfu:alpha=auto,lfu --measures gain --match_rows 0") == 0
     places = {r["label"]: (r["state"], r["folder"]) for r in results()["runs"]}
-    assert places["lfu"] == places["lfu alpha=0.1"]
+    assert places["lfu"] == places["lfu alpha=auto"]
     assert places["lfu"][0] == "finished"
     assert len(records()) == 3
 

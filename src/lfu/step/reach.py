@@ -38,6 +38,10 @@ class Reach:
         alpha = self.wanted * math.exp(-self.mean_log / self.weight)
         return min(max(alpha / PAPER, 1.0), LONGEST)
 
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"mean_log": self.mean_log, "weight": self.weight, "wanted": self.wanted}
+
     def update(self, record: Record) -> None:
         """Take in how far a micro-batch moved; one without an ascent teaches nothing."""
         moved = median(record.displacement.values()) if record.displacement and record.skipped is None else 0.0

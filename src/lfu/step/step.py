@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ class LfUStep:
         if self.strength is not None:
             state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
         if self.reach is not None:
-            state |= {f"reach/{name}": value for name, value in asdict(self.reach).items()}
+            state |= {f"reach/{name}": value for name, value in self.reach.state().items()}
         if self.direction:
             state |= {"random": float(self.second.random)}
             state |= {f"direction/{i:05d}": t.cpu().clone() for i, t in enumerate(self.direction)}

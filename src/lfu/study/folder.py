@@ -231,7 +231,7 @@ class Shelf:
         self._by_key: dict[str, Place] = {}
 
     def __call__(self, run: Any) -> Place:
-        """The run's place: two settings that come to one training (`lfu`, `lfu:alpha=0.1`) have one."""
+        """The run's place: two settings that come to one training (`lfu`, `lfu:alpha=auto`) have one."""
         if run not in self._places:
             key = self.key_of(run)
             if key not in self._by_key:
