@@ -37,7 +37,7 @@ def train_by_hand(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) 
 
 def train_with_trl(folder: Path) -> str | None:
     config = LfUConfig(output_dir=str(folder), alpha=0.1, lam="auto", method="lfu+neftune")
-    assert_type(config.alpha, float | None)
+    assert_type(config.alpha, float | str | None)
     assert_type(config.lam, float | str | None)
     assert_type(config.method, str)
     trainer = LfUTrainer("Qwen/Qwen3-0.6B", config)
