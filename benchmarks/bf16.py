@@ -98,13 +98,14 @@ class Passes:
         aux = self.auxiliary
         if isinstance(aux, Own):
             named = {n: p for n, p in self.parts.decoder.named_parameters() if p.requires_grad}
-            by_id = {id(p): step for p, step in zip(self.theta, steps)}
+            by_id = {id(p): torch.zeros_like(p) if step is None else step for p, step in zip(self.theta, steps)}
             duals = {n: forward_mode.make_dual(p.detach(), by_id[id(p)].to(p.dtype)) for n, p in named.items()}
             yield lambda **inputs: functional_call(self.parts.decoder, duals, (), inputs)
             return
-        lora = isinstance(aux, LoRA)
-        sites = aux.sites if lora else self.parts.blocks
-        firsts = [a for a, _ in aux.pairs] if lora else [None] * len(sites)
+        sites: list[Any] = self.parts.blocks
+        firsts: list[Any] = [None] * len(self.parts.blocks)
+        if isinstance(aux, LoRA):
+            sites, firsts = aux.sites, [a for a, _ in aux.pairs]
         handles = [m.register_forward_hook(_moved_by(a, s, 2.0)) for m, a, s in zip(sites, firsts, steps)]
         try:
             yield None
@@ -173,9 +174,9 @@ def measured(
                        "cosine": cosine, "norm": float(found.norm() / right[alpha].norm())}  # fmt: skip
         first = min(alphas)
         for alpha in alphas:
-            cosine, norm = torch.cosine_similarity(right[alpha], right[first], dim=0), right[alpha].norm()
+            cosine, norm = float(torch.cosine_similarity(right[alpha], right[first], dim=0)), right[alpha].norm()
             yield {"theta": theta, "auxiliary": kind, "remedy": "float32", "alpha": alpha, "moved": 0.0,
-                   "cosine": float(cosine), "norm": float(norm / right[first].norm())}  # fmt: skip
+                   "cosine": cosine, "norm": float(norm / right[first].norm())}  # fmt: skip
 
 
 def embedded(rows: int) -> tuple[Any, Batch]:
