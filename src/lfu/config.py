@@ -35,14 +35,14 @@ class LfUConfig(SFTConfig):
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate (paper: 1e-4, with LoRA)."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (paper: cosine)."})
     warmup_steps: float = field(
-        default=0.1, metadata={"help": "Warm-up steps; below 1 a share of all steps (paper: 0.1)."}
+        default=0.1, metadata={"help": "Number of warm-up steps; a value below 1 is a share of all steps (paper: 0.1)."}
     )
     num_train_epochs: float = field(default=3.0, metadata={"help": "Number of epochs (paper: 3)."})
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Micro-batch size per device (paper: 4)."})
     gradient_accumulation_steps: int = field(
-        default=4, metadata={"help": "Micro-batches per update (paper: 4, so 16 rows an update)."}
+        default=4, metadata={"help": "Micro-batches per update (paper: 4, so 16 rows per update)."}
     )
-    max_length: int | None = field(default=2048, metadata={"help": "Cut-off length in tokens (paper: 2048)."})
+    max_length: int | None = field(default=2048, metadata={"help": "Cut rows off at this many tokens (paper: 2048)."})
 
     # -- Learning from the Undesirable ---------------------------------------------------------------------------------
     method: str = field(
@@ -51,31 +51,32 @@ class LfUConfig(SFTConfig):
     )
     method_args: str | None = field(
         default=None,
-        metadata={"help": "Knobs of the methods other than LfU, as in 'gem.beta=0.5,kl.weight=0.1'."},
+        metadata={"help": "Settings of methods other than LfU, such as 'gem.beta=0.5,kl.weight=0.1'."},
     )
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "The paper's fixed alpha and lam in one word: base (0.1, 5), instruct (0.001, 500), "
+            "help": "Use the paper's fixed alpha and lam: base (0.1, 5), instruct (0.001, 500), "
             "reps (0.1, 0.1). Default: both auto."
         },
     )
     alpha: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
         default=None,
         metadata={
-            "help": "Length of the normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer, with less "
-            "lam, where the dtype does not resolve what it moves (bfloat16). Default: the preset's, or auto."
+            "help": "Length of the normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer (with a "
+            "smaller lam) if the dtype is too coarse for it (bfloat16). Default: the preset's, or auto."
         },
     )
     lam: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
         default=None,
         metadata={
-            "help": "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT; 'auto' holds the gradient "
+            "help": "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT; 'auto' keeps the gradient "
             "ratio at `strength`. Default: the preset's, or auto."
         },
     )
     auxiliary: str | None = field(
-        default=None, metadata={"help": "What the ascent moves: lora (default), steering or own."}
+        default=None,
+        metadata={"help": "What the ascent changes: lora (default), steering, or own (the trained weights)."},
     )
     aux_rank: int = field(default=8, metadata={"help": "Rank of the LoRA auxiliary."})
     aux_scaling: float = field(default=2.0, metadata={"help": "Scaling of the LoRA auxiliary (LoRA's alpha / rank)."})
@@ -88,20 +89,21 @@ class LfUConfig(SFTConfig):
     )
     steering_norm: bool = field(
         default=False,
-        metadata={"help": "Steering in the norm-preserving form of the authors' code instead of h + d (paper)."},
+        metadata={"help": "Steering keeps the norm, as in the authors' code, instead of h + d (paper)."},
     )
     consistency: str | None = field(
         default=None,
         metadata={"help": "Consistency term (Eq. 5): mse (default), cosine, contrastive or logit_kl (Eq. 7)."},
     )
     mse_reduction: str = field(
-        default="mean", metadata={"help": "Over the hidden dimension: mean (authors' code) or sum (paper's text)."}
+        default="mean",
+        metadata={"help": "mse over the hidden dimension: mean (authors' code) or sum (paper's text)."},
     )
     temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrastive consistency."})
     log_layers: bool = field(
-        default=False, metadata={"help": "Log consistency and displacement of every compared layer, too."}
+        default=False, metadata={"help": "Also log consistency and displacement of every compared layer."}
     )
-    advice: bool = field(default=True, metadata={"help": "Warn, once each, when the logged figures look wrong."})
+    advice: bool = field(default=True, metadata={"help": "Warn, once each, if the logged figures look wrong."})
 
     def __post_init__(self) -> None:
         bf16: bool | None = self.bf16  # type: ignore[has-type]

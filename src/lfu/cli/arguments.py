@@ -36,7 +36,7 @@ class ModelArguments(ModelConfig):
         default=None,
         metadata={
             "aliases": ["--model"],
-            "help": "Hub name, local model or adapter folder, or an embedded model: smollm2, gemma3-270m.",
+            "help": "Hub name, local model or adapter folder, or a built-in name: smollm2, gemma3-270m.",
         },
     )
     dtype: str | None = field(
@@ -46,7 +46,7 @@ class ModelArguments(ModelConfig):
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false: all weights."})
+    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false trains all weights."})
     lora_r: int = field(default=8, metadata={"help": "Rank of the adapter (paper: 8)."})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA alpha (paper: 16)."})
     lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
@@ -84,45 +84,46 @@ class DataArguments:
     )
     data_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     data_split: str = field(default="train", metadata={"help": "Split to train on."})
-    data_limit: int | None = field(default=None, metadata={"help": "Train on the first so many rows only."})
+    data_limit: int | None = field(default=None, metadata={"help": "Train only on the first N rows."})
     eval_data: str | None = field(
-        default=None, metadata={"help": "Evaluation data, as --data. Default: --data, if --eval_split is given."}
+        default=None,
+        metadata={"help": "Evaluation data, given like --data. Default: --data, if --eval_split is given."},
     )
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on. Default: test."})
-    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate on the first so many rows only."})
+    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate only on the first N rows."})
     template: str = field(
         default="auto",
         metadata={
-            "help": "How questions become prompts; auto: chat if the model has a chat template, else alpaca.",
+            "help": "How questions become prompts; auto means chat if the model has a chat template, else alpaca.",
             "choices": list(TEMPLATES),
         },
     )
     system: str | None = field(
-        default=None, metadata={"help": "System message (chat), or text in place of Alpaca's first paragraph."}
+        default=None, metadata={"help": "System message (chat), or a text that replaces Alpaca's first paragraph."}
     )
     show_rows: int = field(
         default=0,
-        metadata={"help": "Print the first so many rows as they reach the model, what is learned marked; then train."},
+        metadata={"help": "Print the first N rows as they reach the model, with what is learned marked; then train."},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the model and the checkpoints of an earlier run in output_dir."}
     )
 
     eval_share: float = field(
-        default=0.0, metadata={"help": "Hold out this share of the rows to evaluate on, drawn by --seed."}
+        default=0.0, metadata={"help": "Hold out this share of the rows for evaluation, chosen at random by --seed."}
     )
     careful: bool | None = field(
         default=None,
         metadata={
-            "help": "Choose method, length, held-out rows and checkpoints by the number of rows. Default: where no "
+            "help": "Choose method, length, held-out rows and checkpoints by the number of rows. Default: true if no "
             "flag says how to train."
         },
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Load, check and describe everything as for training, then stop before it."}
+        default=False, metadata={"help": "Load, check and describe everything, then stop before training."}
     )
     verbose: bool = field(
-        default=False, metadata={"help": "Show the libraries' own progress bars, notes and metrics as well."}
+        default=False, metadata={"help": "Also show the libraries' own progress bars, notes and metrics."}
     )
 
     # the names of all fields that a flag or a recipe has set; what is not among them may be chosen for the user

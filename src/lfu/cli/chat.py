@@ -48,17 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="a hub name, a model or adapter folder, or smollm2")
     parser.add_argument(
         "--beside", nargs="?", const=FROM_ADAPTER, metavar="BASE",
-        help="the untouched model's answers beside the tuned one's; without a name: an adapter's base model",
+        help="show the untouched model's answers beside; without a name, the adapter's base model",
     )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--max_new_tokens", type=_positive, default=512, metavar="N", help="per answer (default: 512)")
+    parser.add_argument(
+        "--max_new_tokens", type=_positive, default=512, metavar="N", help="most tokens per answer (default: 512)"
+    )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T",
-        help="draw answers at this temperature; 0, the default: always take the likeliest token",
+        help="draw answers at this temperature; 0 (the default) always takes the likeliest token",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawn answers (default: 0)")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="load the weights as this")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings along")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn answers (default: 0)")
+    parser.add_argument(
+        "--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="load the weights as this type"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
     return parser
 
 

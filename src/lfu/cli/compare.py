@@ -44,8 +44,8 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     """What is compared."""
     parser.add_argument(
         "--methods", nargs="+", action="extend", metavar="M,M",
-        help="methods of lfu train (see: lfu methods), each with knobs where wanted: sft,neftune,lfu:alpha=0.01:lam=1; "
-        "sft is added if it isn't there; may be repeated",
+        help="methods of lfu train (see: lfu methods), with settings if you like: sft,neftune,lfu:alpha=0.01:lam=1; "
+        "sft is added if it is missing; may be repeated",
     )  # fmt: skip
 
 
@@ -161,10 +161,10 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
     add(what)  # type: ignore[arg-type]
     what.add_argument(
         "--preset", action="append", default=[], metavar="NAME",
-        help="a shipped study (--list_presets) or a YAML file of flags, under those given here; base, instruct "
-        "and reps are lfu train's and set LfU's strength",
+        help="a shipped study (--list_presets) or a YAML file of flags; flags given here win. base, instruct "
+        "and reps are those of lfu train and set LfU's strength",
     )  # fmt: skip
-    what.add_argument("--list_presets", action="store_true", help="list the shipped studies, and stop")
+    what.add_argument("--list_presets", action="store_true", help="list the shipped studies and exit")
     groups = {WHAT: what}
     add_flags(parser, Options, groups)
     how = groups[HOW]
@@ -173,12 +173,12 @@ def _parser(verb: str, about: str | None, add: Callable[[argparse.ArgumentParser
     )
     how.add_argument(
         "--jobs", type=at_least_one, default=1, metavar="N",
-        help="processes at once, each with its share of the CPU threads, or one GPU where there are any; "
-        "fewer where memory doesn't hold so many models in training (default: 1)",
+        help="processes at once, each with its share of the CPU threads, or one GPU if there are any; "
+        "fewer if memory can't hold that many trainings (default: 1)",
     )  # fmt: skip
     how.add_argument(
         "--submitit", type=pairs_of, metavar="KEY=VALUE,...",
-        help="run the --jobs processes on a cluster, by submitit: its parameters, as in "
+        help="run the --jobs processes on a cluster through submitit, with these parameters: "
         "slurm_partition=gpu,gpus_per_node=1,timeout_min=240 (cluster=local: on this machine)",
     )  # fmt: skip
     how.add_argument("--worker", default="", help=argparse.SUPPRESS)

@@ -48,13 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("models", nargs="+", metavar="MODEL", help=HELP)
     parser.add_argument(
         "--base", metavar="MODEL",
-        help="the untouched model, or the label of one of those given: forgetting is counted against it "
+        help="the untouched model, or the label of one of the given models; forgetting is counted against it "
         "(default: the base of the adapters given, if they share one; none: no comparison)",
     )  # fmt: skip
     what = parser.add_argument_group("what")
     what.add_argument(
         "--categories", default="paper", metavar="FILE",
-        help="categories of tasks: paper, multilingual, or a YAML file (default: %(default)s)",
+        help="task categories: paper, multilingual, or a YAML file (default: %(default)s)",
     )  # fmt: skip
     what.add_argument(
         "--tasks", metavar="A,B", help="only these tasks or categories, or further tasks of lm-evaluation-harness"
@@ -64,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         help="take the items from files in this folder (gsm8k/test.jsonl, ...; see docs/evaluation.md)",
     )  # fmt: skip
     what.add_argument(
-        "--allow_hub", action="store_true", help="with --data_dir: take tasks without files from the hub"
+        "--allow_hub", action="store_true", help="with --data_dir: fetch tasks that have no files from the hub"
     )  # fmt: skip
-    what.add_argument("--limit", type=at_least_one, metavar="N", help="the first N items of each task only")
+    what.add_argument("--limit", type=at_least_one, metavar="N", help="use only the first N items of each task")
     what.add_argument(
         "--num_fewshot", type=not_negative, metavar="N",
-        help="worked examples in each prompt, where the task can have them (default: each task's own number)",
+        help="worked examples per prompt, if the task can have them (default: each task's own number)",
     )  # fmt: skip
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -77,24 +77,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--max_length", type=at_least_one, metavar="N",
-        help="longest input in tokens; longer ones lose their beginning (default: the model's own)",
+        help="longest input in tokens; a longer one loses its beginning (default: the model's limit)",
     )  # fmt: skip
     how.add_argument(
         "--apply_chat_template", action="store_true", help="put prompts into the tokenizer's chat template"
     )
     how.add_argument(
         "--seed", type=not_negative, default=1234, metavar="N",
-        help="of the drawing of worked examples and of the intervals (default: 1234, the harness's own)",
+        help="seed for worked examples and intervals (default: 1234, the harness's)",
     )  # fmt: skip
     how.add_argument(
         "--dtype", choices=["auto", "bfloat16", "float16", "float32"],
         help="load the weights as this type (default: float32 on a CPU, as stored on a GPU)",
     )  # fmt: skip
-    how.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings along")
-    how.add_argument("--no_cache", action="store_true", help="score everything anew, and keep nothing for later")
+    how.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
+    how.add_argument("--no_cache", action="store_true", help="score everything again, and keep nothing for later")
     how.add_argument(
         "--output_dir", default="runs/evaluate", metavar="DIR",
-        help="folder for record and report, which replace an earlier evaluation's (default: %(default)s)",
+        help="folder for record and report; those of an earlier evaluation are replaced (default: %(default)s)",
     )  # fmt: skip
     return parser
 

@@ -23,9 +23,9 @@ def run(argv: list[str]) -> int:
         "--dtype",
         default="auto",
         choices=["auto", "bfloat16", "float16", "float32"],
-        help="type of the saved weights; auto: the base model's",
+        help="type of the saved weights; auto means the base model's",
     )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the base model brings along")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     given = parser.parse_args(argv)
     adapter, out = Path(given.adapter), Path(given.out)
     _check(adapter, out)

@@ -24,28 +24,31 @@ class ForgettingArguments:
     forgetting_budget: str | None = field(
         default=None,
         metadata={
-            "help": "How much may be forgotten: 0.02 is 2 %% of the known questions and 0.02 nats on prose; or as in "
-            "questions=0.02,prose=0.05."
+            "help": "How much may be forgotten: 0.02 is 2 %% of the known questions and 0.02 nats (the unit of "
+            "the loss) per token on prose; or questions=0.02,prose=0.05."
         },
     )
     forgetting_stop: bool = field(
-        default=False, metadata={"help": "End the run once the budget is spent beyond the noise."}
+        default=False, metadata={"help": "End the run when the budget is exceeded beyond the noise."}
     )
     forgetting_keep_best: bool = field(
         default=False,
         metadata={
-            "help": "Leave the best checkpoint among those within the budget (with --load_best_model_at_end true)."
+            "help": "Keep the best checkpoint within the budget as the result (with --load_best_model_at_end true)."
         },
     )
     forgetting_every: int | None = field(
-        default=None, metadata={"help": "Measure every so many steps. Default: at evaluations, else ten times."}
+        default=None, metadata={"help": "Measure every N steps. Default: at each evaluation, or ten times per run."}
     )
     forgetting_share: float = field(
-        default=0.05, metadata={"help": "Most of the run's time that measuring may take, by asking fewer items."}
+        default=0.05,
+        metadata={"help": "Largest share of the run's time for measuring; fewer items are asked to keep to it."},
     )
     forgetting_files: list[str] | None = field(
         default=None,
-        metadata={"help": "Files to measure, too: jsonl, json or txt; rows with question, choices, answer; or text."},
+        metadata={
+            "help": "Also measure these files: jsonl or json rows with question, choices, answer, or with text; or txt."
+        },
     )
 
     def callback(self, say: Callable[[str], None], args: Any) -> ForgettingCallback | None:

@@ -16,7 +16,7 @@ def run(argv: list[str]) -> int:
         UserError: if there is no method of that name.
     """
     parser = LineParser(prog="lfu methods", description=__doc__)
-    parser.add_argument("name", nargs="?", help="a method to tell more about")
+    parser.add_argument("name", nargs="?", help="show more about this method")
     name = parser.parse_args(argv).name
     if name and name not in REGISTRY:
         raise UserError(unknown_method(name))

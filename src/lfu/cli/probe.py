@@ -55,10 +55,12 @@ def add_shared(parser: argparse.ArgumentParser, kind: str) -> None:
     shared = parser.add_argument_group("all probes")
     shared.add_argument(
         "--output_dir", default=f"runs/probe-{kind}", metavar="DIR",
-        help="folder for record and report, which replace an earlier probe's (default: %(default)s)",
+        help="folder for record and report; those of an earlier probe are replaced (default: %(default)s)",
     )  # fmt: skip
-    shared.add_argument("--limit", type=at_least_one, metavar="N", help="use the first N items only")
-    shared.add_argument("--seed", type=not_negative, default=0, metavar="N", help="of all that is drawn (default: 0)")
+    shared.add_argument("--limit", type=at_least_one, metavar="N", help="use only the first N items")
+    shared.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="seed of everything random (default: 0)"
+    )
     shared.add_argument(
         "--batch_size", type=at_least_one, default=8, metavar="N", help="items per forward pass (default: 8)"
     )
@@ -66,7 +68,7 @@ def add_shared(parser: argparse.ArgumentParser, kind: str) -> None:
         "--dtype", choices=["auto", "bfloat16", "float16", "float32"],
         help="load the weights as this type (default: float32 on a CPU, as stored on a GPU)",
     )  # fmt: skip
-    shared.add_argument("--trust_remote_code", action="store_true", help="run code that a model brings along")
+    shared.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
 
 
 def _help() -> str:

@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
         UserError: if there is no recipe of that name.
     """
     parser = LineParser(prog="lfu recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="a recipe to print")
+    parser.add_argument("name", nargs="?", help="print this recipe")
     name = parser.parse_args(argv).name
     print(_text(name) if name else _listing())
     return 0

@@ -24,18 +24,24 @@ def run(argv: list[str]) -> int:
 
 def add_grid(parser: argparse.ArgumentParser) -> None:
     """What is compared."""
-    parser.add_argument("--method", default="lfu", metavar="M", help="the method, lfu+neftune too (default: lfu)")
+    parser.add_argument(
+        "--method", default="lfu", metavar="M", help="the method, or a combination such as lfu+neftune (default: lfu)"
+    )
     parser.add_argument(
         "--param", action="append", default=[], type=_param_of, metavar="NAME=V,V",
-        help="a knob of the method or a training flag, and its values: --param alpha=0.01,0.1 --param lam=1,5",
+        help="a setting of the method or a training flag, with its values: --param alpha=0.01,0.1 --param lam=1,5",
     )  # fmt: skip
     parser.add_argument(
         "--bisect", type=_ends_of, metavar="NAME=LOW:HIGH",
-        help="search for the value from which on training collapses: the loss on the validation rows is above the "
+        help="search for the value above which training collapses: the loss on the validation rows exceeds the "
         "untouched model's",
     )  # fmt: skip
     parser.add_argument(
-        "--bisect_steps", type=not_negative, default=4, metavar="N", help="halvings of that range (default: 4)"
+        "--bisect_steps",
+        type=not_negative,
+        default=4,
+        metavar="N",
+        help="number of times to halve that range (default: 4)",
     )
 
 

@@ -46,28 +46,28 @@ class Options:
         WHAT, [0, 1, 2], "how many seeds, or a list of them: 3 means 0,1,2 (default: 3)", type=seeds_of, metavar="N"
     )
     learning_rates: list[str] = flag(
-        WHAT, [], "try each setting at each of these, with the first seed, and keep the best on the validation rows "
-        "(default: --learning_rate alone)", type=rates_of, metavar="LR,LR",
+        WHAT, [], "try these with each setting, with the first seed, and keep the best on the validation rows "
+        "(default: only --learning_rate)", type=rates_of, metavar="LR,LR",
     )  # fmt: skip
     halving: bool = flag(
-        WHAT, False, "thin out settings and learning rates by short trainings of the first seed, a third going on each "
-        "time, before the survivors are trained in full", type=yes_or_no, nargs="?", const=True,
+        WHAT, False, "drop weak settings and learning rates after short trainings with the first seed; a third remains "
+        "each time, and only the last ones are trained in full", type=yes_or_no, nargs="?", const=True,
     )  # fmt: skip
     equal: str = flag(
-        WHAT, "steps", "what all methods get alike: training steps, or the time of plain SFT's run (default: steps)",
+        WHAT, "steps", "what is equal for all methods: training steps, or the time of plain SFT's run (default: steps)",
         choices=["steps", "time", "both"],
     )  # fmt: skip
     test_rows: int | None = flag(
-        ROWS, None, "rows of --data to split off for the test, where no --eval_data is given", type=at_least_one,
+        ROWS, None, "rows of --data to split off for the test, if no --eval_data is given", type=at_least_one,
         metavar="N",
     )  # fmt: skip
     validation_rows: int | None = flag(
-        ROWS, None, "rows of --data to split off to choose by (default: a tenth, 8 to 200)", type=at_least_one,
+        ROWS, None, "rows of --data to split off for choosing settings (default: a tenth, 8 to 200)", type=at_least_one,
         metavar="N",
     )  # fmt: skip
-    validation_data: str | None = flag(ROWS, None, "rows to choose by, instead of splitting some off", metavar="DATA")
+    validation_data: str | None = flag(ROWS, None, "rows for choosing, instead of splitting some off", metavar="DATA")
     measures: list[str] = flag(
-        MEASURED, list(MEASURES), f"some of {', '.join(MEASURES)}, or none: time and memory alone (default: all)",
+        MEASURED, list(MEASURES), f"some of {', '.join(MEASURES)}, or none for only time and memory (default: all)",
         type=some_of(MEASURES, "measure"), metavar="A,B",
     )  # fmt: skip
     retention: list[str] = flag(
@@ -75,24 +75,24 @@ class Options:
         "repeated", nargs="+", action="extend", metavar="[NAME=]DATA",
     )  # fmt: skip
     retention_limit: int | None = flag(
-        MEASURED, None, "the first N items of each such set, built-in ones too", type=at_least_one, metavar="N"
+        MEASURED, None, "only the first N items of each such set, also built-in ones", type=at_least_one, metavar="N"
     )
     match_rows: int = flag(
-        MEASURED, 100, "test rows that models answer in their own words, where answers end in '#### n' (default: 100)",
+        MEASURED, 100, "test rows that models answer in full, if answers end in '#### n' (default: 100)",
         type=not_negative, metavar="N",
     )  # fmt: skip
     robust_rows: int = flag(
-        MEASURED, 32, "test rows that are reworded, and disturbed (default: 32)", type=not_negative, metavar="N"
+        MEASURED, 32, "test rows to ask in other wordings and with noise (default: 32)", type=not_negative, metavar="N"
     )
     max_new_tokens: int = flag(
-        MEASURED, 256, "where written answers are cut off (default: 256)", type=at_least_one, metavar="N"
+        MEASURED, 256, "most tokens in a written answer (default: 256)", type=at_least_one, metavar="N"
     )
     watch_forgetting: float = flag(
-        MEASURED, 0.0, "measure while training, too, what is forgotten, in this share of a training's time, as in 0.1; "
+        MEASURED, 0.0, "also measure forgetting during training, in this share of the training time, such as 0.1; "
         "the report then has the curve (default: 0, only afterwards)", type=share_of, metavar="SHARE",
     )  # fmt: skip
     save_steps: int | None = flag(
-        HOW, None, "save a checkpoint every N steps, from which a killed training goes on (default: it starts anew)",
+        HOW, None, "save a checkpoint every N steps, from which a killed training resumes (default: it starts again)",
         type=at_least_one, metavar="N",
     )  # fmt: skip
     keep_models: bool = flag(

@@ -20,11 +20,11 @@ SWING, TURNS = 0.5, 0.85  # of the mean loss; share of changes that reverse the 
 
 
 class LfUAdvice(UserWarning):
-    """A run's figures look wrong; the message has them, and what to change."""
+    """A run's figures look wrong; the message gives them, and says what to change."""
 
 
 class Advice:
-    """Watches the records of a run and warns, once a kind.
+    """Watches the records of a run, and gives each kind of warning once.
 
     Args:
         alpha, lam: the settings named in the messages, numbers or `auto`.
@@ -75,7 +75,7 @@ class Advice:
             self._once(
                 "negligible",
                 f"LfU does almost nothing: the consistency gradient is {ratio:.2g} of SFT's (median of {WINDOW} "
-                f"micro-batches; {settings}). Raise lam * alpha, or use lam='auto'; exactly 0 means that the "
+                f"micro-batches; {settings}). Raise lam * alpha, or use lam='auto'. If it is exactly 0, the "
                 "auxiliary is not connected to the compared layers.",
             )
         if ratio > DOMINATING:
@@ -95,8 +95,8 @@ class Advice:
             self._once(
                 "skipping",
                 f"LfU was left out of {len(reasons)} of the last {WINDOW} micro-batches, so this is plain SFT at "
-                f"LfU's cost. Newest reason: {reasons[-1]}. A zero ascent gradient means that the "
-                "auxiliary is not connected.",
+                f"LfU's cost. Newest reason: {reasons[-1]}. If the ascent gradient is zero, the auxiliary is "
+                "not connected.",
             )
 
     def _resolution(self) -> None:
@@ -106,8 +106,8 @@ class Advice:
             self._once(
                 "resolution",
                 f"alpha {self.alpha:g} is too small for this precision: hidden states move by {displacement:.1e} of "
-                f"their norm, and their dtype, or autocast's, resolves {resolution:.1e}: the consistency trains on "
-                "rounding noise, and the gradient ratio measures it. Use alpha='auto', or float32.",
+                f"their norm, but their dtype (or autocast's) resolves only {resolution:.1e}. So the consistency term "
+                "trains on rounding noise, and the gradient ratio measures that noise. Use alpha='auto', or float32.",
             )
 
     def _rounding(self) -> None:
@@ -126,7 +126,7 @@ class Advice:
             self._once(
                 "displacement",
                 f"alpha {self.alpha:g} is too large: the ascent moves hidden states by {displacement:.0%} of their "
-                f"norm (largest layer, median of {WINDOW} micro-batches); models collapse there. Divide alpha by about "
+                f"norm (largest layer, median of {WINDOW} micro-batches). Models collapse there. Divide alpha by about "
                 f"{displacement / 0.1:.0f}.",
             )
 
@@ -138,6 +138,6 @@ class Advice:
         if turns > TURNS and swing > SWING:
             self._once(
                 "oscillation",
-                f"the SFT loss oscillates: it turned at {turns:.0%} of the last {WINDOW} updates, by {swing:.0%} of "
-                "its mean each time. The learning rate and lam fight: lower the learning rate, then lam.",
+                f"the SFT loss oscillates: it changed direction at {turns:.0%} of the last {WINDOW} updates, "
+                f"by {swing:.0%} of its mean each time. Lower the learning rate first, then lam.",
             )

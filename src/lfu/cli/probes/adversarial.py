@@ -51,11 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--judge", metavar="MODULE:FUNCTION",
-        help="your own function (prompt, response) -> True where the response breaks the alignment; it is imported, so "
-        "its code runs (default: broken unless it refuses, by a list of phrases)",
+        help="your own function (prompt, response) -> True if the response breaks the alignment; it is imported, so "
+        "its code runs (default: broken unless it contains one of a list of refusals)",
     )  # fmt: skip
     parser.add_argument(
-        "--max_new_tokens", type=int, default=64, metavar="N", help="a response is cut there (default: %(default)s)"
+        "--max_new_tokens", type=int, default=64, metavar="N", help="most tokens in a response (default: %(default)s)"
     )
     rows.add_template(parser)
 

@@ -14,13 +14,13 @@ from lfu.support.quiet import quiet_libraries
 T = TypeVar("T")
 
 LABELLED = re.compile(r"([^/\\=]+)=(.+)")
-HELP = "a hub name, a model or adapter folder, or smollm2, gemma3-270m; LABEL=MODEL gives it another name in the report"
+HELP = "a hub name, a model or adapter folder, or smollm2, gemma3-270m; LABEL=MODEL names it in the report"
 
 
 def add_base_and_tuned(parser: argparse.ArgumentParser) -> None:
     """Positional BASE TUNED [TUNED ...]."""
     parser.add_argument(
-        "models", nargs="+", metavar="BASE TUNED", help=f"{HELP}; an adapter alone brings its base model along"
+        "models", nargs="+", metavar="BASE TUNED", help=f"{HELP}; for an adapter alone, its base model is found"
     )
 
 

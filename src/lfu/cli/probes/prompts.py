@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_template(parser)
     parser.add_argument(
         "--metric", default="auto", choices=["auto", "accuracy", "nll"],
-        help="what to judge by; auto: accuracy, unless every model is below 5 %%",
+        help="what to judge by; auto means accuracy, unless every model is below 5 %%",
     )  # fmt: skip
     parser.add_argument(
         "--max_new_tokens", type=int, default=128, metavar="N",
-        help="where a model's written answer is cut off (default: 128)",
+        help="most tokens in a written answer (default: 128)",
     )  # fmt: skip
 
 

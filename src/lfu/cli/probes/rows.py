@@ -28,7 +28,7 @@ def add_template(parser: argparse.ArgumentParser) -> None:
     """--template, as `lfu train` has it."""
     parser.add_argument(
         "--template", default="auto", choices=["auto", "chat", "alpaca", "none"],
-        help="what is put around a question; auto: chat if the model has a chat template, else alpaca",
+        help="how questions become prompts; auto means chat if the model has a chat template, else alpaca",
     )  # fmt: skip
 
 
