@@ -38,7 +38,7 @@ from lfu.support.versions import mend_trl
 from lfu.training.advice import LfUAdvice
 from lfu.training.checkpoints import CheckpointError, newest
 from lfu.training.model_card import add_to_card
-from lfu.training.saving import SavesWhole
+from lfu.training.saving import SavesWhole, refuse_two_wrappers
 from lfu.undesirable import KINDS, Auxiliary
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         given = inspect.signature(SFTTrainer.__init__).bind(self, model, args, *positional, **named)
         self._prepare(given.arguments)
         super().__init__(*given.args[1:], **given.kwargs)
+        refuse_two_wrappers(self.model)
         for method in self.methods:
             method.setup(self)
         self.add_callback(_RoundUpdates(self))

@@ -60,6 +60,24 @@ def test_added_tokens_and_a_saved_head(tmp_path, monkeypatch):
     assert main(["train", "--model", "adapter", "--output_dir", "further", *argv.split()]) == 0
 
 
+@pytest.mark.parametrize("flags", ["", "--lora_modules_to_save lm_head"])
+def test_added_tokens_beside_tied_embeddings_are_refused_before_training(tmp_path, monkeypatch, capsys, flags):
+    from tiny_folder import byte_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    base, more = save_model(tmp_path / "base", tie_word_embeddings=True), byte_tokenizer()
+    more.add_tokens(["<a>"])
+    more.save_pretrained("more")
+    Path("rows.jsonl").write_text('{"question": "q", "answer": "a<a>"}\n' * 2)
+    common = f"--data rows.jsonl --max_steps 1 --chat_template_path more --report_to none {flags}"
+    argv = ["train", "--model", base, *common.split()]
+    assert main([*argv, "--output_dir", "out"]) == 2
+    assert "embeddings are tied to its head: train all weights (--use_peft false)" in capsys.readouterr().err
+    assert not Path("out").exists()
+    if not flags:  # what is advised works
+        assert main([*argv, "--output_dir", "out", "--use_peft", "false"]) == 0
+
+
 def test_a_dtype_and_an_empty_folder(adapter):
     Path("merged").mkdir()
     assert main(["export", "adapter", "merged", "--dtype", "bfloat16"]) == 0

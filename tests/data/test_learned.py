@@ -236,11 +236,11 @@ def test_an_empty_turn_is_refused_wherever_it_is(turn):
 def test_what_is_left_out_is_told():
     tokenizer, told = TOKENIZERS["chatml"], []
     tool = {"type": "function", "function": {"name": "find_it", "parameters": {}}}
-    rows = as_dataset([{"messages": [user("q"), assistant("a", weight=0)], "tools": [tool], "meta": {"x": 10**40}}])
+    rows = as_dataset([{"messages": [user("q"), assistant("a", mood="dry")], "tools": [tool], "meta": {"x": 10**40}}])
     tokenised(to_training_rows(rows, tokenizer=tokenizer, tell=told.append), tokenizer, ARGS, told.append)
     assert sorted(told) == [
         "note: column 'meta' of the data is left out",
-        "warning: the chat template does not use the key 'weight' of messages in 1 row (first: row 1)",
+        "warning: the chat template does not use the key 'mood' of messages in 1 row (first: row 1)",
         "warning: the chat template leaves out the tools in 1 row (first: row 1)",
     ]
 
@@ -273,3 +273,41 @@ def test_the_check_reads_what_a_tokenizer_changes():
     rows = to_training_rows(as_dataset([{"question": "Ä", "answer": "Über Alles"}]), tokenizer=tokenizer)
     (one,) = tokenised(rows, tokenizer, ARGS)
     assert "uber alles" in tokenizer.decode(one["input_ids"])
+
+
+# -- answers that are not to be learned -------------------------------------------------------------------------------
+
+
+@FEW
+@given(TALKS, st.data(), st.sampled_from([*TOKENIZERS]), st.sampled_from(["messages", "sharegpt"]))
+def test_an_answer_with_weight_0_is_not_learned(texts, data, template, shape):
+    row = SHAPES[shape](texts)
+    talk = next(iter(row.values()))
+    weights = data.draw(st.lists(st.sampled_from([0, 1, None]), min_size=len(texts) // 2, max_size=len(texts) // 2))
+    for turn, weight in zip(talk[1::2], weights):
+        turn["weight"] = weight
+    wanted = [answer for answer, weight in zip(texts[1::2], weights) if weight != 0]
+    if not wanted:
+        with pytest.raises(UserError, match=r"row 1: .* every answer has weight 0"):
+            learned_of([row], template)
+        return
+    found = learned_of([row], template)[0]
+    assert len(found) == len(wanted)
+    assert all(answer in run for answer, run in zip(wanted, found))
+
+
+def test_a_weight_that_cannot_be_followed_is_refused():
+    talk = [user("q"), assistant("a", weight=0), user("r"), assistant("b")]
+    every = SFTConfig("out", report_to="none", bf16=False, use_cpu=True, assistant_only_loss=False)
+    with pytest.raises(UserError, match=r"weight 0.*--assistant_only_loss false"):
+        learned_of([{"messages": talk}], "chatml", every)
+    with pytest.raises(UserError, match=r"row 1: .*'completion' has an answer with weight 0"):
+        learned_of([{"prompt": talk[:1], "completion": talk[1:]}], "chatml")
+    with pytest.raises(UserError, match=r"row 1: .*turn 2: weight is 0\.5"):
+        learned_of([{"messages": [user("q"), assistant("a", weight=0.5)]}], "chatml")
+    pairs = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0}] * 2
+    with pytest.raises(UserError, match=r"row 1: .*every answer has weight 0"):
+        learned_of([{"conversations": pairs}], "chatml")
+    pairs[-1] = pairs[-1] | {"weight": 1}
+    with pytest.raises(UserError, match="row 1: an answer with weight 0 needs a chat template"):
+        to_training_rows(as_dataset([{"conversations": pairs}]), tokenizer=byte_tokenizer(chat=False))

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 from trl.data_utils import maybe_apply_chat_template
 
 from lfu.data.columns import is_exact
-from lfu.data.turns import Message
+from lfu.data.turns import Message, is_learned
 from lfu.support.errors import UserError, one_line
 
 try:
@@ -30,7 +30,7 @@ except ImportError:  # TRL 0.24 has no templates of its own for training
     chat_template_utils = None
 IGNORED = -100
 MARK = "QzXjWvMark"  # stands where an answer stands; no template and no text has it
-CHECKED = ("role", "content", "tool_calls")  # keys of a message whose rendering is checked
+CHECKED = ("role", "content", "tool_calls", "weight")  # keys of a message that are checked or acted on
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CHUNK = 1000  # rows that are held as Python lists at a time
 Row = Mapping[str, Any]
@@ -93,7 +93,14 @@ class _Writing:
         self.number = 0  # of the row that TRL is at
         columns = rows.column_names
         answers = "messages" in columns and args.assistant_only_loss is not False
-        marked, template = _marked_template(tokenizer) if answers else (False, None)
+        some = "messages" in columns and any(m.get("weight") == 0 for messages in rows["messages"] for m in messages)
+        if some and not answers:
+            raise UserError(
+                "an answer has weight 0, which says that it is not learned, and --assistant_only_loss false has every "
+                "turn learned: drop one of them"
+            )
+        # a template's marks are round every answer
+        marked, template = _marked_template(tokenizer) if answers and not some else (False, None)
         self.by_turns = answers and not marked
         self.args = copy.copy(args)
         self.args.max_length, self.args.shuffle_dataset = None, False
@@ -159,7 +166,7 @@ class _Writing:
         """
         messages, labels = row["messages"], [IGNORED] * len(ids)
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if not is_learned(message):
                 continue
             before = self._write(row, messages[:index], add_generation_prompt=True)
             start, end = _common(before, ids), len(ids)
@@ -256,7 +263,7 @@ class _Checking:
             return
         learned = self._learned(ids, labels)
         last = row["messages"] if "messages" in row else row["completion"]
-        answers = [message for message in last if message["role"] == "assistant"]
+        answers = [message for message in last if is_learned(message)]
         place = 0
         for message in answers:
             place = self._answer(message, learned, place, number)

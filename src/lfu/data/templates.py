@@ -16,7 +16,18 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lfu.data.turns import Blank, Message, a, check_turns, kwargs_of, messages_of, parsed, text_of, tools_of
+from lfu.data.turns import (
+    Blank,
+    Message,
+    a,
+    check_turns,
+    is_learned,
+    kwargs_of,
+    messages_of,
+    parsed,
+    text_of,
+    tools_of,
+)
 from lfu.support.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not wait for
@@ -249,6 +260,7 @@ def _read_conversation(row: Row) -> Row:
         raise ValueError("turns must alternate, human first: use the messages shape for anything else")
     if not messages or any(not message["content"].strip() and not message.get("tool_calls") for message in messages):
         raise ValueError("needs at least a question and an answer, none of them blank")
+    check_turns(messages, "conversations")
     return {"messages": messages}
 
 
@@ -274,6 +286,8 @@ def _read_pair(row: Row) -> Row:
         raise ValueError("one of prompt and completion is a text and the other a conversation: make both the same")
     if not isinstance(read["completion"], str):
         check_turns(read["completion"], "completion")
+        if any(message.get("weight") == 0 for message in read["completion"]):
+            raise ValueError("column 'completion' has an answer with weight 0: use the messages shape for that")
     return read
 
 
@@ -347,6 +361,8 @@ def _as_text(read: Row, extra: str, template: str, end: str) -> Row:
     head = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
     if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise ValueError("system and tool turns within a conversation need a chat template")
+    if not all(is_learned(message) for message in messages[1::2]):
+        raise ValueError("an answer with weight 0 needs a chat template")
     turns = [message["content"] for message in messages]
     last = len(turns) - 2  # `input` goes with the question that is answered last
     prompt, answers = "", []

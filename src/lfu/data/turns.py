@@ -114,6 +114,11 @@ def _message(turn: Any, where: str) -> Message:
         kept["tool_calls"] = [kept.pop("function_call")]
     if kept["role"] == "function":
         kept["role"] = "tool"
+    weight = kept.pop("weight", 1)  # OpenAI's: 0 on an answer that is not learned
+    if weight not in (0, 1):
+        raise ValueError(f"{where}: weight is {weight!r}, and must be 0 (not learned) or 1")
+    if kept["role"] == "assistant" and weight == 0:
+        kept["weight"] = 0
     kept["content"] = text_of(kept.get("content"), where)
     for key in ("reasoning_content", "thinking", "name"):
         if key in kept:
@@ -209,15 +214,22 @@ def is_blank(message: Message) -> bool:
     return not message.get("content", "").strip() and not message.get("tool_calls")
 
 
+def is_learned(message: Message) -> bool:
+    """Whether a message is an answer, and is not marked as one that is not learned (`weight` 0)."""
+    return message["role"] == "assistant" and message.get("weight") != 0
+
+
 def check_turns(messages: list[Message], column: str) -> None:
-    """Refuses turns that say nothing, and a conversation that does not end with an answer.
+    """Refuses turns that say nothing, and a conversation that does not end with an answer, or has none to learn.
 
     Raises:
         Blank: the last turn is no answer, or an empty one.
-        ValueError: an empty turn elsewhere.
+        ValueError: an empty turn elsewhere, or no answer whose weight is not 0.
     """
     if not messages or messages[-1]["role"] != "assistant" or is_blank(messages[-1]):
         raise Blank(column)
     for index, message in enumerate(messages):
         if message["role"] in ("user", "assistant") and is_blank(message):
             raise ValueError(f"{_turn(column, index)} ({message['role']}) is empty: fill it, or leave the row out")
+    if not any(is_learned(message) for message in messages):
+        raise ValueError(f"column {column!r}: every answer has weight 0, so nothing is learned: leave the row out")

@@ -20,6 +20,26 @@ from lfu.training.checkpoints import checkpoints
 MARKS = re.compile(r"(adapter_)?config\.json|.*\.safetensors\.index\.json")
 
 
+def refuse_two_wrappers(model: Any) -> None:
+    """Refuses an adapter that trains the tokens of tied embeddings and the whole head as well.
+
+    TRL asks for both where a chat template brings new tokens. PEFT then wraps the head twice: TRL's loss can't read it,
+    and the merged model can't be saved.
+
+    Raises:
+        ValueError: it does.
+    """
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    head = model.get_output_embeddings()
+    if isinstance(head, TrainableTokensWrapper) and isinstance(head.original_module, ModulesToSaveWrapper):
+        raise ValueError(
+            "the tokenizer of chat_template_path brings new tokens, and an adapter can't train them in a model whose "
+            "embeddings are tied to its head: train all weights (--use_peft false), or give the template alone, as a "
+            ".jinja file"
+        )
+
+
 class SavesWhole(SFTTrainer):
     """`SFTTrainer` that writes beside the place and renames.
 
