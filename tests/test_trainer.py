@@ -22,6 +22,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
 from lfu.parallel.refusals import refuse_launch
+from lfu.step.cheaper import Cheaper
 from lfu.trainer import STATE_FILE, _load_as_sft_trainer_does
 from lfu.training.advice import LfUAdvice
 
@@ -188,6 +189,14 @@ def test_trains_on_every_format_and_option(tmp_path, data, options):
     after = weights(t)
     assert any(not torch.equal(before[k], after[k]) for k in after if "lora" in k)
     assert all(torch.isfinite(v).all() for v in after.values() if v.is_floating_point())
+
+
+@pytest.mark.parametrize(("processes", "picked"), [(1, {"stale": 4}), (2, {"every": 2})])
+def test_a_budget_picks_what_runs_in_several_processes(tmp_path, monkeypatch, processes, picked):
+    """The trainer knows of them before the model is in its wrapper."""
+    monkeypatch.setattr("lfu.methods.lfu.several", lambda trainer: processes > 1)
+    form = trainer(tmp_path, budget=1.7, per_device_train_batch_size=1).step.cheaper
+    assert form == Cheaper(**picked)
 
 
 @pytest.mark.parametrize("consistency", ["mse", "logit_kl"])

@@ -93,7 +93,7 @@ def test_the_top_tokens_give_a_lower_bound_and_all_of_them_the_whole(top, seed):
 
 def test_a_chat_model_writes_question_and_answer(tmp_path):
     tokenizer = byte_tokenizer()
-    before, between = openings(tokenizer)
+    before, between = openings(tokenizer, "anchor")
     assert tokenizer.decode(before) == "<|im_start|>user\n"
     assert tokenizer.decode(between) == "<|im_end|>\n<|im_start|>assistant\n"
     said = the(trainer(tmp_path)).said
@@ -109,9 +109,9 @@ def test_a_chat_model_writes_question_and_answer(tmp_path):
 
 def test_a_base_model_begins_with_bos_or_else_eos():
     tokenizer = byte_tokenizer(chat=False)
-    assert openings(tokenizer) == ([tokenizer.bos_token_id], [])
+    assert openings(tokenizer, "anchor") == ([tokenizer.bos_token_id], [])
     tokenizer.bos_token = None
-    assert openings(tokenizer) == ([tokenizer.eos_token_id], [])
+    assert openings(tokenizer, "anchor") == ([tokenizer.eos_token_id], [])
 
 
 def test_texts_are_written_once_for_a_model_and_its_settings(tmp_path, capsys):

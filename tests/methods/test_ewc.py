@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from bench import float64, step_of, tiny_trainer, written_out
 from test_losses import nudge
 from tiny import Float64Throughout, relative_difference, tiny_model
 from tiny_folder import byte_tokenizer
+
+from lfu.support.errors import UserError
 
 VOCAB = len(byte_tokenizer())
 
@@ -71,6 +75,16 @@ def test_auto_pulls_in_the_metric(made):
     assert size(pull) == pytest.approx(0.2 * sum(p.numel() for p in named.values()) ** 0.5)
     scale = size(pull) / size(wanted)
     assert relative_difference(pull, {n: scale * v for n, v in wanted.items()}) < 1e-6
+
+
+def test_messages_are_its_own(made, tmp_path, capsys):
+    """It has the texts of anchor, and none of its knobs."""
+    made()
+    assert "ewc: the untouched model writes 4 texts" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("x")
+    with pytest.raises(UserError, match=r"ewc can't keep its texts in .*that can be written to, LFU_CACHE=FOLDER"):
+        made()
 
 
 def test_lora_is_refused(made):

@@ -46,7 +46,8 @@ class Anchor(Method):
     def adapter(self, config: Any, run: Preparation) -> Any:
         refuse_sharded_launch(run.args, self.name)
         folder = Path(self.cache).expanduser() if self.cache else cache_folder() / "anchor"
-        self.said = own_text(run, folder, texts=self.texts, tokens=self.tokens, top=self.top)
+        elsewhere = "--method_args anchor.cache=FOLDER"
+        self.said = own_text(run, folder, self.name, elsewhere, texts=self.texts, tokens=self.tokens, top=self.top)
         return config
 
     def setup(self, trainer: Any) -> None:

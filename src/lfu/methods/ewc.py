@@ -39,7 +39,8 @@ class EWC(L2SP):
 
     def adapter(self, config: Any, run: Preparation) -> Any:
         refuse_sharded_launch(run.args, self.name)
-        self.said = own_text(run, cache_folder() / "anchor", texts=self.texts, tokens=self.tokens, top=1)
+        folder, elsewhere = cache_folder() / "anchor", "LFU_CACHE=FOLDER in the environment"
+        self.said = own_text(run, folder, self.name, elsewhere, texts=self.texts, tokens=self.tokens, top=1)
         return config
 
     def setup(self, trainer: Any) -> None:

@@ -195,7 +195,7 @@ def _tell_approximate(trainer: Any) -> None:
     rows = 1 if args.packing or args.padding_free else args.per_device_train_batch_size
     budget = step.budget
     if budget is not None:
-        step.settle_budget(rows, noise=bool(args.neftune_noise_alpha))
+        step.settle_budget(rows, noise=bool(args.neftune_noise_alpha), alone=not several(trainer))
     if budget is None and step.cheaper.exact:
         return
     picked = f"budget={budget:g} picks " if budget is not None else ""

@@ -48,14 +48,21 @@ class OwnText:
     log_p: torch.Tensor
 
 
-def own_text(run: Preparation, folder: Path, *, texts: int, tokens: int, top: int) -> OwnText:
+def own_text(
+    run: Preparation, folder: Path, method: str, elsewhere: str, *, texts: int, tokens: int, top: int
+) -> OwnText:
     """What the model of `run` writes, from `folder` or made now; the second of several processes waits for the first.
+
+    Args:
+        method: who asks, for messages.
+        elsewhere: how the user names another folder, for messages.
 
     Raises:
         UserError: the folder can't be used.
+        ValueError: a chat template in which no turn can be opened.
     """
     tokenizer = getattr(run.tokenizer, "tokenizer", run.tokenizer)  # a processor holds one
-    given, between = openings(tokenizer)
+    given, between = openings(tokenizer, method)
     ends = end_tokens(run)
     settings = [VERSION, weights_hash(run.model), texts, tokens, top, run.args.seed, given, between, ends]
     path = folder / f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]}.safetensors"
@@ -63,7 +70,7 @@ def own_text(run: Preparation, folder: Path, *, texts: int, tokens: int, top: in
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if (found := _read(path)) is None:
-                run.say(f"anchor: the untouched model writes {texts:,} texts, kept in {path}")
+                run.say(f"{method}: the untouched model writes {texts:,} texts, kept in {path}")
                 with evaluating(run.model), torch.no_grad(), on_training_device(run.args.device, run.model):
                     written = _write(run.model, tokenizer, given, between, ends, texts, tokens, run.args.seed)
                     found = _scored(run.model, written, pad_id(tokenizer), top)
@@ -73,12 +80,12 @@ def own_text(run: Preparation, folder: Path, *, texts: int, tokens: int, top: in
             return found
     except OSError as error:
         raise UserError(
-            f"anchor can't keep its texts in {folder} ({one_line(error)}): name a folder that can be written to, "
-            "--method_args anchor.cache=FOLDER"
+            f"{method} can't keep its texts in {folder} ({one_line(error)}): name a folder that can be written to, "
+            f"{elsewhere}"
         ) from error
 
 
-def openings(tokenizer: Any) -> tuple[Ids, Ids]:
+def openings(tokenizer: Any, method: str) -> tuple[Ids, Ids]:
     """`(what every text begins with, what comes between question and answer)`.
 
     With a chat template a text begins as a user's turn does, before the user's first word, so that the model makes up
@@ -91,7 +98,7 @@ def openings(tokenizer: Any) -> tuple[Ids, Ids]:
     text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     before, found, after = text.partition(MARK)
     if not found:
-        raise ValueError("method 'anchor': the chat template changes what the user says, and no turn can be opened")
+        raise ValueError(f"method {method!r}: the chat template changes what the user says, and no turn can be opened")
     return encode(tokenizer, before), encode(tokenizer, after)
 
 

@@ -135,14 +135,20 @@ class LfUStep:
         """The approximate form in use; with `budget`, the one that it has picked."""
         return self.second.form
 
-    def settle_budget(self, rows: int, noise: bool = False) -> None:
-        """`budget` becomes one of the forms, once. `noise`: the embeddings will have some, as NEFTune's."""
+    def settle_budget(self, rows: int, noise: bool = False, alone: bool = True) -> None:
+        """`budget` becomes one of the forms, once.
+
+        Args:
+            rows: of a micro-batch.
+            noise: the embeddings will have some, as NEFTune's.
+            alone: the model won't be put into a wrapper of several processes, where `stale` can't run.
+        """
         s = self.settings
         stale = self.auxiliary.can_be_kept and s.direction == "perturbed" and not self.term.reads_logits
         if self.second.replays_masks or (noise and s.same_dropout):
             rows = 1  # no `part`: the second pass keeps its shape
         assert self.budget is not None
-        self.second.form = within(self.budget, stale=stale and self.processes.alone, **self._sizes(rows))
+        self.second.form = within(self.budget, stale=stale and alone and self.processes.alone, **self._sizes(rows))
         self.budget = None
 
     def cost(self, rows: int) -> float:
