@@ -2,7 +2,8 @@
 
     python scripts/notebooks.py
 
-It takes the model that the notebook names (some ten minutes on two CPU cores). A test runs their code on a tiny model.
+It takes the model that the notebook names, and prints how many seconds each took. A test runs their code on a tiny
+model.
 """
 
 from __future__ import annotations
