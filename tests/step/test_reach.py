@@ -107,3 +107,20 @@ def test_what_moves_nothing_teaches_nothing():
     batch = tiny_batch()
     step(batch | {"labels": torch.full_like(batch["labels"], -100)})
     assert step.alpha == PAPER
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stale_direction_keeps_the_alpha_that_it_was_moved_by(kind):
+    """The record names it, and lam goes with it: the strength is the same from the first micro-batch on."""
+    step = mixed_step(pair()[1], kind, lam=STRONG, stale=3)
+    records = []
+    for batch in MANY[:6]:
+        records.append(step(batch))
+        again = mixed_step(pair()[1], kind, lam=STRONG, stale=3)
+        again.load_state_dict(step.state_dict())
+        step = again
+    assert [record.form for record in records] == ["exact", "first-order", "first-order"] * 2
+    assert [record.alpha for record in records[:3]] == [PAPER] * 3
+    assert step.alpha > PAPER
+    assert len({record.alpha for record in records[3:]}) == 1
+    assert all(record.lam * record.alpha == pytest.approx(STRONG * PAPER) for record in records)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], torch.Tensor]) -> None:
     """`stale`: the perturbed forward without a graph, then the clean pass with its gradient injected."""
     record.form = "first-order"
+    record.lam *= record.alpha / step.direction_alpha  # alpha="auto" may have changed since; the strength stays
+    record.alpha = step.direction_alpha
     theta, scaler = step.anatomy.theta(), step.grad_scaler
     with step.apart(SplitGradients(sample_of(theta))) as parts:
         step.auxiliary.restore(step.direction)

@@ -124,7 +124,9 @@ class LfUStep:
         self.reach = Reach() if s.alpha == "auto" else None
         # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
         self.strength = Strength(s.strength, start=1e-4 * s.strength / self.alpha) if s.lam == "auto" else None
-        self.direction: list[torch.Tensor] = []  # stale: the components that the last exact step moved
+        # stale: the components that the last exact step moved, and how far
+        self.direction: list[torch.Tensor] = []
+        self.direction_alpha = self.alpha
         refuse_form(s, self.second, self.auxiliary, self.term, self.reader)
         self.processes.check(self.ascends_theta, logits, s.stale)
 
@@ -185,12 +187,13 @@ class LfUStep:
         if self.reach is not None:
             state |= {f"reach/{name}": value for name, value in self.reach.state().items()}
         if self.direction:
-            state |= {"random": float(self.second.random)}
+            state |= {"random": float(self.second.random), "direction_alpha": self.direction_alpha}
             state |= {f"direction/{i:05d}": t.cpu().clone() for i, t in enumerate(self.direction)}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.direction = [state[name] for name in sorted(state) if name.startswith("direction/")]
+        self.direction_alpha = float(state.get("direction_alpha", self.alpha))
         self.second.random = bool(state.get("random", True))
         self.calls = int(state["calls"])
         mark = "auxiliary/"
@@ -277,7 +280,7 @@ class LfUStep:
                         parts.narrow(sample_of(theta))
             if going_on and processes.anyone(record.skipped is None):
                 if self.cheaper.stale:
-                    self.direction = self.auxiliary.kept()
+                    self.direction, self.direction_alpha = self.auxiliary.kept(), record.alpha
                 consistency_pass.run(self, record, micro, h, target, parts)  # Eq. 4 to 6
             parts.keep = None if self.grad_scaler else sound_parts(record)
         processes.settle(micro.batch, self.anatomy.decoder, self.backward)
