@@ -15,15 +15,15 @@ from lfu.support.extras import COMMANDS, explained, need
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {
     "train": "fine-tune a model with LfU or another method: lfu train --config smollm2",
-    "chat": "talk to a model, and to the untouched one beside it: lfu chat RUN --beside",
-    "compare": "which method, on your model and data: lfu compare --model M --data D --methods sft,gem,lfu",
-    "doctor": "what is installed, what is missing for which command, GPU and memory: lfu doctor",
-    "evaluate": "score models on many tasks, with what they forgot: lfu evaluate runs/mine --data_dir DIR",
+    "chat": "talk to a model, with the untouched one beside it: lfu chat RUN --beside",
+    "compare": "find the best method for your model and data: lfu compare --model M --data D --methods sft,gem,lfu",
+    "doctor": "show what is installed, what each command still needs, GPU and memory: lfu doctor",
+    "evaluate": "score models on many tasks, and show what they forgot: lfu evaluate runs/mine --data_dir DIR",
     "export": "merge an adapter into its base model: lfu export ADAPTER_DIR OUT_DIR",
-    "methods": "list the fine-tuning methods with source and cost, or tell about one: lfu methods gem",
+    "methods": "list the fine-tuning methods with source and cost, or show one: lfu methods gem",
     "probe": "measure forgetting, drift, prompt wording, noise and more: lfu probe forgetting BASE TUNED",
     "recipes": "list the shipped recipes, or print one: lfu recipes gsm8k",
-    "sweep": "which strength: lfu sweep --model M --data D --method lfu --param alpha=0.01,0.1",
+    "sweep": "find the best strength: lfu sweep --model M --data D --method lfu --param alpha=0.01,0.1",
 }
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 # Of several processes the first tells of a mistake, and the launcher then ends the others. One that alone has met an
@@ -114,4 +114,4 @@ Learning from the Undesirable: fine-tune a language model without making it forg
 
 {verbs}
 
-  lfu VERB --help tells more; lfu --version prints the version."""
+  lfu VERB --help shows more; lfu --version prints the version."""

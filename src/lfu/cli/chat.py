@@ -1,4 +1,4 @@
-"""Talk to a model in the terminal, and to the untouched one beside it.
+"""Talk to a model in the terminal, with the untouched one beside it.
 
 Answers are streamed. Each model keeps the conversation, with its own answers. Ctrl-C stops an answer. Ctrl-D or /quit
 leaves. /new starts a new conversation. Lines may be piped in: lfu chat RUN --beside < questions.txt"""
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="a hub name, a model or adapter folder, or smollm2")
     parser.add_argument(
         "--beside", nargs="?", const=FROM_ADAPTER, metavar="BASE",
-        help="show the untouched model's answers beside; without a name, the adapter's base model",
+        help="show the untouched model's answers too; without a name, those of the adapter's base model",
     )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""Score models on many tasks with lm-evaluation-harness, by category, and tell what each gained and forgot.
+"""Score models on many tasks with lm-evaluation-harness, by category, and show what each gained and forgot.
 
-By default the eleven tasks of the LfU paper in their four categories, over the hub; with --data_dir the same
-definitions over local files. A task that can't be had is named as missing, and never averaged away. Finished tasks are
-kept: the same command goes on where it was stopped."""
+By default: the eleven tasks of the LfU paper in their four categories, from the hub; with --data_dir the same tasks
+from local files. A task that is not available is named as missing, and never averaged away. Finished tasks are kept,
+and the same command continues where it was stopped."""
 
 from __future__ import annotations
 

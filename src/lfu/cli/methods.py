@@ -1,4 +1,4 @@
-"""`lfu methods`: what can be trained with, from where, at what cost; `lfu methods NAME` tells about one."""
+"""`lfu methods`: list the methods with source and cost; `lfu methods NAME`: show one."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def _help() -> str:
     kinds = "\n".join(f"  {kind:<13}{what}" for kind, what in PROBES.items())
     return f"""usage: lfu probe KIND ...
 
-Measure one thing about models, and write a record and a report of it.
+Measure one thing about models, and write a record and a report.
 
 {kinds}
 
-  lfu probe KIND --help tells more."""
+  lfu probe KIND --help shows more."""

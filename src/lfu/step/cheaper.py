@@ -32,18 +32,18 @@ class Cheaper:
         ValueError: a value outside its range, or two that can't be combined.
     """
 
-    every: int = setting(1, "APPROXIMATE, cheaper: the consistency on every k-th update only, with k times the weight.")
+    every: int = setting(1, "APPROXIMATE, cheaper: LfU on every k-th update only, with k times the weight.")
     part: float = setting(
         1.0,
-        "APPROXIMATE, cheaper: perturbed pass on this share of a micro-batch's answered rows, drawn anew. Not with "
-        "dropout or embedding noise, whose masks are the whole micro-batch's, unless same_dropout is off.",
+        "APPROXIMATE, cheaper: perturbed pass on this share of the answered rows, drawn for each micro-batch. Not with "
+        "dropout or embedding noise, which belong to the whole micro-batch, unless same_dropout is off.",
     )
     stale: int = setting(
         0,
-        "APPROXIMATE, cheaper: an exact step on every k-th micro-batch; those between use its ascent direction again, "
+        "APPROXIMATE, cheaper: an exact step on every k-th micro-batch; those in between reuse its ascent direction, "
         "in the first-order form (2F+1B). 0: off.",
     )
-    random_layers: int = setting(0, "APPROXIMATE, cheaper: compare n neighbouring layers from a random one on. 0: off.")
+    random_layers: int = setting(0, "APPROXIMATE, cheaper: compare n neighbouring layers, drawn at random. 0: off.")
 
     def __post_init__(self) -> None:
         if not (_whole(self.every) and self.every >= 1):

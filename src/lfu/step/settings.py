@@ -26,23 +26,22 @@ class StepSettings(Cheaper):
 
     alpha: Union[float, str] = setting(  # noqa: UP007 (as HfArgumentParser reads it)
         "auto",
-        "Length of each normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer where the hidden "
-        "states' dtype does not resolve what that moves, as in bfloat16; lam is then divided by as much.",
+        "Length of each normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer if the hidden "
+        "states' dtype is too coarse for it, as in bfloat16; lam is then divided by the same factor.",
     )
     lam: Union[float, str] = setting(  # noqa: UP007 (as HfArgumentParser reads it)
         5.0,
-        "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT, nothing attached; 'auto' holds the "
-        "gradient ratio at `strength`, from a first micro-batch on that only measures.",
+        "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT, nothing attached; 'auto' keeps the "
+        "gradient ratio at `strength`. The first micro-batch only measures.",
     )
     strength: float = setting(0.5, "Target of lam='auto': ||grad(lam * consistency)|| / ||grad(SFT)||, > 0.")
     layers: str = setting("all", "Compared layers: all, early, middle, late (thirds), or a range '5-12'.")
     blocks: str | None = setting(
         None,
-        "Where the model keeps its list of blocks, if it is not found: a dotted path inside the decoder, such as "
-        "'layers'.",
+        "Where the model keeps its list of blocks, if it is not found: a dotted path in the decoder, such as 'layers'.",
     )
     final_norm: bool = setting(
-        True, "Compare the last layer after the final norm, as transformers' hidden_states[K] is."
+        True, "Compare the last layer after the final norm, like transformers' hidden_states[K]."
     )
     positions: str = setting(
         "predict",
@@ -52,44 +51,44 @@ class StepSettings(Cheaper):
     direction: str = setting(
         "perturbed",
         "Where the consistency gradient flows: perturbed (through h': paper, 2F+2B) or clean (through h, as in the "
-        "authors' RepS code, 3F+2B; draws the model towards the undesirable).",
+        "authors' RepS code, 3F+2B; pulls the model towards the undesirable).",
         ("perturbed", "clean"),
     )
     ascent_batch: str = setting(
         "same",
-        "Batch of the ascent: same, or independent (a second, own shuffle; 3F+3B).",
+        "Batch for the ascent: same, or independent (drawn from a second shuffle; 3F+3B).",
         ("same", "independent"),
     )
     ascent_steps: int = setting(
-        1, "Normalised ascent steps (Eq. 2), >= 1; each beyond the first costs a forward and a backward."
+        1, "Number of normalised ascent steps (Eq. 2), >= 1; each one after the first costs a forward and a backward."
     )
     ascent_scope: str = setting(
         "global",
-        "Several processes: the ascent (LfU's, SAM's) by the gradient of all their parts (global), or of each its own "
-        "(local).",
+        "With several processes, the ascent (LfU's, SAM's) follows the gradient of all of them (global), or each its "
+        "own (local).",
         ("global", "local"),
     )
     same_dropout: bool = setting(
         True,
-        "Clean and perturbed pass see the same dropout masks and embedding noise. Otherwise h' - h is mostly the "
+        "Use the same dropout masks and embedding noise in both passes. Otherwise h' - h is mostly the "
         "difference of two random masks.",
     )
     trim: bool = setting(
         True,
-        "The second pass leaves out padding and what follows the last compared token: the same gradients, less work. "
-        "Not while dropout or embedding noise is on.",
+        "Leave padding, and what follows the last compared token, out of the second pass: the same gradients for less "
+        "work. Has no effect while dropout or embedding noise is on.",
     )
     budget: float | None = setting(
         None,
-        "APPROXIMATE, cheaper: wanted cost of a step as a multiple of SFT's, > 1; picks among every, part, stale and "
-        "random_layers, and says which.",
+        "APPROXIMATE, cheaper: the cost per step that you want, as a multiple of SFT's, > 1; picks one of every, part, "
+        "stale and random_layers, and says which.",
     )
     on_bad_batch: str = setting(
         "skip",
-        "No labelled token, zero ascent gradient, non-finite values: skip the consistency and record why, or raise.",
+        "On no labelled token, a zero ascent gradient or non-finite values: skip LfU and record why, or raise.",
         ("skip", "raise"),
     )
-    seed: int = setting(42, "Of the auxiliary's random parts.")
+    seed: int = setting(42, "Seed of the auxiliary's random parts.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
