@@ -45,7 +45,7 @@ def run(argv: list[str]) -> int:
     config, model_arguments, data_arguments, watch = parse(argv, ForgettingArguments)
     if chosen := choices(data_arguments):
         config, model_arguments, data_arguments, watch = parse([*chosen, *argv], ForgettingArguments)
-        _say(f"chosen for this many rows: {' '.join(chosen)} (a flag of yours wins; --careful false: none of it)")
+        _say(f"chosen for this many rows: {' '.join(chosen)} (your own flags win; --careful false turns this off)")
     callback = watch.callback(_say if data_arguments.verbose else _say_what_the_screen_does_not, config)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
@@ -131,13 +131,13 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     checkpoint = _checkpoint(config, folder)
     if checkpoint and overwrite:
         raise UserError(
-            "--resume_from_checkpoint goes on with a run, --overwrite_output_dir drops it: give one of them"
+            "--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give only one of them"
         )
     earlier = output.earlier_run(folder)
     if earlier and not checkpoint and not overwrite:
         raise UserError(
             f"output folder {folder} holds an earlier run ({earlier[0].name}): choose another --output_dir, "
-            "go on with --resume_from_checkpoint true, or replace it with --overwrite_output_dir"
+            "continue it with --resume_from_checkpoint true, or replace it with --overwrite_output_dir"
         )
     return checkpoint
 
@@ -165,7 +165,7 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
     if fault := checkpoints.fault(path, save_only_model=bare):
         other = checkpoints.newest(path.parent, save_only_model=bare)
         hint = f": go on from {other} instead" if other else ""
-        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to go on from, {fault}{hint}")
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to resume from, {fault}{hint}")
     return str(wanted)
 
 
@@ -253,7 +253,7 @@ def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
     except BadBatch as error:
         raise UserError(
             f"step {trainer.state.global_step + 1}, {error}, and --on_bad_batch is raise: look at its rows, lower "
-            "--alpha or --learning_rate, or take --on_bad_batch skip. "
+            "--alpha or --learning_rate, or use --on_bad_batch skip. "
             f"{_how_to_resume(folder, trainer.state.global_step)}"
         ) from error
 
