@@ -68,7 +68,10 @@ def test_what_is_logged(tmp_path):
     t.train()
     logged = [entry for entry in t.state.log_history if "loss" in entry]
     assert len(logged) == 3
+    wanted = {"skipped", "lam", "alpha", "sft_loss", "gradient_ratio", "gradient_cosine", "ascent_grad_norm",
+              "consistency", "displacement"}  # fmt: skip
     for entry in logged:
+        assert {name.removeprefix("lfu/") for name in entry if name.startswith("lfu/")} == wanted
         assert entry["lfu/consistency"] > 0
         assert entry["lfu/skipped"] == 0
         assert entry["loss"] == pytest.approx(entry["lfu/sft_loss"], rel=0.2)

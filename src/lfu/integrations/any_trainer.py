@@ -81,7 +81,9 @@ class _TakesLfUSteps(Trainer):
         items = self._lfu_items(tokens, num_items_in_batch)
         index = self._lfu_index()
         record = step(inputs, num_items=items, index=index, update=self.state.global_step)
-        self._note(record)
+        self.last_record = record
+        for name, value in record.figures().items():
+            self._lfu_logs[f"lfu/{name}"].append(value)
         items *= step.processes.size  # the record is of all processes, and so is this
         return torch.tensor(record.loss * record.tokens / items, device=self.args.device)
 
@@ -126,18 +128,6 @@ class _TakesLfUSteps(Trainer):
             update, micro = self.state.global_step, -1
         self._lfu_micro = (update, micro + 1)
         return update * self.args.gradient_accumulation_steps + micro + 1
-
-    def _note(self, record: Record) -> None:
-        self.last_record = record
-        figures = {"skipped": float(record.skipped is not None), "lam": record.lam}
-        if record.tokens and record.sft_loss == record.sft_loss:
-            figures["sft_loss"] = record.sft_loss
-        if record.skipped is None and record.displacement and record.form == "exact":
-            figures |= {"gradient_ratio": record.gradient_ratio, "ascent_grad_norm": record.ascent_grad_norm}
-        if record.skipped is None and record.displacement:
-            figures |= {"consistency": record.consistency, "displacement": fmean(record.displacement.values())}
-        for name, value in figures.items():
-            self._lfu_logs[f"lfu/{name}"].append(value)
 
     def log(self, logs: dict[str, float], *positional: Any, **named: Any) -> None:
         """The trainer's own; LfU's figures, averaged since the last time, stand beside the loss."""

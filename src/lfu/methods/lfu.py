@@ -15,7 +15,7 @@ from lfu.parallel import zero
 from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
 from lfu.parallel.several import of_trainer, several
 from lfu.step.consistency import consistency_of
-from lfu.step.record import Record, Skip
+from lfu.step.record import Record
 from lfu.step.step import LfUStep
 from lfu.training.advice import Advice
 
@@ -132,28 +132,8 @@ class LfU(Method):
     def _note(self, trainer: Any, record: Record) -> None:
         """Metrics beside the loss, averaged by SFTTrainer over the logging interval; and the live advice."""
         trainer.last_record = record
-        log = trainer.log_metric
-        log("lfu/skipped", float(record.skipped is not None))
-        log("lfu/lam", record.lam)
-        if trainer.args.alpha == "auto":
-            log("lfu/alpha", record.alpha)
-        if record.approximate:
-            log("lfu/approximate", 1.0)
-        if record.tokens and record.skipped != Skip.LOSS:
-            log("lfu/sft_loss", record.sft_loss)
-        if record.skipped is None and record.form == "exact":  # one backward gives no ratio
-            log("lfu/gradient_ratio", record.gradient_ratio)
-            log("lfu/gradient_cosine", record.gradient_cosine)
-            log("lfu/ascent_grad_norm", record.ascent_grad_norm)
-            if record.pieces > 1:
-                log("lfu/pieces", record.pieces)
-        if record.skipped is None and record.form != "not due":
-            log("lfu/consistency", record.consistency)
-            log("lfu/displacement", fmean(record.displacement.values()))
-            if trainer.args.log_layers:
-                for name in ("consistency_per_layer", "displacement"):
-                    for layer, value in getattr(record, name).items():
-                        log(f"lfu/{name.removesuffix('_per_layer')}/{layer:02d}", value)
+        for name, value in record.figures(trainer.args.log_layers).items():
+            trainer.log_metric(f"lfu/{name}", value)
         if trainer.args.advice and trainer.is_world_process_zero():
             self._advise(trainer, record)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
 
 
 class Skip(StrEnum):
@@ -70,6 +71,29 @@ class Record:
     def skip(self, reason: Skip) -> None:
         """Notes the reason, unless there is one already."""
         self.skipped = self.skipped or reason
+
+    def figures(self, layers: bool = False) -> dict[str, float]:
+        """What trainers log, by name. What a micro-batch did not show is left out, and not counted as zero.
+
+        Args:
+            layers: `consistency` and `displacement` of each layer, too.
+        """
+        found = {"skipped": float(self.skipped is not None), "lam": self.lam, "alpha": self.alpha}
+        if self.approximate:
+            found["approximate"] = 1.0
+        if self.tokens and self.skipped != Skip.LOSS:
+            found["sft_loss"] = self.sft_loss
+        if self.skipped is not None or not self.displacement:  # left out, not due, or lam = 0
+            return found
+        if self.form == "exact":  # one backward gives no ratio
+            found |= {name: getattr(self, name) for name in ("gradient_ratio", "gradient_cosine", "ascent_grad_norm")}
+        if self.pieces > 1:
+            found["pieces"] = self.pieces
+        found |= {"consistency": self.consistency, "displacement": fmean(self.displacement.values())}
+        if layers:
+            found |= {f"consistency/{n:02d}": value for n, value in self.consistency_per_layer.items()}
+            found |= {f"displacement/{n:02d}": value for n, value in self.displacement.items()}
+        return found
 
     # -- several processes: numbers travel, not texts ------------------------------------------------------------------
 
