@@ -225,7 +225,8 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
 
         Trainer's own rule; the second kind it divides by the accumulation steps before the backward.
         """
-        summed: bool | None = getattr(self, "loss_is_scaled_for_ga", None)  # transformers 5.23
+        known = hasattr(SFTTrainer, "loss_is_scaled_for_ga")  # Trainer reads it since transformers 5.20
+        summed: bool | None = self.loss_is_scaled_for_ga if known else None
         if summed is None:
             summed = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
         return num_items if summed else None
