@@ -385,6 +385,8 @@ CHEAP = {  # found before the model is loaded: flags, and what the one line says
     "nothing to resume": ("--resume_from_checkpoint true", "nothing to resume"),
     "no checkpoint": ("--resume_from_checkpoint rows.jsonl", "not a checkpoint folder"),
     "no row is left": ("--max_length 8", "no row is left of the 8 rows: max_length 8 cuts off every answer"),
+    "no row is left to pack": ("--packing --max_length 8", "no row is left of the 8 rows: max_length 8 cuts off"),
+    "nothing to foretell": ("--data text.jsonl --max_length 1", "The first answer to be reached needs --max_length 2"),
     "no tracker": ("--report_to mlflow", "--report_to mlflow: MLflowCallback requires mlflow to be installed"),
     "two trackers in one word": ("--report_to wandb,mlflow", "--report_to wandb: WandbCallback requires wandb"),
     "no kernel": ("--use_liger_kernel true", "--use_liger_kernel needs the package liger_kernel"),
@@ -405,6 +407,7 @@ def test_cheap_checks_come_first_and_say_one_line(here, model, case, capsys, mon
     Path("blank.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question": "q", "answer": " "}\n')
     Path("broken.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n')
     Path("other.jsonl").write_text('{"questoin": "q", "answer": "a"}\n')
+    written("text.jsonl", {"text": "abc"})
     written("pair.jsonl", {"question": "q", "answer": "a"}, {"question": "q", "answer": "a\ud800"})
     part = {"type": "image_url", "image_url": {"url": "x"}}
     written("picture.jsonl", {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]})

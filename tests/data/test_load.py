@@ -70,6 +70,12 @@ def test_what_arrow_filled_into_a_parquet_file_is_left_out(tmp_path):
     assert load_rows(str(path))["calls"] == list(calls)
 
 
+def test_a_parquet_column_of_bytes_is_text(tmp_path):
+    """As writers do that name no type of text; learned would be the Python spelling of the bytes."""
+    path = write(tmp_path / "rows.parquet", [{"answer": "é".encode()}, {"answer": b"a\xff"}])
+    assert list(load_rows(str(path))) == [{"answer": "é"}, {"answer": "a\udcff"}]  # which is refused where it is used
+
+
 def test_a_csv_column_without_a_name_is_no_column(tmp_path):
     (tmp_path / "rows.csv").write_text(",question,answer\n0,q,NA\n1,r,3.50\n")
     assert load_rows(str(tmp_path / "rows.csv")).to_list() == [

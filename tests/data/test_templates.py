@@ -86,6 +86,10 @@ def test_a_system_message():
     row = {"question": "q", "answer": "a"}
     assert convert(row, system="Be brief.")["prompt"][0] == {"role": "system", "content": "Be brief."}
     assert convert(row, "alpaca", system="Be brief.")["prompt"].startswith("Be brief.\n\n### Instruction")
+    for blank in ("", " ", None):  # a row's empty one is none, and does not hide the other
+        other = convert(row | {"system": blank, "system_prompt": "S"}, system="Be brief.")
+        assert other["prompt"][0]["content"] == "S"
+        assert convert(row | {"system": blank}, system="Be brief.")["prompt"][0]["content"] == "Be brief."
     with pytest.raises(UserError, match="system message can't be added"):
         convert({"prompt": "q", "completion": "a"}, system="Be brief.")
 
@@ -146,6 +150,12 @@ def test_rows_without_an_answer_are_counted_and_named(bad):
         ({"question": "q", "choices": ["x"], "answer": "Z"}, "row 1: answer 'Z' is none"),
         ({"conversations": ["q"]}, "row 1: needs at least a question and an answer"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "row 1: turns must alternate"),
+        ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}, "turn 2 has role 'gpt'"),
+        ({"question": "q", "answer": float("inf")}, "row 1: column 'answer' is a number that is too large"),
+        (
+            {"question": "q", "answer": "a", "system": "S", "system_prompt": "T"},
+            "row 1: the row has two system messages, in columns 'system' and 'system_prompt'",
+        ),
         ({"text": " "}, "no text in column 'text'"),
         ({"question": " ", "answer": "a"}, "no text in column 'question'"),
     ],

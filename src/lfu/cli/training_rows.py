@@ -114,7 +114,7 @@ def _about_lengths(learned: list[Dataset], config: LfUConfig, context: int | Non
 
     packed = (config.packing, config.packing if config.eval_packing is None else config.eval_packing)
     for rows, what, is_packed in zip(learned, ("rows", "evaluation rows"), packed):
-        out = 0 if is_packed else left_out(rows, what, config)
+        out = left_out(rows, what, config, packed=is_packed)
         for line in about_lengths(rows, what, max_length=config.max_length, context=context):
             say(f"warning: {line}")
         if out:

@@ -34,10 +34,18 @@ class Exact:
         return self.pa_type
 
     def encode_example(self, value: Any) -> str | None:
-        return None if value is None else json.dumps(value, default=str)
+        return None if value is None else json.dumps(value, default=_as_text)
 
     def decode_example(self, value: str | None, token_per_repo_id: Any = None) -> Any:
         return None if value is None else json.loads(value)
+
+
+def _as_text(value: Any) -> str:
+    """A value that JSON does not have, such as a date; bytes are UTF-8, as in parquet files that name no type of text.
+
+    Bytes that are not UTF-8 become halves of surrogate pairs, which are refused where the text is used.
+    """
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 with warnings.catch_warnings():  # datasets calls this experimental

@@ -41,24 +41,25 @@ def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: 
         )
 
 
-def left_out(rows: Dataset, what: str, args: Any) -> int:
-    """How many rows `max_length` leaves nothing to learn of, so that TRL drops them.
+def left_out(rows: Dataset, what: str, args: Any, *, packed: bool = False) -> int:
+    """How many rows `max_length` leaves nothing to learn of, so that TRL drops them, or packs them in vain.
 
     Args:
         rows: of `lfu.data.learned.tokenised`.
         what: what they are called, for the message.
-        args: the `SFTConfig`: `max_length` and `truncation_mode`.
+        args: the `SFTConfig`: `max_length`, `truncation_mode` and `packing_strategy`.
+        packed: whether they are packed; the strategy `bfd` then keeps the start of a row, the others keep all of it.
 
     Raises:
         UserError: no row would be left.
     """
     limit = args.max_length
-    if limit is None:
+    if limit is None or (packed and args.packing_strategy != "bfd"):
         return 0
-    kept = slice(None, limit) if args.truncation_mode == "keep_start" else slice(-limit, None)
+    kept = slice(None, limit) if packed or args.truncation_mode == "keep_start" else slice(-limit, None)
     long = [row for row, length in enumerate(lengths(rows)) if length > limit]
     labels = [row["labels"] for row in rows.select(long)] if long else []
-    out = sum(all(label == -100 for label in row[kept]) for row in labels)
+    out = sum(all(label == -100 for label in row[kept][1:]) for row in labels)  # nothing foretells the first token
     if out == len(rows):
         need = min(next(i for i, label in enumerate(row) if label != -100) + 2 for row in labels)
         raise UserError(

@@ -336,13 +336,13 @@ def _rendered(read: Row, row: Row, template: str, system: str | None, end: str) 
     """What was read, in TRL's columns, with the row's system message, tools and options of the chat template."""
     if all(isinstance(value, str) for value in read.values()):
         return read
-    own = next((row[name] for name in SYSTEMS if row.get(name) is not None), None)
+    own = _system(row)
     extra = read.pop("input", "")
     where = "messages" if "messages" in read else "prompt"
-    said = text_of(own, "column 'system'") if own is not None else system or ""
+    said = own or system or ""
     if said.strip():
         if read[where][0]["role"] == "system":
-            if own is not None:
+            if own:
                 raise ValueError("the row has a system message in column 'system', and another as its first turn")
         else:
             read[where] = [_said("system", said), *read[where]]
@@ -353,6 +353,15 @@ def _rendered(read: Row, row: Row, template: str, system: str | None, end: str) 
         asked["content"] = f"{asked['content']}\n\n{extra}"
     tools, options = tools_of(row.get("tools")), kwargs_of(row.get("chat_template_kwargs"))
     return read | {"tools": tools, "chat_template_kwargs": options}
+
+
+def _system(row: Row) -> str:
+    """The row's own system message, or an empty text."""
+    texts = {name: text_of(row.get(name), f"column {name!r}") for name in SYSTEMS}
+    given = {text: name for name, text in texts.items() if text.strip()}
+    if len(given) > 1:
+        raise ValueError(f"the row has two system messages, in columns {' and '.join(map(repr, given.values()))}")
+    return next(iter(given), "")
 
 
 def _as_text(read: Row, extra: str, template: str, end: str) -> Row:

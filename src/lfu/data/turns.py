@@ -37,7 +37,8 @@ def text_of(value: Any, where: str) -> str:
         where: the column's name, for the message.
 
     Raises:
-        ValueError: anything else, such as an image part, or half a surrogate pair, which no tokenizer reads.
+        ValueError: anything else, such as an image part, an infinite number, or half a surrogate pair, which no
+            tokenizer reads.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -45,6 +46,8 @@ def text_of(value: Any, where: str) -> str:
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise ValueError(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no text: mend it")
         return value
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"{where} is a number that is too large: write it in quotes")
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     parts = value if isinstance(value, list) else [value]
@@ -224,8 +227,10 @@ def check_turns(messages: list[Message], column: str) -> None:
 
     Raises:
         Blank: the last turn is no answer, or an empty one.
-        ValueError: an empty turn elsewhere, or no answer whose weight is not 0.
+        ValueError: an empty turn elsewhere, a last turn of an unknown role, or no answer whose weight is not 0.
     """
+    if messages and (role := messages[-1]["role"]) not in SPEAKERS.values():
+        raise ValueError(f"{_turn(column, len(messages) - 1)} has role {role!r}: the role of an answer is 'assistant'")
     if not messages or messages[-1]["role"] != "assistant" or is_blank(messages[-1]):
         raise Blank(column)
     for index, message in enumerate(messages):
