@@ -610,6 +610,7 @@ def test_one_process_on_several_gpus_is_refused():
         ({"method": "sft", "lam": 1.0}, "means lam=0"),
         ({"method": "lfu_reps", "auxiliary": "lora"}, "steering"),
         ({"strength": 0.0}, "strength"),
+        ({"strength": 1.0, "preset": "instruct"}, "lam=500 is fixed"),
         ({"every": 0}, "every must be"),
         ({"part": 2.0}, "part must be"),
         ({"part": 0.5, "packing": True}, "a packed micro-batch is one row"),

@@ -466,6 +466,7 @@ def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
         ({"alpha": math.inf}, "alpha must be"),
         ({"lam": -1}, "lam must be"),
         ({"lam": "some"}, "lam must be"),
+        ({"strength": 1.0}, r"strength=1 is the target of lam='auto', and lam=5 is fixed: drop one"),
         ({"auxiliary": "magic"}, "unknown auxiliary 'magic': choose one of lora, own, steering"),
         ({"consistency": "magic"}, "unknown consistency"),
         ({"layers": "9"}, "this model has|it has layers 1-4"),

@@ -101,6 +101,10 @@ class StepSettings(Cheaper):
             raise ValueError(f"strength must be a finite number > 0, got {self.strength!r}")
         if self.lam != "auto" and not (_is_number(self.lam) and float(self.lam) >= 0):
             raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {self.lam!r}")
+        if self.lam not in ("auto", 0) and self.strength != type(self).strength:
+            raise ValueError(
+                f"strength={self.strength:g} is the target of lam='auto', and lam={self.lam:g} is fixed: drop one"
+            )
         if self.ascent_steps < 1:
             raise ValueError(f"ascent_steps must be at least 1, got {self.ascent_steps!r}")
         if self.budget is not None:
