@@ -43,6 +43,7 @@ class LfUConfig(SFTConfig):
         default=4, metadata={"help": "Micro-batches per update (paper: 4, so 16 rows per update)."}
     )
     max_length: int | None = field(default=2048, metadata={"help": "Cut rows off at this many tokens (paper: 2048)."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})  # as TRL 1.x
 
     # -- Learning from the Undesirable ---------------------------------------------------------------------------------
     method: str = field(

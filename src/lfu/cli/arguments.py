@@ -55,6 +55,8 @@ class ModelArguments(ModelConfig):
         metadata={"help": "Names of the layers that get an adapter, or all-linear (paper)."},
     )
 
+    trust_remote_code: bool = field(default=False, init=False, repr=False)  # no flag here: TRL 0.24's is LfUConfig's
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.model_name_or_path:

@@ -56,7 +56,8 @@ def left_out(rows: Dataset, what: str, args: Any, *, packed: bool = False) -> in
     limit = args.max_length
     if limit is None or (packed and args.packing_strategy != "bfd"):
         return 0
-    kept = slice(None, limit) if packed or args.truncation_mode == "keep_start" else slice(-limit, None)
+    from_start = packed or getattr(args, "truncation_mode", "keep_start") == "keep_start"  # TRL 0.24: always
+    kept = slice(None, limit) if from_start else slice(-limit, None)
     long = [row for row, length in enumerate(lengths(rows)) if length > limit]
     labels = [row["labels"] for row in rows.select(long)] if long else []
     out = sum(all(label == -100 for label in row[kept][1:]) for row in labels)  # nothing foretells the first token

@@ -64,7 +64,7 @@ def _begin(manager: Any) -> Any:
 
 def mend_trl() -> None:
     """Lets TRL 1.15 train without a GPU, and older ones forget a dropped graph. The newest is left alone."""
-    utils = importlib.import_module("trl.trainer.utils")
+    utils: Any = importlib.import_module("trl.trainer.utils")
     # before 1.15 there is no such kernel, after it the kernel has a plain form
     kernel = getattr(utils, "_ChunkedLogProbFunction", AnyDevice)
     if kernel is not AnyDevice and not hasattr(utils, "_use_triton"):
