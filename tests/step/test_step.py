@@ -474,6 +474,7 @@ def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
         ({"positions": "magic"}, "unknown positions"),
         ({"direction": "magic"}, "unknown direction"),
         ({"ascent_steps": 0}, "ascent_steps"),
+        ({"ascent_steps": 1.5}, "ascent_steps"),
         ({"blocks": "norm"}, "not an nn.ModuleList"),
     ],
     ids=str,

@@ -105,8 +105,8 @@ class StepSettings(Cheaper):
             raise ValueError(
                 f"strength={self.strength:g} is the target of lam='auto', and lam={self.lam:g} is fixed: drop one"
             )
-        if self.ascent_steps < 1:
-            raise ValueError(f"ascent_steps must be at least 1, got {self.ascent_steps!r}")
+        if not (isinstance(self.ascent_steps, int) and self.ascent_steps >= 1):
+            raise ValueError(f"ascent_steps must be a whole number of at least 1, got {self.ascent_steps!r}")
         if self.budget is not None:
             within(self.budget, full=True)  # refuses one out of its range
             if not self.exact:
