@@ -23,11 +23,13 @@ from trl.data_utils import maybe_apply_chat_template
 from lfu.data.columns import is_exact
 from lfu.data.turns import Message, is_learned
 from lfu.support.errors import UserError, one_line
+from lfu.support.versions import mend_trl
 
 try:
     from trl import chat_template_utils
 except ImportError:  # TRL 0.24 has no templates of its own for training
     chat_template_utils = None
+mend_trl()
 IGNORED = -100
 MARK = "QzXjWvMark"  # stands where an answer stands; no template and no text has it
 CHECKED = ("role", "content", "tool_calls", "weight")  # keys of a message that are checked or acted on

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+from functools import partial, wraps
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -62,8 +65,33 @@ def _begin(manager: Any) -> Any:
     return torch.autograd.graph.saved_tensors_hooks.__enter__(manager)
 
 
+def _ids(tokenizer: Any, *args: Any, **options: Any) -> Any:
+    return tokenizer.apply_chat_template(*args, **{"return_dict": False} | options)
+
+
+def _with_ids(prepare: Any) -> Any:
+    """`SFTTrainer._prepare_dataset` of TRL 0.24, with a tokenizer that writes a conversation as a list of ids.
+
+    Transformers 5 gives a dictionary unless it is told otherwise. TRL 0.24 takes its length, 2, for the prompt's, and
+    would have most of the prompt learned.
+    """
+
+    @wraps(prepare)
+    def prepared(self: Any, dataset: Any, processing_class: Any, *args: Any, **options: Any) -> Any:
+        if not getattr(self, "_is_vlm", False):
+            writer = copy.copy(processing_class)
+            writer.apply_chat_template = partial(_ids, processing_class)
+            processing_class = writer
+        return prepare(self, dataset, processing_class, *args, **options)
+
+    return prepared
+
+
 def mend_trl() -> None:
-    """Lets TRL 1.15 train without a GPU, and older ones forget a dropped graph. The newest is left alone."""
+    """Lets TRL 1.15 train without a GPU, and older ones forget a dropped graph and tell a prompt from its answer.
+
+    The newest is left alone.
+    """
     utils: Any = importlib.import_module("trl.trainer.utils")
     # before 1.15 there is no such kernel, after it the kernel has a plain form
     kernel = getattr(utils, "_ChunkedLogProbFunction", AnyDevice)
@@ -72,3 +100,7 @@ def mend_trl() -> None:
     offloading = importlib.import_module("trl.models.activation_offloading").OffloadActivations
     if "__enter__" not in vars(offloading):
         offloading.__enter__ = _begin
+    if find_spec("trl.chat_template_utils") is None:  # TRL 0.24
+        trainer: Any = importlib.import_module("trl").SFTTrainer
+        if not hasattr(trainer._prepare_dataset, "__wrapped__"):
+            trainer._prepare_dataset = _with_ids(trainer._prepare_dataset)
