@@ -237,7 +237,7 @@ def test_non_finite_gradients_never_stay(kind, where):
 @pytest.mark.parametrize("where", [1, 2])
 def test_a_non_finite_tensor_outside_the_sample_never_stays(monkeypatch, where, limit):
     """One weight's gradient overflows in one backward; measured tensors keep what earlier micro-batches gave."""
-    monkeypatch.setattr("lfu.step.gradients.SAMPLE", limit)
+    monkeypatch.setattr("lfu.step.gradients.WHOLE", limit)
     model = tiny_model("llama", dtype=torch.float32)
     LfUStep(model)(tiny_batch())
     earlier = gradients(model)
@@ -444,10 +444,17 @@ def test_sample_of_theta_fits(sizes, limit):
         assert len(chosen) == len(theta)
 
 
+@pytest.mark.parametrize(("total", "room"), [(2**25, 2**25), (2**26, 2**22), (2**28, 2**23), (2**32, 2**25)])
+def test_how_much_of_theta_is_measured(total, room):
+    """All of it up to 2^25 elements, beyond that a 32nd within bounds."""
+    theta = [torch.nn.Parameter(torch.empty(total // 2**12, device="meta")) for _ in range(2**12)]
+    assert sum(p.numel() for p in sample_of(theta)) == room
+
+
 def test_a_sampled_ratio_leaves_the_same_gradients(monkeypatch):
     found = []
     for limit in (10**9, 300):
-        monkeypatch.setattr("lfu.step.gradients.SAMPLE", limit)
+        monkeypatch.setattr("lfu.step.gradients.WHOLE", limit)
         model = tiny_model("llama")
         LfUStep(model)(tiny_batch())
         LfUStep(model)(tiny_batch(1))

@@ -107,7 +107,7 @@ def test_an_exception_anywhere_leaves_the_whole_micro_batch_or_none(monkeypatch,
     """One model after the other exception: after each of them it works as if nothing had happened."""
     model = tiny_model("llama", theta=theta)
     if sampled:
-        monkeypatch.setattr("lfu.step.gradients.SAMPLE", 300)
+        monkeypatch.setattr("lfu.step.gradients.WHOLE", 300)
     step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
     step(tiny_batch(1))
     earlier, before = gradients(model), {k: v.clone() for k, v in model.state_dict().items()}
@@ -243,7 +243,7 @@ def test_where_pieces_would_not_be_exact_the_error_says_so(options, config, rows
 def test_a_sampled_theta_is_tried_in_pieces_until_a_backward_has_begun(monkeypatch, kind, backward):
     batch, found = tiny_batch(3, rows=4), []
     for short in (False, True):
-        monkeypatch.setattr("lfu.step.gradients.SAMPLE", 300)
+        monkeypatch.setattr("lfu.step.gradients.WHOLE", 300)
         model = tiny_model("llama")
         step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
         step(batch)

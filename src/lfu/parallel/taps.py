@@ -109,9 +109,9 @@ class Taps:
         cosine = dot / scale if scale > 0 and math.isfinite(dot / scale) else 0.0
         return math.sqrt(a) if a >= 0 else math.nan, math.sqrt(b) if b >= 0 else math.nan, cosine
 
-    def all_finite(self, theta: Sequence[nn.Parameter]) -> bool:
-        """Not known: what the reducer has made of them is in `.grad`."""
-        return False
+    def unsure(self, theta: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """All: what the reducer has made of the gradients is in `.grad`."""
+        return list(theta)
 
     def join(self) -> None:
         """Hooks off."""

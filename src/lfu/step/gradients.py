@@ -14,22 +14,27 @@ from torch import nn
 from lfu.model.anatomy import whole_shape
 from lfu.model.tensors import dot, global_norm_tensor
 
-# Above this many elements of theta, whole tensors are sampled: 2^25 float32 gradients are 128 MB. LoRA of rank 8 on all
-# linear layers of an 8 B model, the paper's setting, has 21 million.
-SAMPLE = 2**25
+# Up to this many elements theta is measured whole: 2^25 float32 gradients are 128 MB. LoRA of rank 8 on all linear
+# layers of an 8 B model, the paper's setting, has 21 million.
+WHOLE = 2**25
+# A larger theta is sampled: a 32nd of it, at least so many elements and at most `WHOLE`.
+SAMPLE, SHARE = 2**22, 32
 
 
 def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[nn.Parameter]:
-    """The tensors of theta whose two gradients are kept apart: all, or whole tensors up to `limit` (`SAMPLE`) elements.
+    """The tensors of theta whose two gradients are kept apart: all of them up to `limit` (`WHOLE`) elements.
 
-    The draw has a fixed seed: the same tensors in each step and each run of a model. At least one tensor is taken.
+    So a LoRA theta is measured whole. Of a larger theta, whole tensors are drawn: a 32nd of its elements, but no fewer
+    than 2^22 and no more than `limit`. The draw has a fixed seed: the same tensors in each step and each run of a
+    model. At least one tensor is taken.
     """
-    limit = SAMPLE if limit is None else limit
+    limit = WHOLE if limit is None else limit
     sizes = {p: whole_shape(p).numel() for p in theta}
-    if sum(sizes.values()) <= limit:
+    total = sum(sizes.values())
+    if total <= limit:
         return list(theta)
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen, room = [], limit
+    chosen, room = [], min(limit, max(SAMPLE, total // SHARE))
     for p in (theta[i] for i in order):
         if sizes[p] <= room:
             chosen.append(p)
@@ -95,14 +100,16 @@ class SplitGradients:
         scale = norm_a * norm_b
         return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
 
-    def all_finite(self, theta: Sequence[nn.Parameter]) -> bool:
-        """Whether `compare` found every gradient of `theta` finite, and so is their sum.
+    def unsure(self, theta: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """What of `theta` may have a gradient that is not finite: all but what `compare` found finite in both parts.
 
         A norm in float32 is finite only below 2e19 an entry, which no sum takes to float32's or bfloat16's end; in
         float16 two finite gradients may add up to infinity.
         """
-        narrow = any(p.dtype == torch.float16 for p in self.measured)
-        return self.finite and len(self.measured) == len(theta) and not narrow
+        if not self.finite or any(p.dtype == torch.float16 for p in self.measured):
+            return list(theta)
+        sure = {id(p) for p in self.measured}
+        return [p for p in theta if id(p) not in sure]
 
     def undo(self) -> bool:
         """Drops what came since the newest part. False where a backward has reached tensors that are not measured."""

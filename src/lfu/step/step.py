@@ -284,7 +284,7 @@ class LfUStep:
                 consistency_pass.run(self, record, micro, h, target, parts)  # Eq. 4 to 6
             parts.keep = None if self.grad_scaler else sound_parts(record)
         processes.settle(micro.batch, self.anatomy.decoder, self.backward)
-        self._end(record, theta if record.skipped is not None or not parts.all_finite(theta) else [])
+        self._end(record, theta if record.skipped is not None else parts.unsure(theta))
         if self.reach is not None:
             self.reach.update(record)
 

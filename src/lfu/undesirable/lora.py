@@ -113,13 +113,14 @@ class LoRA(Auxiliary):
         pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for (device, dtype), members in alike.items():
             a_shapes = [(*lead, self.rank, n_in) for lead, n_in, _ in (shapes[n] for n in members)]
-            b_shapes = [(*lead, n_out, self.rank) for lead, _, n_out in (shapes[n] for n in members)]
+            b_shapes = [(*lead, self.rank, n_out) for lead, _, n_out in (shapes[n] for n in members)]
             flat = torch.empty(sum(map(math.prod, a_shapes)), dtype=dtype, device=device)
             a = views(flat.uniform_(-1, 1, generator=generators(device)), a_shapes)
             # kaiming-uniform with a = sqrt(5), as PEFT draws its A: uniform in +-1/sqrt(in)
             torch._foreach_mul_(a, [1 / math.sqrt(shape[-1]) for shape in a_shapes])
             b = views(torch.zeros(sum(map(math.prod, b_shapes)), dtype=dtype, device=device), b_shapes)
-            pairs |= {n: (a_, b_.requires_grad_()) for n, a_, b_ in zip(members, a, b)}
+            # B lies in memory as its transpose, as its gradient does: then autograd keeps that without a copy
+            pairs |= {n: (a_, b_.transpose(-2, -1).requires_grad_()) for n, a_, b_ in zip(members, a, b)}
         self.pairs = [pairs[n] for n in range(len(shapes))]
 
     def parameters(self) -> list[torch.Tensor]:
@@ -152,7 +153,7 @@ class LoRA(Auxiliary):
     @contextmanager
     def attached(self) -> Iterator[None]:
         linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
-        inputs = _SharedInputs([a for a, _ in linears], self.scaling, self.groups, self.moved)
+        inputs = _SharedInputs([a for a, _ in linears], self.groups, self.moved)
         with ExitStack() as stack:
             stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses], True))
             for experts, (a, b) in zip(self.experts, fused, strict=True):
@@ -173,7 +174,7 @@ class LoRA(Auxiliary):
             self.groups = {n: row for n, row in enumerate(rows) if row}
 
     def kept(self) -> list[torch.Tensor]:
-        return [t.detach() for pair in self.pairs for t in pair]
+        return [t.detach().contiguous() for pair in self.pairs for t in pair]
 
     def restore(self, kept: Sequence[torch.Tensor]) -> None:
         devices = [weight.device for weight in (*map(weight_of, self.sites), *(e.weight for e in self.experts))]
@@ -192,8 +193,9 @@ class LoRA(Auxiliary):
                 y = y.clone()
             whole = _whole(y)
             if whole is None:
-                return _AddLowRank.apply(y, low, b, self.moved)
-            return _AddLowRank.apply(whole, low, b, self.moved).view(y.shape)  # a view that the model may clamp_
+                return _AddLowRank.apply(y, low, b, self.scaling, self.moved)
+            # a view that the model may clamp_
+            return _AddLowRank.apply(whole, low, b, self.scaling, self.moved).view(y.shape)
 
         return hook
 
@@ -218,11 +220,10 @@ def _kept_by_others(module: nn.Module) -> bool:
 
 
 class _SharedInputs:
-    """`scaling * A x` of each site in one pass; sites with one input (q, k, v; gate and up) have it read once for all.
+    """`A x` of each site in one pass; sites with one input (q, k, v; gate and up) have it read once for all.
 
     Args:
         matrices: A of each site, `(r, in)`.
-        scaling: see `LoRA`.
         groups: number of a site -> numbers of those that were called with its x one after the other in a pass before.
         moved: whether x gets a gradient through A.
 
@@ -230,8 +231,8 @@ class _SharedInputs:
     runs again must do what it did.
     """
 
-    def __init__(self, matrices: list[torch.Tensor], scaling: float, groups: dict[int, list[int]], moved: bool):
-        self.matrices, self.scaling, self.groups, self.moved = matrices, scaling, groups, moved
+    def __init__(self, matrices: list[torch.Tensor], groups: dict[int, list[int]], moved: bool):
+        self.matrices, self.groups, self.moved = matrices, groups, moved
         self.found: dict[int, list[int]] = {}
         self.x: Callable[[], torch.Tensor | None] = lambda: None  # weak: the last input of all would outlive its block
         self.when = 0, True  # its version, and whether a graph was built
@@ -245,39 +246,59 @@ class _SharedInputs:
             self.x, self.when, self.group, self.ready = weakref.ref(x), when, [], {}
         if n not in self.ready:
             members = self.groups.get(n, [n])
-            stacked = (torch.cat([self.matrices[m] for m in members]) * self.scaling).to(x.dtype)
+            stacked = _stacked([self.matrices[m] for m in members]).to(x.dtype)
             with torch.set_grad_enabled(self.moved and torch.is_grad_enabled()):
-                parts = F.linear(x, stacked).flatten(0, -2).split([len(self.matrices[m]) for m in members], dim=1)
+                low = F.linear(x, stacked).flatten(0, -2)
+                rank = len(self.matrices[n])
+                parts = low.split(rank, dim=1) if len(members) > 1 else [low]
             self.ready = dict(zip(members, parts))
         self.group.append(n)
         self.found[n] = self.group
         return self.ready.pop(n)
 
 
+def _stacked(matrices: list[torch.Tensor]) -> torch.Tensor:
+    """Matrices `(r, in)` below one another; without a copy where they are constants that lie so in memory."""
+    first = matrices[0]
+    storage, end = first.untyped_storage().data_ptr(), first.storage_offset()
+    for a in matrices[1:]:
+        end += a.numel()
+        if a.requires_grad or a.untyped_storage().data_ptr() != storage or a.storage_offset() != end:
+            return torch.cat(matrices)
+    return first if len(matrices) == 1 else first.as_strided((sum(map(len, matrices)), first.shape[1]), first.stride())
+
+
 class _AddLowRank(torch.autograd.Function):
-    """`y + low B^T`, added where y lies: no `(tokens, out)` of its own, forward or backward.
+    """`y + scaling * low B^T`, added where y lies: no `(tokens, out)` of its own, forward or backward.
 
     Not `moved`, B is zero: there is no product, no bit of y changes, and B still has its gradient,
-    `(dl/dy)^T low`, summed over tokens. What is kept is of r columns, and only what the backward needs.
+    `scaling * (dl/dy)^T low`, summed over tokens. What is kept is of r columns, and only what the backward needs.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, low: torch.Tensor, b: torch.Tensor, moved: bool):
-        ctx.dtypes = low.dtype, b.dtype
-        low, wide = low.to(y.dtype), b.to(y.dtype)
+    def forward(ctx: Any, y: torch.Tensor, low: torch.Tensor, b: torch.Tensor, scaling: float, moved: bool):
+        ctx.dtypes, ctx.scaling = (low.dtype, b.dtype), scaling
+        low, wide = low.to(y.dtype), b.to(y.dtype) if moved else b
         ctx.save_for_backward(low if ctx.needs_input_grad[2] else None, wide if ctx.needs_input_grad[1] else None)
         if y._is_view() or not y.is_contiguous():  # a view of ours could not be changed in place by the model: clamp_
-            return torch.addmm(y.flatten(0, -2), low, wide.T).view(y.shape) if moved else y.clone()
+            if not moved:
+                return y.clone()
+            return torch.addmm(y.flatten(0, -2), low, wide.T, alpha=scaling).view(y.shape)
         ctx.mark_dirty(y)
         if moved:
-            y.view(-1, y.shape[-1]).addmm_(low, wide.T)
+            y.view(-1, y.shape[-1]).addmm_(low, wide.T, alpha=scaling)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
         (grad_y,) = gradients
         grad, (low, b) = grad_y.flatten(0, -2), ctx.saved_tensors
-        grad_low = None if b is None else (grad @ b.to(grad.dtype)).to(ctx.dtypes[0])
+        grad_low = None if b is None else _times(ctx.scaling, grad, b.to(grad.dtype)).to(ctx.dtypes[0])
         # (r, tokens) @ (tokens, out) takes less than half the time of its transpose on a CPU
-        grad_b = None if low is None else (low.to(grad.dtype).T @ grad).T.to(ctx.dtypes[1])
-        return grad_y, grad_low, grad_b, None
+        grad_b = None if low is None else _times(ctx.scaling, low.to(grad.dtype).T, grad).T.to(ctx.dtypes[1])
+        return grad_y, grad_low, grad_b, None, None
+
+
+def _times(factor: float, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`factor * left @ right` in one launch; with beta=0 what is added is not read."""
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=factor)
