@@ -52,7 +52,10 @@ def test_a_grid_of_two(here, model):
 
 def test_a_bisection_finds_where_training_collapses(here, model):
     """A learning rate at which LfU moves the tiny model at random, and an alpha for which lambda alone decides."""
-    assert sweep(model, f"--bisect alpha=0.001:1000 --bisect_steps 2 --learning_rate 3e-2 {QUICK} --max_steps 8") == 0
+    assert (
+        sweep(model, f"--bisect alpha=0.001:1000 --lam 5 --bisect_steps 2 --learning_rate 3e-2 {QUICK} --max_steps 8")
+        == 0
+    )
     found = results()["collapse"]
     tried = {float(value): one for value, one in found["tried"].items()}
     assert {0.001, 1000.0} <= set(tried)

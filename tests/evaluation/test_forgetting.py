@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import CHOICES, TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from questions import CHOICES, TEXTS
 from tiny import tiny_model
 
 from lfu.evaluation.forgetting import choice_rows, chosen, forgetting, mcnemar_p, perplexity_change

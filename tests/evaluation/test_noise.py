@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUESTIONS
+from questions import QUESTIONS
 from tiny import tiny_model
 
 from lfu.evaluation.noise import noise_similarity

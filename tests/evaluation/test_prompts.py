@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 import torch
-from conftest import CHOICES, QUESTIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from questions import CHOICES, QUESTIONS
 from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CHOICES, QUESTIONS, TEXTS
 from peft import LoraConfig, get_peft_model
+from questions import CHOICES, QUESTIONS, TEXTS
 from tiny import DEVICE
 
 from lfu.evaluation import batching, score
