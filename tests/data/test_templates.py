@@ -197,3 +197,18 @@ def test_what_trl_trains_on_is_the_answer_and_the_end_token(tmp_path, template):
         (told,) = say(cut, length - 1)
         assert told.startswith(f"1 of 1 rows are longer than the {length - 1} tokens that the model was made for")
     assert say(length - 1, length - 1) == [f"1 of 1 rows are longer than max_length {length - 1} and are cut there"]
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c?"}],
+        ["a?", "b", "c?"],
+    ],
+)
+def test_a_last_question_that_nobody_answers_is_left_out_and_told(turns):
+    told: list[str] = []
+    rows = Dataset.from_list([{"conversations": turns}, {"conversations": turns[:2]}])
+    made = to_training_rows(rows, tokenizer=byte_tokenizer(), tell=told.append)
+    assert [m["content"] for m in made[0]["messages"]] == ["a?", "b"]
+    assert told == ["note: 1 of 2 conversations end in a question without an answer: it is left out"]

@@ -108,6 +108,8 @@ def to_training_rows(
             f"column {shape.columns[-1]!r} holds conversations, and the tokenizer has no chat template: use an "
             "instruct model, --chat_template_path, or give instruction and output columns"
         )
+    if "conversations" in shape.columns and (open_ended := sum(_ends_in_a_question(row) for row in rows)):
+        tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
     _tell_left_out(rows, names, {*shape.columns, *(shape.beside if conversational else shape.beside_texts)}, tell)
     if shape.own and conversational and template not in ("auto", "chat"):
         tell(
@@ -262,6 +264,12 @@ def _read_conversation(row: Row) -> Row:
         raise ValueError("needs at least a question and an answer, none of them blank")
     check_turns(messages, "conversations")
     return {"messages": messages}
+
+
+def _ends_in_a_question(row: Row) -> bool:
+    turns = parsed(row["conversations"], "column 'conversations'")
+    last = turns[-1]
+    return last.get("from", last.get("role")) in ("human", "user") if isinstance(last, dict) else len(turns) % 2 == 1
 
 
 def _read_messages(row: Row) -> Row:
