@@ -114,7 +114,7 @@ def test_kl_keeps_no_copy_of_the_weights_for_a_fresh_adapter(tmp_path):
     assert tiny_trainer("kl", tmp_path).methods[0].untouched.start
 
 
-@pytest.mark.parametrize("name", ["gem", "kl", "l1", "l2", "dft"])
+@pytest.mark.parametrize("name", ["gem", "kl", "l1", "l2", "dft", "eaft", "flow", "psft"])
 def test_micro_batches_add_up_to_the_whole_batch(tmp_path, name):
     """Token sums over the labelled tokens of the update: four micro-batches and one batch of all rows agree."""
     t = tiny_trainer(name, tmp_path)
