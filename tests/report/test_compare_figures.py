@@ -21,7 +21,7 @@ def test_training_losses_over_something_else_are_set_apart():
 
 
 def test_no_two_settings_look_alike():
-    from lfu.report.probe_figures import MARKERS, PALETTE
+    from lfu.report.figures import MARKERS, PALETTE
 
     labels = [f"method {number}" for number in range(40)]
     looks = figures.looks({"settings": {label: {} for label in labels}})

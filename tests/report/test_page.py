@@ -367,4 +367,4 @@ def test_the_page_is_written_for_phones_too():
 def test_templates_ship_with_the_package():
     import lfu.report
 
-    assert (Path(lfu.report.__file__).parent / "report.html.j2").is_file()
+    assert (Path(lfu.report.__file__).parent / "page.html.j2").is_file()

@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
 from lfu.report.compare_text import value
-from lfu.report.probe_figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, row_names, shorter
+from lfu.report.figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, row_names
+from lfu.report.text import shorter
 from lfu.study.kinds import KINDS
 
 NAME = 22  # letters of a label

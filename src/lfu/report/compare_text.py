@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import stdev
 from typing import Any
 
-from lfu.report.probe_text import number
+from lfu.report.text import number
 from lfu.study.kinds import KINDS
 
 Metric = Mapping[str, Any]  # as `lfu.study.metrics.Metric.as_dict` gives it
@@ -37,7 +37,7 @@ def meaning(metric: Metric) -> str:
 def value(metric: Metric, number_: float) -> str:
     """One value."""
     kind = KINDS[metric["kind"]]
-    return number(kind.shown(number_), f"{{:.{kind.places}f}}")
+    return number(kind.shown(number_), f".{kind.places}f")
 
 
 def mean_and_spread(metric: Metric, found: Mapping[str, Any]) -> str:
@@ -53,6 +53,6 @@ def change(metric: Metric, interval: Mapping[str, Any], *, unit: bool = False) -
     """`-0.012 [-0.020, -0.004]`."""
     kind = KINDS[metric["kind"]]
     middle, low, high = (
-        number(kind.change(interval[name]), f"{{:+.{kind.change_places}f}}") for name in ("value", "low", "high")
+        number(kind.change(interval[name]), f"+.{kind.change_places}f") for name in ("value", "low", "high")
     )
     return f"{middle} [{low}, {high}]{f' {kind.change_unit}' if unit else ''}"

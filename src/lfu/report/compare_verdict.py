@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lfu.report.compare_text import change
-from lfu.report.probe_text import and_, sign
+from lfu.report.text import and_, sign
 from lfu.study.kinds import turn
 
 WORDS = {1: "better", -1: "worse", 0: ""}

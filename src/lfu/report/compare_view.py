@@ -10,7 +10,7 @@ from lfu.report import compare_figures as figures
 from lfu.report.blocks import Block, Heading, Items, Paragraph, Table, View
 from lfu.report.compare_text import change, heading, mean_and_spread, meaning, value
 from lfu.report.compare_verdict import WORDS, verdict
-from lfu.report.probe_text import and_
+from lfu.report.text import and_
 from lfu.study.kinds import turn
 
 UNSTEADY = 0.5  # distance of the quartiles of a run's step times over their median, from which ratios are rough

@@ -3,85 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from lfu.report.blocks import Block, Figure, Heading, Table
-from lfu.report.probe_figures import GAINED, GRID, LOST, PALETTE, draw, finish
-from lfu.report.probe_text import number
+from lfu.report.blocks import Figure
+from lfu.report.figures import GAINED, GRID, LOST, PALETTE, draw, finish
+from lfu.report.text import number
+
+COUNTS = {"lost": LOST, "gained": GAINED}  # drawn as per cent of the known answers
 
 
-def blocks(results: Mapping[str, Any]) -> list[Block]:
-    """The pictures, and every reading in a table."""
-    points = results["curve"]
-    panels = _panels(results)
+class Panel(NamedTuple):
+    """One plot: its lines (figure of a reading -> label), their factor, and the name of its limit in the budget."""
+
+    title: str
+    unit: str
+    lines: Mapping[str, str]
+    factor: float = 1.0
+    budget: str = ""
+
+
+def picture(results: Mapping[str, Any]) -> Figure:
+    """One panel for each thing that was measured, over the steps."""
+    points, panels = results["curve"], _panels(results["curve"])
 
     def paint(figure: Picture) -> None:
         for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-            _panel(axis, points, panel, results)
+            _paint(axis, points, panel, results)
 
     last = points[-1]
     alt = f"To step {last['step']}: {last['lost']} of {last['known']} known answers lost, {last['gained']} gained"
-    caption = "Dotted: the budget. Grey: the step whose model is left. 0 is the untouched model."
-    picture = Figure("curve", draw((4.2 * len(panels), 3.2), paint), alt, caption)
-    return [Heading("While it was trained"), picture, _table(points)]
+    return Figure("curve", draw((4.2 * len(panels), 3.2), paint), alt)
 
 
-def _panels(results: Mapping[str, Any]) -> list[tuple[str, str, dict[str, tuple[str, float]], str]]:
-    """(title, y label, figure -> (label, factor), name in the budget) of each panel."""
-    points = results["curve"]
-    shares = {"lost": ("lost", 1.0), "gained": ("gained", 1.0), "net_lost": ("net loss", 100.0)}
+def readings(points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Every reading, one row each."""
+    rows = [["step", "questions", "known", "lost", "gained", "net, %", "prose, nats", "KL, nats", "over budget"]]
+    for point in points:
+        over = ", ".join(point["over"]) + f" ({'beyond' if point['shown'] else 'within'} the noise)"
+        rows.append([
+            *(str(point[name]) for name in ("step", "items", "known", "lost", "gained")),
+            number(-100 * point["net_lost"], "+.1f"), number(point["prose_rise"], "+.3f"),
+            number(point["kl"], ".4f") if "kl" in point else "", over if point["over"] else "",
+        ])  # fmt: skip
+    return rows
+
+
+def _panels(points: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    shares = {"lost": "lost", "gained": "gained", "net_lost": "net loss"}
     found = [
-        ("Questions", "% of the known ones", shares, "questions"),
-        ("Prose", "rise of the loss, nats", {"prose_rise": ("prose", 1.0)}, "prose"),
+        Panel("Questions", "% of the known ones", shares, 100.0, "questions"),
+        Panel("Prose", "rise of the loss, nats", {"prose_rise": "prose"}, budget="prose"),
     ]
     if all("kl" in point for point in points):
-        found.append(("Text it once wrote", "KL, nats per token", {"kl": ("KL", 1.0)}, ""))
+        found.append(Panel("Text it once wrote", "KL, nats per token", {"kl": "KL"}))
     for name in points[-1]:
         own, _, figure = name.rpartition("/")
         if own and figure == "rise":
-            found.append((own, "rise of the loss, nats", {name: (own, 1.0)}, own))
+            found.append(Panel(own, "rise of the loss, nats", {name: own}, budget=own))
         elif own and figure == "net_lost":
-            found.append((own, "% of the known questions", {name: ("net loss", 100.0)}, own))
+            found.append(Panel(own, "% of the known questions", {name: "net loss"}, 100.0, own))
     return found
 
 
-def _panel(axis: Axes, points: Sequence[Mapping[str, Any]], panel: Any, results: Mapping[str, Any]) -> None:
-    title, unit, figures, measure = panel
-    colours = {"lost": LOST, "gained": GAINED}
+def _paint(axis: Axes, points: Sequence[Mapping[str, Any]], panel: Panel, results: Mapping[str, Any]) -> None:
     steps = [0, *(point["step"] for point in points)]
-    for name, (label, factor) in figures.items():
-        values = [factor * _share(point, name) for point in points]
-        axis.plot(steps, [0.0, *values], marker="o", ms=3.5, lw=2, label=label, color=colours.get(name, PALETTE[7]))
-    if measure in results["budget"]:
-        limit = results["budget"][measure] * max(factor for _, factor in figures.values())
-        axis.axhline(limit, color=LOST, ls=":", lw=1.6)
+    for name, label in panel.lines.items():
+        values = [panel.factor * point[name] / (max(1, point["known"]) if name in COUNTS else 1) for point in points]
+        colour = COUNTS.get(name, PALETTE[7])
+        axis.plot(steps, [0.0, *values], marker="o", ms=3.5, lw=2, label=label, color=colour)
+    if panel.budget in results["budget"]:
+        axis.axhline(results["budget"][panel.budget] * panel.factor, color=LOST, ls=":", lw=1.6)
     axis.axvline(results["kept_step"], color=GRID, lw=4, zorder=0)
     axis.axhline(0, color=PALETTE[0], lw=1)
-    finish(axis, title, "step", unit, whole=False)
-    if len(figures) > 1:
+    finish(axis, panel.title, "step", panel.unit, whole=False)
+    if len(panel.lines) > 1:
         axis.legend(frameon=False, fontsize=9)
-
-
-def _share(point: Mapping[str, Any], name: str) -> float:
-    """The figure; counts of questions as per cent of the known ones."""
-    value = float(point[name])
-    return 100 * value / max(1, point["known"]) if name in ("lost", "gained") else value
-
-
-def _table(points: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for point in points:
-        word = "beyond the noise" if point["shown"] else "within the noise" if point["over"] else ""
-        over = f"{', '.join(point['over'])} ({word})" if word and point["over"] else ""
-        kl = number(point["kl"], "{:.4f}") if "kl" in point else ""
-        rows.append(
-            [
-                str(point["step"]), str(point["items"]), str(point["known"]), str(point["lost"]), str(point["gained"]),
-                number(-100 * point["net_lost"], "{:+.1f}"), number(point["prose_rise"], "{:+.3f}"), kl, over,
-            ]
-        )  # fmt: skip
-    columns = ["step", "questions", "known", "lost", "gained", "net, %", "prose, nats", "KL, nats", "over budget"]
-    return Table(columns, rows, note="known: right by the untouched model. net: (gained - lost) / known.")

@@ -9,14 +9,13 @@ import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from lfu.report.blocks import Figure, Heading, Table, View
 from lfu.report.markdown import definitions, markdown, showable, written
+from lfu.report.template import templates
 from lfu.support.errors import UserError
-from lfu.support.extras import need
 from lfu.support.files import dump_json, write_bytes, write_text
 
 KIND = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
@@ -92,23 +91,20 @@ def view_of(record: Mapping[str, Any]) -> View:
 
 def html(record: Mapping[str, Any], view: View) -> str:
     """The page: one file that loads nothing. Every text is escaped."""
-    need("writing a report", "report")
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = files("lfu.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        view=view,
-        blocks=[(type(each).__name__, each) for each in view.blocks],
-        record=record,
-        provenance=provenance(record),
-        models=models_table(record),
-        settings=settings_pairs(record),
-        numeric=numeric_columns,
-        uri=lambda figure: "data:image/png;base64," + base64.b64encode(figure.png).decode(),
-        width=lambda figure: round(_DENSITY * png_width(figure.png)),
+    page = (
+        templates(autoescape=True)
+        .get_template("page.html.j2")
+        .render(
+            view=view,
+            blocks=[(type(each).__name__, each) for each in view.blocks],
+            record=record,
+            provenance=provenance(record),
+            models=models_table(record),
+            settings=settings_pairs(record),
+            numeric=numeric_columns,
+            uri=lambda figure: "data:image/png;base64," + base64.b64encode(figure.png).decode(),
+            width=lambda figure: round(_DENSITY * png_width(figure.png)),
+        )
     )
     return showable(page)
 

@@ -1,4 +1,4 @@
-"""What the probes' pictures have in common: colours for models, lines over layers, and the bytes of a PNG."""
+"""What all pictures have in common: the house style, colours, lines, intervals, and the bytes of a PNG."""
 
 from __future__ import annotations
 
@@ -91,11 +91,12 @@ def row_names(axis: Axes, labels: Sequence[str], *, zero: bool = False) -> None:
         axis.axvline(0, color=PALETTE[0], lw=1.4, zorder=1)
 
 
-def legend(axis: Axes) -> None:
-    """A legend where it covers least."""
-    axis.legend(frameon=False, fontsize=10)
+def whisker(axis: Axes, y: float, interval: Mapping[str, float], color: str, **more: Any) -> None:
+    """A value as a dot on the bar of its interval, across."""
+    axis.plot([interval["low"], interval["high"]], [y, y], color=color, lw=2.4, solid_capstyle="butt", zorder=3)
+    axis.plot(interval["value"], y, "o", **{"color": color, "ms": 7, "zorder": 4} | more)
 
 
-def shorter(label: str, most: int = 26) -> str:
-    """A label that leaves room for the picture."""
-    return label if len(label) <= most else label[: most - 1] + "…"
+def legend(axis: Axes, *, outside: bool = False) -> None:
+    """A legend where it covers least, or to the right of the axes."""
+    axis.legend(frameon=False, fontsize=10, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {}))

@@ -1,0 +1,43 @@
+"""Numbers and lists as reports write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def number(value: float, form: str = ".1f") -> str:
+    """The number as text; one that rounds to zero has no sign."""
+    text = format(value, form)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def estimate(interval: Mapping[str, Any], form: str = ".1f", scale: float = 1.0) -> str:
+    """`12.3 [10.1, 14.0]`: value and interval, times `scale`."""
+    value, low, high = (number(scale * interval[name], form) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def sign(interval: Mapping[str, Any]) -> int:
+    """+1 or -1 where the whole interval lies above or below zero, else 0."""
+    return int(interval["low"] > 0) - int(interval["high"] < 0)
+
+
+def p_value(p: float) -> str:
+    """`p = 0.012`, or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def and_(names: Sequence[str]) -> str:
+    """`a, b and c`; nothing of nothing."""
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def shorter(label: str, most: int = 26) -> str:
+    """A label that leaves room for the picture."""
+    return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def by_chance(intervals: int) -> str:
+    """A sentence on how many of so many 95 % intervals leave out the truth; nothing for a few of them."""
+    return f" Of {intervals} such intervals about {intervals / 20:.1g} leave out the truth by chance." * (intervals > 4)
