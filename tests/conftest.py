@@ -1,5 +1,6 @@
 """Offline, on one thread, the same seed at the start of each test, and the device that the tests run on."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,6 +30,12 @@ def pytest_configure(config):
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def pytest_collection_finish(session):
+    """Each training ends with a full garbage collection: it need not go through all imported packages every time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
