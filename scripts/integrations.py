@@ -1,12 +1,13 @@
 """Trains a tiny model with the tools that this package plugs into, by the files in examples/, on a CPU.
 
-    python scripts/integrations.py                       # all tools; some 2 GB of disk
+    python scripts/integrations.py                       # all tools; some 10 GB of disk
     python scripts/integrations.py --tools llama-factory
 
-Each tool has an environment of its own, made on first use and kept. It borrows torch from the Python that runs this.
-They can't share one: axolotl, LLaMA-Factory and Unsloth ask for other versions of transformers, TRL, peft, accelerate
-and datasets. Without a GPU Unsloth trains with a part of its own, not with what it has for GPUs. Exit code 1 if a tool
-fails.
+Each tool has an environment of its own, made on first use and kept. It borrows torch from the Python that runs this,
+or from one of the version that the tool asks for, which gets a torch of its own (up to 5 GB); a tool whose Python isn't
+found is left out, and named. They can't share one: axolotl, LLaMA-Factory and Unsloth ask for other versions of
+transformers, TRL, peft, accelerate and datasets. Without a GPU Unsloth trains with a part of its own, not with what it
+has for GPUs. Exit code 1 if a tool fails.
 """
 
 from __future__ import annotations
@@ -17,24 +18,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from borrowed import ROOT, clean, environment, install_this, packages, pip_install
+from borrowed import ROOT, ask, clean, environment, install_this, packages, pip_install, with_torch
 
 MODEL = "Qwen/Qwen3-0.6B"  # in the examples; the tiny one takes its place
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A tool: what to install, what makes it run without a GPU, what to run, and figures that the run must log."""
+    """A tool: what to install, what to run, and figures that the run must log."""
 
     package: str
-    mend: Callable[[Path], None]
     command: tuple[str, ...]
     output: str
-    logged: tuple[str, ...]
+    logged: tuple[str, ...] = ("forgetting/prose_rise",)
+    python: str = ""  # the version that it needs, where the one that runs this may not do
 
 
 def without_cuda_builds(folder: Path) -> None:
@@ -50,38 +50,23 @@ def without_cuda_builds(folder: Path) -> None:
         path.unlink()
 
 
+AXOLOTL = ("-m", "axolotl.cli.train", "axolotl.yaml"), "runs/axolotl"
+LFU = ("forgetting/prose_rise", "lfu/consistency", "lfu/gradient_ratio")
 TOOLS = {
-    "axolotl": Tool(
-        "axolotl==0.19.0" if sys.version_info < (3, 12) else "axolotl==0.21.0",
-        without_cuda_builds,
-        ("-m", "axolotl.cli.train", "axolotl.yaml"),
-        "runs/axolotl",
-        ("forgetting/prose_rise", "lfu/consistency", "lfu/gradient_ratio"),
-    ),
-    "llama-factory": Tool(
-        "llamafactory==0.9.5",
-        without_cuda_builds,
-        ("llama_factory.py",),
-        "runs/llama-factory",
-        ("forgetting/prose_rise",),
-    ),
-    "unsloth": Tool(
-        "unsloth==2026.10.9",
-        without_cuda_builds,
-        ("unsloth_callback.py",),
-        "runs/unsloth",
-        ("forgetting/prose_rise",),
-    ),
+    "axolotl-0.21": Tool("axolotl==0.21.0", *AXOLOTL, LFU, python="3.12"),
+    "axolotl-0.19": Tool("axolotl==0.19.0", *AXOLOTL, LFU),  # the last for Python 3.11
+    "llama-factory": Tool("llamafactory==0.9.5", ("llama_factory.py",), "runs/llama-factory"),
+    "unsloth": Tool("unsloth==2026.10.9", ("unsloth_callback.py",), "runs/unsloth"),
 }
 
 
-def run(name: str, tool: Tool, folder: Path) -> str:
+def run(tool: Tool, lender: str, folder: Path) -> str:
     """Installs the tool and this package, and runs the example; returns what is wrong, or an empty text."""
-    python = environment(folder / "venv")
+    python = environment(folder / "venv", lender)
     torch = folder / "torch.txt"
-    torch.write_text(f"torch=={version_of(python, 'torch')}\n")
+    torch.write_text("torch==" + ask(python, "import importlib.metadata as m; print(m.version('torch'))"))
     pip_install(python, "-c", str(torch), tool.package)
-    tool.mend(packages(python))
+    without_cuda_builds(packages(python))
     before = freeze(python)
     install_this(python)
     if (changed := freeze(python) ^ before) and any(not line.lower().startswith("lfu") for line in changed):
@@ -122,15 +107,10 @@ def missing_in(output: Path, wanted: tuple[str, ...]) -> str:
     return f"missing: {', '.join(lacks)}; logged: {', '.join(sorted(logged))}" if lacks else ""
 
 
-def version_of(python: str, name: str) -> str:
-    code = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
-    return subprocess.run([python, "-c", code, name], check=True, capture_output=True, text=True).stdout.strip()
-
-
 def freeze(python: str) -> set[str]:
     """Every distribution with its version."""
     code = "import importlib.metadata as m; print(*{f'{d.name}=={d.version}' for d in m.distributions()}, sep='\\n')"
-    return set(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.split())
+    return set(ask(python, code).split())
 
 
 def main() -> int:
@@ -140,14 +120,18 @@ def main() -> int:
     given = parser.parse_args()
     failed = False
     for name in given.tools:
-        started, folder = time.monotonic(), given.folder.resolve() / name
+        started, folder, tool = time.monotonic(), given.folder.resolve() / name, TOOLS[name]
         folder.mkdir(parents=True, exist_ok=True)
+        lender = with_torch(tool.python) if tool.python else sys.executable
+        if lender is None:
+            print(f"{name}: left out, it needs Python {tool.python}, which is neither on the PATH nor among pyenv's")
+            continue
         try:
-            wrong = run(name, TOOLS[name], folder)
+            wrong = run(tool, lender, folder)
         except subprocess.CalledProcessError as error:
             wrong = f"not installed: {error}"
         failed = failed or bool(wrong)
-        print(f"{name} ({TOOLS[name].package}): {wrong or 'ok'}, {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{name} ({tool.package}): {wrong or 'ok'}, {time.monotonic() - started:.0f} s", flush=True)
     return 1 if failed else 0
 
 

@@ -29,6 +29,8 @@ ORDER = {
     "guide.md": "Guide: every setting",
     "several-gpus.md": "Several GPUs",
     "integrations.md": "axolotl, LLaMA-Factory, Unsloth",
+    "compare-details.md": "Every rule of a comparison",
+    "forgetting-details.md": "How forgetting is measured",
     "method.md": "The method",
     "methods.md": "All methods",
     "evaluation.md": "Evaluation",
@@ -52,6 +54,7 @@ OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "chang
 BESIDE = ["CITATION.cff", "LICENSE"]
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 BAR = "\\|"
+SHORT_CODE = re.compile(r"<code>([^<\n]{1,32})</code>")
 CODE_WITH_BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 
 
@@ -78,6 +81,11 @@ def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
     """Links out of docs/ lead to the moved pages; the knobs of `LfUConfig` become a table."""
     markdown = bars(moved(markdown))
     return markdown.replace("<!-- knobs of LfUConfig -->", knobs()) if page.file.src_uri == "api.md" else markdown
+
+
+def on_page_content(content: str, **rest: Any) -> str:
+    """Marks code that is short enough to stay on one line: a browser would break `--flag` behind its hyphens."""
+    return SHORT_CODE.sub(r'<code class="short">\1</code>', content)
 
 
 def moved(markdown: str) -> str:

@@ -19,14 +19,21 @@ import xml.etree.ElementTree as xml
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from borrowed import ROOT, clean, environment, install_this, pip_install
+from borrowed import ROOT, ask, clean, environment, install_this, pip_install
 
 CORE = (
     "tests/step/test_step.py",
     "tests/test_trainer.py",
+    "tests/data",
     "tests/forgetting",
+    "tests/integrations",
     "tests/cli/test_train.py",
     "tests/methods",
+)
+# What takes long and would find nothing that hangs on a version: numbers that settle, and most of the resumed runs.
+LEFT_OUT = (
+    "not (settles or healthy or advice_is_given or auto_lam_holds or training_with_it_learns) "
+    "and (not test_resume_is_bit_exact or (independent and lora))"
 )
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 # As the packages' metadata asks for; Unsloth gives upper bounds, the newest within them are taken.
@@ -75,8 +82,7 @@ def install(name: str, folder: Path) -> dict[str, str]:
 
 def versions_in(python: str) -> dict[str, str]:
     code = "import sys, importlib.metadata as m; print(*(m.version(n) for n in sys.argv[1:]))"
-    told = subprocess.run([python, "-c", code, *SHOWN], check=True, capture_output=True, text=True)
-    return dict(zip(SHOWN, told.stdout.split(), strict=True))
+    return dict(zip(SHOWN, ask(python, code, *SHOWN).split(), strict=True))
 
 
 def run_tests(result: Result, folder: Path, tests: list[str]) -> None:
@@ -85,6 +91,7 @@ def run_tests(result: Result, folder: Path, tests: list[str]) -> None:
     report.unlink(missing_ok=True)
     variables = clean() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [environment(folder), "-m", "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=tests"]
+    command += ["-k", LEFT_OUT, "--durations=30"]
     with (folder / "pytest.log").open("w") as log:
         done = subprocess.run(
             [*command, f"--junitxml={report}", *tests], cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT
