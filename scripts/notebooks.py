@@ -2,12 +2,13 @@
 
     python scripts/notebooks.py
 
-It takes the model that the notebook names, and prints how many seconds each took. A test runs their code on a tiny
-model.
+It takes the model that the notebook names, and prints how many seconds each took. A fingerprint of the code that ran
+goes into the notebook: a test compares it with the cells, and runs their code on a tiny model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -39,6 +40,8 @@ def main() -> int:
             print(f"{path.name}: {error}", file=sys.stderr)
             return 1
         tidy(notebook)
+        code = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        notebook.metadata["executed"] = hashlib.sha256(code.encode()).hexdigest()
         nbformat.write(notebook, path)
         print(f"{path.name}: ok, {time.monotonic() - started:.0f} s")
     return 0
