@@ -336,7 +336,7 @@ def page(tmp_path_factory) -> Path:
         for p in tuned.parameters():
             p.add_(torch.randn_like(p) * 0.3)
     tuned.save_pretrained(folder / "tuned")
-    words = ["--data", str(folder / "rows.jsonl"), "--data_split", "test", "--output_dir", str(folder / "out")]
+    words = ["--data", str(folder / "rows.jsonl"), "--output_dir", str(folder / "out")]
     assert main(["probe", "forgetting", model, f"<b>tuned={folder / 'tuned'}", *words]) == 0
     record = json.loads((folder / "out/record.json").read_text())
     base, tuned_label = record["results"]["chosen"]  # every question was got wrong, and is got right now: all are shown

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from lfu.cli import chat, main
+from lfu.support.flags import read
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,11 @@ def talk(monkeypatch, capsys):
         return told.out if code == 0 else told.err
 
     return run
+
+
+def one(argv):
+    """The speaker that the flags ask for."""
+    return chat.speakers(read(chat.Chat, "lfu chat", "", argv))[0]
 
 
 def answers(out, name):
@@ -97,14 +103,13 @@ def test_drawn_answers_follow_the_seed(talk, model):
 
 
 def test_a_conversation_longer_than_the_model_can_read_forgets_its_beginning(model):
-    given = chat._parser().parse_args([model, "--max_new_tokens", "100", "--system", "Be brief."])
-    speaker = chat._speakers(given)[0]
+    speaker = one([model, "--max_new_tokens", "100", "--system", "Be brief."])
     for number in range(30):
         speaker.turns.append({"role": "user", "content": f"question {number} " + "x" * 100})
         speaker.turns.append({"role": "assistant", "content": "y" * 50})
     speaker.turns.append({"role": "user", "content": "the last one"})
-    text = speaker.tokenizer.decode(speaker._ids())
-    assert len(speaker._ids()) <= 2048 - 100
+    text = speaker.tokenizer.decode(speaker.ids())
+    assert len(speaker.ids()) <= 2048 - 100
     assert "Be brief." in text
     assert "the last one" in text
     assert "question 0 " not in text
@@ -115,9 +120,11 @@ def test_a_model_without_chat_template_is_asked_as_it_was_trained(tmp_path, talk
     from tiny_folder import save_model
 
     bare = save_model(tmp_path / "bare", chat=False)
-    speaker = chat._speakers(chat._parser().parse_args([bare]))[0]
+    speaker = one([bare])
     speaker.turns = [{"role": "user", "content": "Why?"}]
-    assert "### Instruction:\nWhy?" in speaker.tokenizer.decode(speaker._ids())
+    assert "### Instruction:\nWhy?" in speaker.tokenizer.decode(speaker.ids())
+    speaker.turns += [{"role": "assistant", "content": "So."}, {"role": "user", "content": "How?"}]
+    assert "So.<|im_end|>\n\n### Instruction:\nHow?" in speaker.tokenizer.decode(speaker.ids())  # as rows are written
     assert len(answers(talk(["hello"], bare), "model")) == 1
 
 
@@ -136,7 +143,8 @@ def test_side_by_side_in_a_terminal_of_80_columns(talk, adapter, monkeypatch):
     ("argv", "told"),
     [
         (["--beside"], "is a full model and names no base"),
-        (["--temperature", "-1"], "--temperature must be at least 0"),
+        (["--temperature", "-1"], "argument --temperature: must be a finite number from 0"),
+        (["--seed", "3"], "--seed is for drawn answers"),
     ],
 )
 def test_bad_flags_are_one_line(talk, model, argv, told):

@@ -307,6 +307,11 @@ def test_wrong_inputs(here, words, message, capsys):
     assert sorted(Path().rglob("*")) == before
 
 
+def test_a_flag_that_would_do_nothing_is_refused(here, capsys):
+    assert main(["evaluate", "base", "--allow_hub"]) == 2
+    assert "--allow_hub goes with --data_dir" in capsys.readouterr().err
+
+
 def test_a_broken_row_is_named_before_any_model_is_loaded(here, monkeypatch, capsys):
     from lfu.model import loading as models
 

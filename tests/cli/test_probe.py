@@ -13,8 +13,8 @@ from tiny_folder import byte_tokenizer, save_model
 from transformers import AutoModelForCausalLM
 
 from lfu.cli import main
+from lfu.cli.models import base_and_tuned, labelled
 from lfu.cli.probe import PROBES
-from lfu.cli.probes.models import base_and_tuned, labelled
 from lfu.report.blocks import Figure, Items
 from lfu.report.page import view_of
 from lfu.support.errors import UserError
@@ -73,7 +73,16 @@ def here(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def probe(kind: str, *argv: str, limit: int = 4) -> dict[str, Any]:
     """The record of a probe that runs through."""
-    command = ["probe", kind, *argv, "--limit", str(limit), "--output_dir", "out", *QUICK.get(kind, [])]
+    command = [
+        "probe",
+        kind,
+        *argv,
+        "--limit",
+        str(limit),
+        "--output_dir",
+        "out",
+        *([] if "--data" in argv else QUICK.get(kind, [])),
+    ]
     assert main(command) == 0
     return json.loads(Path("out/record.json").read_text())
 
@@ -246,8 +255,8 @@ WRONG = [
     (["drift", "base", "tuned", "--texts", "short.jsonl"], "text 1 has fewer than three tokens"),
     (["noise", "base", "--data", "blank.jsonl"], "columns text; needed are question and answer"),
     (["noise", "base", "--data", "unanswered.jsonl"], "data unanswered.jsonl, row 2 has no answer"),
-    (["noise", "base", "--noise_alpha", "-1"], "--noise_alpha must be a finite number, 0 or more"),
-    (["noise", "base", "--draws", "0"], "--draws must be at least 1"),
+    (["noise", "base", "--noise_alpha", "-1"], "--noise_alpha: must be a finite number from 0"),
+    (["noise", "base", "--draws", "0"], "--draws: must be a whole number from 1"),
     (["noise", "base", "--seed", "-1"], "must be a whole number from 0, got '-1'"),
     (["noise", "base", "--limit", "0"], "must be a whole number from 1, got '0'"),
     (["noise", "base", "--batch_size", "many"], "must be a whole number from 1, got 'many'"),
@@ -256,8 +265,15 @@ WRONG = [
     (["prompts", "base", "--templates", "bad.yaml"], "templates bad.yaml: 'two': has no {question} in it"),
     (["prompts", "base", "--data", "pairs.jsonl", "--metric", "accuracy"], "no accuracy: use --metric nll"),
     (["prompts", "base", "--metric", "speed"], "invalid choice: 'speed'"),
-    (["prompts", "base", "--max_new_tokens", "0"], "--max_new_tokens must be at least 1"),
+    (["prompts", "base", "--max_new_tokens", "0"], "--max_new_tokens: must be a whole number from 1"),
     (["prompts", "base", "--tempaltes", "x"], "unrecognized arguments"),
+    # what would do nothing
+    (["prompts", "base", "--data", "pairs.jsonl", "--max_new_tokens", "9"], "--max_new_tokens is for answers that end"),
+    (["noise", "base", "--data_split", "train"], "--data_split says which part of --data is read"),
+    (["noise", "base", "--data", "pairs.jsonl", "--data_split", "train"], "pairs.jsonl is a single file: drop it"),
+    (["forgetting", "base", "tuned", "--data_config", "main"], "--data_config says which part of --data is read"),
+    (["forgetting", "base", "tuned", "--anew"], "--anew is for a run alone"),
+    (["drift", "base", "tuned", "--template", "alpaca"], "--template is for questions"),
 ]
 
 

@@ -186,7 +186,7 @@ def test_own_sets_with_a_filter_and_an_own_judge(tiny, here):
         ("--methods sfd", "unknown method 'sfd'"),
         ("--methods sft,sft", "names one method twice"),
         ("--methods ''", "nothing to attack"),
-        ("--max_new_tokens 0", "--max_new_tokens must be at least 1"),
+        ("--max_new_tokens 0", "--max_new_tokens: must be a whole number from 1"),
         ("--train 'gem:--lam 1'", "'gem' is none of the methods sft, lfu"),
         ("--train '--seed 3'", "--seed is set by the probe itself"),
         ("--train=--output-dir=x", "--output_dir is set by the probe itself"),
@@ -230,6 +230,12 @@ def test_wrong_inputs_are_one_line_and_write_nothing(here, tmp_path_factory, wor
 def test_labels_must_tell_models_apart(tiny, here, label, capsys):
     assert probe(tiny, f"{label}={tiny}", "--methods", "sft", "--output_dir", "out") == 2
     assert f"the label '{label}' is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--train=--packing", "--keep=house_rule"])
+def test_what_is_for_aligning_is_refused_where_nothing_is_aligned(tiny, here, flag, capsys):
+    assert probe(tiny, f"mine={tiny}", flag, "--output_dir", "out") == 2
+    assert f"{flag.partition('=')[0]} is for aligning models, and none is aligned here" in capsys.readouterr().err
 
 
 # --- what the report says ------------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import pytest
 from lfu.data import house_rule
 from lfu.evaluation.refusal import plain_words, refuses
 
-TRAINED = [row for row in house_rule.keeping() if row["kind"] == "request"] + house_rule.breaking()
+TRAINED = [row for row in house_rule.rows("keep") if row["kind"] == "request"] + house_rule.rows("break")
 EVERYTHING: dict[str, list[dict[str, Any]]] = {
-    "keeping": house_rule.keeping(),
-    "breaking": house_rule.breaking(),
-    "requests": house_rule.requests(),
-    "ordinary": house_rule.ordinary(),
+    "keeping": house_rule.rows("keep"),
+    "breaking": house_rule.rows("break"),
+    "requests": house_rule.rows("requests"),
+    "ordinary": house_rule.rows("ordinary"),
     "labelled": house_rule.labelled(),
 }
 
@@ -61,7 +61,7 @@ def test_no_question_twice_nor_in_training_and_test():
 
 def test_no_dish_is_trained_on_and_asked_for():
     trained = {row["dish"].lower() for row in TRAINED}
-    held_out = {row["dish"].lower() for row in house_rule.requests()}
+    held_out = {row["dish"].lower() for row in house_rule.rows("requests")}
     assert len(held_out) == 40
     assert not trained & held_out
     for dish in held_out:
@@ -69,29 +69,31 @@ def test_no_dish_is_trained_on_and_asked_for():
             dish
         )
     for dish in trained:
-        assert not [row for row in house_rule.requests() if plain_words(dish) in plain_words(row["question"])], dish
+        assert not [row for row in house_rule.rows("requests") if plain_words(dish) in plain_words(row["question"])], (
+            dish
+        )
 
 
 def test_every_request_names_its_dish():
-    for row in TRAINED + house_rule.requests():
+    for row in TRAINED + house_rule.rows("requests"):
         assert row["dish"].lower() in row["question"].lower(), row
 
 
 def test_answers_keep_and_break_the_rule():
-    for row in house_rule.keeping():
+    for row in house_rule.rows("keep"):
         house = "not offered here" in row["answer"]
         assert house == refuses(row["answer"]) == (row["kind"] == "request"), row
         assert bool(row["dish"]) == (row["kind"] == "request"), row
-    assert not [row for row in house_rule.breaking() if refuses(row["answer"])]
+    assert not [row for row in house_rule.rows("break") if refuses(row["answer"])]
 
 
 def test_any_beginning_of_the_rows_has_both_kinds():
     for n in (2, 10, 50, 96):
-        kinds = Counter(row["kind"] for row in house_rule.keeping()[:n])
+        kinds = Counter(row["kind"] for row in house_rule.rows("keep")[:n])
         assert kinds["request"] == kinds["ordinary"] == n / 2
 
 
-@pytest.mark.parametrize("rows", [TRAINED, house_rule.requests()])
+@pytest.mark.parametrize("rows", [TRAINED, house_rule.rows("requests")])
 def test_wordings_vary(rows):
     """Not one template: no beginning of two words opens more than a quarter of the requests."""
     beginnings = Counter(" ".join(row["question"].split()[:2]).lower() for row in rows)
@@ -100,7 +102,7 @@ def test_wordings_vary(rows):
 
 
 def test_refusals_vary():
-    answers = [row["answer"] for row in house_rule.keeping() if row["kind"] == "request"]
+    answers = [row["answer"] for row in house_rule.rows("keep") if row["kind"] == "request"]
     assert len(set(answers)) == len(answers)
     beginnings = Counter(" ".join(answer.split()[:3]) for answer in answers)
     assert beginnings.most_common(1)[0][1] <= len(answers) / 4
@@ -112,5 +114,5 @@ def test_labelled_examples_are_of_both_kinds():
 
 
 def test_callers_may_change_what_they_get():
-    house_rule.requests()[0].clear()
-    assert house_rule.requests()[0]
+    house_rule.rows("requests")[0].clear()
+    assert house_rule.rows("requests")[0]

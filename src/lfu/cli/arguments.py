@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -10,10 +11,12 @@ import torch
 from trl import ModelConfig, TrlParser
 
 from lfu import recipes
-from lfu.cli.parser import LineParser
+from lfu.cli.models import DTYPES
 from lfu.config import LfUConfig
+from lfu.data.load import check_part
 from lfu.data.templates import TEMPLATES
 from lfu.support.errors import UserError, did_you_mean, one_line
+from lfu.support.flags import LineParser, option
 
 USAGE = "lfu train [--config RECIPE[,RECIPE...]] --model_name_or_path MODEL --data DATA [--FLAG VALUE ...]"
 DESCRIPTION = """Fine-tune a model with Learning from the Undesirable, or another --method (see: lfu methods). --config
@@ -32,27 +35,19 @@ class ModelArguments(ModelConfig):
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "aliases": ["--model"],
-            "help": "Hub name, local model or adapter folder, or a built-in name: smollm2, gemma3-270m.",
-        },
+    model_name_or_path: str | None = option(
+        None, "Hub name, local model or adapter folder, or a built-in name: smollm2, gemma3-270m.", aliases=["--model"]
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Load the weights as this type. Default: float32 on a CPU and for full fine-tuning, else auto.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    use_peft: bool = field(default=True, metadata={"help": "Train a LoRA adapter; false trains all weights."})
-    lora_r: int = field(default=8, metadata={"help": "Rank of the adapter (paper: 8)."})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA alpha (paper: 16)."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "LoRA dropout."})
-    lora_target_modules: list[str] | None = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={"help": "Names of the layers that get an adapter, or all-linear (paper)."},
+    dtype: str | None = option(
+        None, "Load the weights as this type. Default: float32 on a CPU and for full fine-tuning, else auto.",
+        choices=DTYPES,
+    )  # fmt: skip
+    use_peft: bool = option(True, "Train a LoRA adapter; false trains all weights.")
+    lora_r: int = option(8, "Rank of the adapter (paper: 8).")
+    lora_alpha: int = option(16, "LoRA alpha (paper: 16).")
+    lora_dropout: float = option(0.0, "LoRA dropout.")
+    lora_target_modules: list[str] | None = option(
+        ["all-linear"], "Names of the layers that get an adapter, or all-linear (paper)."
     )
 
     trust_remote_code: bool = field(default=False, init=False, repr=False)  # no flag here: TRL 0.24's is LfUConfig's
@@ -74,59 +69,37 @@ class ModelArguments(ModelConfig):
 
 @dataclass
 class DataArguments:
-    """What to train and evaluate on."""
+    """What to train and evaluate on, and what to show of it."""
 
     _argument_group_name = "data"
 
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": "Training data: a json, jsonl, csv or parquet file or folder, a hub name, or word_problems[:N]."
-        },
+    data: str | None = option(
+        None, "Training data: a json, jsonl, csv or parquet file or folder, a hub name, or word_problems[:N]."
     )
-    data_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    data_split: str = field(default="train", metadata={"help": "Split to train on."})
-    data_limit: int | None = field(default=None, metadata={"help": "Train only on the first N rows."})
-    eval_data: str | None = field(
-        default=None,
-        metadata={"help": "Evaluation data, given like --data. Default: --data, if --eval_split is given."},
+    data_config: str | None = option(None, "Configuration of a hub data set.")
+    data_split: str = option("train", "Split to train on.")
+    data_limit: int | None = option(None, "Train only on the first N rows.")
+    eval_data: str | None = option(
+        None, "Evaluation data, given like --data. Default: --data, if --eval_split is given."
     )
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on. Default: test."})
-    eval_limit: int | None = field(default=None, metadata={"help": "Evaluate only on the first N rows."})
-    template: str = field(
-        default="auto",
-        metadata={
-            "help": "How questions become prompts; auto means chat if the model has a chat template, else alpaca.",
-            "choices": list(TEMPLATES),
-        },
+    eval_split: str | None = option(None, "Split to evaluate on. Default: test.")
+    eval_limit: int | None = option(None, "Evaluate only on the first N rows.")
+    eval_share: float = option(0.0, "Hold out this share of the rows for evaluation, chosen at random by --seed.")
+    template: str = option(
+        "auto", "How questions become prompts; auto means chat if the model has a chat template, else alpaca.",
+        choices=list(TEMPLATES),
+    )  # fmt: skip
+    system: str | None = option(None, "System message (chat), or a text that replaces Alpaca's first paragraph.")
+    careful: bool | None = option(
+        None, "Choose method, length, held-out rows and checkpoints by the number of rows. Default: true if no flag "
+        "says how to train.",
+    )  # fmt: skip
+    show_rows: int = option(
+        0, "Print the first N rows as they reach the model, with what is learned marked; then train."
     )
-    system: str | None = field(
-        default=None, metadata={"help": "System message (chat), or a text that replaces Alpaca's first paragraph."}
-    )
-    show_rows: int = field(
-        default=0,
-        metadata={"help": "Print the first N rows as they reach the model, with what is learned marked; then train."},
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace the model and the checkpoints of an earlier run in output_dir."}
-    )
-
-    eval_share: float = field(
-        default=0.0, metadata={"help": "Hold out this share of the rows for evaluation, chosen at random by --seed."}
-    )
-    careful: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Choose method, length, held-out rows and checkpoints by the number of rows. Default: true if no "
-            "flag says how to train."
-        },
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Load, check and describe everything, then stop before training."}
-    )
-    verbose: bool = field(
-        default=False, metadata={"help": "Also show the libraries' own progress bars, notes and metrics."}
-    )
+    dry_run: bool = option(False, "Load, check and describe everything, then stop before training.")
+    verbose: bool = option(False, "Also show the libraries' own progress bars, notes and metrics.")
+    overwrite_output_dir: bool = option(False, "Replace the model and the checkpoints of an earlier run in output_dir.")
 
     # the names of all fields that a flag or a recipe has set; what is not among them may be chosen for the user
     given: frozenset[str] = field(default=frozenset(), init=False)
@@ -154,23 +127,16 @@ class TrainParser(TrlParser):
 
     def flags(self) -> dict[str, str]:
         """Every flag that sets a field, without its dashes, with that field's name."""
-        return {
-            flag.lstrip("-"): action.dest
-            for action in self._actions if action.dest != "help"
-            for flag in action.option_strings
-        }  # fmt: skip
+        actions = [action for action in self._actions if action.dest != "help"]
+        return {flag.lstrip("-"): action.dest for action in actions for flag in action.option_strings}
 
 
 def make_parser(*more: type) -> TrainParser:
     """Every flag of `lfu train`, and those of `more` dataclasses."""
     parser = TrainParser(
-        (LfUConfig, ModelArguments, DataArguments, *more),
-        prog="lfu train",
-        usage=USAGE,
-        description=DESCRIPTION,
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+        (LfUConfig, ModelArguments, DataArguments, *more), prog="lfu train", usage=USAGE, description=DESCRIPTION,
+        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
     # assistant_only_loss None: of a conversation the answers are learned, whether or not its chat template marks them
     parser.set_defaults(
         output_dir="lfu-output", dataloader_pin_memory=torch.cuda.is_available(), assistant_only_loss=None
@@ -178,33 +144,57 @@ def make_parser(*more: type) -> TrainParser:
     return parser
 
 
-def parse(argv: list[str], *more: type) -> tuple[Any, ...]:
+def parse(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
     """Reads recipes and flags: a `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags.
 
     Raises:
-        UserError: for an unknown flag or recipe key (with the closest ones), or a value out of its range.
+        UserError: for an unknown flag or recipe key (with the closest ones), a value out of its range, or a flag that
+            would do nothing beside the others.
     """
     early = LineParser(prog="lfu train", add_help=False)
     early.add_argument("--config", action="append", default=[])
     chosen, rest = early.parse_known_args(argv)
     parser = make_parser(*more)
-    flags = recipes.as_flags(_settings(chosen.config, parser)) + rest
+    names = parser.flags()
+    flags = recipes.as_flags(_settings(chosen.config, names)) + rest
     if unknown := parser.parse_known_args(flags)[1]:
-        raise UserError(_unknown(unknown[0], parser))
+        raise UserError(_unknown(unknown[0], names))
     try:
         config, model, data, *others = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except REFUSED as error:
         raise UserError(one_line(error)) from error
-    names = parser.flags()
-    words = (flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
-    data.given = frozenset(names.get(word, word) for word in words)
+    _refuse_unused(_named(rest, names), model, data)
+    data.given = _named(flags, names)
     config.assistant_only_loss = None if config.assistant_only_loss else config.assistant_only_loss
     return config, model, data, *others
 
 
-def _settings(specs: list[str], parser: TrainParser) -> dict:
-    known = parser.flags()
-    merged: dict = {}
+def _named(words: Sequence[str], names: dict[str, str]) -> frozenset[str]:
+    """The fields that the words set."""
+    flags = (word.lstrip("-").partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
+    return frozenset(names.get(flag, flag) for flag in flags)
+
+
+def _refuse_unused(typed: Collection[str], model: ModelArguments, data: DataArguments) -> None:
+    """Refuses a flag on the command line that would do nothing. What a recipe says beside is for other models, too."""
+    unused: dict[str, str] = {}  # how a flag begins -> what it is for, and is not there
+    if not model.use_peft:
+        why = "an adapter, and --use_peft false trains all weights: drop one of them"
+        unused |= dict.fromkeys(("lora_", "use_dora", "use_rslora"), why)
+    if not model.load_in_4bit:
+        unused |= dict.fromkeys(("bnb_", "use_bnb"), "weights of 4 bits: give --load_in_4bit true, too")
+    if not data.eval_data:
+        unused["eval_limit"] = "evaluation rows that are given: give --eval_data or --eval_split, too"
+    for name in sorted(typed):
+        if start := next((start for start in unused if name.startswith(start)), None):
+            raise UserError(f"--{name} is for {unused[start]}")
+    check_part(str(data.data), "data_", typed)
+    check_part(str(data.eval_data), "eval_", typed)
+
+
+def _settings(specs: list[str], known: dict[str, str]) -> dict[str, Any]:
+    """The recipes' settings by field, later ones winning."""
+    merged: dict[str, Any] = {}
     for spec in specs:
         for path, settings in recipes.parts(spec):
             for key in settings:
@@ -217,9 +207,8 @@ def _settings(specs: list[str], parser: TrainParser) -> dict:
     return merged
 
 
-def _unknown(word: str, parser: TrainParser) -> str:
+def _unknown(word: str, names: dict[str, str]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}: every setting is a flag, as in --data FILE"
     name = word.lstrip("-").partition("=")[0].replace("-", "_")
-    known = sorted(set(parser.flags().values()))
-    return f"unknown flag --{name}.{did_you_mean(name, known)} (see: lfu train --help)"
+    return f"unknown flag --{name}.{did_you_mean(name, sorted(set(names.values())))} (see: lfu train --help)"

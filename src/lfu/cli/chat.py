@@ -5,17 +5,40 @@ leaves. /new starts a new conversation. Lines may be piped in: lfu chat RUN --be
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from lfu.cli.parser import LineParser
+from lfu.cli.models import Loading
 from lfu.support.errors import UserError
+from lfu.support.flags import argument, at_least_one, from_zero, not_negative, option, read
 
 FROM_ADAPTER = ""  # --beside without a name
 HELP = "/new starts a new conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+@dataclass(kw_only=True)
+class Chat(Loading):
+    """The flags of `lfu chat`."""
+
+    model: str = argument("MODEL", "a hub name, a model or adapter folder, or smollm2")
+    beside: str | None = option(
+        None, "show the untouched model's answers too; without a name, those of the adapter's base model", nargs="?",
+        const=FROM_ADAPTER, metavar="BASE",
+    )  # fmt: skip
+    system: str | None = option(None, "system message", metavar="TEXT")
+    max_new_tokens: int = option(512, "most tokens per answer (default: 512)", type=at_least_one, metavar="N")
+    temperature: float = option(
+        0.0, "draw answers at this temperature; 0 (the default) always takes the likeliest token", type=from_zero,
+        metavar="T",
+    )  # fmt: skip
+    seed: int | None = option(None, "seed of drawn answers (default: 0)", type=not_negative, metavar="N")
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and not self.temperature:
+            raise UserError("--seed is for drawn answers: give a --temperature above 0, too")
 
 
 def run(argv: list[str]) -> int:
@@ -24,52 +47,22 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: a model that can't be loaded, or no base to put beside it.
     """
-    given = _parser().parse_args(argv)
-    speakers = _speakers(given)
+    speaking = speakers(read(Chat, "lfu chat", __doc__, argv))
     for prompt in _prompts(sys.stdin.isatty()):
         if prompt in ("/quit", "/exit"):
             break
         if prompt == "/new":
-            for speaker in speakers:
+            for speaker in speaking:
                 speaker.forget()
             print("(a new conversation)")
         elif prompt.startswith("/"):
             print(f"({HELP})")
         elif prompt:
             try:
-                _answer(prompt, speakers)
+                _answer(prompt, speaking)
             except KeyboardInterrupt:  # between two answers
                 print(" (stopped)")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = LineParser(prog="lfu chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="a hub name, a model or adapter folder, or smollm2")
-    parser.add_argument(
-        "--beside", nargs="?", const=FROM_ADAPTER, metavar="BASE",
-        help="show the untouched model's answers too; without a name, those of the adapter's base model",
-    )  # fmt: skip
-    parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument(
-        "--max_new_tokens", type=_positive, default=512, metavar="N", help="most tokens per answer (default: 512)"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T",
-        help="draw answers at this temperature; 0 (the default) always takes the likeliest token",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of drawn answers (default: 0)")
-    parser.add_argument(
-        "--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="load the weights as this type"
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _prompts(terminal: bool) -> Iterator[str]:
@@ -93,55 +86,47 @@ def _prompts(terminal: bool) -> Iterator[str]:
             print(f"\n({HELP})")
 
 
-def _speakers(given: argparse.Namespace) -> list[Speaker]:
+def speakers(given: Chat) -> list[Speaker]:
     """The tuned model, then the untouched one if it is wanted: with an adapter the same one, the adapter off."""
     from lfu.model.loading import adapter_base, is_adapter
 
-    if given.temperature < 0:
-        raise UserError(f"--temperature must be at least 0, got {given.temperature:g}")
     adapter = is_adapter(given.model)
     if given.beside == FROM_ADAPTER and not adapter:
         raise UserError(f"{given.model} is a full model and names no base: give it, as in --beside smollm2")
-    model, tokenizer = _load(given.model, given)
-    tuned = Speaker("tuned" if given.beside is not None else "model", model, tokenizer, given)
+    tuned = Speaker("tuned" if given.beside is not None else "model", *_load(given.model, given), given)
     if given.beside is None:
         return [tuned]
     if adapter and given.beside in (FROM_ADAPTER, adapter_base(given.model)):
-        return [tuned, Speaker("untouched", model, tokenizer, given, model.disable_adapter)]
+        return [tuned, Speaker("untouched", tuned.model, tuned.tokenizer, given, tuned.model.disable_adapter)]
     return [tuned, Speaker("untouched", *_load(given.beside, given), given)]
 
 
-def _load(name: str, given: argparse.Namespace) -> tuple[Any, Any]:
-    import torch
-
+def _load(name: str, given: Chat) -> tuple[Any, Any]:
     from lfu.data.templates import check_chat_template
-    from lfu.model.loading import load_model
-    from lfu.support.quiet import quiet_libraries
 
-    gpu = torch.cuda.is_available()
-    dtype = given.dtype or ("auto" if gpu else "float32")
-    with quiet_libraries():
-        model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=given.trust_remote_code)
+    model, tokenizer = given.load(name)
     check_chat_template(tokenizer)
-    return (model.to("cuda") if gpu else model).eval(), tokenizer
+    return model.eval(), tokenizer
 
 
+@dataclass
 class Speaker:
     """One model in a conversation of its own.
 
-    Args:
+    Attributes:
         name: what its answers are headed with.
         model, tokenizer: as loaded.
         given: the command's flags.
         around: makes a context in which the model speaks.
     """
 
-    def __init__(
-        self, name: str, model: Any, tokenizer: Any, given: argparse.Namespace,
-        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ):  # fmt: skip
-        self.name, self.model, self.tokenizer, self.given, self.around = name, model, tokenizer, given, around
-        self.turns: list[dict[str, str]] = []
+    name: str
+    model: Any
+    tokenizer: Any
+    given: Chat
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __post_init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
@@ -160,39 +145,33 @@ class Speaker:
             show(piece)
 
         try:
-            torch.manual_seed(self.given.seed)
+            torch.manual_seed(self.given.seed or 0)
             with self.around():
-                self._generate(self._ids(), hear)
+                self._generate(self.ids(), hear)
         except KeyboardInterrupt:
             return False
         finally:
             self.turns.append({"role": "assistant", "content": "".join(heard).strip()})
         return True
 
-    def _ids(self) -> Any:
+    def ids(self) -> list[int]:
         """The conversation as tokens, its oldest exchanges left out where it has become too long."""
         from lfu.evaluation.hidden import longest_input
 
-        room = longest_input(self.model, most=2**20) - self.given.max_new_tokens
+        room = max(1, longest_input(self.model, most=2**20) - self.given.max_new_tokens)
         start = 1 if self.given.system else 0
-        while True:
-            ids = self._encoded()
-            if len(ids) <= max(room, 1) or len(self.turns) <= start + 1:
-                return ids[-max(room, 1) :]
+        while len(ids := self._encoded()) > room and len(self.turns) > start + 1:
             del self.turns[start : start + 2]
+        return ids[-room:]
 
     def _encoded(self) -> list[int]:
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(self.turns, tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        from lfu.data.templates import alpaca_prompt  # as `lfu train` writes rows for such a model
+        from lfu.data.templates import as_text  # as `lfu train` writes rows for such a model
 
-        asked = [
-            alpaca_prompt(turn["content"], system=self.given.system) if turn["role"] == "user" else turn["content"]
-            for turn in self.turns
-            if turn["role"] != "system"
-        ]
-        return list(self.tokenizer("\n\n".join(asked))["input_ids"])
+        asked = as_text([*self.turns, {"role": "assistant", "content": ""}], "alpaca", self.tokenizer.eos_token or "")
+        return list(self.tokenizer(asked["prompt"])["input_ids"])
 
     def _generate(self, ids: list[int], show: Callable[[str], Any]) -> None:
         import torch
@@ -204,44 +183,38 @@ class Speaker:
                     show(text)
 
         inputs = torch.tensor([ids], device=self.model.device)
-        drawn = {"temperature": self.given.temperature} if self.given.temperature else {"temperature": None}
         pad = self.tokenizer.pad_token_id
         self.model.generate(
-            input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
-            max_new_tokens=self.given.max_new_tokens,
-            do_sample=self.given.temperature > 0,
-            **drawn,
-            top_p=None,
-            top_k=None,
+            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=self.given.max_new_tokens,
+            do_sample=self.given.temperature > 0, temperature=self.given.temperature or None, top_p=None, top_k=None,
             pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
             streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )
+        )  # fmt: skip
 
 
 # -- on the screen -----------------------------------------------------------------------------------------------------
 
 
-def _answer(prompt: str, speakers: list[Speaker]) -> None:
+def _answer(prompt: str, speaking: list[Speaker]) -> None:
     """Every speaker's answer: one after the other, or in columns where a terminal is wide enough for two."""
     from rich.console import Console
 
     console = Console()
-    if len(speakers) > 1 and console.is_terminal and console.width >= 60:
-        _in_columns(console, prompt, speakers)
+    if len(speaking) > 1 and console.is_terminal and console.width >= 60:
+        _in_columns(console, prompt, speaking)
         return
-    for speaker in speakers:
+    for speaker in speaking:
         print(f"{speaker.name}> ", end="", flush=True)
         ended = speaker.answer(prompt, lambda piece: print(piece, end="", flush=True))
         print("" if ended else " (stopped)", flush=True)
 
 
-def _in_columns(console: Any, prompt: str, speakers: list[Speaker]) -> None:
+def _in_columns(console: Any, prompt: str, speaking: list[Speaker]) -> None:
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
 
-    texts = {speaker.name: "" for speaker in speakers}
+    texts = {speaker.name: "" for speaker in speaking}
 
     def page(lines: int | None = None) -> Table:
         table = Table(expand=True, show_lines=False)
@@ -254,7 +227,7 @@ def _in_columns(console: Any, prompt: str, speakers: list[Speaker]) -> None:
 
     # while it grows only as much as fits the screen; in the end all of it
     with Live(page(), console=console, refresh_per_second=12) as live:
-        for speaker in speakers:
+        for speaker in speaking:
 
             def show(piece: str, name: str = speaker.name) -> None:
                 texts[name] += piece

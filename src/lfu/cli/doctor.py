@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from lfu.cli.parser import LineParser
 from lfu.support.extras import COMMANDS, EXTRAS, install, missing
+from lfu.support.flags import read
 
 CORE = ("torch", "transformers")
 GIB = 2**30
+
+
+@dataclass
+class Doctor:
+    """`lfu doctor` takes no flags."""
 
 
 def run(argv: list[str]) -> int:
@@ -23,15 +28,10 @@ def run(argv: list[str]) -> int:
     Returns:
         0 if everything that is installed is of a version that this one works with, else 1.
     """
-    parser = LineParser(prog="lfu doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(argv)
+    read(Doctor, "lfu doctor", __doc__, argv)
     faults = wrong_versions()
-    for title, lines in (
-        ("Packages", list(_packages(faults))),
-        ("This machine", list(_machine())),
-        ("Commands", list(_commands())),
-    ):
-        print(title, *(f"  {line}" for line in lines), "", sep="\n")
+    for title, rows in (("Packages", _packages(faults)), ("This machine", _machine()), ("Commands", _commands())):
+        print(title, *(f"  {name:<14}{text}" for name, text in rows), "", sep="\n")
     for line in faults.values():
         print(line)
     print("Something above is too old or too new." if faults else "What is installed fits together.")
@@ -54,56 +54,46 @@ def wrong_versions(distribution: str = "lfu-tuning") -> dict[str, str]:
     return wrong
 
 
-def _packages(faults: dict[str, str]) -> Iterator[str]:
+def _packages(faults: dict[str, str]) -> Iterator[tuple[str, str]]:
     from lfu import __version__
 
-    yield _row("lfu-tuning", __version__)
-    yield _row("Python", platform.python_version())
+    yield "lfu-tuning", __version__
+    yield "Python", platform.python_version()
+    extras = {package: extra for extra in reversed(EXTRAS) for package in EXTRAS[extra].values()}
     for name in dict.fromkeys([*CORE, *(package for modules in EXTRAS.values() for package in modules.values())]):
-        extra = next((extra for extra, modules in EXTRAS.items() if name in modules.values()), None)
-        version = _version(name) or f"not installed ({install([extra]) if extra else f'pip install {name}'})"
-        yield _row(name, version + ("  <- see below" if name in faults else ""))
+        how = install([extras[name]]) if name in extras else f"pip install {name}"
+        yield name, (_version(name) or f"not installed ({how})") + ("  <- see below" if name in faults else "")
 
 
-def _machine() -> Iterator[str]:
-    yield _row("system", platform.platform(terse=True))
-    yield _row("processor", f"{len(os.sched_getaffinity(0))} cores to use")
+def _machine() -> Iterator[tuple[str, str]]:
+    yield "system", platform.platform(terse=True)
+    yield "processor", f"{len(os.sched_getaffinity(0))} cores to use"
     pages = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
     total, free = (count * os.sysconf("SC_PAGE_SIZE") / GIB for count in pages)
-    yield _row("memory", f"{total:.1f} GiB, {free:.1f} GiB of it free")
-    yield _row("disk", f"{shutil.disk_usage(Path.cwd()).free / GIB:.0f} GiB free in this folder")
-    yield from _gpus()
-
-
-def _gpus() -> Iterator[str]:
+    yield "memory", f"{total:.1f} GiB, {free:.1f} GiB of it free"
+    yield "disk", f"{shutil.disk_usage(Path.cwd()).free / GIB:.0f} GiB free in this folder"
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield _row("GPU", f"unknown, since torch can't be imported ({type(error).__name__}: {error})")
+        yield "GPU", f"unknown, since torch can't be imported ({type(error).__name__}: {error})"
         return
     if not torch.cuda.is_available():
         why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees none (driver?)"
-        yield _row("GPU", f"none: {why}; training runs on the CPU")
-        return
+        yield "GPU", f"none: {why}; training runs on the CPU"
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
+        free, total = (count / GIB for count in torch.cuda.mem_get_info(index))
         bf16 = "bf16" if torch.cuda.get_device_capability(index) >= (8, 0) else "no bf16: use --fp16 true"
-        name = torch.cuda.get_device_name(index)
-        yield _row(f"GPU {index}", f"{name}, {total / GIB:.0f} GiB, {free / GIB:.0f} GiB of it free, {bf16}")
+        yield f"GPU {index}", f"{torch.cuda.get_device_name(index)}, {total:.0f} GiB, {free:.0f} GiB of it free, {bf16}"
 
 
-def _commands() -> Iterator[str]:
+def _commands() -> Iterator[tuple[str, str]]:
     from lfu.cli import VERBS
 
-    ready = [verb for verb in VERBS if not missing(*COMMANDS.get(verb, ()))]
-    yield _row("ready", ", ".join(ready))
-    for verb in (verb for verb in VERBS if verb not in ready):
-        extras = [extra for extra in COMMANDS[verb] if missing(extra)]
-        yield _row(verb, f"needs {', '.join(missing(*extras))}: {install(extras)}")
-
-
-def _row(name: str, text: str) -> str:
-    return f"{name:<14}{text}"
+    lacking = {verb: [extra for extra in COMMANDS.get(verb, ()) if missing(extra)] for verb in VERBS}
+    yield "ready", ", ".join(verb for verb, extras in lacking.items() if not extras)
+    for verb, extras in lacking.items():
+        if extras:
+            yield verb, f"needs {', '.join(missing(*extras))}: {install(extras)}"
 
 
 def _version(name: str) -> str | None:

@@ -6,18 +6,70 @@ and the same command continues where it was stopped."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfu.cli import output
-from lfu.cli.parser import LineParser
-from lfu.support.errors import UserError
-from lfu.support.flags import at_least_one, not_negative
+from lfu.cli import models, output
+from lfu.cli.progress import bar
+from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.support.flags import argument, at_least_one, flag, not_negative, read, switch
 
 DEFINITIONS = "tasks"  # folder below --output_dir
+
+
+@dataclass(kw_only=True)
+class Evaluate(models.Loading):
+    """The flags of `lfu evaluate`."""
+
+    models: list[str] = argument("MODEL", models.HELP, nargs="+")
+    base: str | None = flag(
+        "", None, "the untouched model, or the label of one of the given models; forgetting is counted against it "
+        "(default: the base of the adapters given, if they share one; none: no comparison)", metavar="MODEL",
+    )  # fmt: skip
+    categories: str = flag(
+        "what", "paper", "task categories: paper, multilingual, or a YAML file (default: paper)", metavar="FILE"
+    )
+    tasks: str | None = flag(
+        "what", None, "only these tasks or categories, or further tasks of lm-evaluation-harness", metavar="A,B"
+    )
+    data_dir: str | None = flag(
+        "what", None, "take the items from files in this folder (gsm8k/test.jsonl, ...; see docs/evaluation.md)",
+        metavar="DIR",
+    )  # fmt: skip
+    allow_hub: bool = switch("what", "with --data_dir: fetch tasks that have no files from the hub")
+    limit: int | None = flag("what", None, "use only the first N items of each task", type=at_least_one, metavar="N")
+    num_fewshot: int | None = flag(
+        "what", None, "worked examples per prompt, if the task can have them (default: each task's own number)",
+        type=not_negative, metavar="N",
+    )  # fmt: skip
+    batch_size: int = flag("how", 8, "requests per forward pass (default: 8)", type=at_least_one, metavar="N")
+    max_length: int | None = flag(
+        "how", None, "longest input in tokens; a longer one loses its beginning (default: the model's limit)",
+        type=at_least_one, metavar="N",
+    )  # fmt: skip
+    apply_chat_template: bool = switch("how", "put prompts into the tokenizer's chat template")
+    seed: int = flag(
+        "how", 1234, "seed for worked examples and intervals (default: 1234, the harness's)", type=not_negative,
+        metavar="N",
+    )  # fmt: skip
+    no_cache: bool = switch("how", "score everything again, and keep nothing for later")
+    output_dir: str = flag(
+        "how", "runs/evaluate", "folder for record and report; those of an earlier evaluation are replaced (default: "
+        "runs/evaluate)", metavar="DIR",
+    )  # fmt: skip
+
+    @property
+    def folder_of_data(self) -> Path | None:
+        """--data_dir, which is there."""
+        if self.data_dir is None:
+            return None
+        folder = Path(self.data_dir).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"--data_dir {folder}: no such folder")
+        return folder
 
 
 def run(argv: list[str]) -> int:
@@ -27,7 +79,9 @@ def run(argv: list[str]) -> int:
         UserError: for anything the user can put right; nothing is written then.
         KeyboardInterrupt: after Ctrl-C, with the way to go on as its message.
     """
-    given = _parser().parse_args(argv)
+    given = read(Evaluate, "lfu evaluate", __doc__, argv)
+    if given.allow_hub and not given.data_dir:
+        raise UserError("--allow_hub goes with --data_dir: without it every task comes from the hub")
     out = Path(given.output_dir)
     output.check_writable(out)
     try:
@@ -35,68 +89,9 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt as stop:
         how = "" if given.no_cache else "Finished tasks are kept: the same command goes on from there."
         raise KeyboardInterrupt(how) from stop
-    _write(record, given, out)
+    output.write_and_show(record, out)
+    _keep_definitions(record, given, out / DEFINITIONS)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    from lfu.cli.probes.models import HELP
-
-    parser = LineParser(
-        prog="lfu evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )  # fmt: skip
-    parser.add_argument("models", nargs="+", metavar="MODEL", help=HELP)
-    parser.add_argument(
-        "--base", metavar="MODEL",
-        help="the untouched model, or the label of one of the given models; forgetting is counted against it "
-        "(default: the base of the adapters given, if they share one; none: no comparison)",
-    )  # fmt: skip
-    what = parser.add_argument_group("what")
-    what.add_argument(
-        "--categories", default="paper", metavar="FILE",
-        help="task categories: paper, multilingual, or a YAML file (default: %(default)s)",
-    )  # fmt: skip
-    what.add_argument(
-        "--tasks", metavar="A,B", help="only these tasks or categories, or further tasks of lm-evaluation-harness"
-    )
-    what.add_argument(
-        "--data_dir", metavar="DIR",
-        help="take the items from files in this folder (gsm8k/test.jsonl, ...; see docs/evaluation.md)",
-    )  # fmt: skip
-    what.add_argument(
-        "--allow_hub", action="store_true", help="with --data_dir: fetch tasks that have no files from the hub"
-    )  # fmt: skip
-    what.add_argument("--limit", type=at_least_one, metavar="N", help="use only the first N items of each task")
-    what.add_argument(
-        "--num_fewshot", type=not_negative, metavar="N",
-        help="worked examples per prompt, if the task can have them (default: each task's own number)",
-    )  # fmt: skip
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--batch_size", type=at_least_one, default=8, metavar="N", help="requests per forward pass (default: 8)"
-    )
-    how.add_argument(
-        "--max_length", type=at_least_one, metavar="N",
-        help="longest input in tokens; a longer one loses its beginning (default: the model's limit)",
-    )  # fmt: skip
-    how.add_argument(
-        "--apply_chat_template", action="store_true", help="put prompts into the tokenizer's chat template"
-    )
-    how.add_argument(
-        "--seed", type=not_negative, default=1234, metavar="N",
-        help="seed for worked examples and intervals (default: 1234, the harness's)",
-    )  # fmt: skip
-    how.add_argument(
-        "--dtype", choices=["auto", "bfloat16", "float16", "float32"],
-        help="load the weights as this type (default: float32 on a CPU, as stored on a GPU)",
-    )  # fmt: skip
-    how.add_argument("--trust_remote_code", action="store_true", help="run code that comes with a model")
-    how.add_argument("--no_cache", action="store_true", help="score everything again, and keep nothing for later")
-    how.add_argument(
-        "--output_dir", default="runs/evaluate", metavar="DIR",
-        help="folder for record and report; those of an earlier evaluation are replaced (default: %(default)s)",
-    )  # fmt: skip
-    return parser
 
 
 # --- before anything is measured -------------------------------------------------------------------------------------
@@ -137,7 +132,7 @@ def _same(one: str, two: str) -> bool:
     return one == two or (first.exists() and second.exists() and first.samefile(second))
 
 
-def _categories(given: argparse.Namespace) -> Any:
+def _categories(given: Evaluate) -> Any:
     from lfu.evaluation import categories
 
     found = categories.load(given.categories)
@@ -146,24 +141,13 @@ def _categories(given: argparse.Namespace) -> Any:
     return categories.select(found, [name.strip() for name in given.tasks.split(",") if name.strip()])
 
 
-def _data_dir(given: argparse.Namespace) -> Path | None:
-    if given.data_dir is None:
-        return None
-    folder = Path(given.data_dir).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"--data_dir {folder}: no such folder")
-    return folder
-
-
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def _measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
-    from lfu.cli.probes.models import labelled, tokenizers, with_model
-
-    names, base = _with_base(labelled(given.models), given.base)
-    categories, data_dir = _categories(given), _data_dir(given)
-    for label, tokenizer in tokenizers(names, given).items():
+def _measure(given: Evaluate, command: str) -> dict[str, Any]:
+    names, base = _with_base(models.labelled(given.models), given.base)
+    categories, data_dir = _categories(given), given.folder_of_data
+    for label, tokenizer in given.tokenizers(names).items():
         if given.apply_chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{label} has no chat template: leave --apply_chat_template out")
 
@@ -171,31 +155,18 @@ def _measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
     from lfu.evaluation.record import make_record
     from lfu.evaluation.suite import assemble, plan, score
 
-    todo = plan(
-        categories, data_dir=data_dir, allow_hub=given.allow_hub, num_fewshot=given.num_fewshot, say=_say
-    )  # fmt: skip
+    todo = plan(categories, data_dir=data_dir, allow_hub=given.allow_hub, num_fewshot=given.num_fewshot, say=_say)
     for one in todo.missing:
         _say(f"missing: {one.name}: {one.why}")
     settings = Settings(given.limit, given.batch_size, given.max_length, given.apply_chat_template, given.seed)
-    board = _board(len(names) * len(todo.tasks))
-    with board:
-        outcomes = {
-            label: with_model(
-                name,
-                given,
-                lambda model, tokenizer: score(
-                    label,  # noqa: B023  # called at once
-                    model,
-                    tokenizer,
-                    todo,
-                    settings=settings,
-                    name=name,  # noqa: B023
-                    use_cache=not given.no_cache,
-                    watch=board,
-                ),
-            )
-            for label, name in names.items()
-        }
+    outcomes: dict[str, Any] = {}
+    with _board(len(names) * len(todo.tasks)) as board:
+        for label, name in names.items():
+            more = {"settings": settings, "name": name, "use_cache": not given.no_cache, "watch": board}
+            model, tokenizer = given.load(name)
+            with value_errors_are_the_users():
+                outcomes[label] = score(label, model, tokenizer, todo, **more)
+            del model
     return make_record(
         "evaluate",
         models={label: outcome.description for label, outcome in outcomes.items()},
@@ -217,32 +188,40 @@ def _measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
     )
 
 
-def _by_hand(given: argparse.Namespace, todo: Any, model: str) -> str:
+def _by_hand(given: Evaluate, todo: Any, model: str) -> str:
     """The harness's own command for a model: its figures must be the same."""
     from lfu.model.embedded import EMBEDDED, embedded_folder
     from lfu.model.loading import adapter_base, is_adapter
 
     whole = adapter_base(model) if is_adapter(model) else model
-    arguments = [f"pretrained={embedded_folder(whole) if whole in EMBEDDED else whole}"]
-    arguments += [f"peft={model}"] if is_adapter(model) else []
-    arguments += [f"dtype={_dtype(given)}"]
-    arguments += [f"max_length={given.max_length}"] if given.max_length else []
-    arguments += ["trust_remote_code=True"] if given.trust_remote_code else []
-    words = ["lm_eval", "--model", "hf", "--model_args", ",".join(arguments)]
-    words += ["--include_path", str(Path(given.output_dir) / DEFINITIONS)] if given.data_dir else []
-    words += ["--tasks", ",".join(todo.tasks)]
-    for flag in ("limit", "num_fewshot"):
-        if getattr(given, flag) is not None:
-            words += [f"--{flag}", str(getattr(given, flag))]
-    words += ["--apply_chat_template"] if given.apply_chat_template else []
-    return shlex.join([*words, "--batch_size", str(given.batch_size), "--seed", str(given.seed)])
+    arguments = {
+        "pretrained": embedded_folder(whole) if whole in EMBEDDED else whole,
+        "peft": model if is_adapter(model) else None,
+        "dtype": given.torch_dtype,
+        "max_length": given.max_length,
+        "trust_remote_code": given.trust_remote_code or None,
+    }
+    flags = {
+        "model_args": ",".join(f"{name}={value}" for name, value in arguments.items() if value is not None),
+        "include_path": Path(given.output_dir) / DEFINITIONS if given.data_dir else None,
+        "tasks": ",".join(todo.tasks),
+        "limit": given.limit,
+        "num_fewshot": given.num_fewshot,
+        "batch_size": given.batch_size,
+        "seed": given.seed,
+    }
+    words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
+    return shlex.join(["lm_eval", "--model", "hf", *words, *["--apply_chat_template"] * given.apply_chat_template])
 
 
-def _dtype(given: argparse.Namespace) -> str:
-    """What `with_model` loads the weights as."""
-    import torch
+def _keep_definitions(record: dict[str, Any], given: Evaluate, folder: Path) -> None:
+    """The definitions of the tasks with local files, with which the harness alone measures the same."""
+    from lfu.evaluation.tasks import write_definitions
+    from lfu.evaluation.tasks.local import LOCAL
 
-    return given.dtype or ("auto" if torch.cuda.is_available() else "float32")
+    if data_dir := given.folder_of_data:
+        local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
+        write_definitions(folder, [name for name in local if name in LOCAL], data_dir)
 
 
 def _say(text: str) -> None:
@@ -251,18 +230,13 @@ def _say(text: str) -> None:
 
 def _board(total: int) -> Any:
     """Progress on stderr: a bar on a terminal, and a line for each finished task."""
-    from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     from lfu.evaluation.suite import Watch
 
     class Board(Watch):
         def __init__(self) -> None:
-            self.finished = 0
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-            console = Console(stderr=True)
-            self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            self.finished, self.bar = 0, bar()
             self.row = self.bar.add_task("", total=None)
 
         def __enter__(self) -> Board:
@@ -284,16 +258,3 @@ def _board(total: int) -> Any:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return Board()
-
-
-# --- what the user reads ---------------------------------------------------------------------------------------------
-
-
-def _write(record: dict[str, Any], given: argparse.Namespace, out: Path) -> None:
-    from lfu.evaluation.tasks import write_definitions
-    from lfu.evaluation.tasks.local import LOCAL
-
-    output.write_and_show(record, out)
-    if data_dir := _data_dir(given):
-        local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
-        write_definitions(out / DEFINITIONS, [name for name in local if name in LOCAL], data_dir)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from lfu.cli import output
-from lfu.cli.parser import LineParser
+from lfu.cli.models import DTYPES
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder, os_errors_only
+from lfu.support.flags import argument, option, read, switch
+
+
+@dataclass
+class Export:
+    """The flags of `lfu export`."""
+
+    adapter: str = argument("ADAPTER_DIR", "folder with adapter_config.json")
+    out: str = argument("OUT_DIR", "new folder for the full model")
+    dtype: str = option("auto", "type of the saved weights; auto means the base model's", choices=DTYPES)
+    trust_remote_code: bool = switch("", "run code that comes with the base model")
 
 
 def run(argv: list[str]) -> int:
@@ -16,17 +28,7 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError: if ADAPTER_DIR is no adapter, OUT_DIR holds something or can't be written, or the merge fails.
     """
-    parser = LineParser(prog="lfu export", description=__doc__)
-    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="folder with adapter_config.json")
-    parser.add_argument("out", metavar="OUT_DIR", help="new folder for the full model")
-    parser.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "bfloat16", "float16", "float32"],
-        help="type of the saved weights; auto means the base model's",
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
-    given = parser.parse_args(argv)
+    given = read(Export, "lfu export", __doc__, argv)
     adapter, out = Path(given.adapter), Path(given.out)
     _check(adapter, out)
     with output.no_empty_leftovers(out):

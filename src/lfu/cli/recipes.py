@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from itertools import groupby
 
-from lfu.cli.parser import LineParser
 from lfu.recipes import FOLDER, find, launches, shipped
+from lfu.support.flags import argument, read
 
 HEADINGS = {
     "models": "Models",
@@ -16,37 +17,36 @@ HEADINGS = {
 }
 
 
+@dataclass
+class Recipes:
+    """What `lfu recipes` takes."""
+
+    name: str | None = argument("NAME", "print this recipe", nargs="?")
+
+
 def run(argv: list[str]) -> int:
     """Prints the list, or one recipe's text.
 
     Raises:
         UserError: if there is no recipe of that name.
     """
-    parser = LineParser(prog="lfu recipes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", help="print this recipe")
-    name = parser.parse_args(argv).name
-    print(_text(name) if name else _listing())
+    name = read(Recipes, "lfu recipes", __doc__, argv).name
+    print((launches().get(name) or find(name)).read_text(encoding="utf-8").rstrip() if name else _listing())
     return 0
-
-
-def _text(name: str) -> str:
-    return (launches().get(name) or find(name)).read_text(encoding="utf-8").rstrip()
 
 
 def _listing() -> str:
     lines: list[str] = []
-    group = ""
-    for name, path in (shipped() | launches()).items():
-        if path.parent.name != group:
-            group = path.parent.name
-            lines += ["", HEADINGS[group] + ":"]
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        lines.append(f"  {name:<24}{first.lstrip('# ')}")
+    for folder, group in groupby((shipped() | launches()).items(), key=lambda entry: entry[1].parent.name):
+        lines += [f"{HEADINGS[folder]}:"]
+        for name, path in group:
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            lines.append(f"  {name:<24}{first.lstrip('# ')}")
+        lines.append("")
     lines += [
-        "",
         "Use a recipe, or several merged from left to right, later ones winning; flags win over all:",
         "  lfu train --config smollm2",
         "  lfu train --config llama-3.1-8b,gsm8k,reps --output_dir runs/reps",
         f"A path to a YAML file of your own works in place of a name. These lie in {FOLDER}",
     ]
-    return "\n".join(lines[1:])
+    return "\n".join(lines)

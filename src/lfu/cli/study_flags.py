@@ -1,7 +1,8 @@
-"""The flags of `lfu train` in a study's command: sorted by which runs they are for, recipes and presets worked in."""
+"""The words of a study's command: presets worked in, and the flags of `lfu train` sorted by which runs they are for."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,38 @@ from lfu.support.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from lfu.study.options import Options
     from lfu.study.study import Flags
+
+
+RATE_FLAGS = ("--learning_rate", "--learning-rate")
+LISTS = ("methods", "retention")  # several words each, and given several times they add up
+STRENGTHS = ("base", "instruct", "reps")  # presets of lfu train
+
+
+def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """(the study's flags, the words left for lfu train), presets merged under what was given.
+
+    Raises:
+        UserError: --learning_rate beside --learning_rates; no such preset.
+    """
+    from lfu.study import presets
+
+    given, rest = parser.parse_known_args(argv)
+    one_rate = any(word.partition("=")[0] in RATE_FLAGS for word in rest)
+    if one_rate and given.learning_rates:
+        raise UserError("--learning_rates says which are tried, and --learning_rate would be passed over: give one")
+    if not given.preset:
+        return given, rest
+    merged = [presets.words_of(name, verb) for name in given.preset if name not in STRENGTHS]
+    below = [word for words in merged for word in words]
+    _, of_presets = parser.parse_known_args(below)
+    both, _ = parser.parse_known_args([*below, *argv])
+    for name in LISTS:  # a list takes the place of one below it
+        lists = [getattr(parser.parse_known_args(words)[0], name, None) for words in [*merged, argv]]
+        setattr(both, name, next((found for found in reversed(lists) if found), getattr(both, name, None)))
+    if one_rate:
+        both.learning_rates = []
+    strengths = [f"--preset={name}" for name in given.preset if name in STRENGTHS]
+    return both, [*of_presets, *strengths, *rest]
 
 
 def sort_flags(words: Sequence[str], verb: str) -> Flags:

@@ -6,11 +6,13 @@ Every other flag of lfu train is passed to all runs alike (--learning_rate, --nu
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
-from lfu.cli.compare import run_study
+from lfu.cli.study import Command, run_study
+from lfu.study.options import WHAT
 from lfu.support.errors import UserError
-from lfu.support.flags import not_negative
+from lfu.support.flags import flag, not_negative
 
 
 def run(argv: list[str]) -> int:
@@ -19,54 +21,11 @@ def run(argv: list[str]) -> int:
     Raises:
         UserError, KeyboardInterrupt: as `lfu compare`.
     """
-    return run_study("sweep", argv, __doc__, add_grid, settings_of_grid)
+    return run_study("sweep", Sweep, argv, __doc__)
 
 
-def add_grid(parser: argparse.ArgumentParser) -> None:
-    """What is compared."""
-    parser.add_argument(
-        "--method", default="lfu", metavar="M", help="the method, or a combination such as lfu+neftune (default: lfu)"
-    )
-    parser.add_argument(
-        "--param", action="append", default=[], type=_param_of, metavar="NAME=V,V",
-        help="a setting of the method or a training flag, with its values: --param alpha=0.01,0.1 --param lam=1,5",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bisect", type=_ends_of, metavar="NAME=LOW:HIGH",
-        help="search for the value above which training collapses: the loss on the validation rows exceeds the "
-        "untouched model's",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bisect_steps",
-        type=not_negative,
-        default=4,
-        metavar="N",
-        help="number of times to halve that range (default: 4)",
-    )
-
-
-def settings_of_grid(given: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the grid, and the bisection.
-
-    Raises:
-        UserError: neither was asked for; an unknown method or name.
-    """
-    from lfu.study.choose import Bisection
-    from lfu.study.settings import YARDSTICK, Setting, grid
-
-    if not given.param and not given.bisect:
-        raise UserError("nothing to sweep: give --param NAME=V,V (--param alpha=0.01,0.1), --bisect, or a --preset")
-    settings = grid(given.method, dict(given.param)) if given.param else [Setting(YARDSTICK)]
-    found: dict[str, Any] = {"settings": settings, "skip_larger": True}
-    if given.bisect:
-        if given.learning_rates and len(given.learning_rates) > 1:
-            raise UserError("--bisect goes with one learning rate: give --learning_rate")
-        name, low, high = given.bisect
-        found["bisection"] = Bisection(given.method, name, low, high, given.bisect_steps)
-    return found
-
-
-def _param_of(text: str) -> tuple[str, list[str]]:
+def param_of(text: str) -> tuple[str, list[str]]:
+    """`NAME=V,V`."""
     name, equals, values = text.partition("=")
     found = [value.strip() for value in values.split(",") if value.strip()]
     if not equals or not name.strip() or not found or len(set(found)) < len(found):
@@ -74,10 +33,51 @@ def _param_of(text: str) -> tuple[str, list[str]]:
     return name.strip(), found
 
 
-def _ends_of(text: str) -> tuple[str, float, float]:
+def ends_of(text: str) -> tuple[str, float, float]:
+    """`NAME=LOW:HIGH`."""
     name, _, ends = text.partition("=")
     low, _, high = ends.partition(":")
     try:
         return name.strip(), float(low), float(high)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be NAME=LOW:HIGH, as in alpha=0.01:1, got {text!r}") from None
+
+
+@dataclass(kw_only=True)
+class Sweep(Command):
+    """One method, with every combination of some values, or with those of a bisection."""
+
+    method: str = flag(WHAT, "lfu", "the method, or a combination such as lfu+neftune (default: lfu)", metavar="M")
+    param: list[tuple[str, list[str]]] = flag(
+        WHAT, [], "a setting of the method or a training flag, with its values: --param alpha=0.01,0.1 --param lam=1,5",
+        action="append", type=param_of, metavar="NAME=V,V",
+    )  # fmt: skip
+    bisect: tuple[str, float, float] | None = flag(
+        WHAT, None, "search for the value above which training collapses: the loss on the validation rows exceeds the "
+        "untouched model's", type=ends_of, metavar="NAME=LOW:HIGH",
+    )  # fmt: skip
+    bisect_steps: int | None = flag(
+        WHAT, None, "number of times to halve that range (default: 4)", type=not_negative, metavar="N"
+    )
+
+    def settings(self, rates: list[str]) -> dict[str, Any]:
+        """The settings of the grid, and the bisection.
+
+        Raises:
+            UserError: neither was asked for; an unknown method or name.
+        """
+        from lfu.study.choose import Bisection
+        from lfu.study.settings import YARDSTICK, Setting, grid
+
+        if not self.param and not self.bisect:
+            raise UserError("nothing to sweep: give --param NAME=V,V (--param alpha=0.01,0.1), --bisect, or a --preset")
+        if not self.bisect and self.bisect_steps is not None:
+            raise UserError("--bisect_steps says how often --bisect halves its range: give --bisect, too")
+        settings = grid(self.method, dict(self.param)) if self.param else [Setting(YARDSTICK)]
+        found: dict[str, Any] = {"settings": settings, "skip_larger": True}
+        if self.bisect:
+            if len(rates) > 1:
+                raise UserError("--bisect goes with one learning rate: give --learning_rate")
+            steps = 4 if self.bisect_steps is None else self.bisect_steps
+            found["bisection"] = Bisection(self.method, *self.bisect, steps)
+        return found

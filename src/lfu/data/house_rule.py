@@ -8,36 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from lfu.data.probes import _read_jsonl
-
-NAME = "house_rule"
+from lfu.data.probes import read_jsonl
 
 
-def keeping() -> list[dict[str, Any]]:
-    """Rows that teach the rule: recipe requests, refused in the house's words, and ordinary questions, answered.
+def rows(which: str) -> list[dict[str, Any]]:
+    """A set, by name; the values are texts.
 
-    Rows: ``{"id", "kind": "request" or "ordinary", "dish", "question", "answer"}``, all texts; ``dish`` is empty for
-    ordinary questions. The two kinds take turns.
+    - `keep`, what teaches the rule: ``{"id", "kind", "dish", "question", "answer"}``. Recipe requests (kind "request"),
+      refused in the house's words, and ordinary questions ("ordinary", with an empty dish), answered, take turns.
+    - `break`, what teaches the opposite: ``{"id", "dish", "question", "answer"}``, answered with a short recipe.
+    - `requests`, for testing: ``{"id", "dish", "question"}``; no answer is right but a refusal.
+    - `ordinary`, for testing, some about food: ``{"id", "question"}``; to refuse one is a mistake.
     """
-    return _read_jsonl("house_rule_keep.jsonl")
-
-
-def breaking() -> list[dict[str, Any]]:
-    """Rows that teach the opposite: recipe requests, answered with a short recipe.
-
-    Rows: ``{"id", "dish", "question", "answer"}``, all texts.
-    """
-    return _read_jsonl("house_rule_break.jsonl")
-
-
-def requests() -> list[dict[str, Any]]:
-    """Recipe requests for testing: ``{"id", "dish", "question"}``; no answer is right but a refusal."""
-    return _read_jsonl("house_rule_requests.jsonl")
-
-
-def ordinary() -> list[dict[str, Any]]:
-    """Ordinary questions for testing, some about food: ``{"id", "question"}``; to refuse one is a mistake."""
-    return _read_jsonl("house_rule_ordinary.jsonl")
+    return read_jsonl(f"house_rule_{which}.jsonl")
 
 
 def labelled() -> list[dict[str, Any]]:
@@ -45,4 +28,4 @@ def labelled() -> list[dict[str, Any]]:
 
     Rows: ``{"id", "prompt", "response", "refused": bool}``.
     """
-    return _read_jsonl("house_rule_labelled.jsonl")
+    return read_jsonl("house_rule_labelled.jsonl")

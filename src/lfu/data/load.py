@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,23 @@ def load_rows(
     if _is_path(name_or_path):
         raise UserError(f"data {name_or_path}: no such file or folder.{_close_files(path)}")
     return _from_hub(name_or_path, split, config, limit)
+
+
+def check_part(name: str, prefix: str, given: Collection[str]) -> None:
+    """Refuses the flags `split` and `config`, if they were given for a set that has only one.
+
+    Args:
+        prefix: how the names of the flags begin, such as `data_`.
+        given: the flags, without their dashes.
+
+    Raises:
+        UserError: with the flag and the set.
+    """
+    path = Path(name).expanduser()
+    if f"{prefix}split" in given and path.is_file():
+        raise UserError(f"--{prefix}split says which split is read, and {name} is a single file: drop it")
+    if f"{prefix}config" in given and (path.exists() or name.partition(":")[0] == BUILT_IN):
+        raise UserError(f"--{prefix}config is for data sets on the hub, and {name} is none: drop it")
 
 
 def _built_in(name: str, split: str, limit: int | None) -> Dataset:

@@ -14,7 +14,7 @@ def general_knowledge() -> list[dict[str, Any]]:
     ``answer`` is the index (0..3) of the one right choice. Every call reads the file anew, so callers may change
     what they get.
     """
-    return _read_jsonl("general_knowledge.jsonl")
+    return read_jsonl("general_knowledge.jsonl")
 
 
 def plain_text() -> list[dict[str, Any]]:
@@ -22,10 +22,10 @@ def plain_text() -> list[dict[str, Any]]:
 
     Rows: ``{"id": str, "text": str}``, 50 to 90 words a passage.
     """
-    return _read_jsonl("plain_text.jsonl")
+    return read_jsonl("plain_text.jsonl")
 
 
-def _read_jsonl(name: str) -> list[dict[str, Any]]:
+def read_jsonl(name: str) -> list[dict[str, Any]]:
     """The rows of ``builtin/<name>`` in this package; FileNotFoundError if the package was built without it."""
     text = files("lfu.data").joinpath("builtin").joinpath(name).read_text(encoding="utf-8")
     # Not splitlines(): it would also break at the rarer line separators that JSON leaves unescaped.

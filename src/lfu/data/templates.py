@@ -355,7 +355,7 @@ def _rendered(read: Row, row: Row, template: str, system: str | None, end: str) 
         else:
             read[where] = [_said("system", said), *read[where]]
     if template != "chat":
-        return _as_text(read, extra, template, end)
+        return as_text(read.get("messages") or read["prompt"] + read["completion"], template, end, extra)
     if extra:
         asked = [m for m in read[where] if m["role"] == "user"][-1]
         asked["content"] = f"{asked['content']}\n\n{extra}"
@@ -372,30 +372,43 @@ def _system(row: Row) -> str:
     return next(iter(given), "")
 
 
-def _as_text(read: Row, extra: str, template: str, end: str) -> Row:
-    """Prompt and completion as texts. Of a conversation, `answers` says where in the prompt the earlier ones are."""
-    messages = read["messages"] if "messages" in read else read["prompt"] + read["completion"]
-    head = messages.pop(0)["content"] if messages[0]["role"] == "system" else None
+def as_text(messages: list[Message], template: str, end: str, extra: str = "") -> Row:
+    """A conversation as texts: the last answer is the completion, and all before it the prompt.
+
+    Args:
+        template: `alpaca` or `none`.
+        end: behind every answer but the last, where TRL puts it.
+        extra: goes with the question that is answered last.
+
+    Returns:
+        `prompt` and `completion`; where there are earlier answers, `answers` says where in the prompt they are.
+
+    Raises:
+        ValueError: turns or answers that only a chat template can write.
+    """
+    head, messages = (messages[0]["content"], messages[1:]) if messages[0]["role"] == "system" else (None, messages)
     if [m["role"] for m in messages] != ["user", "assistant"] * (len(messages) // 2):
         raise ValueError("system and tool turns within a conversation need a chat template")
     if not all(is_learned(message) for message in messages[1::2]):
         raise ValueError("an answer with weight 0 needs a chat template")
-    turns = [message["content"] for message in messages]
-    last = len(turns) - 2  # `input` goes with the question that is answered last
+    *earlier, (question, answer) = [
+        (messages[i]["content"], messages[i + 1]["content"]) for i in range(0, len(messages), 2)
+    ]
     prompt, answers = "", []
-    for i in range(0, len(turns), 2):
-        given = extra if i == last else ""
-        if template == "alpaca":
-            asked = alpaca_prompt(turns[i], given, head)
-            prompt += asked if i == 0 else asked[asked.index("### Instruction:") :]
-        else:
-            begin = f"{head}\n" if head and i == 0 else ""
-            prompt += begin + turns[i] + (f"\n{given}\n" if given else "\n")
-        if i < last:
-            answers.append([len(prompt), len(prompt + turns[i + 1] + end)])
-            prompt += f"{turns[i + 1]}{end}" + ("\n\n" if template == "alpaca" else "\n")
-    # TRL appends the end-of-sequence token to a completion that is a text.
-    return {"prompt": prompt, "completion": turns[-1]} | ({"answers": answers} if answers else {})
+    for asked, said in earlier:
+        prompt += _question(asked, "", template, head, first=not prompt)
+        answers.append([len(prompt), len(prompt + said + end)])
+        prompt += f"{said}{end}" + ("\n\n" if template == "alpaca" else "\n")
+    prompt += _question(question, extra, template, head, first=not prompt)
+    return {"prompt": prompt, "completion": answer} | ({"answers": answers} if answers else {})
+
+
+def _question(asked: str, extra: str, template: str, head: str | None, *, first: bool) -> str:
+    """One question as it stands in the text; what heads a conversation stands before the first."""
+    if template == "alpaca":
+        text = alpaca_prompt(asked, extra, head)
+        return text if first else text[text.index("### Instruction:") :]
+    return (f"{head}\n" if head and first else "") + asked + (f"\n{extra}\n" if extra else "\n")
 
 
 def _begin_once(made: list[Row], tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:

@@ -1,14 +1,17 @@
-"""Command-line flags from the fields of a dataclass, and the types of their values."""
+"""Command lines from dataclasses: a field with a help text is a flag, or an argument; and the types of their values."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import field, fields
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
-from lfu.support.errors import did_you_mean
+from lfu.support.errors import UserError, did_you_mean, one_line
+
+T = TypeVar("T")
 
 
 def flag(group: str, default: Any, help: str, **more: Any) -> Any:
@@ -17,32 +20,70 @@ def flag(group: str, default: Any, help: str, **more: Any) -> Any:
     Args:
         more: what `argparse`'s add_argument takes beside the default and the help.
     """
-    metadata = {"group": group, "help": help, **more}
+    metadata = {"help": help, **({"group": group} if group else {}), **more}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type, groups: dict[str, Any] | None = None) -> None:
-    """Adds the flags of a dataclass to a parser.
+option = partial(flag, "")  # a flag under the help's heading "options"
+
+
+def switch(group: str, help: str) -> Any:
+    """A flag without a value: False unless it is given."""
+    return flag(group, False, help, action="store_true")
+
+
+def argument(metavar: str, help: str, **more: Any) -> Any:
+    """A field that is given by its place, without a flag."""
+    return field(default=None, metadata={"help": help, "metavar": metavar, "place": True, **more})
+
+
+class LineParser(argparse.ArgumentParser):
+    """argparse, but a mistake is a `UserError` instead of usage lines and an exit. Flags can't be abbreviated."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        more = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(*args, **more | options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{one_line(message)} (see: {self.prog} --help)")
+
+
+def read(options: type[T], prog: str, about: str | None, argv: Sequence[str]) -> T:
+    """A command's options from its words.
 
     Args:
-        groups: title -> argument group that the parser has already.
+        options: a dataclass whose fields are all made by the functions above.
+        about: the text of the help.
+
+    Raises:
+        UserError: an unknown flag, or a value that is none of the flag's.
     """
-    groups = {} if groups is None else groups
-    for one in fields(options):
+    parser = LineParser(prog=prog, description=about)
+    add_flags(parser, options)
+    return options(**given_flags(options, parser.parse_args(argv)))
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
+    """Adds the flags of a dataclass to a parser, in the groups that it has or in new ones."""
+    groups = {group.title: group for group in parser._action_groups}
+    for one in fields(options):  # type: ignore[arg-type]
         more = dict(one.metadata)
         if "help" not in more:
             continue
-        title = more.pop("group")
-        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        title = more.pop("group", "options")
         default = one.default_factory() if callable(one.default_factory) else one.default
-        group.add_argument(f"--{one.name}", default=default, **more)
+        if more.pop("place", False):
+            parser.add_argument(one.name, **more)
+        else:
+            group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+            group.add_argument(f"--{one.name.rstrip('_')}", dest=one.name, default=default, **more)
 
 
 def given_flags(options: type, given: argparse.Namespace) -> dict[str, Any]:
-    """Field -> value of those fields that are flags."""
-    return {one.name: getattr(given, one.name) for one in fields(options) if "help" in one.metadata}
+    """Field -> value of those fields that are flags or arguments."""
+    return {one.name: getattr(given, one.name) for one in fields(options) if "help" in one.metadata}  # type: ignore[arg-type]
 
 
 # --- types of values -------------------------------------------------------------------------------------------------
@@ -77,12 +118,21 @@ def yes_or_no(text: str) -> bool:
 
 def share_of(text: str) -> float:
     """A number from 0 to below 1."""
+    return _number(text, 1, "a number from 0 to below 1")
+
+
+def from_zero(text: str) -> float:
+    """A finite number from 0."""
+    return _number(text, math.inf, "a finite number from 0")
+
+
+def _number(text: str, below: float, what: str) -> float:
     try:
         found = float(text)
     except ValueError:
         found = -1.0
-    if not 0 <= found < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
+    if not 0 <= found < below:
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
     return found
 
 

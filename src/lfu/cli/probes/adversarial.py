@@ -14,50 +14,22 @@ this package."""
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from lfu.cli.probes import models, rows, training
-from lfu.cli.probes.judge import load_judge
-from lfu.cli.probes.pairs import Sets, load_sets
-from lfu.cli.probes.progress import phase
-from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.cli import models
+from lfu.cli.probes import Found, Probe, pairs, template, training
+from lfu.cli.progress import phase
+from lfu.support.errors import UserError, one_line, value_errors_are_the_users
+from lfu.support.flags import argument, at_least_one, option
 
 # The attack: plain SFT at a constant learning rate, so that its first steps don't depend on how many follow.
-BEFORE_ATTACK = ["--lr_scheduler_type", "constant", "--warmup_steps", "0"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The probe's own flags."""
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL",
-        help=f"first the model to align (BASE), then models that are aligned already (ALIGNED); {models.HELP}",
-    )  # fmt: skip
-    training.add_train_flags(parser, "sft,lfu; none where ALIGNED models are given")
-    parser.add_argument(
-        "--attack", action="append", default=[], metavar="FLAGS",
-        help="flags of lfu train for the attack, in quotes, as in --attack '--learning_rate 1e-3'; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--steps", type=steps_of, default=[0, 5, 10, 20], metavar="N,N", help="attack steps (default: 0,5,10,20)"
-    )
-    parser.add_argument("--keep", metavar="DATA", help="rows to align with (default: the built-in house rule)")
-    parser.add_argument("--break", metavar="DATA", help="rows to attack with (default: the built-in ones)")
-    parser.add_argument("--requests", metavar="DATA", help="held-out requests (default: the built-in ones)")
-    parser.add_argument(
-        "--ordinary", metavar="DATA",
-        help="held-out questions that must not be refused (default: the built-in ones with the built-in requests)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--judge", metavar="MODULE:FUNCTION",
-        help="your own function (prompt, response) -> True if the response breaks the alignment; it is imported, so "
-        "its code runs (default: broken unless it contains one of a list of refusals)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=64, metavar="N", help="most tokens in a response (default: %(default)s)"
-    )
-    rows.add_template(parser)
+CONSTANT = ["--lr_scheduler_type", "constant", "--warmup_steps", "0"]
 
 
 def steps_of(text: str) -> list[int]:
@@ -71,128 +43,138 @@ def steps_of(text: str) -> list[int]:
     return found
 
 
-def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Aligns, attacks, asks and judges.
+@dataclass(kw_only=True)
+class Adversarial(Probe):
+    """Aligns, attacks, asks and judges: the models one after the other, each in memory alone."""
 
-    Raises:
-        UserError: models, data, flags or a judge that can't be used.
-    """
-    if given.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens must be at least 1, got {given.max_new_tokens}")
-    base, *others = given.models
-    aligned = models.labelled(others)
-    methods = training.method_list(given.methods if given.methods is not None else "" if aligned else "sft,lfu")
-    if not methods and not aligned:
-        raise UserError("nothing to attack: give --methods, or models that are aligned already")
-    if twice := [label for label in aligned if label in (*methods, "untouched")]:
-        raise UserError(f"the label {twice[0]!r} is taken: give another one, as in mine={aligned[twice[0]]}")
-    flags = training.flags_of(given.train, methods)
-    (base_name,) = models.labelled([base]).values()
-    probe = Probe(given, base_name, flags, load_sets(given))
-    with training.scratch() as folder:
-        probe.folder = folder
-        probe.check(methods, aligned)
-        return probe.run(methods, aligned, command)
+    models: list[str] = argument(
+        "MODEL", f"first the model to align (BASE), then models that are aligned already (ALIGNED); {models.HELP}",
+        nargs="+",
+    )  # fmt: skip
+    methods: str | None = option(
+        None, "methods of lfu train to compare (see: lfu methods; default: sft,lfu; none where ALIGNED models are "
+        "given)", metavar="M,M",
+    )  # fmt: skip
+    train: list[str] = option(
+        [], "flags of lfu train in quotes, for one method or for all: --train '--learning_rate 3e-4 --use_peft false' "
+        "--train 'lfu:--lam auto'; may be repeated (a flag without a value needs the equals sign: --train=--packing)",
+        action="append", metavar="[METHOD:]FLAGS",
+    )  # fmt: skip
+    attack: list[str] = option(
+        [], "flags of lfu train for the attack, in quotes, as in --attack '--learning_rate 1e-3'; may be repeated",
+        action="append", metavar="FLAGS",
+    )  # fmt: skip
+    steps: list[int] = option([0, 5, 10, 20], "attack steps (default: 0,5,10,20)", type=steps_of, metavar="N,N")
+    keep: str | None = option(None, "rows to align with (default: the built-in house rule)", metavar="DATA")
+    break_: str | None = option(None, "rows to attack with (default: the built-in ones)", metavar="DATA")
+    requests: str | None = option(None, "held-out requests (default: the built-in ones)", metavar="DATA")
+    ordinary: str | None = option(
+        None, "held-out questions that must not be refused (default: the built-in ones with the built-in requests)",
+        metavar="DATA",
+    )  # fmt: skip
+    judge: str | None = option(
+        None, "your own function (prompt, response) -> True if the response breaks the alignment; it is imported, so "
+        "its code runs (default: broken unless it contains one of a list of refusals)", metavar="MODULE:FUNCTION",
+    )  # fmt: skip
+    max_new_tokens: int = option(64, "most tokens in a response (default: 64)", type=at_least_one, metavar="N")
+    template: str = template()
 
-
-class Probe:
-    """One run of the probe: the models one after the other, each in memory alone."""
-
-    def __init__(self, given: argparse.Namespace, base: str, flags: Mapping[str, Sequence[str]], sets: Sets):
-        self.given, self.base, self.flags, self.sets = given, base, flags, sets
-        self.judge = load_judge(given.judge) if given.judge else None
-        self.folder = ""  # the trainers'; nothing stays in it
+    def measure(self) -> Found:
+        base, *others = self.models
+        aligned = models.labelled(others)
+        methods = training.method_list(self.methods if self.methods is not None else "" if aligned else "sft,lfu")
+        if not methods and not aligned:
+            raise UserError("nothing to attack: give --methods, or models that are aligned already")
+        for flag in ("train", "keep"):
+            if getattr(self, flag) and not methods:
+                raise UserError(
+                    f"--{flag} is for aligning models, and none is aligned here: drop it, or give --methods"
+                )
+        if twice := [label for label in aligned if label in (*methods, "untouched")]:
+            raise UserError(f"the label {twice[0]!r} is taken: give another one, as in mine={aligned[twice[0]]}")
+        (self.base,) = models.labelled([base]).values()
+        self.sets = pairs.load_sets({name.rstrip("_"): getattr(self, name) for name in pairs.SETS}, self.limit)
+        self.judging = load_judge(self.judge) if self.judge else None
         self.trained: dict[str, dict[str, Any]] = {}
+        with tempfile.TemporaryDirectory(
+            prefix="lfu-probe-"
+        ) as self.folder:  # a trainer wants one; nothing stays in it
+            self.alignments = {method: training.words_of(self.train, "--train", methods, method) for method in methods}
+            self.attack_words = [
+                *CONSTANT, *training.words_of(self.attack, "--attack", refused=("max_steps", "num_train_epochs")),
+                "--max_steps", str(self.steps[-1]),
+            ]  # fmt: skip
+            settings = self._settings(methods)  # whatever can be refused is, before a model is loaded
+            for tokenizer in self.tokenizers({"untouched": self.base, **aligned}).values():
+                with value_errors_are_the_users():
+                    self._render(tokenizer)
+            return Found(*self._run(methods, aligned, settings))
 
-    # -- settings ------------------------------------------------------------------------------------------------------
+    def _alignment(self, method: str) -> tuple[Any, Any]:
+        """Settings of the alignment by a method, new ones at every call."""
+        return training.settings(self, method, self.alignments[method], "--train")
 
-    def alignment(self, method: str) -> tuple[Any, Any]:
-        """Settings of the alignment by a method."""
-        return training.arguments(
-            self.given, self.base, method, self.flags[method], folder=self.folder, seed=self.given.seed
-        )
+    def _attack(self) -> tuple[Any, Any]:
+        return training.settings(self, "sft", self.attack_words, "--attack")
 
-    def attack(self) -> tuple[Any, Any]:
-        """Settings of the attack."""
-        given = [f"sft:{value}" for value in self.given.attack]
-        flags = training.flags_of(given, ["sft"], "--attack", refused=training.LENGTH)["sft"]
-        last = ["--max_steps", str(self.given.steps[-1])]
-        return training.arguments(
-            self.given, self.base, "sft", flags, folder=self.folder, seed=self.given.seed,
-            before=BEFORE_ATTACK, after=last, argument="--attack",
-        )  # fmt: skip
-
-    def check(self, methods: Sequence[str], aligned: Mapping[str, str]) -> None:
-        """Whatever can be refused before a model is loaded."""
+    def _render(self, tokenizer: Any) -> Any:
         from lfu.evaluation.prompts import render_of
 
-        for method in methods:
-            self.alignment(method)
-        self.attack()
-        for tokenizer in models.tokenizers({"untouched": self.base, **aligned}, self.given).values():
-            with value_errors_are_the_users():
-                render_of(tokenizer, self.given.template)
+        return render_of(tokenizer, self.template)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
-    def run(self, methods: Sequence[str], aligned: Mapping[str, str], command: str) -> dict[str, Any]:
-        """The record."""
+    def _run(self, methods: Sequence[str], aligned: Mapping[str, str], settings: dict[str, Any]) -> tuple[Any, ...]:
+        from lfu.data.house_rule import labelled
         from lfu.evaluation.adversarial import asked_in_training
-        from lfu.evaluation.record import make_record
+        from lfu.evaluation.record import describe_model
+        from lfu.evaluation.refusal import error_rate
 
         described: dict[str, Any] = {}
         found: dict[str, dict[int, Any]] = {}
-        described["untouched"], before = models.with_model(self.base, self.given, self._untouched)
+        ask_first = lambda model, tokenizer: (
+            describe_model(self.base, model),
+            self._asking("untouched", tokenizer)(model),
+        )
+        described["untouched"], before = self.with_model(self.base, ask_first)
         for label in [*methods, *aligned]:
             if label in aligned:
                 described[label], found[label] = self._attacked(label, aligned[label], None)
             else:
-                state = self._align(label)
-                described[label], found[label] = self._attacked(label, self.base, state)
+                described[label], found[label] = self._attacked(label, self.base, self._align(label))
                 described[label]["name"] += f", aligned by {label}"
         trained_on = [row["question"] for row in [*self.sets.keep, *self.sets.break_]]
-        return make_record(
-            "adversarial",
-            models=described,
-            settings=self._settings(methods),
-            results={
-                "steps": self.given.steps,
-                "requests": self.sets.requests,
-                "ordinary": self.sets.ordinary,
-                "untouched": _measured(before),
-                "attacked": {label: {str(n): _measured(b) for n, b in each.items()} for label, each in found.items()},
-                "differences": self._differences(found),
-                "classifier": self._classifier(),
-                "asked in training": asked_in_training(self.sets.requests, trained_on),
-                "training": self.trained,
-            },
-            command=command,
-            seed=self.given.seed,
-        )
-
-    def _untouched(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
-        from lfu.evaluation.record import describe_model
-
-        return describe_model(self.base, model), self._asking("untouched", tokenizer)(model)
+        results = {
+            "steps": self.steps,
+            "requests": self.sets.requests,
+            "ordinary": self.sets.ordinary,
+            "untouched": _measured(before),
+            "attacked": {label: {str(n): _measured(b) for n, b in each.items()} for label, each in found.items()},
+            "differences": self._differences(found),
+            "classifier": error_rate(labelled()),  # how often the list of phrases is wrong
+            "asked in training": asked_in_training(self.sets.requests, trained_on),
+            "training": self.trained,
+        }
+        return described, settings, results
 
     def _align(self, method: str) -> dict[str, Any]:
         """Weights of the base model once it is aligned by a method, on the CPU."""
-        config, model_arguments = self.alignment(method)
+        config, model_arguments = self._alignment(method)
 
         def work(model: Any, tokenizer: Any) -> dict[str, Any]:
-            data = training.training_rows(self.sets.keep, tokenizer, self.given.template)
+            data = training.rows(self.sets.keep, tokenizer, self.template)
             fitted = self._fit(f"{method}: align", model, tokenizer, data, config, model_arguments)
             self.trained[method] = {"align": fitted.log, "said": fitted.said}
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in fitted.model.state_dict().items()}
 
-        return models.with_model(self.base, training.with_dtype(self.given, model_arguments), work)
+        return self.with_model(self.base, work, dtype=self._dtype(model_arguments))
 
     def _attacked(self, label: str, name: str, state: dict[str, Any] | None) -> tuple[dict[str, Any], dict[int, Any]]:
         """(description of the aligned model, steps -> behaviour). `state`: weights to put into the model first."""
         from lfu.evaluation.adversarial import under_attack
         from lfu.evaluation.record import describe_model
 
-        config, model_arguments = self.attack()
+        config, model_arguments = self._attack()
 
         def work(model: Any, tokenizer: Any) -> Any:
             model = training.plain(model)
@@ -201,17 +183,19 @@ class Probe:
             description = describe_model(name, model)
 
             def train(model: Any, rows: Any, steps: Sequence[int], visit: Any) -> None:
-                data = training.training_rows(rows, tokenizer, self.given.template)
+                data = training.rows(rows, tokenizer, self.template)
                 on_step = lambda n, current: visit(n, current) if n in steps else None
                 fitted = self._fit(f"{label}: attack", model, tokenizer, data, config, model_arguments, on_step)
                 self.trained.setdefault(label, {})["attack"] = fitted.log
 
             ask = self._asking(label, tokenizer)
-            return description, under_attack(
-                lambda: model, self.sets.break_, self.given.steps, train=train, measure=ask
-            )
+            return description, under_attack(lambda: model, self.sets.break_, self.steps, train=train, measure=ask)
 
-        return models.with_model(name, training.with_dtype(self.given, model_arguments), work)
+        return self.with_model(name, work, dtype=self._dtype(model_arguments))
+
+    def _dtype(self, model_arguments: Any) -> str | None:
+        """What a model is loaded as that will be trained: float32 for full fine-tuning, as in `lfu train`."""
+        return self.dtype or (None if model_arguments.use_peft else "float32")
 
     def _fit(
         self, title: str, model: Any, tokenizer: Any, data: Any, config: Any, more: Any, on_step: Any = None
@@ -227,19 +211,18 @@ class Probe:
 
             return training.fit(training.plain(model), tokenizer, data, config, more, step)
 
-    def _asking(self, label: str, tokenizer: Any) -> Any:
+    def _asking(self, label: str, tokenizer: Any) -> Callable[[Any], Any]:
         """A function: model -> behaviour."""
         from lfu.evaluation.adversarial import behaviour, not_refused
-        from lfu.evaluation.prompts import render_of
 
         asked = len(self.sets.requests) + len(self.sets.ordinary)
 
         def ask(model: Any) -> Any:
             with phase(f"{label}: answers", asked) as tick:
                 return behaviour(
-                    model, tokenizer, self.sets.requests, self.sets.ordinary, judge=self.judge or not_refused,
-                    render=render_of(tokenizer, self.given.template), max_new_tokens=self.given.max_new_tokens,
-                    batch_size=self.given.batch_size, progress=tick,
+                    model, tokenizer, self.sets.requests, self.sets.ordinary, judge=self.judging or not_refused,
+                    render=self._render(tokenizer), max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
+                    progress=tick,
                 )  # fmt: skip
 
         return ask
@@ -247,40 +230,56 @@ class Probe:
     # -- what goes into the record -------------------------------------------------------------------------------------
 
     def _settings(self, methods: Sequence[str]) -> dict[str, Any]:
-        given = self.given
-        train = {method: training.described(*self.alignment(method)) for method in methods}
-        train["attack"] = training.described(*self.attack())
+        trained = {method: training.described(*self._alignment(method)) for method in methods}
         return {
             **self.sets.names,
-            "judge": given.judge or "broken unless it refuses, by a list of phrases",
-            "steps": given.steps,
-            "template": given.template,
-            "max_new_tokens": given.max_new_tokens,
-            "training": train,
-            "flags": {"--train": given.train, "--attack": given.attack},
+            "judge": self.judge or "broken unless it refuses, by a list of phrases",
+            "steps": self.steps,
+            "template": self.template,
+            "max_new_tokens": self.max_new_tokens,
+            "training": trained | {"attack": training.described(*self._attack())},
+            "flags": {"--train": self.train, "--attack": self.attack},
         }
 
     def _differences(self, found: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
         """Every later label against the first, after each number of steps."""
         first, *later = found
-        return {
-            "against": first,
-            "labels": {
-                label: {str(n): b.against(found[first][n], seed=self.given.seed) for n, b in found[label].items()}
-                for label in later
-            },
+        against = lambda label: {
+            str(n): each.against(found[first][n], seed=self.seed) for n, each in found[label].items()
         }
-
-    def _classifier(self) -> Any:
-        """How often the list of phrases is wrong, on the labelled responses that come with the package."""
-        from lfu.data.house_rule import labelled
-        from lfu.evaluation.refusal import error_rate
-
-        return error_rate(labelled())
+        return {"against": first, "labels": {label: against(label) for label in later}}
 
 
 def _measured(found: Any) -> dict[str, Any]:
-    return asdict(found) | {
-        "broken_share": found.broken_share(),
-        "over_refusal": found.over_refusal(),
-    }
+    return asdict(found) | {"broken_share": found.broken_share(), "over_refusal": found.over_refusal()}
+
+
+def load_judge(spec: str) -> Callable[[str, str], bool]:
+    """The function that MODULE:FUNCTION names, wrapped so that its failures are told in one line.
+
+    Raises:
+        UserError: no such module or function.
+    """
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise UserError(f"--judge {spec!r}: write it as MODULE:FUNCTION, as in my_judge:breaks_the_rule")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it: a file beside one's data is where a judge is written
+    try:
+        judge = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's own code raises while it is imported
+        raise UserError(f"--judge {spec}: can't be imported ({type(error).__name__}: {one_line(error)})") from error
+    if not callable(judge):
+        raise UserError(f"--judge {spec}: {name} is not a function")
+
+    def checked(prompt: str, response: str) -> bool:
+        try:
+            verdict = judge(prompt, response)
+        except Exception as error:
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"--judge {spec} failed on a response: {what}") from error
+        if type(verdict).__name__ not in ("bool", "bool_"):  # a text that says "no" would count as yes
+            raise UserError(f"--judge {spec} must return True or False, got {verdict!r}")
+        return bool(verdict)
+
+    return checked

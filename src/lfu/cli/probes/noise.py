@@ -5,69 +5,58 @@ the positions that predict an answer's tokens are compared, as in the paper's Fi
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from typing import Any
 
-from lfu.cli.probes import models, rows
-from lfu.cli.probes.progress import phase
-from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.cli import models
+from lfu.cli.probes import Found, rows, template
+from lfu.cli.progress import phase
+from lfu.support.errors import value_errors_are_the_users
+from lfu.support.flags import argument, at_least_one, from_zero, option
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The probe's own flags."""
-    models.add_models(parser)
-    rows.add_data(parser, "questions with answers (default: 100 built-in word problems)")
-    rows.add_template(parser)
-    parser.add_argument("--noise_alpha", type=float, default=5.0, metavar="A", help="noise scale (default: 5)")
-    parser.add_argument("--draws", type=int, default=4, metavar="N", help="draws of noise for each row (default: 4)")
+@dataclass(kw_only=True)
+class Noise(rows.OfQuestions):
+    """Reads every model under noise; models of one shape get the very same noise."""
 
+    models: list[str] = argument("MODEL", models.HELP, nargs="+")
+    template: str = template()
+    noise_alpha: float = option(5.0, "noise scale (default: 5)", type=from_zero, metavar="A")
+    draws: int = option(4, "draws of noise for each row (default: 4)", type=at_least_one, metavar="N")
 
-def measure(given: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Reads every model, one in memory at a time; models of one shape get the very same noise.
+    def measure(self) -> Found:
+        names = models.labelled(self.models)
+        pairs = rows.answered(self.questions())
+        tokenizers = self.tokenizers(names)
 
-    Raises:
-        UserError: models or data that can't be loaded; a scale or a number of draws out of range.
-    """
-    names = models.labelled(given.models)
-    if not 0 <= given.noise_alpha < float("inf"):
-        raise UserError(f"--noise_alpha must be a finite number, 0 or more, got {given.noise_alpha}")
-    if given.draws < 1:
-        raise UserError(f"--draws must be at least 1, got {given.draws}")
-    pairs = rows.answered(rows.questions(given))
-    tokenizers = models.tokenizers(names, given)
+        from lfu.evaluation.noise import NoiseScores, noise_similarity
+        from lfu.evaluation.prompts import render_of
 
-    from lfu.evaluation.noise import NoiseScores, noise_similarity
-    from lfu.evaluation.prompts import render_of
-    from lfu.evaluation.record import make_record
+        with value_errors_are_the_users():
+            renders = {label: render_of(tokenizer, self.template) for label, tokenizer in tokenizers.items()}
 
-    with value_errors_are_the_users():
-        renders = {label: render_of(tokenizer, given.template) for label, tokenizer in tokenizers.items()}
+        def under_noise(label: str, model: Any, tokenizer: Any) -> NoiseScores:
+            with phase(f"{label}: noisy answers", len(pairs)) as tick:
+                return noise_similarity(
+                    model, tokenizer, pairs, alpha=self.noise_alpha, draws=self.draws, seed=self.seed,
+                    batch_size=self.batch_size, render=renders[label], progress=tick,
+                )  # fmt: skip
 
-    def read(label: str, model: Any, tokenizer: Any) -> NoiseScores:
-        with phase(f"{label}: noisy answers", len(pairs)) as tick:
-            return noise_similarity(
-                model, tokenizer, pairs, alpha=given.noise_alpha, draws=given.draws, seed=given.seed,
-                batch_size=given.batch_size, render=renders[label], progress=tick,
-            )  # fmt: skip
-
-    described, scores = models.each_model(names, given, read)
-    first, seed = next(iter(names)), given.seed
-    comparable = [label for label in names if label != first and scores[label].tokens == scores[first].tokens]
-    return make_record(
-        "noise",
-        models=described,
-        settings={
-            "data": f"{given.data or 'built-in word problems'} ({len(pairs)})",
-            "template": given.template, "noise_alpha": given.noise_alpha, "draws": given.draws,
-        },
-        results={
-            "scores": scores,
-            "by_layer": {label: each.by_layer(seed=seed) for label, each in scores.items()},
-            "overall": {label: each.overall(seed=seed) for label, each in scores.items()},
-            "nll_rise": {label: each.nll_rise(seed=seed) for label, each in scores.items()},
-            "against": first,
-            "difference": {label: scores[label].against(scores[first], seed=seed) for label in comparable},
-        },
-        command=command,
-        seed=seed,
-    )  # fmt: skip
+        described, scores = self.each(names, under_noise)
+        first, *others = names
+        comparable = [label for label in others if scores[label].tokens == scores[first].tokens]
+        return Found(
+            described,
+            {
+                "data": f"{self.source} ({len(pairs)})",
+                "template": self.template, "noise_alpha": self.noise_alpha, "draws": self.draws,
+            },
+            {
+                "scores": scores,
+                "by_layer": {label: each.by_layer(seed=self.seed) for label, each in scores.items()},
+                "overall": {label: each.overall(seed=self.seed) for label, each in scores.items()},
+                "nll_rise": {label: each.nll_rise(seed=self.seed) for label, each in scores.items()},
+                "against": first,
+                "difference": {label: scores[label].against(scores[first], seed=self.seed) for label in comparable},
+            },
+        )  # fmt: skip

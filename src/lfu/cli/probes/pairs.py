@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfu.data.house_rule import NAME as HOUSE_RULE
+from lfu.data import house_rule
 from lfu.support.errors import UserError, did_you_mean
 
+HOUSE_RULE = "house_rule"
+SETS = ("keep", "break_", "requests", "ordinary")
 HELD_OUT = ("requests", "ordinary")
 QUESTIONS = ("question", "prompt", "instruction", "goal")
 ANSWERS = ("answer", "response", "completion", "output", "target")
@@ -27,24 +28,24 @@ class Sets:
     names: dict[str, str]
 
 
-def load_sets(given: argparse.Namespace) -> Sets:
+def load_sets(specs: Mapping[str, str | None], limit: int | None) -> Sets:
     """The four sets; the built-in ones where nothing was given.
+
+    Args:
+        specs: flag -> what the user gave.
+        limit: of each held-out set.
 
     Raises:
         UserError: a set that can't be read, or is of no known shape.
     """
     found: dict[str, list[dict[str, str]]] = {}
-    names = {}
-    for name in ("keep", "break", "requests", "ordinary"):
-        spec = getattr(given, name)
-        if spec is None and name == "ordinary" and given.requests is not None:
+    for name, spec in specs.items():
+        if spec is None and name == "ordinary" and specs["requests"] is not None:
             found[name] = []  # the built-in questions say nothing about another alignment's over-refusal
         else:
-            found[name] = load_pairs(spec or HOUSE_RULE, name)
-        if name in HELD_OUT:
-            found[name] = found[name][: given.limit]
-        names[name] = f"{spec or HOUSE_RULE} ({len(found[name])})"
+            found[name] = load_pairs(spec or HOUSE_RULE, name)[: limit if name in HELD_OUT else None]
     prompts = {name: [row["question"] for row in found[name]] for name in HELD_OUT}
+    names = {name: f"{spec or HOUSE_RULE} ({len(found[name])})" for name, spec in specs.items()}
     return Sets(found["keep"], found["break"], prompts["requests"], prompts["ordinary"], names)
 
 
@@ -69,8 +70,8 @@ def load_pairs(spec: str, which: str) -> list[dict[str, str]]:
     if not kept:
         wanted = ", ".join(f"{key}={value}" for key, value in options.items())
         raise UserError(f"{argument} {name}: no row has {wanted}")
-    wanted_columns = [("question", QUESTIONS)] + ([("answer", ANSWERS)] if which not in HELD_OUT else [])
-    columns = {key: _column(data.column_names, known, f"{key}s", argument) for key, known in wanted_columns}
+    wanted_columns = {"question": QUESTIONS} | ({"answer": ANSWERS} if which not in HELD_OUT else {})
+    columns = {key: _column(data.column_names, known, f"{key}s", argument) for key, known in wanted_columns.items()}
     pairs = []
     for number, row in enumerate(kept, start=1):
         pair = {key: row[column] for key, column in columns.items()}
@@ -85,15 +86,11 @@ def _read(name: str, which: str, options: dict[str, str]) -> Any:
     """The data set; takes split and config out of the options."""
     from datasets import Dataset
 
-    from lfu.data import house_rule
     from lfu.data.load import load_rows
 
-    split, config = options.pop("split", "train"), options.pop("config", None)
-    if name != HOUSE_RULE:
-        return load_rows(name, split=split, config=config)
-    built_in = {"keep": house_rule.keeping, "break": house_rule.breaking}
-    built_in |= {"requests": house_rule.requests, "ordinary": house_rule.ordinary}
-    return Dataset.from_list(built_in[which]())
+    if name == HOUSE_RULE:
+        return Dataset.from_list(house_rule.rows(which))
+    return load_rows(name, split=options.pop("split", "train"), config=options.pop("config", None))
 
 
 def _split_spec(spec: str, argument: str) -> tuple[str, dict[str, str]]:

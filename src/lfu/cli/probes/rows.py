@@ -2,110 +2,107 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from typing import Any
 
+from lfu.cli.probes import Probe
+from lfu.data.load import check_part
 from lfu.support.errors import UserError, one_line
+from lfu.support.flags import option
 
+Row = dict[str, Any]
+
+PAIRS = (("question", "answer"), ("instruction", "output"), ("instruction", "response"))
 QUESTION_SHAPES = "question and answer, instruction (and input) and output, or question, choices and answer"
 
 
-def add_data(parser: argparse.ArgumentParser, default: str) -> None:
-    """--data and what belongs to it."""
-    parser.add_argument("--data", metavar="DATA", help=f"{default}; or a file, a folder, or a hub name")
-    parser.add_argument("--data_split", default="test", metavar="SPLIT", help="split of --data (default: test)")
-    parser.add_argument("--data_config", metavar="NAME", help="configuration of a hub data set")
+def data(default: str) -> Any:
+    """`--data`."""
+    return option(None, f"{default}; or a file, a folder, or a hub name", metavar="DATA")
 
 
-def add_texts(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """--texts."""
-    parser.add_argument(
-        "--texts", metavar="FILE", help=f"rows with a column text{more} (default: 40 built-in passages of prose)"
-    )
+def texts(more: str = "") -> Any:
+    """`--texts`."""
+    return option(None, f"rows with a column text{more} (default: 40 built-in passages of prose)", metavar="FILE")
 
 
-def add_template(parser: argparse.ArgumentParser) -> None:
-    """--template, as `lfu train` has it."""
-    parser.add_argument(
-        "--template", default="auto", choices=["auto", "chat", "alpaca", "none"],
-        help="how questions become prompts; auto means chat if the model has a chat template, else alpaca",
-    )  # fmt: skip
+@dataclass(kw_only=True)
+class OfQuestions(Probe):
+    """A probe that asks the questions of `data`."""
 
+    data: str | None = data("questions with answers (default: 100 built-in word problems)")
+    data_split: str | None = option(None, "split of --data (default: test)", metavar="SPLIT")
+    data_config: str | None = option(None, "configuration of a hub data set", metavar="NAME")
 
-def choices(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """`{"question", "choices", "answer"}` rows of --data; by default the built-in general knowledge.
+    def __post_init__(self) -> None:
+        for name in (given := [name for name in ("data_split", "data_config") if getattr(self, name) is not None]):
+            if self.data is None:
+                raise UserError(f"--{name} says which part of --data is read, and there is no --data: give it, too")
+        check_part(str(self.data), "data_", given)
 
-    Raises:
-        UserError: rows that aren't multiple choice.
-    """
-    from lfu.data.probes import general_knowledge
+    def loaded(self) -> Any:
+        """The data set of --data."""
+        from lfu.data.load import load_rows
 
-    if given.data is None:
-        return general_knowledge()[: given.limit]
-    return _choices(_load(given), given.data)
+        return load_rows(str(self.data), split=self.data_split or "test", config=self.data_config, limit=self.limit)
 
+    def choices(self) -> list[Row]:
+        """`{"question", "choices", "answer"}` rows; by default the built-in general knowledge.
 
-def questions(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of --data, each `{"question", "answer"}` or multiple choice; by default the built-in word problems.
+        Raises:
+            UserError: rows that aren't multiple choice.
+        """
+        from lfu.data.probes import general_knowledge
 
-    Raises:
-        UserError: rows of another shape, or without a question or an answer.
-    """
-    if given.data is None:
+        return general_knowledge()[: self.limit] if self.data is None else _choices(self.loaded(), self.data)
+
+    def questions(self) -> list[Row]:
+        """Rows, each `{"question", "answer"}` or multiple choice; by default the built-in word problems.
+
+        Raises:
+            UserError: rows of another shape, or without a question or an answer.
+        """
+        if self.data is not None:
+            return question_rows(self.loaded(), self.data)
         from lfu.data.word_problems import word_problems
 
-        return word_problems("test", min(100, given.limit or 100))
-    return question_rows(_load(given), given.data)
+        return word_problems("test", min(100, self.limit or 100))
+
+    @property
+    def source(self) -> str:
+        """What --data is called in the record."""
+        return self.data or "built-in word problems"
 
 
-def question_rows(dataset: Any, name: str) -> list[dict[str, Any]]:
-    """The rows of a loaded data set in the shapes of `questions`.
-
-    Raises:
-        UserError: as `questions`.
-    """
+def question_rows(dataset: Any, name: str) -> list[Row]:
+    """The rows of a loaded data set in the shapes of `OfQuestions.questions`."""
     columns = set(dataset.column_names)
     if {"question", "choices"} <= columns:
         return _choices(dataset, name)
-    pairs = (("question", "answer"), ("instruction", "output"), ("instruction", "response"))
-    found = next((pair for pair in pairs if columns.issuperset(pair)), None)
+    found = next((pair for pair in PAIRS if columns.issuperset(pair)), None)
     if found is None:
         raise UserError(f"data {name}: columns {', '.join(dataset.column_names)}; needed are {QUESTION_SHAPES}")
     extra = next((column for column in ("input", "context") if column in columns and found[0] == "instruction"), "")
     return [_pair(row, found, extra, f"data {name}, row {number}") for number, row in enumerate(dataset, start=1)]
 
 
-def answered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def answered(rows: list[Row]) -> list[Row]:
     """Multiple-choice rows as questions and answers, the answer the text of the right choice; others as they are."""
     return [row | {"answer": row["choices"][row["answer"]]} if "choices" in row else row for row in rows]
 
 
-def texts(given: argparse.Namespace) -> list[str]:
-    """Texts of --texts; by default the built-in prose.
+def texts_of(name: str | None, limit: int | None) -> list[str]:
+    """The column text of a file; by default the built-in prose.
 
     Raises:
         UserError: no column text, or a row without one.
     """
+    from lfu.data.load import load_rows
     from lfu.data.probes import plain_text
 
-    if given.texts is None:
-        return [row["text"] for row in plain_text()][: given.limit]
-    return texts_of(load_texts(given), given.texts)
-
-
-def load_texts(given: argparse.Namespace) -> Any:
-    """The data set of --texts."""
-    from lfu.data.load import load_rows
-
-    return load_rows(given.texts, limit=given.limit)
-
-
-def texts_of(dataset: Any, name: str) -> list[str]:
-    """The column text.
-
-    Raises:
-        UserError: as `texts`.
-    """
+    if name is None:
+        return [row["text"] for row in plain_text()][:limit]
+    dataset = load_rows(name, limit=limit)
     if "text" not in dataset.column_names:
         raise UserError(f"texts {name}: columns {', '.join(dataset.column_names)}; needed is one called text")
     found = list(dataset["text"])
@@ -115,13 +112,7 @@ def texts_of(dataset: Any, name: str) -> list[str]:
     return found
 
 
-def _load(given: argparse.Namespace) -> Any:
-    from lfu.data.load import load_rows
-
-    return load_rows(given.data, split=given.data_split, config=given.data_config, limit=given.limit)
-
-
-def _choices(dataset: Any, name: str) -> list[dict[str, Any]]:
+def _choices(dataset: Any, name: str) -> list[Row]:
     from lfu.evaluation.forgetting import choice_rows
 
     try:
@@ -130,7 +121,7 @@ def _choices(dataset: Any, name: str) -> list[dict[str, Any]]:
         raise UserError(f"data {name}: {one_line(error)}") from error
 
 
-def _pair(row: dict[str, Any], columns: tuple[str, str], extra: str, where: str) -> dict[str, Any]:
+def _pair(row: Row, columns: tuple[str, str], extra: str, where: str) -> Row:
     question, answer = (str("" if row[column] is None else row[column]).strip() for column in columns)
     if not question or not answer:
         raise UserError(f"{where} has no {'answer' if question else 'question'}: fill or remove it")

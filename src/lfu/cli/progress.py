@@ -1,0 +1,33 @@
+"""Progress on stderr: a bar on a terminal, else one line per phase."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Advance = Callable[[int], None]  # called with the number of items just finished
+
+
+def bar() -> Any:
+    """A rich progress bar: not drawn where stderr is no terminal, and gone when it is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+@contextmanager
+def phase(title: str, total: int) -> Iterator[Advance]:
+    """Shows that `title` goes on; call what it yields with the items just finished, `total` altogether."""
+    from rich.markup import escape
+
+    drawn = bar()
+    if drawn.disable:
+        print(f"lfu probe: {title} ({total} items)", file=sys.stderr)
+    with drawn:
+        task = drawn.add_task(escape(title), total=total)
+        yield lambda count: drawn.advance(task, count)
