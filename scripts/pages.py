@@ -54,7 +54,7 @@ OUTSIDE = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "chang
 BESIDE = ["CITATION.cff", "LICENSE"]
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 BAR = "\\|"
-SHORT_CODE = re.compile(r"<code>([^<\n]{1,32})</code>")
+SHORT_CODE = re.compile(r"(?<!</span>)<code>([^<]{1,32})</code>")  # not that of a block, which begins with a span
 CODE_WITH_BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 
 

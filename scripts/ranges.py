@@ -21,6 +21,7 @@ from pathlib import Path
 
 from borrowed import ROOT, ask, clean, environment, install_this, pip_install
 
+# The step, the trainer, rows, the callback, the command line with each method, and what builds on PEFT's own adapters.
 CORE = (
     "tests/step/test_step.py",
     "tests/test_trainer.py",
@@ -28,11 +29,14 @@ CORE = (
     "tests/forgetting",
     "tests/integrations",
     "tests/cli/test_train.py",
-    "tests/methods",
+    "tests/cli/test_methods.py",
+    "tests/methods/test_corda.py",
+    "tests/methods/test_oft.py",
+    "tests/methods/test_osf.py",
 )
-# What takes long and would find nothing that hangs on a version: numbers that settle, and most of the resumed runs.
+# What takes long and hangs on no version: numbers that settle, most of the resumed runs, a third kind of adapter.
 LEFT_OUT = (
-    "not (settles or healthy or advice_is_given or auto_lam_holds or training_with_it_learns) "
+    "not (settles or healthy or advice_is_given or auto_lam_holds or training_with_it_learns or dora) "
     "and (not test_resume_is_bit_exact or (independent and lora))"
 )
 SHOWN = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
