@@ -13,7 +13,6 @@ from trl import ModelConfig, TrlParser
 from lfu import recipes
 from lfu.cli.models import DTYPES
 from lfu.config import LfUConfig
-from lfu.data.load import check_part
 from lfu.data.templates import TEMPLATES
 from lfu.support.errors import UserError, did_you_mean, one_line
 from lfu.support.flags import LineParser, option
@@ -177,6 +176,8 @@ def _named(words: Sequence[str], names: dict[str, str]) -> frozenset[str]:
 
 def _refuse_unused(typed: Collection[str], model: ModelArguments, data: DataArguments) -> None:
     """Refuses a flag on the command line that would do nothing. What a recipe says beside is for other models, too."""
+    from lfu.data.load import check_part
+
     unused: dict[str, str] = {}  # how a flag begins -> what it is for, and is not there
     if not model.use_peft:
         why = "an adapter, and --use_peft false trains all weights: drop one of them"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfu.cli.probes import Probe
-from lfu.data.load import check_part
 from lfu.support.errors import UserError, one_line
 from lfu.support.flags import option
 
@@ -38,7 +37,10 @@ class OfQuestions(Probe):
         for name in (given := [name for name in ("data_split", "data_config") if getattr(self, name) is not None]):
             if self.data is None:
                 raise UserError(f"--{name} says which part of --data is read, and there is no --data: give it, too")
-        check_part(str(self.data), "data_", given)
+        if given:
+            from lfu.data.load import check_part
+
+            check_part(str(self.data), "data_", given)
 
     def loaded(self) -> Any:
         """The data set of --data."""
