@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lfu.forgetting.budget import parsed
 from lfu.forgetting.items import ItemSet, item_sets
 from lfu.forgetting.keep import FILE, Memory, Reading
 from lfu.forgetting.measuring import Measuring
-from lfu.forgetting.schedule import Schedule, check_best
+from lfu.forgetting.schedule import Schedule, check_best, metric_of, would_be_best
 from lfu.forgetting.share import tokens_per_step
 from lfu.forgetting.trainer import log, resumed_from
 from lfu.forgetting.unnoticed import has_untouched_base
@@ -42,8 +42,8 @@ class ForgettingCallback(TrainerCallback):
         keep_best: leave the checkpoint with the best evaluation metric among those within the budget. Needs
             `load_best_model_at_end=True`.
         every: measure every so many steps, instead of at evaluations (with `keep_best`: at both).
-        share_of_time: the most of the run's time that measuring may take. It is kept by asking fewer items. None: no
-            limit.
+        share_of_time: the most of the run's time that measuring may take. It is kept by asking fewer items, and in
+            short runs by fewer readings. None: no limit.
         files: `.jsonl`, `.json` or `.txt` files. Rows have `question`, `choices` and `answer`, or a `text`.
         tokenizer: default: the trainer's.
         batch_size: items per forward pass.
@@ -85,6 +85,7 @@ class ForgettingCallback(TrainerCallback):
         self.tokenizer, self.batch_size, self.seed, self.page, self._say = tokenizer, batch_size, seed, page, say
         self.schedule = Schedule(every, keep_best)
         self.measuring: Measuring | None = None
+        self._skipped = False  # whether a checkpoint that might have been the best was not measured
 
     @property
     def memory(self) -> Memory | None:
@@ -101,7 +102,7 @@ class ForgettingCallback(TrainerCallback):
         if self.keep_best:
             check_best(args)
         tokenizer = self._tokenizer(processing_class)
-        self._speaks, self._first_step = state.is_world_process_zero, state.global_step
+        self._speaks = state.is_world_process_zero
         measuring = Measuring(
             model, tokenizer, self.sets, self.budget, self.share_of_time, self.batch_size, self.seed
         )  # fmt: skip
@@ -116,7 +117,7 @@ class ForgettingCallback(TrainerCallback):
                     "with the same files and seed, or leave the callback out"
                 )
         tokens = tokens_per_step(args, train_dataloader)
-        first = measuring.begin(tokens, state.max_steps)
+        first = measuring.begin(tokens, state.global_step, state.max_steps)
         self._save(args)
         log(self, {f"forgetting/{name}": value for name, value in first.items()}, args, state, control)
         self.say(
@@ -131,44 +132,46 @@ class ForgettingCallback(TrainerCallback):
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **more: Any) -> Any:
-        """Measures beside an evaluation. With `keep_best` one over the budget can't become the best."""
+        """Measures beside an evaluation. With `keep_best` only what is measured and in budget can become the best."""
         if not self.measuring or not self.schedule.at_evaluations(args):
             return control
-        self._measure(args, state, control, needed=self.keep_best)
-        newest = self._newest()
-        if self.keep_best and newest and newest.step == state.global_step and newest.over:
-            name = args.metric_for_best_model
-            name = name if name.startswith("eval_") else f"eval_{name}"
-            if name in (metrics or {}):  # logged already: only the choice of the best model reads it now
-                metrics[name] = -math.inf if args.greater_is_better else math.inf
+        candidate = self.keep_best and would_be_best(args, state, metrics)
+        reading = self._measure(args, state, control, useful=candidate or not self.keep_best)
+        if candidate and state.global_step and (reading is None or reading.over):
+            # logged already: only the choice of the best model reads it now
+            metrics[metric_of(args)] = -math.inf if args.greater_is_better else math.inf
+            if reading is None and not self._skipped:
+                self._skipped = True
+                self.say(
+                    f"no reading at step {state.global_step}, to keep to share_of_time={self.share_of_time:.3g}; "
+                    "only a checkpoint that is measured can be kept as the best"
+                )
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Puts what is known beside the checkpoint."""
-        source, folder = _folder(args) / FILE, Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.measuring and self._speaks and folder.is_dir() and source.is_file():
-            shutil.copyfile(source, folder / FILE)
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.measuring and self._speaks and folder.is_dir():
+            self.measuring.save(folder)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """The last reading, and the page."""
+        """The last reading, of the weights that are left, and the page."""
         if not self.measuring:
             return
         best = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
-        if best is None:
-            self._measure(args, state, control, needed=True)
-            if self.keep_best:
-                self.say("no checkpoint was within the budget: the last weights are kept")
-        readings = self.measuring.memory.readings
-        if readings:
-            self._report(args, state, next((r for r in readings if r.step == best), readings[-1]))
+        if best is None and self.keep_best:
+            self.say("no checkpoint was within the budget: the last weights are kept")
+        kept = self._measure(args, state, control, needed=True, step=best)
+        if kept:
+            self._report(args, state, kept)
 
     def finished(self, trainer: Any) -> None:
         """Measures once more, for who has changed the weights after the last step (a moving average, for one)."""
         if self.measuring and self.measuring.memory.readings:
-            memory = self.measuring.memory
-            memory.readings = [r for r in memory.readings if r.step != trainer.state.global_step]
-            self._measure(trainer.args, trainer.state, trainer.control, needed=True)
-            self._report(trainer.args, trainer.state, memory.readings[-1])
+            args, state, memory = trainer.args, trainer.state, self.measuring.memory
+            memory.readings = [r for r in memory.readings if r.step != state.global_step]
+            kept = self._measure(args, state, trainer.control, needed=True)
+            self._report(args, state, kept)
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 
@@ -177,17 +180,22 @@ class ForgettingCallback(TrainerCallback):
         if self._speaks:
             self._say(line)
 
-    def _newest(self) -> Reading | None:
-        return self.measuring.memory.readings[-1] if self.measuring and self.measuring.memory.readings else None
+    def _measure(
+        self, args: Any, state: Any, control: Any, *, needed: bool = False, useful: bool = True, step: int | None = None
+    ) -> Reading | None:
+        """The reading of this step (or of the weights of `step`, if they are back): the one there is, or a new one.
 
-    def _measure(self, args: Any, state: Any, control: Any, needed: bool = False) -> None:
-        """One reading, unless there is one of this step, or no time for it (`needed`: in any case)."""
-        measuring, newest, step = self.measuring, self._newest(), state.global_step
-        if measuring is None or step == 0 or (newest and newest.step == step):
-            return
-        left = self.schedule.still_to_come(args, state)
-        if not measuring.affordable(step - self._first_step, state.max_steps, left) and not needed:
-            return
+        None where there is no time for it. `needed`: in any case; not `useful`: only if there is plenty.
+        """
+        measuring, step = self.measuring, state.global_step if step is None else step
+        if measuring is None or step == 0:
+            return None
+        for reading in measuring.memory.readings:
+            if reading.step == step:
+                return reading
+        left, fewest = self.schedule.still_to_come(args, state), 2 if self.keep_best else 1
+        if not measuring.due(state.global_step, state.max_steps, left, fewest, useful) and not needed:
+            return None
         reading = measuring.read(step, state.epoch or 0.0)
         self._save(args)
         figures = {f"forgetting/{name}": value for name, value in reading.figures.items()}
@@ -196,6 +204,7 @@ class ForgettingCallback(TrainerCallback):
         if self.stop and reading.shown:
             control.should_training_stop = True
             self.say(f"stopping at step {step}: the budget is spent")
+        return reading
 
     def _tokenizer(self, processing_class: Any) -> Any:
         """A copy of the tokenizer, so that the trainer's stays as it is."""
@@ -212,10 +221,14 @@ class ForgettingCallback(TrainerCallback):
     def _report(self, args: Any, state: Any, kept: Reading) -> None:
         """What measuring took, and the page."""
         assert self.measuring is not None
+        begun, where = time.monotonic(), ""
         made = show.record(self.measuring, kept, state.global_step) if self.page else {}
-        self.say(self.measuring.share.told())
         if made and self._speaks:
-            self.say(show.write(made, _folder(args)))
+            where = show.write(made, _folder(args))
+        self.measuring.share.measured(time.monotonic() - begun)
+        self.say(self.measuring.share.told())
+        if where:
+            self.say(where)
 
 
 def _folder(args: Any) -> Path:

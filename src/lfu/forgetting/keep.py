@@ -43,16 +43,14 @@ class Memory:
         before: the untouched model's answers.
         written: what it wrote.
         readings: in order of their steps.
-        part, spent, each: see `share.Share`.
+        share: `Share.kept`.
     """
 
     asked: dict[str, Any]
     before: Answers
     written: Written
+    share: dict[str, Any] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
-    part: float = 1.0
-    spent: float = 0.0
-    each: float = 0.0
 
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,26 +46,31 @@ class Asker:
     cached: bool
     dealer: Dealer
 
-    def ask(self, model: Any, counts: Mapping[str, int], written: Written | None) -> Answers:
-        """The first `counts[name]` items of each set; without `written` no KL."""
-        answers = Answers()
+    def ask(
+        self, model: Any, counts: Mapping[str, int], written: Written | None
+    ) -> tuple[Answers, dict[str, float]]:  # fmt: skip
+        """The answers to the first `counts[name]` items of each set, and the seconds that each set took."""
+        answers, seconds, begun = Answers(), {}, time.monotonic()
+
+        def took(name: str) -> None:
+            nonlocal begun
+            seconds[name], begun = time.monotonic() - begun, time.monotonic()
+
         for each in self.sets:
             items = each.items[: counts[each.name]]
             if each.choice:
                 answers.chosen[each.name] = self.dealer.over(items, lambda part: self._choose(model, part))
             else:
                 answers.nll[each.name] = self.dealer.over(items, lambda part: self._read(model, part))
-        if written is not None:
+            took(each.name)
+        if written is not None and counts[WRITTEN]:
             answers.kl = divergence(model, written, counts[WRITTEN], self.batch_size, self.dealer)
-        return answers
+            took(WRITTEN)
+        return answers, seconds
 
-    def tokens(self, counts: Mapping[str, int]) -> int:
-        """Tokens of the first `counts[name]` items of each set, roughly as `ask` reads them."""
-        texts = [
-            f"{row['question']} {' '.join(row['choices'])}" if each.choice else row
-            for each in self.sets
-            for row in each.items[: counts[each.name]]
-        ]
+    def tokens(self, name: str, count: int) -> int:
+        """Tokens that are read of the first `count` texts of a set."""
+        texts = next(each for each in self.sets if each.name == name).items[:count]
         return sum(len(self.tokenizer(text, verbose=False)["input_ids"][:LONGEST]) for text in texts)
 
     def _choose(self, model: Any, rows: list[Any]) -> list[int]:

@@ -11,13 +11,13 @@ from lfu.forgetting.budget import beyond_noise, evidence, spent
 from lfu.forgetting.deal import Dealer
 from lfu.forgetting.items import PROSE, WRITTEN, ItemSet
 from lfu.forgetting.keep import FILE, Memory, Reading
-from lfu.forgetting.measure import Asker, compare
+from lfu.forgetting.measure import Answers, Asker, compare
 from lfu.forgetting.share import Share
 from lfu.forgetting.unnoticed import unnoticed, unsloth, untouched
-from lfu.forgetting.written import write
+from lfu.forgetting.written import Written, seconds_to_write, write
 
 TEXTS = 24  # that the untouched model writes
-PILOT = 4  # items of a set that say how fast the model reads
+PILOT = 2  # items of a set that say how fast the model reads
 
 
 class Measuring:
@@ -41,15 +41,10 @@ class Measuring:
         self.dealer = Dealer(model)
         cached = not unsloth() and self.dealer.size == 1  # without a cache sharded processes make the same passes
         self.asker = Asker(tokenizer, sets, batch_size, cached, self.dealer)
-        sizes = {each.name: len(each.items) for each in sets} | {WRITTEN: TEXTS}
-        self.share = Share(share_of_time, sizes)
-        self.share.begin()
+        sizes = {each.name: len(each.items) for each in sets}
+        self.asked = {"seed": seed, "sets": sizes}
+        self.share = Share(share_of_time, sizes | {WRITTEN: TEXTS})
         self.memory: Memory
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What decides on the items."""
-        return {"seed": self.seed, "sets": {each.name: len(each.items) for each in self.sets}}
 
     def recall(self, folders: Sequence[Path], step: int) -> bool:
         """Takes up what an interrupted run knew at `step`, from the first folder that has it."""
@@ -57,74 +52,73 @@ class Measuring:
         memory = next((one for one in found if one is not None and one.asked == self.asked), None)
         memory = self.dealer.agreed(memory)
         if memory is not None:
-            self.memory = memory
-            self.share.part, self.share.spent, self.share.each = memory.part, memory.spent, memory.each
-            self.share.sizes = {name: self._asked_before(name) for name in self.share.sizes}
+            self.memory, self.share = memory, Share(self.share.share, **memory.share)
         return memory is not None
 
-    def begin(self, tokens_per_step: float, steps: int) -> dict[str, float]:
+    def begin(self, tokens_per_step: float, step: int, steps: int) -> dict[str, float]:
         """Asks the untouched model what all later readings are compared with. Returns its own figures.
 
         Args:
             tokens_per_step: that this process trains on.
-            steps: of the run.
+            step: the run's first, of so many `steps`.
         """
-        start = time.monotonic()
+        start, self.share.first, self.share.last = time.monotonic(), step, step
         with unnoticed(self.model), untouched(self.model):
-            self.asker.ask(self.model, {each.name: 1 for each in self.sets}, None)  # warms up
-            pilot = {each.name: min(PILOT, len(each.items)) for each in self.sets}
-            begun = time.monotonic()
-            self.asker.ask(self.model, pilot, None)
-            seconds = time.monotonic() - begun
-            self.share.each = self.dealer.agreed(seconds) / sum(pilot.values())
-            # forward and backward of a training token take some three times the forward of one that is asked
-            each_token = self.share.each * sum(pilot.values()) / self.asker.tokens(pilot)
-            self.share.plan(self.dealer.agreed(3 * each_token * tokens_per_step) * steps)
+            if self.share.share is not None:
+                self._plan(tokens_per_step * (steps - step))
             counts = self.share.counts()
             prose = next(each for each in self.sets if each.name == PROSE)
-            starts = prose.items[: counts[WRITTEN]]
-            cached = not unsloth()
-            written = write(self.model, self.asker.tokenizer, starts, self.dealer, seed=self.seed, cached=cached)
-            begun = time.monotonic()
-            before = self.asker.ask(self.model, counts, written)
-        now = time.monotonic()
-        seconds, asking = self.dealer.agreed((now - start, now - begun))
-        self.share.add(seconds, sum(counts.values()), asking)
+            written = write(
+                self.model, self.asker.tokenizer, prose.items[: counts[WRITTEN]], self.dealer, seed=self.seed,
+                cached=not unsloth(),
+            )  # fmt: skip
+            before = self._ask(counts, written)
+        self.share.measured(self.dealer.agreed(time.monotonic() - start))
         self.memory = Memory(self.asked, before, written)
         return compare(before, before, self.sets)
 
-    def affordable(self, steps_done: int, steps: int, readings: float) -> bool:
-        """Whether a reading fits the share of time, of fewer items if need be (see `Share.afford`)."""
-        fits = self.share.afford(steps_done, steps, readings)
-        fits, self.share.part = self.dealer.agreed((fits, self.share.part))
-        return fits
+    def _plan(self, tokens: float) -> None:
+        """Decides on the items of a run that trains on so many `tokens`, by a pilot."""
+        self.asker.ask(self.model, {each.name: 1 for each in self.sets}, None)  # warms up
+        pilot = {each.name: min(PILOT, len(each.items)) for each in self.sets}
+        self._ask(pilot, None)
+        self.share.each[WRITTEN] = self.share.each[PROSE]
+        writing = seconds_to_write(self.model, -(-TEXTS // self.dealer.size))
+        # forward and backward of a training token take some three times the forward of one that is asked
+        seconds = 3 * tokens * pilot[PROSE] * self.share.each[PROSE] / self.asker.tokens(PROSE, pilot[PROSE])
+        self.share.plan(*self.dealer.agreed((seconds, writing)))
+
+    def _ask(self, counts: Mapping[str, int], written: Written | None) -> Answers:
+        """The model's answers; remembers how long each set took."""
+        answers, seconds = self.asker.ask(self.model, counts, written)
+        self.share.each |= self.dealer.agreed({name: took / counts[name] for name, took in seconds.items()})
+        return answers
+
+    def due(self, step: int, steps: int, to_come: float, fewest: int, useful: bool) -> bool:
+        """As `Share.due`, the same in all processes; `fewest` counts the readings so far."""
+        due = self.share.due(step, steps, to_come, max(1, fewest - len(self.memory.readings)), useful)
+        due, self.share.part = self.dealer.agreed((due, self.share.part))
+        return due
 
     def read(self, step: int, epoch: float) -> Reading:
         """One reading of the model as it is now, remembered."""
-        start = time.monotonic()
-        counts = self.share.counts()
+        start, self.share.last = time.monotonic(), step
         with unnoticed(self.model):
-            answers = self.asker.ask(self.model, counts, self.memory.written)
-        seconds = self.dealer.agreed(time.monotonic() - start)
-        self.share.add(seconds, sum(counts.values()), seconds)
-        reading = Reading(step, epoch, answers, compare(self.memory.before, answers, self.sets))
-        number = len(self.memory.readings) + 1
+            answers = self._ask(self.share.counts(), self.memory.written)
+        self.share.measured(self.dealer.agreed(time.monotonic() - start))
+        before, readings = self.memory.before, self.memory.readings
+        reading = Reading(step, epoch, answers, compare(before, answers, self.sets))
         for each in self.sets:
-            if each.name in self.budget:
-                limit, before = self.budget[each.name], self.memory.before
+            if (limit := self.budget.get(each.name)) is not None:
                 if spent(before, answers, each) > limit:
                     reading.over.append(each.name)
-                if beyond_noise(evidence(before, answers, each, limit), number, len(self.budget)):
+                if beyond_noise(evidence(before, answers, each, limit), len(readings) + 1, len(self.budget)):
                     reading.shown.append(each.name)
-        self.memory.readings.append(reading)
+        readings.append(reading)
+        readings.sort(key=lambda each: each.step)  # the best model is back at the end of the run
         return reading
 
     def save(self, folder: Path) -> None:
         """Writes what is known into `folder`."""
-        memory = self.memory
-        memory.part, memory.spent, memory.each = self.share.part, self.share.spent, self.share.each
-        memory.save(folder / FILE)
-
-    def _asked_before(self, name: str) -> int:
-        before = self.memory.before
-        return len(self.memory.written.ids if name == WRITTEN else before.chosen.get(name) or before.nll[name])
+        self.memory.share = self.share.kept()
+        self.memory.save(folder / FILE)

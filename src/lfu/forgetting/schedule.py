@@ -55,6 +55,19 @@ def check_best(args: Any) -> None:
         raise ValueError("keep_best=True changes what reduce_lr_on_plateau reads: choose another lr_scheduler_type")
 
 
+def metric_of(args: Any) -> str:
+    """The evaluation metric by which Trainer chooses the best model, by its name in the metrics."""
+    return f"eval_{args.metric_for_best_model.removeprefix('eval_')}"
+
+
+def would_be_best(args: Any, state: Any, metrics: Any) -> bool:
+    """Whether Trainer would choose the model with these metrics over the best so far."""
+    value, best = (metrics or {}).get(metric_of(args)), state.best_metric
+    if value is None or best is None:
+        return value is not None
+    return value > best if args.greater_is_better else value < best
+
+
 def setting(value: Any) -> str:
     """The text of one of transformers' settings, an enumeration or not."""
     return str(getattr(value, "value", value)).lower()
