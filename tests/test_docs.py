@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,18 @@ def test_every_test_behind_a_promise_exists():
             missing.append(f"{file}::{name}")
     assert not missing
     assert found > 50
+
+
+def test_everything_that_the_api_page_names_can_be_imported():
+    """`::: lfu.module.name`, and the members that it lists; `make docs` fails for any that is gone."""
+    missing = []
+    for name, options in re.findall(r"^::: (\S+)\n((?: +.*\n)*)", (ROOT / "docs" / "api.md").read_text() + "\n", re.M):
+        module, _, attribute = name.rpartition(".")
+        found = getattr(importlib.import_module(module), attribute, None)
+        listed = re.search(r"members: \[(.*)\]", options)
+        members = listed[1].split(", ") if listed else []
+        missing += [name] if found is None else [f"{name}.{one}" for one in members if not hasattr(found, one)]
+    assert not missing
 
 
 @pytest.mark.parametrize(
