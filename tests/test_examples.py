@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_folder import save_model
 
@@ -17,18 +15,18 @@ MODEL = '"Qwen/Qwen3-0.6B"'
 
 
 @pytest.fixture
-def here(tmp_path):
+def here(tmp_path, monkeypatch):
     folder = tmp_path / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("runs"))
     save_model(folder / "tiny")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MPLBACKEND", "agg")
     return folder
 
 
 def run(code: str, here: Path) -> str:
     (here / "program.py").write_text(code)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-    command = [sys.executable, "program.py"]
-    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
+    done = forked.run(["python", "program.py"], here)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -52,9 +52,9 @@ def answers(out, name):
     return [part.partition("\n")[0] for part in out.split(f"{name}> ")[1:]]
 
 
-def test_piped_through_a_real_pipe(model):
-    command = [sys.executable, "-m", "lfu.cli", "chat", model, "--max_new_tokens", "4"]
-    told = subprocess.run(command, input="hello\n\nagain\n", capture_output=True, text=True, timeout=240)
+def test_piped_through_a_real_pipe(model, tmp_path):
+    command = ["python", "-m", "lfu.cli", "chat", model, "--max_new_tokens", "4"]
+    told = forked.run(command, tmp_path, given="hello\n\nagain\n")
     assert told.returncode == 0, told.stderr
     assert told.stdout.count("you> ") == told.stdout.count("model> ") == 2
     assert "Traceback" not in told.stderr

@@ -1,8 +1,7 @@
-"""Two processes on this machine (gloo, CPU), forked from a server that has imported everything once."""
+"""Two processes of one group on this machine (gloo, CPU)."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 
 SIZE = 2
@@ -21,16 +21,11 @@ def both(function: Callable[..., Any], folder: Path, *args: Any) -> list[Any]:
     Raises:
         AssertionError: one of them raised; the message is its traceback.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.tensor", "trl", "peft", "lfu.trainer", "lfu.cli.train", "tiny"])
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [
-        context.Process(target=_work, args=(function, rank, str(port), folder, args), daemon=True)
-        for rank in range(SIZE)
-    ]
+    processes = [forked.process(_work, function, rank, str(port), folder, args) for rank in range(SIZE)]
     for process in processes:
         process.start()
     for process in processes:

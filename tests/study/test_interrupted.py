@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from tiny_study import FAST, records, results, run, write_questions
 
 from lfu.report.compare_view import view
 from lfu.report.markdown import markdown
+from lfu.study import processes
 from lfu.study.train import PeakMemory, Watch, read_log, step_time, unsteadiness
 
 # what depends on the machine and the hour, and nothing else
@@ -67,7 +68,7 @@ def test_a_process_killed_in_the_middle_of_a_training(model, tmp_path, monkeypat
     for name in ("killed", "alone"):
         (tmp_path / name).mkdir()
         write_questions(tmp_path / name / "rows.jsonl")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(processes.subprocess, "Popen", forked.Popen)
     monkeypatch.chdir(tmp_path / "killed")
     killed: list[Path] = []
     killer = threading.Thread(target=kill_in_training, args=(Path("out").absolute(), killed), daemon=True)
@@ -179,7 +180,7 @@ def test_peak_memory_is_that_of_the_run():
 
 
 @pytest.mark.timeout(600)
-def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(here, model):
+def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(here, model, monkeypatch):
     """In one process of their own: submitit's import sets up logging anew and closes handlers, pytest's too."""
     command = ["compare", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", *FAST.split()]
     wrong = [
@@ -187,11 +188,9 @@ def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(h
     ]
     flags = "--methods sft,gem --measures none --max_steps 1 --jobs 2 --submitit cluster=local,timeout_min=5"
     every = [*wrong, [*command, *flags.split()]]
-    script = f"from lfu.cli import main; print([main(words) for words in {every!r}])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    Path("program.py").write_text(f"from lfu.cli import main; print([main(words) for words in {every!r}])")
+    done = forked.run(["python", "program.py"], here)
     assert done.stdout.splitlines()[-1] == "[2, 2, 0]", done.stderr
     errors = [line for line in done.stderr.splitlines() if "error: --submitit" in line]
     assert "moon" in errors[0]

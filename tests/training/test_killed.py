@@ -15,6 +15,7 @@ import time
 from contextlib import chdir, suppress
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -35,34 +36,6 @@ FAST = (
     f"--disable_tqdm true --save_strategy steps --save_steps {EVERY} --logging_steps 1 --lam auto --lora_dropout 0.1 "
     "--learning_rate 1e-2 --neftune_noise_alpha 1"
 )
-# imports once; each run is a fork of it, so that 50 of them take minutes
-FORKS = """
-import json, os, signal, sys, time
-import torch; torch.set_num_threads(1)
-import lfu, lfu.cli.train, lfu.cli.arguments, lfu.cli.stop, trl, peft, transformers, datasets
-from lfu.cli import main
-print("ready", flush=True)
-for line in sys.stdin:
-    delay, words = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 1); os.dup2(null, 0)
-        code = 99
-        try:
-            code = main(words)
-        finally:
-            os._exit(code)
-    end, done = time.monotonic() + (delay or 0), 0
-    while delay is not None and not done and time.monotonic() < end:
-        time.sleep(0.002)
-        done, status = os.waitpid(pid, os.WNOHANG)
-    if not done:
-        if delay is not None:
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -131,26 +104,12 @@ def finished(tmp_path_factory, model):
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 
-class Runs:
-    """Trainings in processes that can be killed."""
-
-    def __init__(self) -> None:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env=environment,
-        )  # fmt: skip
-        assert self.server.stdout.readline() == "ready\n"
-
-    def run(self, arguments: list[str], kill_after: float | None = None) -> int:
-        """The exit code; that of SIGKILL if the run was not over after so many seconds."""
-        self.server.stdin.write(json.dumps([kill_after, arguments]) + "\n")
-        self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait(60)
+def run_and_kill(arguments: list[str], after: float | None = None) -> int:
+    """The exit code of a training in its own process; that of SIGKILL if it was not over after so many seconds."""
+    run = forked.Popen(["python", "-m", "lfu.cli", *arguments])
+    if run.wait(after) is None:
+        run.kill()
+    return run.wait()
 
 
 def last_saved(out: Path) -> int:
@@ -158,7 +117,7 @@ def last_saved(out: Path) -> int:
     return checkpoints.steps_of(newest) if newest else 0
 
 
-def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict) -> dict[str, int]:
+def killed_and_resumed(model: str, delays: list[float], whole: dict) -> dict[str, int]:
     """One run to its end, killed after so many seconds, again and again; what was seen on the way."""
     out = Path("out")
     shutil.rmtree(out, ignore_errors=True)
@@ -166,7 +125,7 @@ def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict)
     while True:
         before = last_saved(out)
         resume = ["--resume_from_checkpoint true"] if before else ["--overwrite_output_dir"]
-        code = runs.run(words(model, "--save_total_limit 2", *resume), delays.pop() if delays else None)
+        code = run_and_kill(words(model, "--save_total_limit 2", *resume), delays.pop() if delays else None)
         seen["files"] += look_at(out) if out.exists() else 0
         seen["unfinished"] += any(out.glob(f"{WRITING}*"))
         assert last_saved(out) >= before, "a checkpoint got lost"
@@ -182,20 +141,18 @@ def killed_and_resumed(runs: Runs, model: str, delays: list[float], whole: dict)
 
 def kill_many(model: str, whole: dict[str, torch.Tensor], wanted: int, kills: int, seed: int) -> dict[str, int]:
     """Runs until so many of them were killed; each may be killed so often."""
-    runs, draw, total = Runs(), random.Random(seed), {"runs": 0}
-    try:
-        start = time.monotonic()
-        assert runs.run(words(model, out="timed")) == 0
-        seconds = time.monotonic() - start
-        assert_same(adapter("timed"), whole)
-        while total["runs"] < wanted:
-            delays = [draw.uniform(0.02, 0.95) * seconds for _ in range(kills)]
-            found = killed_and_resumed(runs, model, delays, whole)
-            total["runs"] += found["kills"] > 0  # on a machine that has become faster it was over before
-            for name, value in found.items():
-                total[name] = total.get(name, 0) + value
-    finally:
-        runs.close()
+    draw, total = random.Random(seed), {"runs": 0}
+    run_and_kill(["--help"])  # the first process waits for the imports
+    start = time.monotonic()
+    assert run_and_kill(words(model, out="timed")) == 0
+    seconds = time.monotonic() - start
+    assert_same(adapter("timed"), whole)
+    while total["runs"] < wanted:
+        delays = [draw.uniform(0.02, 0.95) * seconds for _ in range(kills)]
+        found = killed_and_resumed(model, delays, whole)
+        total["runs"] += found["kills"] > 0  # on a machine that has become faster it was over before
+        for name, value in found.items():
+            total[name] = total.get(name, 0) + value
     return total
 
 
