@@ -10,7 +10,7 @@ import pytest
 
 from lfu.cli import main
 from lfu.cli.arguments import parse
-from lfu.cli.careful import EPOCHS, choices, lengths, method
+from lfu.cli.careful import EPOCHS, choices, lengths, method, wanted
 
 
 def given(*flags: str):
@@ -25,29 +25,30 @@ def write(count: int) -> None:
 @pytest.mark.parametrize(
     "flags", [(), ("--output_dir", "x", "--seed", "1"), ("--careful", "true", "--learning_rate", "1")]
 )
-def test_chosen_where_the_user_has_not(here, flags):
-    write(40)
-    chosen = choices(given(*flags))
+def test_chosen_where_the_user_has_not(flags):
+    assert wanted(given(*flags))
+    chosen = choices(40, given(*flags).given)
     assert chosen[chosen.index("--eval_share") + 1] == "0.1"
     assert chosen[chosen.index("--forgetting_budget") + 1] == "0.02"
     assert "--learning_rate" not in chosen
 
 
 @pytest.mark.parametrize("flags", ["--careful false", "--learning_rate 1e-3", "--method lfu", "--max_steps 3"])
-def test_nothing_is_chosen_once_the_user_begins_to(here, flags):
-    assert choices(given(*flags.split())) == []
+def test_nothing_is_chosen_once_the_user_begins_to(flags):
+    assert not wanted(given(*flags.split()))
 
 
-def test_the_users_flag_wins(here):
-    write(40)
-    chosen = choices(given("--careful", "true", "--method", "sft", "--num_train_epochs", "2"))
-    assert "--method" not in chosen
-    assert "--num_train_epochs" not in chosen
+def test_the_users_flag_wins():
+    assert not {"--method", "--method_args", "--num_train_epochs"} & set(choices(40, {"method", "max_steps"}))
 
 
-def test_of_few_rows_none_is_held_out(here):
-    write(12)
-    chosen = choices(given())
+def test_nothing_is_measured_against_the_users_word():
+    assert not [word for word in choices(40, {"forgetting"}) if word.startswith("--forgetting")]
+    assert "--eval_share" not in choices(40, {"eval_data"})
+
+
+def test_of_few_rows_none_is_held_out():
+    chosen = choices(12)
     assert "--eval_share" not in chosen
     assert "--forgetting_keep_best" not in chosen
     assert "--method" in chosen
@@ -65,7 +66,7 @@ def test_a_run_from_model_and_file_alone(here, model, capsys):
     write(24)
     assert main(["train", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", "--report_to", "none"]) == 0
     out, err = capsys.readouterr()
-    assert "chosen for this many rows: --num_train_epochs 15" in err
+    assert "chosen for 24 rows: --num_train_epochs 15" in err
     assert "Rows     22 to train on from rows.jsonl, 2 held out" in out
     last = [line for line in out.splitlines() if re.match(r"step +\d+/", line)][-1]
     assert "held-out" in last

@@ -210,7 +210,7 @@ def test_killed_while_it_saves(here, finished, model, monkeypatch, place):
                 shutil, "rmtree", killed_in_the_middle(shutil.rmtree, re.compile(r".*(?<!writing-)checkpoint-3"))
             )
         else:
-            patch.setattr("lfu.cli.train._summary", killed)
+            patch.setattr("lfu.cli.screen.summary", killed)
             replace = os.replace
 
             def fail_on_the_config(a, b):

@@ -5,8 +5,9 @@ Everything chosen is a flag, and is named before training: the user changes one 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from lfu.cli.arguments import DataArguments
-from lfu.data.load import load_rows
 
 # Flags that say what is trained on and what is shown, but not how it is trained: beside these alone, we choose.
 NEUTRAL = frozenset(
@@ -21,29 +22,29 @@ BATCH, MICRO = 8, 4  # rows per update, and per forward pass
 UPDATES, EPOCHS = 60, (3, 15)  # updates to aim at, within so many epochs
 
 
-def choices(data: DataArguments) -> list[str]:
-    """The flags to put in front of the user's; none where the user has begun to choose, or said `--careful false`.
+def wanted(data: DataArguments) -> bool:
+    """Whether to choose: the user says so, or has not begun to choose."""
+    return data.given <= NEUTRAL if data.careful is None else data.careful
+
+
+def choices(rows: int, given: Collection[str] = ()) -> list[str]:
+    """The flags for so many rows, to put in front of the user's, without the `given` ones.
 
     They hold rows out, measure loss and forgetting after each epoch, keep the best checkpoint within the budget, take
     some 60 updates of 8 rows, and name the method that docs/results.md recommends for so many rows.
-
-    Raises:
-        UserError: the data can't be read.
     """
-    if not (data.given <= NEUTRAL if data.careful is None else data.careful):
-        return []
-    count = len(load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit))
-    flags = {**lengths(count), **method(count), "forgetting_budget": "0.02"}
-    if count >= FEWEST:
-        flags |= {
-            "eval_share": f"{min(HELD_OUT, MOST_HELD_OUT / count):.3g}",
-            "eval_strategy": "epoch",
-            "save_strategy": "epoch",
-            "save_total_limit": "1",
-            "load_best_model_at_end": "true",
-            "forgetting_keep_best": "true",
-        }
-    return [word for name, value in flags.items() if name not in data.given for word in (f"--{name}", value)]
+    flags = lengths(rows) | ({} if "method" in given else method(rows))
+    if "max_steps" in given:
+        del flags["num_train_epochs"]
+    if "forgetting" not in given:
+        flags["forgetting_budget"] = "0.02"
+    if rows >= FEWEST and not {"eval_data", "eval_split"} & set(given):
+        flags["eval_share"] = f"{min(HELD_OUT, MOST_HELD_OUT / rows):.3g}"
+    if rows >= FEWEST:
+        flags |= dict.fromkeys(("eval_strategy", "save_strategy"), "epoch")
+        flags |= {"save_total_limit": "1", "load_best_model_at_end": "true"}
+        flags |= {"forgetting_keep_best": "true"} if "forgetting_budget" in flags else {}
+    return [word for name, value in flags.items() if name not in given for word in (f"--{name}", value)]
 
 
 def lengths(rows: int) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from lfu import ForgettingCallback
 from lfu.forgetting.schedule import check_best
-from lfu.support.errors import value_errors_are_the_users
+from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.support.flags import option
 
 MOST_ROWS = 20  # of the curve, in a terminal
 BAR = 20  # columns
@@ -20,44 +21,38 @@ class ForgettingArguments:
 
     _argument_group_name = "forgetting"
 
-    forgetting: bool = field(default=False, metadata={"help": "Measure what is forgotten while training."})
-    forgetting_budget: str | None = field(
-        default=None,
-        metadata={
-            "help": "How much may be forgotten: 0.02 is 2 %% of the known questions and 0.02 nats (the unit of "
-            "the loss) per token on prose; or questions=0.02,prose=0.05."
-        },
+    forgetting: bool = option(False, "Measure what is forgotten while training.")
+    forgetting_budget: str | None = option(
+        None, "How much may be forgotten: 0.02 is 2 %% of the known questions and 0.02 nats (the unit of the loss) per "
+        "token on prose; or questions=0.02,prose=0.05.",
+    )  # fmt: skip
+    forgetting_stop: bool = option(False, "End the run when the budget is exceeded beyond the noise.")
+    forgetting_keep_best: bool = option(
+        False, "Keep the best checkpoint within the budget as the result (with --load_best_model_at_end true)."
     )
-    forgetting_stop: bool = field(
-        default=False, metadata={"help": "End the run when the budget is exceeded beyond the noise."}
+    forgetting_every: int | None = option(
+        None, "Measure every N steps. Default: at each evaluation, or ten times per run."
     )
-    forgetting_keep_best: bool = field(
-        default=False,
-        metadata={
-            "help": "Keep the best checkpoint within the budget as the result (with --load_best_model_at_end true)."
-        },
+    forgetting_share: float = option(
+        0.05, "Largest share of the run's time for measuring; fewer items are asked to keep to it."
     )
-    forgetting_every: int | None = field(
-        default=None, metadata={"help": "Measure every N steps. Default: at each evaluation, or ten times per run."}
-    )
-    forgetting_share: float = field(
-        default=0.05,
-        metadata={"help": "Largest share of the run's time for measuring; fewer items are asked to keep to it."},
-    )
-    forgetting_files: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Also measure these files: jsonl or json rows with question, choices, answer, or with text; or txt."
-        },
+    forgetting_files: list[str] | None = option(
+        None, "Also measure these files: jsonl or json rows with question, choices, answer, or with text; or txt."
     )
 
-    def callback(self, say: Callable[[str], None], args: Any) -> ForgettingCallback | None:
+    def callback(self, say: Callable[[str], None], args: Any, given: Collection[str]) -> ForgettingCallback | None:
         """The callback that the flags ask for, if they do, for a trainer with these `args`.
+
+        Args:
+            given: the flags that were given, by name.
 
         Raises:
             UserError: a flag's value, or a file, that can't be used.
         """
-        if self == ForgettingArguments():
+        asked = sorted(name for name in given if name.startswith("forgetting_"))
+        if asked and "forgetting" in given and not self.forgetting:
+            raise UserError(f"--forgetting false measures nothing, and --{asked[0]} says how: drop one of them")
+        if not asked and not self.forgetting:
             return None
         with value_errors_are_the_users():
             if self.forgetting_keep_best:

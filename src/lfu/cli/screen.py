@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from lfu.support.errors import leading, one_line
 from lfu.support.quiet import quiet_libraries
 from lfu.support.words import duration
-from lfu.training.advice import LfUAdvice
+from lfu.training.advice import DOMINATING, NEGLIGIBLE, LfUAdvice
 
 METRICS_FILE = "metrics.jsonl"
 COLUMNS = (  # heading, the logged names it shows (the first that is there), format
@@ -104,29 +104,80 @@ def show(facts: Mapping[str, str]) -> None:
         sys.stdout.flush()
 
 
-def facts(trainer: Any, data: str, eval_rows: Any) -> dict[str, str]:
+def facts(trainer: Any, data: str, given: Collection[str]) -> dict[str, str]:
     """What a run is about, before its first step: rows, tokens, trained parameters, method, memory and time expected.
 
     Args:
         trainer: ready to train.
         data: where the rows come from.
-        eval_rows: the rows to evaluate on; None for none.
+        given: the flags that the user, a recipe or the careful choice has set.
     """
     from lfu.cli.estimate import expected, parameters, tokens_of
 
-    args = trainer.args
+    args, eval_rows = trainer.args, trainer.eval_dataset
     total, learned, longest, exact = tokens_of(trainer)
     trained, everything = parameters(trainer.model)
     memory, seconds = expected(trainer, total)
     about = "" if exact else "about "
     held_out = f"{len(eval_rows):,} held out" if eval_rows is not None else "none held out (--eval_data FILE)"
     theta = f"an adapter of {trained:,}" if hasattr(trainer.model, "peft_config") else f"{trained:,}"
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    knobs = f" ({args.method_args})" if args.method_args and "method_args" in given else ""
     return {
         "Rows": f"{len(trainer.train_dataset):,} to train on from {data}, {held_out}",
         "Tokens": f"{about}{total:,} per epoch, {learned / max(total, 1):.0%} of them learned; longest row {longest:,}",
-        "Trains": f"{theta} of {everything:,} parameters, {length}, {batch} rows per step",
-        "Method": f"{args.method} at learning rate {args.learning_rate:g} (--method, --learning_rate)",
+        "Trains": f"{theta} of {everything:,} parameters, {length}, {_batch(args)} rows per step",
+        "Method": f"{args.method}{knobs} at learning rate {args.learning_rate:g} (--method, --learning_rate)",
         "Needs": f"roughly {memory / 2**30:.1f} GiB of memory and {duration(seconds)}",
     }
+
+
+# -- when it is over ---------------------------------------------------------------------------------------------------
+
+
+def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str:
+    """What was done, what was logged last, and what lies where.
+
+    Args:
+        seconds: that this command trained.
+        done_before: steps that earlier ones took.
+    """
+    state = trainer.state
+    if done_before and state.global_step == 0:  # not one step was taken
+        return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
+    last: dict[str, float] = {}
+    for entry in state.log_history:
+        last |= entry
+    steps = f"steps {done_before + 1:,} to {state.global_step:,}" if done_before else f"{state.global_step:,} steps"
+    tokens = f", {last['num_tokens']:,.0f} tokens{' in all' * bool(done_before)}" if "num_tokens" in last else ""
+    lines = [f"Trained on {_rows_seen(trainer, done_before)}{tokens}, {steps} in {duration(seconds)}."]
+    names = ("train_loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
+    if losses := [f"{name.removeprefix('lfu/')} {float(last[name]):.4g}" for name in names if name in last]:
+        lines.append(f"Last logged: {', '.join(losses)}.")
+    ratio = last.get("lfu/gradient_ratio")
+    if ratio is not None and trainer.args.lam != "auto" and not NEGLIGIBLE <= ratio <= DOMINATING:
+        # a word on short runs, too, which end before the trainer's advice has seen enough micro-batches
+        word = "hardly acts" if ratio < NEGLIGIBLE else "dominates"
+        lines.append(f"Note: at a gradient ratio of {ratio:.2g} LfU {word}; --lam auto holds it at --strength (0.5).")
+    lines.append(f"Saved in {folder}{_kept(trainer)}")
+    if (folder / "adapter_config.json").is_file():
+        lines.append(f"Next, merge the adapter into a full model: lfu export {folder} {folder}-merged")
+    return "\n".join(lines)
+
+
+def _batch(args: Any) -> int:
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _rows_seen(trainer: Any, done_before: int) -> str:
+    """`36 rows`, or `32 of 100,000 rows` where the steps of this command ended within an epoch."""
+    rows, seen = len(trainer.train_dataset), (trainer.state.global_step - done_before) * _batch(trainer.args)
+    what = "packed rows" if trainer.args.packing else "rows"
+    return f"{rows:,} {what}" if seen >= rows else f"{seen:,} of {rows:,} {what}"
+
+
+def _kept(trainer: Any) -> str:
+    """Which weights were saved, where they are not the last ones."""
+    state = trainer.state
+    step = getattr(state, "best_global_step", None) if trainer.args.load_best_model_at_end else None
+    return f": the weights of step {step:,}, the best on the held-out rows" if step and step < state.global_step else ""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from lfu.cli import output
 from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import restore
-from lfu.support.words import duration
 from lfu.training import checkpoints
 
 if TYPE_CHECKING:
@@ -37,61 +36,58 @@ def run(argv: list[str]) -> int:
         from lfu.cli import train_help
 
         return train_help.show()
+    from lfu.cli import careful
     from lfu.cli.arguments import parse
-    from lfu.cli.careful import choices
     from lfu.cli.forgetting import ForgettingArguments
     from lfu.cli.screen import folded
+    from lfu.cli.training_rows import load_data, read
 
-    config, model_arguments, data_arguments, watch = parse(argv, ForgettingArguments)
-    if chosen := choices(data_arguments):
-        config, model_arguments, data_arguments, watch = parse([*chosen, *argv], ForgettingArguments)
-        _say(f"chosen for this many rows: {' '.join(chosen)} (your own flags win; --careful false turns this off)")
-    callback = watch.callback(_say if data_arguments.verbose else _say_what_the_screen_does_not, config)
+    config, model, data, watch = parse(argv, ForgettingArguments)
+    raw = None
+    if careful.wanted(data):
+        raw = read(data)
+        chosen = careful.choices(len(raw), data.given)
+        config, model, data, watch = parse([*chosen, *argv], ForgettingArguments)
+        _say(f"chosen for {len(raw)} rows: {' '.join(chosen)} (your own flags win; --careful false turns this off)")
+    callback = watch.callback(_say if data.verbose else _say_what_the_screen_does_not, config, data.given)
     folder = Path(config.output_dir)
-    resume_from = _check_output(config, folder, data_arguments.overwrite_output_dir)
-    with folded(data_arguments.verbose, _say):
-        return _run(config, model_arguments, data_arguments, resume_from, callback)
+    resume_from = _check_output(config, folder, data.overwrite_output_dir)
+    with folded(data.verbose, _say):
+        rows, eval_rows = load_data(config, model, data, raw, _say)
+        with output.no_empty_leftovers(folder, always=data.dry_run):
+            trainer = _build_trainer(config, model, rows, eval_rows)
+            if callback:
+                trainer.add_callback(callback)
+            return _run(trainer, data, folder, resume_from, callback)
 
 
 def _run(
-    config: LfUConfig,
-    model: ModelArguments,
-    data: DataArguments,
-    resume_from: str | None,
-    callback: ForgettingCallback | None,
+    trainer: Any, data: DataArguments, folder: Path, resume_from: str | None, callback: ForgettingCallback | None
 ) -> int:
+    """Shows what is about to be done, does it, and shows what was done."""
     from lfu.cli.forgetting import curve
-    from lfu.cli.screen import Screen, facts, show
-    from lfu.cli.training_rows import check_packages, load_data
+    from lfu.cli.screen import Screen, facts, show, summary
     from lfu.data.show import shown
 
-    folder = Path(config.output_dir)
-    done_before = _steps_of(resume_from)  # the checkpoint may be gone by the end (--save_total_limit)
-    check_packages(config, model)
-    rows, eval_rows = load_data(config, model, data, _say)
-    with output.no_empty_leftovers(folder, always=data.dry_run):
-        trainer = _build_trainer(config, model, rows, eval_rows)
-        if callback:
-            trainer.add_callback(callback)
-        show(facts(trainer, str(data.data), eval_rows))
-        if leading():
-            colour = sys.stdout.isatty() and not os.getenv("NO_COLOR")
-            for line in shown(trainer, data.show_rows, colour=colour):
-                print(line)
-        if data.dry_run:
-            return 0
-        if not data.verbose:
-            Screen(trainer, folder, often="logging_steps" not in data.given)
-        if data.overwrite_output_dir and trainer.is_world_process_zero():
-            output.remove(output.earlier_run(folder))
-        start = time.monotonic()
-        _train(trainer, folder, resume_from, callback)
-    if config.push_to_hub:
+    done_before = _state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
+    show(facts(trainer, str(data.data), data.given))
+    if leading():
+        for line in shown(trainer, data.show_rows, colour=sys.stdout.isatty() and not os.getenv("NO_COLOR")):
+            print(line)
+    if data.dry_run:
+        return 0
+    if not data.verbose:
+        Screen(trainer, folder, often="logging_steps" not in data.given)
+    if data.overwrite_output_dir and trainer.is_world_process_zero():
+        output.remove(output.earlier_run(folder))
+    start = time.monotonic()
+    _train(trainer, folder, resume_from, callback)
+    if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
         if callback:
             curve(callback)
-        print(_summary(trainer, folder, time.monotonic() - start, done_before))
+        print(summary(trainer, folder, time.monotonic() - start, done_before))
     return 0
 
 
@@ -100,7 +96,7 @@ def _train(trainer: Any, folder: Path, resume_from: str | None, callback: Forget
     from lfu.cli.stop import Stop
 
     try:
-        with Stop(trainer, _say), _nothing_left(folder, trainer):
+        with Stop(trainer, _say), _one_line(folder, trainer):
             if resume_from and _is_complete(resume_from, trainer.args):
                 if trainer.is_deepspeed_enabled:
                     raise UserError(
@@ -116,9 +112,9 @@ def _train(trainer: Any, folder: Path, resume_from: str | None, callback: Forget
             if not trainer.interrupted:
                 trainer.save_model(str(folder))  # the tokenizer too
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step)) from error
+        raise KeyboardInterrupt(_how_to_resume(folder, trainer)) from error
     if trainer.interrupted:
-        raise KeyboardInterrupt(_how_to_resume(folder, trainer.state.global_step))
+        raise KeyboardInterrupt(_how_to_resume(folder, trainer))
 
 
 # -- before anything is loaded --------------------------------------------------------------------------------------
@@ -128,7 +124,7 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
     output.check_writable(folder)
     restore(folder)  # a checkpoint that a killed run was replacing
-    checkpoint = _checkpoint(config, folder)
+    checkpoint = _checkpoint(str(config.resume_from_checkpoint or ""), folder, bare=config.save_only_model)
     if checkpoint and overwrite:
         raise UserError(
             "--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give only one of them"
@@ -142,12 +138,10 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     return checkpoint
 
 
-def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
-    wanted: Any = config.resume_from_checkpoint
-    bare = config.save_only_model
-    if wanted is None or str(wanted).lower() in ("false", "no", "0", ""):
+def _checkpoint(wanted: str, folder: Path, *, bare: bool) -> str | None:
+    if wanted.lower() in ("false", "no", "0", ""):
         return None
-    if str(wanted).lower() in ("true", "yes", "1"):
+    if wanted.lower() in ("true", "yes", "1"):
         passed: list[str] = []
         found = checkpoints.newest(folder, say=passed.append, save_only_model=bare)
         if found is None:
@@ -166,7 +160,7 @@ def _checkpoint(config: LfUConfig, folder: Path) -> str | None:
         other = checkpoints.newest(path.parent, save_only_model=bare)
         hint = f": go on from {other} instead" if other else ""
         raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder to resume from, {fault}{hint}")
-    return str(wanted)
+    return wanted
 
 
 # -- model and trainer ----------------------------------------------------------------------------------------------
@@ -183,25 +177,17 @@ def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, 
     if go_on and not arguments.use_peft:
         raise UserError(f"model {name} is an adapter: merge it first (lfu export {name} OUT_DIR) to train all weights")
     model, tokenizer = load_model(
-        name,
-        dtype=str(arguments.dtype),
-        revision=arguments.model_revision,
-        trust_remote_code=config.trust_remote_code,
-        attn_implementation=arguments.attn_implementation,
+        name, dtype=str(arguments.dtype), revision=arguments.model_revision, trainable=True,
+        trust_remote_code=config.trust_remote_code, attn_implementation=arguments.attn_implementation,
         quantization_config=get_quantization_config(arguments),
-        trainable=True,
-    )
+    )  # fmt: skip
     if go_on:
         _say(f"training the adapter {name} further: the lora_ flags do not apply")
     try:
         return LfUTrainer(
-            model=model,
-            args=config,
-            train_dataset=rows,
-            eval_dataset=eval_rows,
-            processing_class=tokenizer,
+            model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
             peft_config=None if go_on else get_peft_config(arguments),
-        )
+        )  # fmt: skip
     except (ValueError, ImportError) as error:
         raise UserError(one_line(error)) from error
 
@@ -220,51 +206,50 @@ def _say_what_the_screen_does_not(line: str) -> None:
         _say(line)
 
 
-def _how_to_resume(folder: Path, step: int) -> str:
-    last = checkpoints.newest(folder)
+def _how_to_resume(folder: Path, trainer: Any) -> str:
+    last, stopped = checkpoints.newest(folder), f"Stopped after step {trainer.state.global_step}"
     if last is None:
-        return f"Stopped after step {step}; no checkpoint was saved yet (--save_steps 50 saves one every 50 steps)."
-    return f"Stopped after step {step}; go on from {last} with the same command and --resume_from_checkpoint true"
+        return f"{stopped}; no checkpoint was saved yet (--save_steps 50 saves one every 50 steps)."
+    return f"{stopped}; go on from {last} with the same command and --resume_from_checkpoint true"
 
 
 @contextmanager
-def _nothing_left(folder: Path, trainer: Any) -> Iterator[None]:
-    """One line for a full disk or memory, a bad batch, or a launch file at odds with the flags, and what is left."""
+def _one_line(folder: Path, trainer: Any) -> Iterator[None]:
+    """Tells a full disk or memory, a bad batch, or a launch file at odds with the flags in one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, ArithmeticError) as error:
+        if "DeepSpeed config values" in str(error):  # transformers compares launch file and flags when it starts
+            raise UserError(f"the launch file and the flags disagree: {one_line(error)}") from error
+        if not (what := _stopped_by(error, folder, trainer.state.global_step + 1)):
+            raise
+        raise UserError(f"{what}. {_how_to_resume(folder, trainer)}") from error
+
+
+def _stopped_by(error: Exception, folder: Path, step: int) -> str | None:
     import torch
 
     from lfu.step.soundness import BadBatch
 
-    try:
-        yield
-    except OSError as error:
-        what = f"{error.filename or folder} can't be written or read ({error.strerror or one_line(error)}): mend that"
-        raise UserError(f"{what}. {_how_to_resume(folder, trainer.state.global_step)}") from error
-    except torch.OutOfMemoryError as error:
+    if isinstance(error, OSError):
+        where = error.filename or folder
+        return f"{where} can't be written or read ({error.strerror or one_line(error)}): mend that"
+    if isinstance(error, torch.OutOfMemoryError):
         notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        raise UserError(
-            f"out of memory in step {trainer.state.global_step + 1}.{notes} A smaller --per_device_train_batch_size "
-            "with more --gradient_accumulation_steps, or a smaller --max_length, needs less. "
-            f"{_how_to_resume(folder, trainer.state.global_step)}"
-        ) from error
-    except ValueError as error:
-        if "DeepSpeed config values" not in str(error):  # transformers compares launch file and flags when it starts
-            raise
-        raise UserError(f"the launch file and the flags disagree: {one_line(error)}") from error
-    except BadBatch as error:
-        raise UserError(
-            f"step {trainer.state.global_step + 1}, {error}, and --on_bad_batch is raise: look at its rows, lower "
-            "--alpha or --learning_rate, or use --on_bad_batch skip. "
-            f"{_how_to_resume(folder, trainer.state.global_step)}"
-        ) from error
+        return (
+            f"out of memory in step {step}.{notes} A smaller --per_device_train_batch_size with more "
+            "--gradient_accumulation_steps, or a smaller --max_length, needs less"
+        )
+    if isinstance(error, BadBatch):
+        return (
+            f"step {step}, {error}, and --on_bad_batch is raise: look at its rows, lower --alpha or --learning_rate, "
+            "or use --on_bad_batch skip"
+        )
+    return None
 
 
 def _state_of(checkpoint: str) -> dict[str, Any]:
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-
-
-def _steps_of(checkpoint: str | None) -> int:
-    """The steps a checkpoint had behind it; 0 for none."""
-    return int(_state_of(checkpoint)["global_step"]) if checkpoint else 0
+    return json.loads((Path(checkpoint) / checkpoints.STATE).read_text(encoding="utf-8"))
 
 
 def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
@@ -273,50 +258,3 @@ def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
     if config.max_steps > 0:
         return state["global_step"] >= config.max_steps
     return (state.get("epoch") or 0) >= config.num_train_epochs
-
-
-def _strength_hint(ratio: float) -> list[str]:
-    """A word on short runs, too, which end before the trainer's advice has seen enough micro-batches."""
-    from lfu.training.advice import DOMINATING, NEGLIGIBLE
-
-    if NEGLIGIBLE <= ratio <= DOMINATING:
-        return []
-    word = "hardly acts" if ratio < NEGLIGIBLE else "dominates"
-    return [f"Note: at a gradient ratio of {ratio:.2g} LfU {word}; --lam auto holds it at --strength (0.5)."]
-
-
-def _summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str:
-    state = trainer.state
-    if done_before and state.global_step == 0:  # not one step was taken
-        return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
-    last: dict[str, float] = {}
-    for entry in state.log_history:
-        last |= entry
-    tokens = f", {last['num_tokens']:,.0f} tokens" if "num_tokens" in last else ""
-    names = ("train_loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
-    losses = ", ".join(f"{name.removeprefix('lfu/')} {float(last[name]):.4g}" for name in names if name in last)
-    lines = [
-        f"Trained on {_rows_seen(trainer)}{tokens}, {_steps(state.global_step, done_before)} in {duration(seconds)}.",
-        *([f"Last logged: {losses}."] if losses else []),
-        *(
-            _strength_hint(last["lfu/gradient_ratio"])
-            if "lfu/gradient_ratio" in last and trainer.args.lam != "auto"
-            else []
-        ),
-        f"Saved in {folder}",
-    ]
-    if (folder / "adapter_config.json").is_file():
-        lines.append(f"Next, merge the adapter into a full model: lfu export {folder} {folder}-merged")
-    return "\n".join(lines)
-
-
-def _rows_seen(trainer: Any) -> str:
-    """`36 rows`, or `32 of 100,000 rows` where the steps ended within the first epoch."""
-    rows, args = len(trainer.train_dataset), trainer.args
-    seen = trainer.state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    what = "packed rows" if args.packing else "rows"
-    return f"{rows:,} {what}" if seen >= rows else f"{seen:,} of {rows:,} {what}"
-
-
-def _steps(end: int, start: int) -> str:
-    return f"steps {start + 1:,} to {end:,}" if start else f"{end:,} steps"

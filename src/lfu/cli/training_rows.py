@@ -19,19 +19,24 @@ Say = Callable[[str], None]
 
 
 def load_data(
-    config: LfUConfig, model: ModelArguments, data: DataArguments, say: Say
+    config: LfUConfig, model: ModelArguments, data: DataArguments, raw: Dataset | None, say: Say
 ) -> tuple[Dataset, Dataset | None]:
     """The rows to train and to evaluate on. Needs the tokenizer, not the model.
 
+    Args:
+        raw: the training rows, if they were read already.
+
     Raises:
-        UserError: rows that can't be read or learned, or settings that leave none of them.
+        UserError: rows that can't be read or learned, settings that leave none of them, or that need a package which
+            is not installed.
     """
     from lfu.data.learned import tokenised
     from lfu.data.show import rule
     from lfu.data.templates import check_chat_template, to_training_rows
     from lfu.model.loading import training_tokenizer
 
-    raw = _read(config, data)
+    _check_packages(config, model)
+    sets = _with_held_out(read(data) if raw is None else raw, config, data)
     tokenizer = training_tokenizer(
         str(model.model_name_or_path), config, revision=model.model_revision, trust=config.trust_remote_code
     )
@@ -44,7 +49,7 @@ def load_data(
         told.add(line)
 
     shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
-    rows = [to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape) for each in raw]
+    rows = [to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape) for each in sets]
     for line in _about_rows(*rows):
         say(line)
     learned = [tokenised(each, tokenizer, config, tell) for each in rows]
@@ -56,10 +61,22 @@ def load_data(
     return rows[0], rows[1] if len(rows) > 1 else None
 
 
-def _read(config: LfUConfig, data: DataArguments) -> list[Dataset]:
+def read(data: DataArguments) -> Dataset:
+    """The training rows as they are in their file.
+
+    Raises:
+        UserError: they can't be read.
+    """
     from lfu.data.load import load_rows
 
-    rows = [load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)]
+    return load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)
+
+
+def _with_held_out(raw: Dataset, config: LfUConfig, data: DataArguments) -> list[Dataset]:
+    """The rows to train on, and those to evaluate on if there are any."""
+    from lfu.data.load import load_rows
+
+    rows = [raw]
     if data.eval_data:
         eval_config = data.data_config if data.eval_data == data.data else None
         rows.append(
@@ -138,7 +155,7 @@ def _labels_itself(config: LfUConfig) -> bool:
     return any("labels" in method.places for method in _methods(config))
 
 
-def check_packages(config: LfUConfig, model: ModelArguments) -> None:
+def _check_packages(config: LfUConfig, model: ModelArguments) -> None:
     """Refuses settings that need a package which is not installed, before anything is loaded.
 
     Raises:
