@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pytest
+
+from lfu.report.blocks import Table, View
+from lfu.report.compare_view import view
 from lfu.study.choose import compared_with
 from lfu.study.plan import Plan, Run
 from lfu.study.settings import Setting, with_yardsticks
@@ -69,7 +73,8 @@ def made_results(
         for mode, each in found.items()
     }
     failed = [
-        {"label": made_setting(method).label, "seed": seed, "state": "failed", "error": "broken", "phase": "training"}
+        {"label": made_setting(method).label, "seed": seed, "state": "failed", "error": "broken", "phase": "training",
+         "level": "full", "steps": 3, "learning_rate": "1", "folder": "runs/x", "notes": [], "advice": []}
         for each in found.values() for method, records in each.items()
         for seed, record in enumerate(records) if record is None
     ]  # fmt: skip
@@ -81,13 +86,31 @@ def made_results(
                 "training": {"training rows": "28", "rows per step": "4", "learning rates tried": "1",
                              "optimizer": "adamw", "schedule": "linear, warm-up 0"},
                 "steps": dict.fromkeys(found, 3),
+                "differs": {}, "what": ["a method"], "learning_rate": "1", "commands": {},
                 "against": (compared_with(s, plan.settings) or Run(None)).label,
             }
             for s in plan.settings
         },
-        "same": {"seeds": list(range(seeds)), "training rows": 28},
+        "same": {"seeds": list(range(seeds)), "training rows": 28, "validation rows": 30, "test rows": 30, "rows": []},
         "runs": failed, "search": {}, "collapse": None, "left_out": {}, "whole": True,
     }  # fmt: skip
+
+
+def made_view(results: Mapping[str, Any], *, verb: str = "compare") -> View:
+    """The report on such results, without its pictures' bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lfu.report.compare_figures.draw", lambda size, paint: b"")
+        return view({"results": results, "settings": {"model": "some/model", "verb": verb}})
+
+
+def said(results: Mapping[str, Any]) -> list[str]:
+    """What was found, in sentences."""
+    return list(made_view(results).verdict)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """Caption -> table."""
+    return {block.caption: block for block in made_view(results).blocks if isinstance(block, Table)}
 
 
 def several(loss: float, right: int = 20, seeds: int = 3, **more: Any) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from made_up import made_results, several
 
 from lfu.report import compare_figures as figures
+from lfu.report.compare_mode import Mode
 
 
 def test_training_losses_over_something_else_are_set_apart():
@@ -16,7 +17,7 @@ def test_training_losses_over_something_else_are_set_apart():
     for method in methods:
         results["settings"][method]["places"] = method_class(method).places
     assert set(figures.own_losses(results, methods)) == {"gem", "im", "sdft", "replay"}
-    picture = figures.curves(results, results["modes"]["steps"], "training")
+    picture = figures.curves(Mode(results, "steps"))
     assert "im: over the prompt, too; sdft: over answers that the model rewrote" in picture.caption
 
 
@@ -36,7 +37,8 @@ def test_what_was_forgotten_on_the_way_is_a_mean_over_the_seeds():
     reading = lambda step, lost, rise: {"step": step, "net_lost": lost, "prose_rise": rise}
     seeds = {0: [reading(4, 0.1, 0.5), reading(8, 0.2, 1.0)], 1: [reading(4, 0.1, 0.0), reading(8, 0.0, 0.5)]}
     mode = {"forgetting": {"sft": seeds, "gem": {0: []}}}  # GEM was trained before it was asked for
-    picture = figures.forgetting({"settings": {"sft": {}, "gem": {}}}, mode, "forgetting")
+    of = lambda found: Mode({"settings": {"sft": {}, "gem": {}}, "metrics": {}, "modes": {"steps": found}}, "steps")
+    picture = figures.forgetting(of(mode))
     assert picture is not None
     assert picture.alt == "at the last step: sft: +10.0 % of known answers lost, prose +0.750 nats"
-    assert figures.forgetting({"settings": {}}, {"forgetting": {"gem": {0: []}}}, "forgetting") is None
+    assert figures.forgetting(of({"forgetting": {"gem": {0: []}}})) is None

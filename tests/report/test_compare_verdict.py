@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from made_up import made_record, made_results, several
-
-from lfu.report.compare_verdict import verdict
-
-
-def said(results) -> list[str]:
-    return verdict({"results": results})
+from made_up import made_record, made_results, said, several
 
 
 def forgetful(chosen_by: int, reported: int) -> dict:
@@ -21,35 +15,43 @@ def test_a_trade():
     gem = several(0.5, measures=forgetful(7, 2))
     results = made_results({"steps": {"sft": several(1.0, measures=forgetful(7, 14)), "gem": gem}})
     told = said(results)[0]
-    assert told.startswith("A trade: gem, learning rate 1 is better than plain SFT in held-out loss (-0.500 [")
-    assert "and worse in general knowledge (-60.0 [" in told
-    assert told.endswith("Take it if the former matters more.")
+    assert told.startswith(
+        "A trade: gem, learning rate 1. In 2 comparisons with plain SFT on held-out items it is ahead on the target "
+        "(held-out loss -0.500 ["
+    )
+    assert "; behind on other skills (general knowledge -60.0 [" in told
+    assert told.endswith("Take it if what it is ahead on matters more.")
     assert results["recommended"]["label"] == "gem"
 
 
 def test_better_on_the_validation_rows_and_worse_on_the_test_rows():
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.2, validation=0.9)}})
     assert said(results)[0].startswith(
-        "Recommended: plain SFT, the plainest: gem, learning rate 1 had the lowest loss on the validation rows, but on "
-        "the test rows it is worse in held-out loss (+0.200 ["
+        "Recommended: plain SFT, the plainest method. gem, learning rate 1 had the lowest loss on the validation rows, "
+        "but in 2 comparisons with plain SFT on held-out items it is ahead on nothing: behind on the target (held-out "
+        "loss +0.200 ["
     )
-    assert said(results)[0].endswith("and better in nothing.")
+    assert said(results)[0].endswith("; no different beyond the noise on other skills (general knowledge).")
     assert results["recommended"]["label"] == "sft"
 
 
 def test_better_on_the_validation_rows_and_nothing_else():
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0, validation=0.9)}})
-    assert said(results)[0].endswith("but on the test rows there is no difference beyond the noise.")
+    assert said(results)[0].endswith(
+        "it is ahead on nothing: no different beyond the noise on the target (held-out loss) and other skills (general "
+        "knowledge)."
+    )
 
 
 def test_in_plain_sfts_time():
     """With as many steps better; with the steps that its time allows worse in loss, or no different."""
     for loss, told in [
-        (1.3, "worse in held-out loss"), (1.0, "no different beyond the noise"), (0.9, "better in held-out loss"),
+        (1.3, "behind on the target (held-out loss +0.300 ["), (0.9, "ahead on the target (held-out loss -0.100 ["),
+        (1.0, "no different beyond the noise on the target (held-out loss) and other skills (general knowledge)."),
     ]:  # fmt: skip
         steps = {"sft": several(1.0), "gem": several(0.5, seconds=2.0)}
         results = made_results({"steps": steps, "time": {"sft": several(1.0), "gem": several(loss, seconds=2.0)}})
-        assert f"In plain SFT's time, gem is {told}." in said(results)
+        assert any(sentence.startswith(f"In plain SFT's time, gem is {told}") for sentence in said(results))
 
 
 def test_what_failed_and_what_is_unfinished_is_said():
@@ -78,12 +80,32 @@ def test_better_in_one_of_many_columns_must_hold_beyond_what_many_columns_give_b
         assert results["recommended"]["label"] == recommended, names
 
 
+def test_each_of_the_three_axes_is_told_of():
+    """What plain SFT's rows teach, the same in other words, and what should be kept."""
+
+    def asked(loss: float) -> dict:
+        each = {"tokens": [1] * 30, "correct": None}
+        return {"prompts": {name: each | {"nll": [loss + 0.01 * i] * 30} for i, name in enumerate("abc")}}
+
+    found = {"sft": several(1.0, measures=asked(1.5)), "gem": several(0.5, measures=asked(1.2))}
+    results = made_results({"steps": found}, made_record(2.0, measures=asked(2.0)))
+    assert results["metrics"]["reworded"]["title"] == "reworded loss"
+    assert results["recommended"]["better"] == ["loss", "reworded"]
+    told = said(results)[0]
+    assert told.startswith(
+        "Recommended: gem, learning rate 1. In 4 comparisons with plain SFT on held-out items it is "
+    )
+    assert "ahead on the target (held-out loss -0.500 [-0.500, -0.500] nats per token) and reworded prompts" in told
+    assert "reworded prompts (reworded loss -0.300 [-0.300, -0.300] nats per token); no different beyond" in told
+    assert told.endswith("on reworded prompts (wording deviation) and other skills (general knowledge).")
+
+
 def test_the_next_best_is_told_with_its_distance():
     """Validation losses of 1.0 and 1.1 in each seed, the same rows: 0.1 without noise; a twin is within the noise."""
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1)}})
-    assert "Next on the validation rows: gem, +0.100 [+0.100, +0.100] nats per token to sft." in said(results)
+    assert "Next on the validation rows: gem, +0.100 [+0.100, +0.100] nats per token above sft." in said(results)
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0)}})
-    assert any(s.endswith("to sft, which is within the noise.") for s in said(results))
+    assert any(s.endswith("above sft, which is within the noise.") for s in said(results))
     assert made_results({"steps": {"sft": several(1.0)}})["recommended"]["runner_up"] is None
 
 
@@ -91,6 +113,6 @@ def test_the_level_of_better_is_said():
     told = said(made_results({"steps": {"sft": several(1.0), "gem": several(0.5)}}))
     assert (
         "Intervals: 95 %, paired over 3 seeds and the items. A few seeds give only a rough idea of their spread. "
-        "Better is what lies beyond 97.5 %, so that all 2 columns together call something better by chance in 5 % of "
-        "studies (Bonferroni); worse, beyond 95 %."
+        "Ahead means beyond the 97.5 % interval, so that all 2 comparisons together call something better by chance in "
+        "5 % of studies (Bonferroni); behind means beyond the 95 % interval."
     ) in told

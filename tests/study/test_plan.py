@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfu.study.build import steps_of
-from lfu.study.choose import Bisection, Candidate, best_rate, candidate, edge_of, pareto_front
+from lfu.study.choose import Bisection, Chosen, best_rate, candidate, edge_of, pareto_front
 from lfu.study.plan import LEVELS, TIMING_STEPS, UNTOUCHED, Design, Run, Task, planned
 from lfu.study.settings import Setting, make_setting, with_yardsticks
 from lfu.support.errors import UserError
@@ -244,11 +244,11 @@ def test_bisections_that_make_no_sense(name, low, high):
 
 
 def test_the_candidate_is_the_best_that_forgets_no_more():
-    sft, lfu = Candidate("sft", "sft", 1.0, False), Candidate("lfu", "lfu", 0.9, False)
+    sft, lfu = Chosen("sft", "sft", 1.0, False), Chosen("lfu", "lfu", 0.9, False)
     assert candidate([sft, lfu]) == lfu
-    assert candidate([sft, Candidate("gem", "gem", 0.5, True), lfu]) == lfu
-    assert candidate([Candidate("lfu", "lfu", 1.0, False), sft]) == sft  # a tie is plain SFT's
-    assert candidate([Candidate("lfu", "lfu", float("nan"), False)]) is None
+    assert candidate([sft, Chosen("gem", "gem", 0.5, True), lfu]) == lfu
+    assert candidate([Chosen("lfu", "lfu", 1.0, False), sft]) == sft  # a tie is plain SFT's
+    assert candidate([Chosen("lfu", "lfu", float("nan"), False)]) is None
 
 
 @given(st.dictionaries(st.text(max_size=2), st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from made_up import made_record, made_results, made_setting, several
+from made_up import made_record, made_results, made_setting, made_view, said, several, tables
 
-from lfu.report import compare_figures as figures
-from lfu.report.compare_verdict import verdict
-from lfu.report.compare_view import _differences_tables, _values_table
 from lfu.study.choose import compared_with, held_against
 from lfu.study.settings import Setting
 
-
-def said(results) -> list[str]:
-    return verdict({"results": results})
+TO_SFT = "Difference to plain SFT [95 % interval]"
+TO_UNTOUCHED = "Difference to the untouched model [95 % interval]"
 
 
 def test_a_setting_is_held_against_plain_sft_with_and_without_its_flags():
@@ -37,9 +33,8 @@ def test_plain_sft_that_forgets_more_is_not_recommended():
         "without forgetting more."
     )
     assert said(results)[1] == "Judged by the choosing items, every other setting forgets more than allowed."
-    tables = {table.caption: table for table in _differences_tables(results, results["modes"]["steps"])}
-    assert [row[0] for row in tables["Difference to plain SFT [95 % interval]"].rows] == ["sft learning_rate=1e-3"]
-    assert [row[0] for row in tables["Difference to the untouched model [95 % interval]"].rows] == ["sft"]
+    assert [row[0] for row in tables(results)[TO_SFT].rows] == ["sft learning_rate=1e-3"]
+    assert [row[0] for row in tables(results)[TO_UNTOUCHED].rows] == ["sft"]
 
 
 def test_a_method_with_a_training_flag_that_forgets_more_than_plain_sft_is_not_recommended_either():
@@ -51,7 +46,8 @@ def test_a_method_with_a_training_flag_that_forgets_more_than_plain_sft_is_not_r
 def test_plain_sft_that_forgets_no_more_is_recommended_against_the_one_without_flags():
     results = made_results({"steps": {"sft": several(1.0), "sft:learning_rate=1e-3": several(0.5)}})
     told = (
-        "Recommended: sft learning_rate=1e-3, learning rate 1: against plain SFT it is better in held-out loss (-0.500"
+        "Recommended: sft learning_rate=1e-3, learning rate 1. In 2 comparisons with plain SFT on held-out items it is "
+        "ahead on the target (held-out loss -0.500 ["
     )
     assert said(results)[0].startswith(told)
 
@@ -61,14 +57,11 @@ def test_a_sweep_of_a_flag_over_plain_sft_is_held_against_the_untouched_model():
         ("1e-4", 1.5, 20), ("1e-3", 1.0, 20), ("1e-2", 0.5, 2),
     ]}  # fmt: skip
     results = made_results({"steps": found})
-    mode = results["modes"]["steps"]
     assert results["recommended"]["label"] == "sft learning_rate=1e-3"
     assert results["recommended"]["excluded"] == ["sft learning_rate=1e-2"]
-    (table,) = _differences_tables(results, mode)
-    assert table.caption == "Difference to the untouched model [95 % interval]"
-    assert [row[0] for row in table.rows] == list(results["settings"])
-    picture = figures.sweep(results, mode, "sweep")
-    assert picture is not None
+    assert TO_SFT not in tables(results)
+    assert [row[0] for row in tables(results)[TO_UNTOUCHED].rows] == list(results["settings"])
+    picture = next(block for block in made_view(results).blocks if getattr(block, "name", "") == "sweep-steps")
     assert "sft learning_rate=1e-2 0.502" in picture.alt
     assert "Dashed" not in picture.caption
 
@@ -83,22 +76,19 @@ def test_a_setting_of_which_a_run_failed_is_shown_with_its_seeds_and_neither_ran
     """Its two easy seeds look best of all."""
     gem = [None, *several(0.5, seeds=2)]
     results = made_results({"steps": {"sft": several(1.0), "gem": gem, "dft": several(0.9)}})
-    mode = results["modes"]["steps"]
-    table = _values_table(results, mode)
+    table = tables(results)["Results, mean ± standard deviation over 3 seeds where no other number is given"]
     assert [row[0] for row in table.rows] == ["untouched", "sft", "gem (2 seeds)", "dft"]
     assert [row[1] for row in table.rows] == ["-", "1.5", "-", "1.0"]
-    assert table.caption == "Results, mean ± standard deviation over 3 seeds where no other number is given"
     assert table.note.endswith("Not ranked, and not recommended: gem, as a run failed.")
     assert results["recommended"]["candidate"] == "dft"
-    (difference, _) = _differences_tables(results, mode)
-    assert [row[0] for row in difference.rows] == ["gem (2 seeds)", "dft"]
+    assert [row[0] for row in tables(results)[TO_SFT].rows] == ["gem (2 seeds)", "dft"]
 
 
 def test_an_unfinished_study_ranks_and_chooses_over_the_seeds_that_all_have():
     """DFT's third seed would have put it behind SFT."""
     dft = [*several(0.99, seeds=2), made_record(2.0, seed=2)]
     results = made_results({"steps": {"sft": several(1.0, seeds=2), "dft": dft}})
-    table = _values_table(results, results["modes"]["steps"])
+    table = next(table for caption, table in tables(results).items() if caption.startswith("Results"))
     assert [row[1] for row in table.rows] == ["-", "1.5", "1.0"]
     assert table.note.endswith("Ranked over the seeds that all have finished (0, 1).")
     assert results["recommended"]["candidate"] == "dft"

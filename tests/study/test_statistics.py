@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfu.study import statistics
-from lfu.study.statistics import Sample, Spread, difference
+from lfu.study.statistics import Sample, difference
 
 VALUES = st.lists(st.floats(-5, 5), min_size=2, max_size=8)
 
@@ -75,9 +75,3 @@ def test_what_can_not_be_paired():
     for ours, theirs in (([], []), ([one], [two]), ([one, one, one], [one, one])):
         with pytest.raises(ValueError, match="the same seeds and items"):
             difference(ours, theirs)
-
-
-def test_spread_over_seeds():
-    assert Spread({0: 1.0, 1: 3.0}).mean == 2.0
-    assert Spread({0: 1.0, 1: 3.0}).deviation == pytest.approx(2**0.5)
-    assert Spread({0: 1.0}).deviation is None

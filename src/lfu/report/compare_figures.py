@@ -12,12 +12,13 @@ from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
+from lfu.report.compare_mode import Mode
 from lfu.report.compare_text import value
-from lfu.report.figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, line, row_names
+from lfu.report.figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, legend, line, row_names
 from lfu.report.text import shorter
-from lfu.study.kinds import KINDS
+from lfu.study.metrics import KINDS, Metric
 
-NAME = 22  # letters of a label
+BLUE, ORANGE, GREY, INK = PALETTE[2], PALETTE[1], PALETTE[0], PALETTE[7]
 
 
 def looks(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -28,6 +29,17 @@ def looks(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         dashes = DASHES[number // len(colours) % len(DASHES)]
         found[label] = {"color": colours[number % len(colours)], "ls": dashes}
     return found
+
+
+def _name(label: str) -> str:
+    return shorter(label, 22)
+
+
+def _legend_below(figure: Picture, handles: Sequence[Any]) -> None:
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def loss_of(entry: Mapping[str, Any]) -> float | None:
@@ -41,75 +53,10 @@ def one_curve(title: str, curve: Sequence[Mapping[str, Any]]) -> bytes:
     def paint(figure: Picture) -> None:
         axis = figure.subplots()
         points = [(entry["step"], loss) for entry in curve if (loss := loss_of(entry)) is not None]
-        axis.plot(*zip(*points), lw=1.8, marker="o", ms=2.5, color="#0072b2")
+        axis.plot(*zip(*points), lw=1.8, marker="o", ms=2.5, color=BLUE)
         finish(axis, title, "training step", "training loss")
 
     return draw((6, 3.2), paint)
-
-
-def gain_against_kept(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
-    """A point a setting: what it learned to the right, what it kept upwards; the Pareto front is drawn through."""
-    if not mode["fronts"]:
-        return None
-    fronts, style, metrics = mode["fronts"], looks(results), results["metrics"]
-    across = min(3, len(fronts))
-    down = -(-len(fronts) // across)
-
-    def paint(figure: Picture) -> None:
-        axes = figure.subplots(down, across, squeeze=False).flatten()
-        for axis in axes[len(fronts) :]:
-            axis.set_axis_off()
-        for axis, (key, front) in zip(axes, fronts.items()):
-            _scatter(axis, metrics[front["gain"]], metrics[key], mode["against_untouched"], front["front"], style)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
-
-    told = []
-    for key, front in fronts.items():
-        for label, gained in mode["against_untouched"][front["gain"]].items():
-            kept = mode["against_untouched"][key][label]
-            told.append(f"{label}: {_axis(metrics[front['gain']], gained):.3f}, {_axis(metrics[key], kept):.3f}")
-        told.append(f"front of {metrics[key]['title']}: {', '.join(front['front'])}")
-    rows = 1 + len(mode["against_untouched"][next(iter(fronts.values()))["gain"]]) // 4
-    size = (min(13, 5.6 * across + 0.4), 0.6 + 3.6 * down + 0.25 * rows)
-    caption = (
-        "Change against the untouched model; better is right and up. Bars: 95 %, over seeds and items. The line joins "
-        "the settings that no other beats on both."
-    )
-    return Figure(name, draw(size, paint), "; ".join(told), caption)
-
-
-def _axis(metric: Mapping[str, Any], interval: Mapping[str, Any], name: str = "value") -> float:
-    """The change as it is drawn: better is more."""
-    return metric["sign"] * KINDS[metric["kind"]].change(interval[name])
-
-
-def _scatter(
-    axis: Axes, gain: Mapping[str, Any], kept: Mapping[str, Any], changes: Mapping[str, Any], front: Sequence[str],
-    style: Mapping[str, Any],
-) -> None:  # fmt: skip
-    points = {"untouched": (0.0, 0.0)}
-    axis.plot(0, 0, "s", color=style["untouched"]["color"], ms=8, label="untouched", zorder=4)
-    numbers = {label: number for number, label in enumerate(style)}  # a setting's marker goes with its colour
-    for label, x in changes[gain["key"]].items():
-        y = changes[kept["key"]][label]
-        points[label] = (_axis(gain, x), _axis(kept, y))
-        colour = style[label]["color"]
-        bars = [sorted(_axis(m, i, end) for end in ("low", "high")) for m, i in ((gain, x), (kept, y))]
-        axis.plot(bars[0], [points[label][1]] * 2, color=colour, lw=1.2, alpha=0.6, zorder=2)
-        axis.plot([points[label][0]] * 2, bars[1], color=colour, lw=1.2, alpha=0.6, zorder=2)
-        marker = MARKERS[(numbers[label] - 1) % len(MARKERS)]
-        axis.plot(*points[label], marker, color=colour, ms=8, label=shorter(label, NAME), zorder=4, ls="none")
-    axis.plot(*zip(*(points[label] for label in front)), color="#111827", lw=1, ls="--", alpha=0.5, zorder=3)
-    for draw_line in (axis.axvline, axis.axhline):
-        draw_line(0, color=GRID, lw=1.2, zorder=0)
-    unit = KINDS[gain["kind"]].change_unit
-    word = "fall" if gain["sign"] < 0 else "rise"
-    axis.set_xlabel(f"{gain['title']}: {word}, {unit} →", fontsize=10)
-    word = "fall" if kept["sign"] < 0 else "rise"
-    axis.set_ylabel(f"{word}, {KINDS[kept['kind']].change_unit} →", fontsize=10)
-    axis.set_title(kept["title"])
-    axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
 # Where a method acts -> what its training loss is then taken over; SFT's is over the answers of the training rows.
@@ -128,12 +75,12 @@ def own_losses(results: Mapping[str, Any], labels: Sequence[str]) -> dict[str, s
     return {label: ", ".join(what) for label, what in found.items() if what}
 
 
-def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+def curves(mode: Mode) -> Figure | None:
     """Training loss by step, mean over the seeds; losses that can't be compared with SFT's are set apart."""
-    style = looks(results)
-    found = {label: _mean_curve(list(seeds.values())) for label, seeds in mode["curves"].items()}
-    found = {label: points for label, points in found.items() if points}
-    other = own_losses(results, list(found))
+    style = looks(mode.results)
+    each = {label: _mean_curve(list(seeds.values())) for label, seeds in mode.found["curves"].items()}
+    found = {label: points for label, points in each.items() if points}
+    other = own_losses(mode.results, list(found))
     panels = [("Training loss", [label for label in found if label not in other]), ("Their own losses", list(other))]
     panels = [(title, labels) for title, labels in panels if labels]
     if not panels:
@@ -144,203 +91,242 @@ def curves(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Fi
         axes = figure.subplots(1, len(panels), squeeze=False, gridspec_kw=widths)[0]
         for axis, (title, labels) in zip(axes, panels):
             for label in labels:
-                axis.plot(*zip(*found[label]), lw=1.6, label=shorter(label, NAME), **style[label])
+                axis.plot(*zip(*found[label]), lw=1.6, label=_name(label), **style[label])
             finish(axis, title, "training step", "nats per token" if title == "Training loss" else "")
-        handles = [line for axis in axes for line in axis.get_lines()]
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9
-        )
+        _legend_below(figure, [line for axis in axes for line in axis.get_lines()])
 
     told = "; ".join(f"{label}: {points[0][1]:.3f} to {points[-1][1]:.3f}" for label, points in found.items())
     caption = "Mean over the seeds. Of LfU the SFT part; of other methods with a penalty the sum."
     if other:
         told_of = "; ".join(f"{label}: {what}" for label, what in other.items())
         caption += f" Set apart, as they can't be compared with SFT's nor with each other: {told_of}."
-    size = (9, 3.6 + 0.25 * (len(found) // 4))
-    return Figure(name, draw(size, paint), f"training loss, first to last step: {told}", caption)
+    picture = draw((9, 3.6 + 0.25 * (len(found) // 4)), paint)
+    return Figure(mode.file("training"), picture, f"training loss, first to last step: {told}", caption)
 
 
 def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int, float]]:
     points = []
     for entries in zip(*seeds):
         losses = [loss for entry in entries if (loss := loss_of(entry)) is not None]
-        if losses:
-            points.append((entries[0]["step"], fmean(losses)))
+        points += [(entries[0]["step"], fmean(losses))] if losses else []
     return points
 
 
-def forgetting(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+def forgetting(mode: Mode) -> Figure | None:
     """What was forgotten on the way, by training step: known answers lost less those gained, and the rise on prose."""
-    found = {
-        label: [
-            (entries[0]["step"], {key: fmean(entry[key] for entry in entries) for key in ("net_lost", "prose_rise")})
-            for entries in zip(*seeds.values())
-        ]
-        for label, seeds in mode["forgetting"].items()
+    panels = (("net_lost", "Known answers lost, net", 100, "%"), ("prose_rise", "Rise of the loss on prose", 1, "nats"))
+    found = {  # label -> figure -> by step, from 0
+        label: {key: [0.0, *(scale * fmean(one[key] for one in each) for each in zip(*seeds.values()))]
+                for key, _, scale, _ in panels}
+        | {"step": [0, *(each[0]["step"] for each in zip(*seeds.values()))]}
+        for label, seeds in mode.found["forgetting"].items()
         if seeds and all(seeds.values())
-    }
+    }  # fmt: skip
     if not found:
         return None
-    style = looks(results)
-    panels = (("net_lost", "Known answers lost, net", 100, "%"), ("prose_rise", "Rise of the loss on prose", 1, "nats"))
+    style = looks(mode.results)
 
     def paint(figure: Picture) -> None:
         axes = figure.subplots(1, 2)
-        for axis, (key, title, scale, unit) in zip(axes, panels):
-            for label, points in found.items():
-                steps, values = [0, *(step for step, _ in points)], [0.0, *(scale * one[key] for _, one in points)]
-                axis.plot(steps, values, lw=1.8, marker="o", ms=3.5, label=shorter(label, NAME), **style[label])
-            axis.axhline(0, color=style["untouched"]["color"], lw=1, ls=":")
+        for axis, (key, title, _, unit) in zip(axes, panels):
+            for label, each in found.items():
+                axis.plot(each["step"], each[key], lw=1.8, marker="o", ms=3.5, label=_name(label), **style[label])
+            axis.axhline(0, color=GREY, lw=1, ls=":")
             finish(axis, title, "training step", unit)
             axis.set_xlim(left=0)
         axes[0].legend(frameon=False, fontsize=9)
 
     told = "; ".join(
-        f"{label}: {100 * points[-1][1]['net_lost']:+.1f} % of known answers lost, prose "
-        f"{points[-1][1]['prose_rise']:+.3f} nats" for label, points in found.items()
-    )  # fmt: skip
-    caption = "Measured while training, on fewer items than the tables above: up is worse. Mean over the seeds."
-    return Figure(name, draw((9, 3.2), paint), f"at the last step: {told}", caption)
+        f"{label}: {each['net_lost'][-1]:+.1f} % of known answers lost, prose {each['prose_rise'][-1]:+.3f} nats"
+        for label, each in found.items()
+    )
+    return Figure(mode.file("forgetting"), draw((9, 3.2), paint), f"at the last step: {told}")
 
 
-def noise(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
-    """Cosine similarity of clean and noisy hidden states by layer."""
-    if not mode["noise"]:
+# --- gain against forgetting -----------------------------------------------------------------------------------------
+
+
+def gain_and_kept(mode: Mode) -> Figure | None:
+    """A point a setting: what it learned to the right, what it kept upwards; the Pareto front is drawn through."""
+    fronts, changes, style = mode.found["fronts"], mode.found["against_untouched"], looks(mode.results)
+    if not fronts:
         return None
-    style = looks(results)
+    across = min(3, len(fronts))
+    down = -(-len(fronts) // across)
+
+    def paint(figure: Picture) -> None:
+        axes = figure.subplots(down, across, squeeze=False).flatten()
+        for axis in axes[len(fronts) :]:
+            axis.set_axis_off()
+        for axis, (key, front) in zip(axes, fronts.items()):
+            _scatter(axis, mode.metrics[front["gain"]], mode.metrics[key], changes, front["front"], style)
+        _legend_below(figure, axes[0].get_legend_handles_labels()[0])
+
+    told = []
+    for key, front in fronts.items():
+        gain, kept = mode.metrics[front["gain"]], mode.metrics[key]
+        for label, gained in changes[gain.key].items():
+            told.append(f"{label}: {_better(gain, gained):.3f}, {_better(kept, changes[key][label]):.3f}")
+        told.append(f"front of {kept.title}: {', '.join(front['front'])}")
+    rows = 1 + len(changes[next(iter(fronts.values()))["gain"]]) // 4
+    size = (min(13, 5.6 * across + 0.4), 0.6 + 3.6 * down + 0.25 * rows)
+    return Figure(f"gain-and-kept-{mode.name}", draw(size, paint), "; ".join(told))
+
+
+def _better(metric: Metric, interval: Mapping[str, Any], end: str = "value") -> float:
+    """The change as it is drawn: better is more."""
+    return metric.sign * metric.scale.change(interval[end])
+
+
+def _scatter(
+    axis: Axes, gain: Metric, kept: Metric, changes: Mapping[str, Any], front: Sequence[str], style: Mapping[str, Any]
+) -> None:
+    points = {"untouched": (0.0, 0.0)}
+    axis.plot(0, 0, "s", color=style["untouched"]["color"], ms=8, label="untouched", zorder=4)
+    numbers = {label: number for number, label in enumerate(style)}  # a setting's marker goes with its colour
+    for label, x in changes[gain.key].items():
+        y, colour = changes[kept.key][label], style[label]["color"]
+        across, up = points[label] = (_better(gain, x), _better(kept, y))
+        axis.plot([_better(gain, x, end) for end in ("low", "high")], [up] * 2, color=colour, lw=1.2, alpha=0.6)
+        axis.plot([across] * 2, [_better(kept, y, end) for end in ("low", "high")], color=colour, lw=1.2, alpha=0.6)
+        marker = MARKERS[(numbers[label] - 1) % len(MARKERS)]
+        axis.plot(across, up, marker, color=colour, ms=8, label=_name(label), zorder=4, ls="none")
+    axis.plot(*zip(*(points[label] for label in front)), color=INK, lw=1, ls="--", alpha=0.5, zorder=3)
+    for draw_line in (axis.axvline, axis.axhline):
+        draw_line(0, color=GRID, lw=1.2, zorder=0)
+    word = {-1: "fall", 1: "rise"}
+    axis.set_xlabel(f"{gain.title}: {word[gain.sign]}, {gain.scale.change_unit} →", fontsize=10)
+    axis.set_ylabel(f"{word[kept.sign]}, {kept.scale.change_unit} →", fontsize=10)
+    axis.set_title(kept.title)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+
+
+# --- steadiness ------------------------------------------------------------------------------------------------------
+
+
+def noise(mode: Mode) -> Figure | None:
+    """Cosine similarity of clean and noisy hidden states by layer."""
+    found, style = mode.found["noise"], looks(mode.results)
+    if not found:
+        return None
 
     def paint(figure: Picture) -> None:
         axis = figure.subplots()
-        for label, layers in mode["noise"].items():
-            line(axis, list(range(1, len(layers) + 1)), layers, style[label], shorter(label, NAME))
+        for label, layers in found.items():
+            line(axis, list(range(1, len(layers) + 1)), layers, style[label], _name(label))
         finish(axis, "Hidden states with and without input noise", "layer", "cosine similarity")
-        _outside(axis, len(mode["noise"]))
+        legend(axis, outside=True)
 
-    told = "; ".join(f"{label}: {layers[0]:.4f} to {layers[-1]:.4f}" for label, layers in mode["noise"].items())
-    caption = "Noise of NEFTune's strength on the embeddings; mean over rows, draws and seeds. Higher is steadier."
-    return Figure(name, draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}", caption)
+    told = "; ".join(f"{label}: {layers[0]:.4f} to {layers[-1]:.4f}" for label, layers in found.items())
+    return Figure(mode.file("noise"), draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}")
 
 
-def wording(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+def wording(mode: Mode) -> Figure | None:
     """A dot a prompt template and seed, a row a setting, in it a line a seed."""
-    if not mode["wording"]:
+    if not mode.found["wording"]:
         return None
-    style, metric = looks(results), results["metrics"]["wording"]
-    kind, found = KINDS[mode["wording"]["kind"]], mode["wording"]["templates"]
-    what = "accuracy, %" if mode["wording"]["kind"] == "share" else "loss on the answers, nats per token"
+    style, metric, found = looks(mode.results), mode.metrics["wording"], mode.found["wording"]["templates"]
+    kind = KINDS[mode.found["wording"]["kind"]]
 
     def paint(figure: Picture) -> None:
         axis = figure.subplots()
         for height, (label, templates) in enumerate(found.items()):
             colour, seeds = style[label]["color"], list(zip(*templates.values()))
-            for number, found_ in enumerate(seeds):
-                values = [kind.shown(v) for v in found_]
+            for number, of_seed in enumerate(seeds):
+                values = [kind.shown(v) for v in of_seed]
                 y = height + 0.6 * ((number + 0.5) / len(seeds) - 0.5)
                 axis.plot([min(values), max(values)], [y, y], color=colour, lw=1, alpha=0.5, zorder=1)
                 axis.plot(values, [y] * len(values), "o", mfc="none", mec=colour, mew=1.4, ms=5, zorder=3)
                 axis.plot(fmean(values), y, "|", color=colour, ms=9, mew=2.2, zorder=2)
-        row_names(axis, [shorter(label, NAME) for label in found])
+        row_names(axis, list(map(_name, found)))
         axis.set_title("One circle for each wording of the prompt, one line for each seed")
-        axis.set_xlabel(what)
+        share = mode.found["wording"]["kind"] == "share"
+        axis.set_xlabel("accuracy, %" if share else "loss on the answers, nats per token")
 
     told = "; ".join(
         f"{label}: " + ", ".join(f"{template} {value(metric, fmean(seeds))}" for template, seeds in templates.items())
         for label, templates in found.items()
     )
     most = max(len(seeds) for templates in found.values() for seeds in templates.values())
-    caption = (
-        "The stroke is a seed's mean over the wordings. The closer together the circles of a line, the steadier: "
-        "the wording deviation is theirs, mean over the seeds."
-    )
     size = (8, 1.5 + (0.36 + 0.06 * min(most, 10)) * len(found))
-    return Figure(name, draw(size, paint), f"means over the seeds: {told}", caption)
+    return Figure(mode.file("wording"), draw(size, paint), f"means over the seeds: {told}")
 
 
-def sweep(results: Mapping[str, Any], mode: Mapping[str, Any], name: str) -> Figure | None:
+# --- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def sweep(mode: Mode) -> Figure | None:
     """Loss and what was kept over the one parameter that varies, or over two; None where more or none do."""
-    kept = next((key for key, metric in results["metrics"].items() if metric["group"] == "kept"), None)
-    keys = [key for key in ("loss", kept) if key is not None and key in results["metrics"]]
-    labels = list(next(iter(mode["values"].values()), {}))
-    found = [label for label in labels if _is_candidate(results, label)] or labels  # all plain SFT: a sweep of that
-    grids = {label: results["settings"][label]["values"] for label in found}
-    names = list(dict.fromkeys(name for values in grids.values() for name in values))
-    methods = {results["settings"][label]["method"] for label in found}
-    complete = all(list(values) == names for values in grids.values())
-    if not keys or len(found) < 2 or len(methods) > 1 or not complete or not 1 <= len(names) <= 2:
+    metrics, settings, means = mode.metrics, mode.results["settings"], mode.found["values"]
+    kept = next((key for key, metric in metrics.items() if metric.group == "kept"), None)
+    panels = [metrics[key] for key in ("loss", kept) if key in metrics]
+    labels = list(next(iter(means.values()), {}))
+    found = [label for label in labels if settings[label]["yardstick"] != label] or labels  # or a sweep of plain SFT
+    grid = {label: settings[label]["values"] for label in found}
+    names = list(dict.fromkeys(name for values in grid.values() for name in values))
+    methods = {settings[label]["method"] for label in found}
+    complete = all(list(values) == names for values in grid.values())
+    if not panels or len(found) < 2 or len(methods) > 1 or not complete or not 1 <= len(names) <= 2:
         return None
-    paint = _lines if len(names) == 1 else _maps
+    paint_one = _lines if len(names) == 1 else _map
+
+    def paint(figure: Picture) -> None:
+        for axis, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+            shown = {label: metric.scale.shown(one["mean"]) for label, one in means[metric.key].items()}
+            paint_one(axis, metric, shown, grid, names, [settings[label]["yardstick"] for label in found])
+
     told = "; ".join(
-        f"{results['metrics'][key]['title']}: "
-        + ", ".join(f"{label} {value(results['metrics'][key], mode['values'][key][label]['mean'])}" for label in found)
-        for key in keys
+        f"{metric.title}: " + ", ".join(f"{label} {value(metric, means[metric.key][label]['mean'])}" for label in found)
+        for metric in panels
     )
-    size = (5.2 * len(keys) + 0.4, 3.8)
     dashed = " Dashed: plain SFT." if len(names) == 1 and methods != {"sft"} else ""
-    picture = draw(size, lambda figure: paint(figure, results, mode, keys, names, grids))
-    return Figure(name, picture, told, f"Means over the seeds.{dashed}")
-
-
-def _is_candidate(results: Mapping[str, Any], label: str) -> bool:
-    return results["settings"][label]["yardstick"] != label
+    picture = draw((5.2 * len(panels) + 0.4, 3.8), paint)
+    return Figure(f"sweep-{mode.name}", picture, told, f"Means over the seeds.{dashed}")
 
 
 def _lines(
-    figure: Picture, results: Mapping[str, Any], mode: Mapping[str, Any], keys: Sequence[str], names: Sequence[str],
-    grids: Mapping[str, Mapping[str, str]],
+    axis: Axes, metric: Metric, shown: Mapping[str, float], grid: Mapping[str, Any], names: Sequence[str],
+    yardsticks: Sequence[str],
 ) -> None:  # fmt: skip
-    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys):
-        metric = results["metrics"][key]
-        kind, means = KINDS[metric["kind"]], mode["values"][key]
-        places, ticks, log = _places([values[names[0]] for values in grids.values()])
-        ours = [kind.shown(means[label]["mean"]) for label in grids]
-        axis.plot(places, ours, "-o", color="#0072b2", lw=2, ms=5)
-        theirs = [results["settings"][label]["yardstick"] for label in grids]
-        if theirs != list(grids) and all(label in means for label in theirs):
-            axis.plot(places, [kind.shown(means[label]["mean"]) for label in theirs], "--", color="#d55e00", lw=1.8)
-        if log:
-            axis.set_xscale("log")
-        axis.set_title(metric["title"])
-        axis.set_xlabel(names[0])
-        axis.set_ylabel(kind.unit)
-        axis.set_xticks(places, ticks, fontsize=9, rotation=30 if len(ticks) > 5 else 0)
-        axis.minorticks_off()
-        axis.grid(axis="y", color=GRID, lw=0.8)
-
-
-def _places(texts: Sequence[str]) -> tuple[list[float], list[str], bool]:
-    """(where the values stand, what is written there, whether the axis is logarithmic)."""
+    """Over one parameter, with plain SFT beside it."""
+    texts = [values[names[0]] for values in grid.values()]
     try:
-        numbers = [float(text) for text in texts]
+        places = [float(text) for text in texts]
     except ValueError:
-        return [float(i) for i in range(len(texts))], list(texts), False
-    return numbers, list(texts), min(numbers) > 0 and max(numbers) / min(numbers) > 20
+        places = [float(i) for i in range(len(texts))]
+    if min(places) > 0 and max(places) / min(places) > 20:
+        axis.set_xscale("log")
+    axis.plot(places, [shown[label] for label in grid], "-o", color=BLUE, lw=2, ms=5)
+    if yardsticks != list(grid) and all(label in shown for label in yardsticks):
+        axis.plot(places, [shown[label] for label in yardsticks], "--", color=ORANGE, lw=1.8)
+    axis.set_title(metric.title)
+    axis.set_xlabel(names[0])
+    axis.set_ylabel(metric.scale.unit)
+    axis.set_xticks(places, texts, fontsize=9, rotation=30 if len(texts) > 5 else 0)
+    axis.minorticks_off()
+    axis.grid(axis="y", color=GRID, lw=0.8)
 
 
-def _maps(
-    figure: Picture, results: Mapping[str, Any], mode: Mapping[str, Any], keys: Sequence[str], names: Sequence[str],
-    grids: Mapping[str, Mapping[str, str]],
+def _map(
+    axis: Axes, metric: Metric, shown: Mapping[str, float], grid: Mapping[str, Any], names: Sequence[str],
+    yardsticks: Sequence[str],
 ) -> None:  # fmt: skip
-    rows, columns = (list(dict.fromkeys(values[name] for values in grids.values())) for name in names)
-    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys):
-        metric = results["metrics"][key]
-        kind = KINDS[metric["kind"]]
-        field = [[float("nan")] * len(columns) for _ in rows]
-        for label, values in grids.items():
-            field[rows.index(values[names[0]])][columns.index(values[names[1]])] = kind.shown(
-                mode["values"][key][label]["mean"]
-            )
-        shades = ["#f3f7fb", "#8abbdc"][:: metric["sign"]]  # the better the darker
-        axis.imshow(field, cmap=LinearSegmentedColormap.from_list("shades", shades), aspect="auto")
-        for y, each in enumerate(field):
-            for x, number in enumerate(each):
-                text = "-" if number != number else f"{number:.{kind.places}f}"
-                axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color="#111827")
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set_xlabel(names[1])
-        axis.set_ylabel(names[0])
-        axis.set_title(f"{metric['title']}, {kind.unit}", fontsize=11)
-        axis.tick_params(length=0)
+    """Over two parameters, as a table with shades: the better the darker."""
+    rows, columns = (list(dict.fromkeys(values[name] for values in grid.values())) for name in names)
+    known = {tuple(values[name] for name in names): shown[label] for label, values in grid.items()}
+    field = [[known.get((row, column), float("nan")) for column in columns] for row in rows]
+    shades = ["#f3f7fb", "#8abbdc"][:: metric.sign]
+    axis.imshow(field, cmap=LinearSegmentedColormap.from_list("shades", shades), aspect="auto")
+    for y, each in enumerate(field):
+        for x, number in enumerate(each):
+            text = "-" if number != number else f"{number:.{metric.scale.places}f}"
+            axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xlabel(names[1])
+    axis.set_ylabel(names[0])
+    axis.set_title(f"{metric.title}, {metric.scale.unit}", fontsize=11)
+    axis.tick_params(length=0)
 
 
 def collapse(found: Mapping[str, Any]) -> Figure | None:
@@ -348,28 +334,23 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
     tried = {float(text): one for text, one in found["tried"].items() if one["loss"] is not None}
     if not tried:
         return None
+    levels = {"untouched model": (found["untouched"], "--"), "plain SFT": (found["sft"], ":")}
 
     def paint(figure: Picture) -> None:
         axis = figure.subplots()
         axis.plot(list(tried), [one["loss"] for one in tried.values()], "-", color="#9ca3af", lw=1.2, zorder=1)
         for x, one in tried.items():
-            colour = "#d55e00" if one["collapsed"] else "#0072b2"
-            axis.plot(x, one["loss"], "X" if one["collapsed"] else "o", color=colour, ms=9, zorder=2)
-        axis.axhline(found["untouched"], color="#6b7280", lw=1.4, ls="--", label="untouched model")
-        if found["sft"] is not None:
-            axis.axhline(found["sft"], color="#6b7280", lw=1.4, ls=":", label="plain SFT")
+            colour, marker = (ORANGE, "X") if one["collapsed"] else (BLUE, "o")
+            axis.plot(x, one["loss"], marker, color=colour, ms=9, zorder=2)
+        for label, (level, dashes) in levels.items():
+            if level is not None:
+                axis.axhline(level, color=GREY, lw=1.4, ls=dashes, label=label)
         axis.set_xscale("log")
         finish(axis, "Where training collapses", found["name"], "loss on the validation rows", whole=False)
         axis.set_xticks(list(tried), [f"{x:g}" for x in tried], rotation=30, fontsize=9)
         axis.minorticks_off()
-        axis.legend(frameon=False, fontsize=10)
+        legend(axis)
 
-    told = "; ".join(f"{x:g}: {one['loss']:.3f}{' collapsed' if one['collapsed'] else ''}" for x, one in tried.items())
-    told += f"; untouched: {found['untouched']:.3f}"
-    told += "" if found["sft"] is None else f"; plain SFT: {found['sft']:.3f}"
-    return Figure("collapse", draw((8, 3.6), paint), told, "Circles hold, crosses have collapsed.")
-
-
-def _outside(axis: Axes, lines: int) -> None:
-    if lines > 1:
-        axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    told = [f"{x:g}: {one['loss']:.3f}{' collapsed' if one['collapsed'] else ''}" for x, one in tried.items()]
+    told += [f"{label}: {level:.3f}" for label, (level, _) in levels.items() if level is not None]
+    return Figure("collapse", draw((8, 3.6), paint), "; ".join(told))

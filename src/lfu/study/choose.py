@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lfu.evaluation.intervals import Interval
 from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 from lfu.support.errors import UserError
-
-BETTER, WORSE, SAME = 1, -1, 0
 
 
 def best_rate(losses: Mapping[str, float | None]) -> str | None:
@@ -117,23 +116,30 @@ def compared_with(setting: Setting, settings: Sequence[Setting]) -> Setting | No
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A setting as the choosing rows see it: its loss on the validation rows, and whether it forgets more there, beyond
-    the noise, than what it is held against."""
+class Chosen:
+    """A setting as the choosing rows see it.
+
+    Attributes:
+        loss: on the validation rows, mean over the seeds that all settings have; None where a run failed.
+        forgets_more: whether a kept set is worse, beyond the noise, than that of anything that it is held against.
+        against: what it is held against -> kept set -> the difference, on the items that choose.
+    """
 
     label: str
     method: str
-    validation: float
-    forgets_more: bool
+    loss: float | None
+    forgets_more: bool = False
+    against: dict[str, dict[str, Interval]] = field(default_factory=dict)
 
 
-def candidate(settings: Sequence[Candidate]) -> Candidate | None:
+def candidate(settings: Sequence[Chosen]) -> Chosen | None:
     """The lowest validation loss among the settings that forget no more than they may.
 
     Ties go to plain SFT, else to the first. None where there is nothing to choose from.
     """
-    fit = [each for each in settings if not each.forgets_more and math.isfinite(each.validation)]
-    return min(fit, key=lambda each: (each.validation, each.method != YARDSTICK), default=None)
+    fit = [(one.loss, one) for one in settings if one.loss is not None and not one.forgets_more]
+    finite = [(loss, one) for loss, one in fit if math.isfinite(loss)]
+    return min(finite, key=lambda pair: (pair[0], pair[1].method != YARDSTICK), default=(None, None))[1]
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from lfu.study import halving
@@ -106,46 +105,23 @@ def _differs(ours: Any, theirs: Any) -> dict[str, str]:
     return {name: str(value) for name, value in mine.items() if name not in skip and value != other.get(name)}
 
 
-@dataclass(frozen=True)
-class RunState:
-    """One run: how far it is wanted (`level`) and is (`state`), where it lies, and what went wrong or was said."""
-
-    label: str
-    seed: int
-    learning_rate: str
-    steps: int
-    level: str
-    state: str
-    folder: str
-    error: str
-    phase: str
-    notes: list[str]
-    advice: list[str]
-    model: dict[str, Any] | None
-
-    @property
-    def weights(self) -> str:
-        """The hash of the trained weights; empty while the run is not finished."""
-        return self.model["weights"] if self.model else ""
-
-
-def runs_of(study: Study, plan: Plan) -> list[RunState]:
-    """Every run, once: how far it is and where it lies."""
+def runs_of(study: Study, plan: Plan) -> list[dict[str, Any]]:
+    """Every run, once: how far it is wanted and is, where it lies, what went wrong, and what was said."""
     full = {UNTOUCHED} | {run for runs in plan.runs.values() for each in runs.values() for run in each}
     found = []
     for run in dict.fromkeys(task.run for task in plan.tasks):
         place = study.shelf(run)
-        failure = place.any_failure
+        failure, told = place.any_failure or {}, place.record or place.trained or {}
         levels = [task.level for task in plan.tasks if task.run == run]
         wanted = "full" if run in full else max(levels, key=LEVELS.index)
-        state = "failed" if failure else "finished" if place.finished(wanted) else "to do"
-        told = place.record or place.trained or {}
-        found.append(RunState(
-            run.label, run.seed, run.learning_rate, run.steps, wanted, state,
-            place.path.relative_to(study.folder).as_posix(), failure["error"] if failure else "",
-            failure["phase"] if failure else "", told.get("notes", []), told.get("advice", []),
-            place.record["model"] if place.record else None,
-        ))  # fmt: skip
+        found.append({
+            "label": run.label, "seed": run.seed, "learning_rate": run.learning_rate, "steps": run.steps,
+            "level": wanted, "state": "failed" if failure else "finished" if place.finished(wanted) else "to do",
+            "folder": place.path.relative_to(study.folder).as_posix(),
+            "error": failure.get("error", ""), "phase": failure.get("phase", ""),
+            "notes": told.get("notes", []), "advice": told.get("advice", []),
+            "weights": place.record["model"]["weights"] if place.record else "",
+        })  # fmt: skip
     return found
 
 

@@ -94,18 +94,3 @@ def _shifts(rng: np.random.Generator, each: Sequence[float]) -> np.ndarray:
 def _counts(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:
     """How often each of `size` things was drawn, `(resamples, size)`; each row sums to `size`."""
     return rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean over the seeds and their sample standard deviation; None with one seed."""
-
-    seeds: dict[int, float]
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.seeds.values())
-
-    @property
-    def deviation(self) -> float | None:
-        return stdev(self.seeds.values()) if len(self.seeds) > 1 else None

@@ -1,0 +1,145 @@
+"""The results of a comparison at equal steps, or at equal time: rows of its tables, and remarks on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lfu.report.compare_text import change, heading, mean_and_spread, metrics_in, value
+from lfu.report.text import and_
+from lfu.study.metrics import Metric
+
+Rows = list[list[str]]
+
+UNSTEADY = 0.5  # distance of the quartiles of a run's step times over their median, from which ratios are rough
+TITLES = {"steps": "Equal steps", "time": "Equal time"}
+WORDS = {1: ["better"], -1: ["worse"], 0: []}
+
+
+class Mode:
+    """One mode of a record's results; `name` is `steps` or `time`."""
+
+    def __init__(self, results: Mapping[str, Any], name: str):
+        self.results, self.name, self.found = results, name, results["modes"][name]
+        self.title, self.first = TITLES[name], name == next(iter(results["modes"]))
+        self.metrics = metrics_in(results)
+
+    def called(self, what: str) -> str:
+        """A heading or caption; of the second mode with its name."""
+        return what if self.first else f"{what}, {self.title.lower()}"
+
+    def file(self, stem: str) -> str:
+        """A picture's file name; of the second mode with its name."""
+        return stem if self.first else f"{stem}-{self.name}"
+
+    # -- how many seeds ------------------------------------------------------------------------------------------------
+
+    def seeds(self) -> dict[str, int]:
+        """Label -> how many seeds are finished."""
+        return {label: len(one["seeds"]) for label, one in next(iter(self.found["values"].values())).items()}
+
+    def _named(self, label: str) -> str:
+        """A row's name, with its seeds where others have more."""
+        counts = self.seeds()
+        count = counts.get(label, most := max(counts.values()))
+        return label if count == most else f"{label} ({count} seed{'s' if count > 1 else ''})"
+
+    def over(self) -> str:
+        """What the values are a mean over."""
+        counts = set(self.seeds().values())
+        if max(counts) == 1:
+            return "one seed"
+        rest = " where no other number is given" if len(counts) > 1 else ""
+        return f"mean ± standard deviation over {max(counts)} seeds{rest}"
+
+    def about_rank(self) -> str:
+        """What the column with the ranks is."""
+        categories = ", ".join(self.found["ranks"].get("by_category", ()))
+        return categories and (
+            " rank: the ranks by column (1 is best; ties share the better place), their mean by category "
+            f"({categories}), and the mean of these; it says nothing about size or noise."
+        )
+
+    def about_seeds(self) -> str:
+        """What a row with fewer seeds is left out of."""
+        failed, ranked = self.found["failed"], self.found["ranks"].get("seeds", [])
+        said = f" Not ranked, and not recommended: {and_(failed)}, as a run failed." if failed else ""
+        if ranked and any(count != len(ranked) for label, count in self.seeds().items() if label not in failed):
+            said += f" Ranked over the seeds that all have finished ({', '.join(map(str, ranked))})."
+        return said
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def values(self) -> Rows:
+        """The untouched model's values, and each setting's; the rank in front, where a narrow page shows it."""
+        ranks = self.found["ranks"].get("average")
+        rank = lambda label: [] if not ranks else [f"{ranks[label]:.1f}" if label in ranks else "-"]
+        rows = [["", *(["rank"] if ranks else []), *map(heading, self.metrics.values())]]
+        base = [value(metric, self.results["untouched"][key]) for key, metric in self.metrics.items()]
+        rows.append(["untouched", *rank("untouched"), *base])
+        for label in self.seeds():
+            cells = [mean_and_spread(metric, self.found["values"][key][label]) for key, metric in self.metrics.items()]
+            rows.append([self._named(label), *rank(label), *cells])
+        return rows
+
+    def differences(self) -> list[tuple[str, Rows]]:
+        """Against plain SFT; of what has no plain SFT to be compared with, which is plain SFT itself, against the
+        untouched model."""
+        against = {label: one["against"] for label, one in self.results["settings"].items()}
+        flags = any(rival not in ("sft", "untouched") for rival in against.values())
+        told = " with the same training flags; plain SFT with flags of its own: against that without" if flags else ""
+        alone = {
+            key: {label: interval for label, interval in each.items() if against[label] == "untouched"}
+            for key, each in self.found["against_untouched"].items()
+        }
+        each = [(f"plain SFT{told}", self.found["against_sft"]), ("the untouched model", alone)]
+        return [(to, rows) for to, changes in each if (rows := self._differences(changes))[1:]]
+
+    def _differences(self, changes: Mapping[str, Any]) -> Rows:
+        rows = [["", *(f"{metric.title} ({metric.items})" for metric in self.metrics.values())]]
+        for label in dict.fromkeys(label for each in changes.values() for label in each):
+            cells = [_cell(metric, changes[key].get(label)) for key, metric in self.metrics.items()]
+            rows.append([self._named(label), *cells])
+        return rows
+
+    def changes(self) -> Rows:
+        """Questions kept, lost, gained and never right."""
+        names = ("kept", "lost", "gained", "never")
+        return [["", *names]] + [
+            [f"{name}: {label}", *(f"{counts[what]:.1f}" for what in names)]
+            for name, each in self.found["changes"].items()
+            for label, counts in each.items()
+        ]
+
+    def costs(self) -> Rows:
+        """Time, memory and size of each setting's training."""
+        rows = [["", "per step, s", "over SFT's", "steps", "training, s", "once, s", "peak memory, MiB", "trainable",
+                 "rows", "weights moved, %"]]  # fmt: skip
+        known = lambda found, form, scale=1.0: "-" if found is None else format(scale * found, form)
+        for label, cost in self.found["cost"].items():
+            rows.append([
+                label, f"{cost['step_seconds']:.3g}", known(cost["ratio"], ".2f"), str(cost["steps"]),
+                f"{cost['train_seconds']:,.1f}", f"{cost['prepare_seconds']:,.1f}",
+                known(cost["peak_memory"], ",.0f", 2**-20), f"{cost['trainable']:,}", f"{cost['rows']:,}",
+                known(cost["distance"], ".3f", 100),
+            ])  # fmt: skip
+        return rows
+
+    def memory(self) -> str:
+        """Whose memory was measured."""
+        return next((cost["memory_of"] for cost in self.found["cost"].values() if cost["memory_of"]), "not known")
+
+    def machines(self) -> list[str]:
+        """Those that the runs were made on."""
+        return sorted({machine for cost in self.found["cost"].values() for machine in cost["machines"]})
+
+    def busy(self) -> list[str]:
+        """The settings whose steps took unsteady times."""
+        return [label for label, cost in self.found["cost"].items() if cost["unsteady"] > UNSTEADY]
+
+
+def _cell(metric: Metric, interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return "-"
+    middle, _, ends = change(metric, interval).partition(" ")
+    return "\n".join([middle, ends, *WORDS[metric.turn(interval)]])
