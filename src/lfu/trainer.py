@@ -27,7 +27,8 @@ from trl.trainer.utils import create_model_from_path
 from lfu.config import LfUConfig
 from lfu.data.learned import LearnsWhatRowsSay
 from lfu.methods import methods_of
-from lfu.methods.method import Batch, Method, Micro, Preparation
+from lfu.methods.method import Method
+from lfu.methods.run import Batch, Micro, Preparation
 from lfu.methods.untouched import Untouched
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
@@ -204,6 +205,11 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         with self.unmetered():
             loss = self._training_loss(model, dict(batch), count)
         return loss if self._counted(count) is not None else loss / self.current_gradient_accumulation_steps
+
+    def batch_of(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch that the collator makes of tokenised training rows, on the device."""
+        collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        return self._prepare_inputs(collate(rows))
 
     def guarded(self, run: Callable[[], torch.Tensor], processes: OneProcess) -> torch.Tensor:
         """`run`, a forward and backward; a non-finite loss leaves zero gradients and is what is returned."""

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lfu.cli import main
 from lfu.methods import REGISTRY, method_class
-from lfu.methods.method import knobs_of
+from lfu.methods.knobs import knobs_of
 from lfu.model.loading import load_model
 
 THETA = {"lora": "--lora_r 2", "dora": "--lora_r 2 --use_dora true", "full": "--use_peft false"}

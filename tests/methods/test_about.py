@@ -8,7 +8,7 @@ import pytest
 
 from lfu.methods import REGISTRY, method_class
 from lfu.methods.about import about
-from lfu.methods.method import knobs_of
+from lfu.methods.knobs import knobs_of, range_of
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -17,7 +17,9 @@ def test_read_and_run_agree(name):
     for field in ("name", "summary", "source", "protects", "once", "places"):
         assert getattr(read, field) == getattr(cls, field), field
     assert read.doc == inspect.getdoc(cls)
-    assert list(read.knobs) == [(f.name, f.default, f.metadata["help"]) for f in knobs_of(cls)]
+    assert list(read.knobs) == [
+        (f.name, f.default, range_of(f.metadata["limits"]), f.metadata["help"]) for f in knobs_of(cls)
+    ]
 
 
 def test_a_class_that_is_not_there(monkeypatch):

@@ -14,6 +14,7 @@ from tiny_folder import byte_tokenizer
 
 from lfu.methods.anchor import kl_of_top
 from lfu.methods.own_text import openings
+from lfu.methods.run import Preparation
 from lfu.support.errors import UserError
 
 VOCAB = len(byte_tokenizer())
@@ -131,7 +132,7 @@ def test_writing_leaves_the_random_state_alone_and_a_cut_off_file_is_written_ane
     expected = torch.get_rng_state()
     t = trainer(tmp_path / "a")
     torch.manual_seed(1)
-    the(t).adapter(None, type("Run", (), {"model": t.model, "tokenizer": t.processing_class, "args": t.args}))
+    the(t).adapter(None, Preparation(t.model, t.processing_class, t.args, print))
     assert torch.equal(torch.get_rng_state(), expected)
     (path,) = (tmp_path / "a" / "texts").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:50])

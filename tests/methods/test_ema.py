@@ -146,13 +146,6 @@ def test_prompt_tuning_trains_no_weight(tmp_path, method):
         tiny_trainer(method, tmp_path, model=tiny_model(dtype=torch.float32), peft_config=config)
 
 
-@pytest.mark.parametrize("method", ["ema", "l2sp", "wise", "intruders"])
-def test_sharded_weights_are_refused(method):
-    trainer = SimpleNamespace(is_deepspeed_enabled=False, is_fsdp_enabled=True)
-    with pytest.raises(ValueError, match=f"method '{method}' reads whole weights"):
-        methods_of(method)[0].setup(trainer)
-
-
 def test_another_runs_average_is_refused(tmp_path):
     t = tiny_trainer("ema", tmp_path)
     state = dict(list(t.methods[0].state_dict().items())[1:])

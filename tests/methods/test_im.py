@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lfu.data.templates import alpaca_prompt
 from lfu.methods.im import InstructionModelling, content_of_prompt
-from lfu.methods.method import Preparation
+from lfu.methods.run import Preparation
 from lfu.support.errors import UserError
 
 BYTES = byte_tokenizer()

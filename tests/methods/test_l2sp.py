@@ -258,7 +258,8 @@ def test_auto_holds_theta_nearer_to_its_start(tmp_path):
 def test_decoupled_moves_the_weights_past_the_optimizer(tmp_path, optim, weight):
     moved = []
     for method in ("sft", "l2sp"):
-        args = {"weight": weight, "decoupled": "true", "share": 0.3} if method == "l2sp" else None
+        args = {"weight": weight, "decoupled": "true"} | ({"share": 0.3} if weight == "auto" else {})
+        args = args if method == "l2sp" else None
         t = tiny_trainer(method, tmp_path, method_args=args, optim=optim, learning_rate=0.1, max_steps=1)
         start = [p.detach().clone() for p in t.anatomy.theta()]
         move(t.model)

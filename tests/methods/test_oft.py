@@ -35,9 +35,15 @@ def test_it_starts_as_the_untouched_model_and_keeps_the_weights_lengths(tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"peft_config": None}, "is an adapter: train one"),
-        ({"peft_config": OFTConfig(target_modules=["q_proj"])}, "takes the place of a LoRA adapter, got OFTConfig"),
-        ({"peft_config": LoraConfig(target_modules=["q_proj"], use_dora=True)}, "PEFT's OFT has no use_dora: drop it"),
+        ({"peft_config": None}, "starts an adapter: train one"),
+        (
+            {"peft_config": OFTConfig(target_modules=["q_proj"])},
+            "settings of a LoRA adapter, got OFTConfig",
+        ),
+        (
+            {"peft_config": LoraConfig(target_modules=["q_proj"], use_dora=True)},
+            "with use_dora=True: drop it",
+        ),
         ({"theta": "lora"}, "the model is an adapter already: merge it first"),
     ],
 )

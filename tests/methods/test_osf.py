@@ -113,8 +113,8 @@ def test_only_the_targeted_layers_are_adapted(tmp_path):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"lora": LORA | dict(modules_to_save=["norm"])}, "no modules_to_save"),
-    ({"lora": LORA | dict(use_dora=True)}, "no use_dora"),
+    ({"lora": LORA | dict(modules_to_save=["norm"])}, "modules_to_save=.*: drop it"),
+    ({"lora": LORA | dict(use_dora=True)}, "use_dora=True: drop it"),
     ({"method_args": "keep=8"}, "leaves nothing to train in a layer of rank 8"),
     ({"method_args": "keep=1.5"}, "a share below 1 or a whole number"),
     ({"method_args": "keep=0"}, "osf.keep must be"),

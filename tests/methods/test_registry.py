@@ -7,8 +7,10 @@ import importlib
 import re
 import sys
 import types
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench
 import pytest
@@ -17,7 +19,8 @@ from tiny import relative_difference
 
 import lfu.methods
 from lfu.methods import REGISTRY, method_class, methods_of, why_not_together, written_out
-from lfu.methods.method import PLACES, Method, knobs_of
+from lfu.methods.knobs import knobs_of
+from lfu.methods.method import PLACES, Method
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "methods.md"
 
@@ -80,6 +83,43 @@ def test_a_config_copies_with_its_method(tmp_path):
 def test_method_args_survive_being_written_out(value):
     methods = methods_of("replay+gem", {"replay.data": value, "gem.beta": 0.3})
     assert methods_of("replay+gem", written_out(methods)) == methods
+
+
+# Methods that never look at whole weights; `l1` and `l2` do for their anchor alone.
+SHARDED = {"sft", "lfu", "lfu_reps", "logit_kl", "dft", "im", "l1", "l2", "neftune", "replay", "sdft"}
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - SHARDED))
+@pytest.mark.parametrize("launcher", ["deepspeed", "fsdp"])
+def test_a_launch_that_cuts_weights_up_is_refused_with_the_config(name, launcher, monkeypatch):
+    args = SimpleNamespace(fsdp=[], deepspeed_plugin=object() if launcher == "deepspeed" else None)
+    if launcher == "fsdp":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=f"method '{name}' reads whole weights"):
+        methods_of(name, {})[0].check(args)
+
+
+@pytest.mark.parametrize(("knobs", "refused"), [("anchor=zero", False), ("anchor=start", True)])
+def test_a_penalty_on_features_needs_whole_weights_for_its_copy_alone(knobs, refused):
+    args = SimpleNamespace(fsdp=["full_shard"], deepspeed_plugin=None)
+    (method,) = methods_of("l1", knobs)
+    with pytest.raises(ValueError, match="'l1' reads whole weights") if refused else nullcontext():
+        method.check(args)
+
+
+@pytest.mark.parametrize(
+    ("method", "knobs", "said"),
+    [
+        ("l2sp", "weight=0.1,share=0.3", "l2sp.share=0.3 acts only with weight=auto, and weight=0.1 is fixed"),
+        ("ewc", "weight=0.1,share=0.3", "ewc.share=0.3 acts only with weight=auto"),
+        ("wise", "alpha=0.5,tolerance=0.1", "wise.tolerance=0.1 acts only with alpha=auto, and alpha=0.5 is fixed"),
+        ("lines", "alpha=0.5,tolerance=0.1", "lines.tolerance=0.1 acts only with alpha=auto"),
+        ("anchor", "texts=2,batch=3", "anchor.batch=3 is more than anchor.texts=2"),
+    ],
+)
+def test_a_knob_that_would_do_nothing_is_refused(method, knobs, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        methods_of(method, knobs)
 
 
 def test_the_documented_example_works(tmp_path):

@@ -16,8 +16,8 @@ from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
 from lfu.methods import methods_of
-from lfu.methods.method import Preparation
 from lfu.methods.replay import Replay, draw, replayed, spread
+from lfu.methods.run import Preparation
 from lfu.support.errors import UserError
 
 SIZES = st.integers(1, 400)

@@ -21,10 +21,10 @@ from tiny_folder import byte_tokenizer
 from lfu.data.templates import alpaca_prompt
 from lfu.evaluation.score import final_number
 from lfu.methods.agreement import ABOUT_THE_EXERCISE, agreed
-from lfu.methods.method import Preparation
-from lfu.methods.rewrites import Rewrite, opened
-from lfu.methods.rows import end_tokens
+from lfu.methods.rewrites import Rewrite, Rewrites
+from lfu.methods.run import Preparation
 from lfu.methods.sdft import PREAMBLE, SDFT, generate, rewriting_prompt, task_of
+from lfu.methods.writing import end_tokens, kept
 from lfu.support.errors import UserError
 
 OTHER = "another final answer"
@@ -326,11 +326,9 @@ def test_a_next_exercise_is_cut_away(tmp_path, reply, answer):
 def test_progress_is_told_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lfu.methods.sdft.LINE_EVERY", 0.0)
     rewritten(ROWS, tmp_path, scripted(numbered, byte_tokenizer()), batch_size=2)
-    lines = capsys.readouterr().err.splitlines()  # older versions of rich add an empty one
-    assert [line.partition(",")[0] for line in lines if line] == [
-        "lfu: sdft: 2 of 5 answers",
-        "lfu: sdft: 4 of 5 answers",
-    ]
+    err = capsys.readouterr().err
+    assert [f" {done}/5 " in err for done in (2, 4)] == [True, True]
+    assert "rewriting answers" in err
 
 
 def test_prompts_that_the_model_can_not_hold(tmp_path):
@@ -445,18 +443,21 @@ def test_a_line_that_was_cut_off(tmp_path, cut):
 
 
 def test_lines_that_are_something_else(tmp_path):
-    with opened(tmp_path, "m", print) as kept:
-        kept.add({"a": Rewrite("x", True)})
     file = tmp_path / "m.jsonl"
+    Rewrites(file).add({"a": Rewrite("x", True)})
     file.write_bytes(b"\xff\xfe\n[]\n{}\n7\nnull\n" + file.read_bytes())
-    with opened(tmp_path, "m", print) as kept:
-        assert kept.found == {"a": Rewrite("x", True)}
+    assert Rewrites(file).found == {"a": Rewrite("x", True)}
+
+
+def opened(folder, say=print):
+    return kept(SDFT(cache=str(folder)), "sdft", "m", say)
 
 
 def _add(folder, first):
-    with opened(folder, "m", print) as kept:
+    with opened(folder):
+        known = Rewrites(folder / "m.jsonl")
         for i in range(first, first + 20):
-            kept.add({str(i): Rewrite(str(i) * 50, True)})
+            known.add({str(i): Rewrite(str(i) * 50, True)})
 
 
 def test_two_processes(tmp_path):
@@ -466,8 +467,7 @@ def test_two_processes(tmp_path):
         worker.start()
     for worker in workers:
         worker.join()
-    with opened(tmp_path, "m", print) as kept:
-        assert kept.found == {str(i): Rewrite(str(i) * 50, True) for i in range(40)}
+    assert Rewrites(tmp_path / "m.jsonl").found == {str(i): Rewrite(str(i) * 50, True) for i in range(40)}
 
 
 def test_waiting_is_told(tmp_path):
@@ -479,7 +479,7 @@ def test_waiting_is_told(tmp_path):
         lock.release()
 
     lock.acquire()
-    with opened(tmp_path, "m", say):
+    with opened(tmp_path, say):
         pass
     assert len(said) == 1
     assert "waiting for another process" in said[0]

@@ -11,7 +11,7 @@ from datasets import Dataset
 from test_losses import nll, nudge
 from tiny import relative_difference, tiny_batch, tiny_model
 
-from lfu.methods.examples import example_of, examples_of, nll_before_training
+from lfu.methods.examples import example_of, examples_of, key_of, losses_before_training
 from lfu.methods.talr import TALR
 
 TOLERANCE = 1e-9
@@ -122,13 +122,23 @@ def test_losses_before_training_are_each_rows_own(tmp_path, options):
         one = {k: torch.tensor([row[k]]) for k in row} | {"attention_mask": torch.ones(1, len(row["input_ids"]))}
         expected.append(token_losses(model, one)[0].detach().float())
     t = tiny_trainer("sft", tmp_path, model=model, rows=rows, **{"max_length": 64, **options})
-    for row, found in zip(t.train_dataset, nll_before_training(t, "sft")):
+    losses = losses_before_training(t, "sft")
+    for row, wanted in zip(rows, expected):
+        found = losses[key_of(torch.tensor(row["input_ids"]))]
         assert len(found) == len(row["input_ids"])
         assert (found.isnan() == torch.tensor(row["labels"]).eq(-100)).all()
-    if not options:
-        found = [nll[~nll.isnan()] for nll in nll_before_training(t, "sft")]
-        for one, two in zip(found, expected):
-            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[~found.isnan()], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_the_same_tokens_and_other_labels_keep_each_its_own(tmp_path):
+    (row,) = token_rows(1)
+    labelled = [i for i, label in enumerate(row["labels"]) if label != -100]
+    halves = [
+        row | {"labels": [y if place in kept else -100 for place, y in enumerate(row["labels"])]}
+        for kept in (labelled[::2], labelled[1::2])
+    ]
+    t = tiny_trainer("stm", tmp_path, rows=halves, method_args="threshold=1e9")
+    assert t.train_dataset["labels"] == [half["labels"] for half in halves]
 
 
 def test_examples_are_told_apart_padded_or_packed():

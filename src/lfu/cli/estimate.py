@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lfu.methods.costs import measured
+from lfu.methods.about import measured
 
 COUNTED = 2000  # rows whose tokens are counted; of a longer data set the rest is taken to be like them
 EFFICIENCY = 0.5  # of a bare matrix product's speed, in a training step

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lfu.methods import REGISTRY, unknown_method
-from lfu.methods.about import About, about
-from lfu.methods.costs import measured
+from lfu.methods.about import About, about, measured
 from lfu.support.errors import UserError
 from lfu.support.flags import argument, read
 
@@ -71,5 +70,6 @@ def _one(method: About) -> str:
         f"cost      {cost_of(method.name)} x SFT (LoRA / full theta). {measured()['how']}",
         *([f"once      {method.once}"] if method.once else []),
         "knobs, for --method_args:" if method.knobs else f"knobs     {own}",
-        *(f"  {method.name}.{name}={default}  {help}" for name, default, help in method.knobs),
+        *(f"  {method.name}.{name}={default}{limits and f' ({limits})'}  {help}"
+          for name, default, limits, help in method.knobs),
     ])  # fmt: skip

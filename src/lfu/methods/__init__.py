@@ -3,14 +3,13 @@
 To add one, write a file with a `Method` of your own; there is nothing else to edit (see `registry.py`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
-from lfu.methods.method import PLACES, Method, checked_knob, knobs_of
+from lfu.methods.knobs import checked_knob, knobs_of
+from lfu.methods.method import PLACES, Method
 from lfu.methods.registry import REGISTRY, method_class, unknown_method
 from lfu.support.choices import one_of
 from lfu.support.errors import did_you_mean
@@ -36,9 +35,21 @@ def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) ->
     for one, two in combinations(classes.values(), 2):
         if reason := why_not_together(one, two):
             raise ValueError(f"method={spec!r}: {one.name} and {two.name} can't be combined: {reason}")
-    given = _knobs_given(classes, method_args)
-    methods = [cls(**given[name]) for name, cls in classes.items()]
-    return sorted(methods, key=_order)
+    given: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    known = {(name, f.name): f for name, cls in classes.items() for f in knobs_of(cls)}
+    for key, value in _pairs(method_args).items():
+        owner, _, knob = key.rpartition(".")
+        if owner:
+            one_of("method in method_args", owner, classes)
+        fitting = [name for name, known_knob in known if known_knob == knob and owner in ("", name)]
+        if not fitting:
+            all_knobs = [".".join(pair) for pair in known]
+            listed = f"knobs here: {', '.join(all_knobs)}" if known else f"{'+'.join(classes)} has no knobs"
+            raise ValueError(f"method_args: unknown knob {key!r}; {listed}.{did_you_mean(key, all_knobs)}")
+        if len(fitting) > 1:
+            raise ValueError(f"method_args: {key!r} could be {' or '.join(f'{o}.{knob}' for o in fitting)}: say which")
+        given[fitting[0]][knob] = checked_knob(fitting[0], known[fitting[0], knob], value)
+    return sorted((cls(**given[name]) for name, cls in classes.items()), key=_order)
 
 
 def why_not_together(one: type[Method], two: type[Method]) -> str | None:
@@ -63,49 +74,18 @@ def _order(method: Method) -> int:
     return min((places.index(place) for place in method.places), default=0)
 
 
-def _knobs_given(
-    classes: Mapping[str, type[Method]], method_args: str | Mapping[str, Any] | None
-) -> dict[str, dict[str, Any]]:
-    pairs = _pairs(method_args)
-    given: dict[str, dict[str, Any]] = {name: {} for name in classes}
-    for key, value in pairs.items():
-        owner, _, short = key.rpartition(".")
-        if owner:
-            one_of("the method in method_args", owner, classes)
-        owners = [name for name in ([owner] if owner else classes) if short in _names(classes[name])]
-        if not owners:
-            known = [f"{name}.{k}" for name, cls in classes.items() for k in _names(cls)]
-            listed = f"knobs here: {', '.join(known)}" if known else f"{'+'.join(classes)} has no knobs"
-            raise ValueError(f"method_args: unknown knob {key!r}; {listed}.{did_you_mean(key, known)}")
-        if len(owners) > 1:
-            raise ValueError(f"method_args: {key!r} could be {' or '.join(f'{o}.{short}' for o in owners)}: say which")
-        f = next(f for f in knobs_of(classes[owners[0]]) if f.name == short)
-        given[owners[0]][short] = checked_knob(owners[0], f, value)
-    return given
-
-
-def _names(cls: type[Method]) -> list[str]:
-    return [f.name for f in knobs_of(cls)]
-
-
-def _pairs(method_args: str | Mapping[str, Any] | None) -> dict[str, Any]:
-    if not method_args:
-        return {}
+def _pairs(method_args: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Knob -> value, as it was given."""
     if isinstance(method_args, Mapping):
-        return {str(key): value for key, value in method_args.items()}
-    if str(method_args).lstrip().startswith("{"):
-        return _pairs_of_json(str(method_args))
-    pairs = {}
-    for part in str(method_args).split(","):
-        key, equals, value = part.partition("=")
+        return method_args
+    text = str(method_args or "").strip()
+    if text.startswith("{"):
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"method_args: {text!r} is not a JSON object ({error})") from error
+    parts = [part.partition("=") for part in text.split(",")] if text else []
+    for key, equals, value in parts:
         if not equals or not key.strip():
-            raise ValueError(f"method_args: {part!r} is not of the form knob=value")
-        pairs[key.strip()] = value.strip()
-    return pairs
-
-
-def _pairs_of_json(text: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"method_args: {text!r} is not a JSON object ({error})") from error
+            raise ValueError(f"method_args: {key + equals + value!r} is not of the form knob=value")
+    return {key.strip(): value.strip() for key, _, value in parts}

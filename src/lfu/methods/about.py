@@ -1,21 +1,24 @@
-"""What a method says of itself, read from its source without importing it: `lfu methods` need not wait for torch."""
+"""What a method says of itself, read from its source without importing it, and what a step of it costs.
 
-from __future__ import annotations
+So `lfu methods` need not wait for torch.
+"""
 
 import ast
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from lfu.methods.knobs import range_of
 from lfu.methods.method import Method
 from lfu.methods.registry import FOLDER, REGISTRY
 
 
 @dataclass(frozen=True)
 class About:
-    """A method's class attributes (see `Method`), its docstring, and its knobs as `(name, default, help)`."""
+    """A method's class attributes (see `Method`), its docstring, and its knobs as `(name, default, range, help)`."""
 
     name: str
     summary: str
@@ -24,7 +27,7 @@ class About:
     once: str
     places: tuple[str, ...]
     doc: str
-    knobs: tuple[tuple[str, Any, str], ...]
+    knobs: tuple[tuple[str, Any, str, str], ...]
 
 
 def about(name: str) -> About:
@@ -35,13 +38,15 @@ def about(name: str) -> About:
         ValueError: its file says a thing in a way that only running it would tell.
     """
     module, _, cls = str(REGISTRY[name]).partition(":")
-    lineage = _lineage(module, cls)
+    lineage = list(_lineage(module, cls))
     said: dict[str, Any] = {"once": Method.once, "places": Method.places}
-    knobs: dict[str, tuple[str, Any, str]] = {}
+    knobs: dict[str, tuple[str, Any, str, str]] = {}
     for node, constants in reversed(lineage):  # what a subclass says wins
         for field, value in _fields(node):
             if isinstance(value, ast.Call) and ast.unparse(value.func) == "knob":
-                knobs[field] = (field, _value(value.args[0], constants), _value(value.args[1], constants))
+                default, help = (_value(arg, constants) for arg in value.args)
+                limits = {str(one.arg): _value(one.value, constants) for one in value.keywords}
+                knobs[field] = (field, default, range_of(limits), help)
             elif field in About.__dataclass_fields__:
                 said[field] = _value(value, constants)
     documented = (ast.get_docstring(node, clean=False) for node, _ in lineage)
@@ -49,25 +54,22 @@ def about(name: str) -> About:
     return About(**said, doc=doc, knobs=tuple(knobs.values()))
 
 
-def _lineage(module: str, cls: str) -> list[tuple[ast.ClassDef, Mapping[str, ast.expr]]]:
+def measured() -> dict[str, Any]:
+    """`ratio`: method -> `lora` or `full` -> step time over SFT's; how and where benchmarks/method_cost.py measured."""
+    return json.loads((FOLDER / "costs.json").read_text(encoding="utf-8"))
+
+
+def _lineage(module: str, cls: str) -> Iterator[tuple[ast.ClassDef, Mapping[str, ast.expr]]]:
     """The class and its bases up to `Method`, each with the constants of its file."""
     tree = _parsed(module)
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if cls not in classes:
+    node = next((one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == cls), None)
+    if node is None:
         raise ValueError(f"{module} has no class {cls}")
-    node = classes[cls]
-    constants = {
-        target.id: one.value
-        for one in tree.body if isinstance(one, ast.Assign)
-        for target in one.targets if isinstance(target, ast.Name)
-    }  # fmt: skip
-    homes = {
-        alias.name: one.module
-        for one in tree.body if isinstance(one, ast.ImportFrom) and one.module
-        for alias in one.names
-    }  # fmt: skip
-    bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != "Method"]
-    return [(node, constants), *(pair for base in bases for pair in _lineage(homes.get(base, module), base))]
+    yield node, dict(_fields(tree))
+    homes = {alias.name: one.module for one in tree.body if isinstance(one, ast.ImportFrom) for alias in one.names}
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id != "Method":
+            yield from _lineage(homes.get(base.id) or module, base.id)
 
 
 @cache
@@ -75,12 +77,13 @@ def _parsed(module: str) -> ast.Module:
     return ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
 
 
-def _fields(node: ast.ClassDef) -> list[tuple[str, ast.expr]]:
-    return [
-        (one.target.id, one.value)
-        for one in node.body
-        if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and one.value is not None
-    ]
+def _fields(node: ast.ClassDef | ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """`name = value`, with an annotation or without."""
+    for one in node.body:
+        target = one.targets[0] if isinstance(one, ast.Assign) else getattr(one, "target", None)
+        value = getattr(one, "value", None)
+        if isinstance(target, ast.Name) and isinstance(value, ast.expr):
+            yield target.id, value
 
 
 def _value(node: ast.expr, constants: Mapping[str, ast.expr]) -> Any:

@@ -1,30 +1,52 @@
-"""What the methods that replace the LoRA adapter by another one of PEFT's have in common."""
+"""What the methods share that start the LoRA adapter otherwise, or put another of PEFT's adapters in its place."""
 
-from __future__ import annotations
+from typing import Any, ClassVar
 
-from typing import Any
+from peft import LoraConfig, PeftConfig, PeftModel
 
-from peft import LoraConfig, PeftModel
-
-# What a LoRA config can ask for and the other adapters have no counterpart of.
-LORA_ONLY = (
-    "modules_to_save", "exclude_modules", "layers_to_transform", "target_parameters", "rank_pattern",
-    "trainable_token_indices", "use_dora",
-)  # fmt: skip
+from lfu.methods.method import Method
+from lfu.methods.run import Preparation
 
 
-def refuse_what_is_no_lora(method: str, config: Any, model: Any) -> None:
-    """Raises ValueError unless a plain LoRA config for a bare model is there to take the place of."""
-    if isinstance(model, PeftModel):
-        raise ValueError(
-            f"method {method!r} is an adapter, and the model is an adapter already: merge it first (lfu export)"
-        )
-    if config is None:
-        raise ValueError(
-            f"method {method!r} is an adapter: train one (--use_peft true, or peft_config=LoraConfig(...))"
-        )
-    if not isinstance(config, LoraConfig):
-        raise ValueError(f"method {method!r} takes the place of a LoRA adapter, got {type(config).__name__}")
-    for field in LORA_ONLY:
-        if getattr(config, field, None):
-            raise ValueError(f"method {method!r}: PEFT's {method.upper()} has no {field}: drop it")
+class AdapterMethod(Method):
+    """Refuses what is no plain LoRA, and asks `started` for the config in its place.
+
+    Attributes:
+        lacks: settings of LoRA that the method has no counterpart of.
+        decomposes: it decomposes the weights, which must not be quantised.
+    """
+
+    places = ("adapter",)
+    whole_weights = True
+    lacks: ClassVar[tuple[str, ...]] = (
+        "modules_to_save", "exclude_modules", "layers_to_transform", "target_parameters", "rank_pattern",
+        "trainable_token_indices", "use_dora",
+    )  # fmt: skip
+    decomposes = False
+
+    def adapter(self, config: Any, run: Preparation) -> PeftConfig:
+        if isinstance(run.model, PeftModel):
+            raise self._error("starts an adapter, and the model is an adapter already: merge it first (lfu export)")
+        if config is None:
+            raise self._error("starts an adapter: train one (--use_peft true, or peft_config=LoraConfig(...))")
+        if not isinstance(config, LoraConfig):
+            raise self._error(f"starts from the settings of a LoRA adapter, got {type(config).__name__}")
+        for field in self.lacks:
+            if value := getattr(config, field, None):
+                raise self._error(f"can't start an adapter with {field}={value!r}: drop it")
+        if self.decomposes and getattr(run.model, "quantization_method", None) is not None:
+            raise self._error("decomposes the weights, and those of this model are quantised: load it without")
+        return self.started(config, run)
+
+    def started(self, config: LoraConfig, run: Preparation) -> PeftConfig:
+        """The PEFT config in place of `config`."""
+        raise NotImplementedError
+
+    def _error(self, what: str) -> ValueError:
+        return ValueError(f"method {self.name!r} {what}")
+
+
+def replaced(config: LoraConfig, kind: type[PeftConfig], run: Preparation, name: str, **options: Any) -> PeftConfig:
+    """A config of another adapter for the same layers."""
+    run.say(f"{name}: takes the place of the LoRA adapter, whose rank, alpha and dropout do not apply")
+    return kind(target_modules=config.target_modules, task_type=config.task_type, **options)

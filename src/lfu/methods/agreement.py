@@ -1,7 +1,5 @@
 """Whether a rewritten answer still agrees with the reference answer: SDFT's rule (Yang et al. 2024, Eq. 4)."""
 
-from __future__ import annotations
-
 import re
 
 from lfu.evaluation.score import final_number
@@ -25,13 +23,11 @@ def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None
     the reference shows, the first of these:
 
     - its last line is `#### n`: the rewrite's final number (`final_number`, behind `####` or else its last one) must be
-      n. The form of the data is kept: the answer ends in the reference's last line, put behind a rewrite that gives the
-      number in words, and in place of what a rewrite has from its own `#### n` on. A last line `#### text` counts as a
-      short answer and is kept in the same way.
-    - it is one line `B. text`, `(B)` or `B`: the letter that the rewrite names must be the same. That is the letter it
-      starts with, else the last one it calls the answer; a rewrite that names none in these ways is not used.
-    - it is short (up to 5 words and 60 characters): it must occur in the rewrite as a word or words, case aside. For
-      yes, no, true and false the opposite must not occur.
+      n. The answer then ends in the reference's last line. A last line `#### text` counts as a short answer.
+    - it is one line `B. text`, `(B)` or `B`: the rewrite must name the same letter, at its start, or else where it last
+      calls one the answer.
+    - it is short (up to 5 words and 60 characters): it must occur in the rewrite as a word or words, case aside, and
+      the opposite of yes, no, true and false must not.
     - anything longer has no final answer to compare: the rewrite is taken.
 
     Args:

@@ -1,23 +1,17 @@
 """Anchor: training is held to what the untouched model says of its own accord."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from lfu.methods.chunks import sum_over_chunks
-from lfu.methods.method import Batch, Method, Preparation, knob
+from lfu.methods.knobs import knob
+from lfu.methods.method import Method
 from lfu.methods.own_text import own_text
-from lfu.methods.weights import refuse_sharded_launch, refuse_sharding
-from lfu.model.embedded import cache_folder
+from lfu.methods.run import Batch, Preparation
+from lfu.methods.tokens import in_pieces, read_last
 from lfu.model.precision import wide
-from lfu.model.representations import Reader, answer_positions
 
 
-@dataclass
 class Anchor(Method):
     """`l = l_SFT + weight * (1/M) sum_t KL(r_t || p_t)` over the M tokens of a few texts that the model wrote itself.
 
@@ -29,46 +23,38 @@ class Anchor(Method):
     The texts are kept on disk, by the model's weights and the settings.
     """
 
-    name: ClassVar[str] = "anchor"
-    summary: ClassVar[str] = "KL to the untouched model on texts that it wrote itself"
-    source: ClassVar[str] = "ours; the data as in Magpie, arXiv 2406.08464, and CFS, arXiv 2505.13811"
-    protects: ClassVar[str] = "what the model says of its own accord"
-    once: ClassVar[str] = "before training, texts generated (64 of 64 tokens); kept for later runs"
-    places: ClassVar[tuple[str, ...]] = ("penalty",)
+    name = "anchor"
+    summary = "KL to the untouched model on texts that it wrote itself"
+    source = "ours; the data as in Magpie, arXiv 2406.08464, and CFS, arXiv 2505.13811"
+    protects = "what the model says of its own accord"
+    once = "before training, texts generated (64 of 64 tokens); kept for later runs"
+    places = ("penalty",)
+    whole_weights = True
 
     weight: float = knob(1.0, "weight of the KL (none published)", low=0)
-    texts: int = knob(64, "how many texts the model writes", low=1)
-    tokens: int = knob(64, "longest text, in tokens that the model chooses", low=2)
-    batch: int = knob(2, "texts per micro-batch", low=1)
-    top: int = knob(64, "most likely tokens that are kept at each place", low=1)
+    texts: int = knob(64, "how many texts the model writes (none published)", low=1)
+    tokens: int = knob(64, "length of the longest text, in tokens that the model chooses (none published)", low=2)
+    batch: int = knob(2, "texts per micro-batch, at most `texts` (none published)", low=1)
+    top: int = knob(64, "most likely tokens that are kept at each place (none published)", low=1)
     cache: str = knob("", "folder that keeps the texts (default: anchor in lfu's cache folder)", output=True)
 
+    def __post_init__(self) -> None:
+        if self.batch > self.texts:
+            raise ValueError(f"anchor.batch={self.batch} is more than anchor.texts={self.texts}: lower it")
+
     def adapter(self, config: Any, run: Preparation) -> Any:
-        refuse_sharded_launch(run.args, self.name)
-        folder = Path(self.cache).expanduser() if self.cache else cache_folder() / "anchor"
-        elsewhere = "--method_args anchor.cache=FOLDER"
-        self.said = own_text(run, folder, self.name, elsewhere, texts=self.texts, tokens=self.tokens, top=self.top)
+        self.said = own_text(run, self, top=self.top)
         return config
 
-    def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
-
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
-        trainer, anatomy = batch.trainer, batch.trainer.anatomy
+        anatomy = batch.trainer.anatomy
         rows = self._draw(batch)
-        device = loss.device
-        labels, depth = self.said.labels[rows].to(device), len(anatomy.blocks)
-        positions = answer_positions(labels)
-        if not len(positions):
+        hidden, places = read_last(anatomy, self.said.batch(rows, anatomy.device), detach=False)
+        if not len(hidden):
             return loss
-        inputs = {"input_ids": self.said.ids[rows].to(device), "attention_mask": self.said.mask[rows].to(device)}
-        with Reader(anatomy, [depth]).reading(positions, detach=False) as hidden:
-            Reader(anatomy, [depth]).run(inputs)
-        places = positions.cpu() + 1  # of the tokens that are predicted
-        top, log_r = (value[rows].flatten(0, 1)[places].to(device) for value in (self.said.top, self.said.log_p))
-        divergence = lambda h, ids, r: kl_of_top(anatomy.logits(h), ids.to(h.device), r.to(h.device)).sum()
-        value = sum_over_chunks(divergence, hidden[depth], top, log_r) / len(positions)
-        trainer.log_metric("anchor/kl", float(value.detach()))
+        top, log_r = (part[rows].flatten(0, 1)[places.cpu()] for part in (self.said.top, self.said.log_p))
+        value = in_pieces(lambda h, *r: kl_of_top(anatomy.logits(h), *r), hidden, top, log_r).mean().to(loss.device)
+        batch.trainer.log_metric("anchor/kl", float(value.detach()))
         return loss + self.weight * batch.share * value
 
     def _draw(self, batch: Batch) -> torch.Tensor:
@@ -90,6 +76,7 @@ def kl_of_top(logits: torch.Tensor, top: torch.Tensor, log_r: torch.Tensor) -> t
     Returns:
         `(N,)` in float32 or wider.
     """
+    top, log_r = top.to(logits.device), log_r.to(logits.device)
     log_p = wide(logits).log_softmax(-1).gather(-1, top)
     r, tiny = log_r.exp(), torch.finfo(log_p.dtype).tiny
     known = (r * (log_r - log_p)).sum(-1)

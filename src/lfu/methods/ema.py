@@ -1,43 +1,34 @@
 """EMA: the moving average of the weights over training is what is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lfu.methods.method import Method, knob
-from lfu.methods.weights import named_theta, refuse_sharding
+from lfu.methods.knobs import knob
+from lfu.methods.method import Method
+from lfu.methods.run import Trainer
+from lfu.methods.weights import named_theta
 from lfu.model.precision import wide
 
 
-@dataclass
 class EMA(Method):
     """`m_t = d_t m_{t-1} + (1 - d_t) theta_t`, `m_0` the start, `d_t = min(decay, (1 + t) / (10 + t))`; m_T is kept.
 
-    The warm-up of d makes m_T, until d reaches `decay` (after 890 updates for 0.99, 8990 for 0.999), an average over
-    roughly the last tenth of the run, however short: theta_s weighs about s^8. Without it, decay 0.999 leaves 90 % of
-    the start in the average after 100 updates.
-
-    m is kept in float32 where theta is narrower, on theta's device. Training and evaluation during training see
-    theta, and so do checkpoints: m lies beside them.
-
-    With a LoRA theta A and B are averaged one by one, and the product of averages is not the average of products; the
-    two differ by the covariance of A and B over the averaged steps, which is of second order in how far they moved.
+    The warm-up of d makes m_T, until d reaches `decay`, an average over roughly the last tenth of the run, however
+    short. m is kept in float32 where theta is narrower, on theta's device. Training, evaluation during training and
+    checkpoints see theta; m lies beside the checkpoints. With a LoRA theta A and B are averaged one by one.
     """
 
-    name: ClassVar[str] = "ema"
-    summary: ClassVar[str] = "exponential moving average of the weights, kept at the end"
-    source: ClassVar[str] = (
-        "Tarvainen and Valpola 2017, arXiv 1703.01780 (decay 0.99, then 0.999); warm-up: TensorFlow's"
-    )
-    protects: ClassVar[str] = "against the noise of the last steps"
-    places: ClassVar[tuple[str, ...]] = ("final weights",)
+    name = "ema"
+    summary = "exponential moving average of the weights, kept at the end"
+    source = "Tarvainen and Valpola 2017, arXiv 1703.01780 (decay 0.99, then 0.999); warm-up: TensorFlow's"
+    protects = "against the noise of the last steps"
+    places = ("final weights",)
+    whole_weights = True
 
-    decay: float = knob(0.999, "largest decay, between 0 and 1", low=0, high=1)
+    decay: float = knob(0.999, "largest decay (the paper: 0.99 at first, then 0.999)", low=0, high=1)
     warmup: bool = knob(True, "decay_t = min(decay, (1 + t) / (10 + t)) in update t; false: decay from the first on")
 
     def __post_init__(self) -> None:
@@ -48,8 +39,7 @@ class EMA(Method):
         if args.load_best_model_at_end:
             raise ValueError("load_best_model_at_end and method 'ema' both decide which weights are kept: drop one")
 
-    def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
+    def setup(self, trainer: Trainer) -> None:
         self._theta = named_theta(trainer.anatomy)
         self.average = {name: wide(p.detach()).clone() for name, p in self._theta.items()}
 
@@ -57,7 +47,7 @@ class EMA(Method):
         """d_t of update t = 1, 2, ..."""
         return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
 
-    def after_update(self, trainer: Any) -> None:
+    def after_update(self, trainer: Trainer) -> None:
         step = get_ema_multi_avg_fn(self.decay_at(trainer.state.global_step))
         averages, now = list(self.average.values()), [p.detach() for p in self._theta.values()]
         if all(m.dtype == p.dtype for m, p in zip(averages, now)):
@@ -67,7 +57,7 @@ class EMA(Method):
                 step([m], [p.to(m.dtype)], None)
 
     @torch.no_grad()
-    def finish(self, trainer: Any) -> None:
+    def finish(self, trainer: Trainer) -> None:
         for name, p in self._theta.items():
             p.copy_(self.average[name])
         trainer.say("ema: kept the moving average of the weights")

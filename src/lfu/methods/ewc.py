@@ -1,24 +1,19 @@
 """EWC: the pull to the starting weights, stronger on those that matter to what the untouched model says."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from lfu.evaluation.batching import evaluating
+from lfu.methods.knobs import knob
 from lfu.methods.l2sp import L2SP
-from lfu.methods.method import Preparation, knob
 from lfu.methods.own_text import own_text
-from lfu.methods.token_loss import nll_of
-from lfu.methods.weights import lora_pairs, refuse_sharded_launch, refuse_sharding
-from lfu.model.embedded import cache_folder
+from lfu.methods.run import Preparation, Trainer
+from lfu.methods.tokens import nll_of, read_last
+from lfu.methods.weights import lora_pairs
 from lfu.model.precision import wide
-from lfu.model.representations import Reader, answer_positions
 
 
-@dataclass
 class EWC(L2SP):
     """`l + weight / 2 * sum_i F_i (theta_i - theta_start_i)^2`, F the diagonal of the Fisher information, of mean 1.
 
@@ -28,23 +23,20 @@ class EWC(L2SP):
     `schedule` are l2sp's. Single weights are weighed, so it takes full weights (or a part of them), not LoRA.
     """
 
-    name: ClassVar[str] = "ewc"
-    summary: ClassVar[str] = "l2sp in the metric of the Fisher information: elastic weight consolidation"
-    source: ClassVar[str] = "Kirkpatrick et al. 2017, arXiv 1612.00796; on the model's own text, for want of old data"
-    protects: ClassVar[str] = "the weights that what the model says depends on"
-    once: ClassVar[str] = "before training, texts generated and a backward for each; two more copies of theta in memory"
+    name = "ewc"
+    summary = "l2sp in the metric of the Fisher information: elastic weight consolidation"
+    source = "Kirkpatrick et al. 2017, arXiv 1612.00796; on the model's own text, for want of old data"
+    protects = "the weights that what the model says depends on"
+    once = "before training, texts generated and a backward for each; two more copies of theta in memory"
 
-    texts: int = knob(64, "how many texts the model writes for the Fisher information", low=1)
-    tokens: int = knob(64, "longest text, in tokens that the model chooses", low=2)
+    texts: int = knob(64, "how many texts the model writes for the Fisher information (ours)", low=1)
+    tokens: int = knob(64, "length of the longest text, in tokens that the model chooses (ours)", low=2)
 
     def adapter(self, config: Any, run: Preparation) -> Any:
-        refuse_sharded_launch(run.args, self.name)
-        folder, elsewhere = cache_folder() / "anchor", "LFU_CACHE=FOLDER in the environment"
-        self.said = own_text(run, folder, self.name, elsewhere, texts=self.texts, tokens=self.tokens, top=1)
+        self.said = own_text(run, self, top=1)
         return config
 
-    def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
+    def setup(self, trainer: Trainer) -> None:
         if lora_pairs(trainer.anatomy):
             raise ValueError("method 'ewc' weighs single weights: train all weights (--use_peft false), or use l2sp")
         super().setup(trainer)
@@ -53,20 +45,15 @@ class EWC(L2SP):
     def stretched(self, p: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         return self._fisher[id(p)] * change
 
-    def _information(self, trainer: Any) -> dict[int, torch.Tensor]:
+    def _information(self, trainer: Trainer) -> dict[int, torch.Tensor]:
         """id of a parameter -> its F, in float32 or wider."""
-        anatomy = trainer.anatomy
-        theta, depth = anatomy.theta(), len(anatomy.blocks)
+        anatomy, theta = trainer.anatomy, trainer.anatomy.theta()
         total = [torch.zeros_like(wide(p.detach())) for p in theta]
         with evaluating(trainer.model), trainer.compute_loss_context_manager():
-            for ids, labels, mask in zip(self.said.ids, self.said.labels, self.said.mask):
-                labels = labels[None].to(anatomy.device)
-                positions = answer_positions(labels)
-                inputs = {"input_ids": ids[None].to(anatomy.device), "attention_mask": mask[None].to(anatomy.device)}
-                reader = Reader(anatomy, [depth])
-                with reader.reading(positions, detach=False) as hidden:
-                    reader.run(inputs)
-                nll = nll_of(anatomy.logits(hidden[depth]), labels.flatten()[positions + 1]).sum()
+            for row in range(self.texts):
+                batch = self.said.batch(slice(row, row + 1), anatomy.device)
+                hidden, places = read_last(anatomy, batch, detach=False)
+                nll = nll_of(anatomy.logits(hidden), batch["labels"].flatten()[places]).sum()
                 for sum_, g in zip(total, torch.autograd.grad(nll, theta, allow_unused=True)):
                     if g is not None:
                         sum_.add_(wide(g).square())

@@ -1,16 +1,17 @@
 """Which training row a token belongs to, and how well the model does on each row before training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 
 from lfu.evaluation.batching import evaluating
-from lfu.methods.token_loss import nll_of
-from lfu.model.representations import Reader, answer_positions
+from lfu.methods.run import Trainer
+from lfu.methods.tokens import in_pieces, nll_of, read_last
+
+IGNORED = -100
 
 
 def example_of(inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
@@ -41,49 +42,39 @@ def examples_of(inputs: Mapping[str, Any]) -> list[tuple[bytes, torch.Tensor]]:
     return [(key_of(ids[place]), place) for place in (there[number == one] for one in number.unique())]
 
 
-def nll_before_training(trainer: Any, method: str) -> list[torch.Tensor]:
-    """The loss of each token of each training row under the model as it is: `(T,)` each, on the CPU; nan: no label.
+def losses_before_training(trainer: Trainer, method: str) -> dict[bytes, torch.Tensor]:
+    """The loss of each token of each example under the model as it is: key -> `(T,)`, on the CPU; NaN: not labelled.
 
     One forward over the training rows, shared between the processes; rows may be packed.
 
     Raises:
         ValueError: the rows are a stream, and can't be read twice.
     """
-    rows = trainer.train_dataset
+    rows, accelerator = trainer.train_dataset, trainer.accelerator
     if not isinstance(rows, Dataset):
         raise ValueError(f"method {method!r} reads all training rows first: give a datasets.Dataset, not a stream")
-    model, accelerator = trainer.accelerator.unwrap_model(trainer.model), trainer.accelerator
     mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
     size = trainer.args.per_device_train_batch_size
-    found: list[tuple[int, torch.Tensor]] = []
-    with evaluating(model), torch.no_grad():
+    found: list[tuple[bytes, Any]] = []
+    with evaluating(accelerator.unwrap_model(trainer.model)), torch.no_grad():
         for start in range(0, len(mine), size):
-            numbers = list(mine[start : start + size])
-            found += zip(numbers, _nll_of_rows(trainer, [rows[number] for number in numbers]))
+            batch = trainer.batch_of([rows[number] for number in mine[start : start + size]])
+            nll = _losses(trainer, batch)
+            found += [(key, nll[place.cpu()]) for key, place in examples_of(batch)]
     if accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
+        found = gather_object([(key, nll.tolist()) for key, nll in found])
+    losses = {b"": torch.empty(0)}  # a row without tokens
+    for key, nll in found:  # the same tokens may have other labels in another row
+        nll = torch.as_tensor(nll)
+        losses[key] = torch.where(nll.isnan(), losses.get(key, nll), nll)
+    return losses
 
-        told = gather_object([(number, nll.tolist()) for number, nll in found])
-        found = [(number, torch.tensor(nll)) for number, nll in told]
-    return [nll for _, nll in sorted(found, key=lambda pair: pair[0])]
 
-
-def _nll_of_rows(trainer: Any, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
-    anatomy = trainer.anatomy
-    known = trainer._signature_columns or ("input_ids", "labels", "seq_lengths")
-    batch = trainer.data_collator([{k: v for k, v in row.items() if k in known} for row in rows])
-    batch = {k: v.to(anatomy.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    labels, positions = batch["labels"], answer_positions(batch["labels"])
-    nll = torch.full(labels.shape, torch.nan).flatten()
-    if len(positions):
-        reader = Reader(anatomy, [len(anatomy.blocks)])
-        with trainer.compute_loss_context_manager(), reader.reading(positions, detach=True, stop=True) as hidden:
-            reader.run(batch)
-            (last,) = hidden.values()
-            targets = labels.flatten()[positions + 1]
-            pairs = zip(last.split(256), targets.split(256))
-            nll[positions.cpu() + 1] = torch.cat([nll_of(anatomy.logits(h), y) for h, y in pairs]).to(nll)
-    lengths = [len(row["input_ids"]) for row in rows]
-    if len(labels) == len(rows):
-        return [line[:length] for line, length in zip(nll.view(labels.shape), lengths)]
-    return list(nll[: sum(lengths)].split(lengths))  # padding-free: one row after the other
+def _losses(trainer: Trainer, batch: dict[str, Any]) -> torch.Tensor:
+    """Of each token of a batch, flat `(B * T,)`."""
+    labels, logits_of = batch["labels"].flatten(), trainer.anatomy.logits
+    nll = torch.full(labels.shape, torch.nan)
+    with trainer.compute_loss_context_manager():
+        last, places = read_last(trainer.anatomy, batch, detach=True, stop=True)
+        nll[places.cpu()] = in_pieces(lambda h, y: nll_of(logits_of(h), y), last, labels[places]).to(nll)
+    return nll

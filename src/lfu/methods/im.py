@@ -1,17 +1,17 @@
 """Instruction Modelling: the loss is on the instruction too, and never on the template around both."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import pairwise
+from typing import Any
 
 from datasets import Dataset
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
-from lfu.methods.method import Method, Preparation
-from lfu.methods.rows import end_tokens, shape_of, template_arguments
+from lfu.methods.method import Method
+from lfu.methods.rows import Message, Row, messages_of, shape_of, template_arguments
+from lfu.methods.run import Preparation
+from lfu.methods.writing import end_tokens
 from lfu.support.errors import UserError
 
 IGNORED = -100
@@ -23,36 +23,25 @@ _ALPACA_FRAME = re.compile(
 )
 
 Span = tuple[int, int]  # first character, and the one after the last
-Message = dict[str, Any]
+Turn = tuple[str, list[Span]]  # role of a message, and where its texts stand in what the template wrote
 
 
-@dataclass
 class InstructionModelling(Method):
     """`l = - (1/N) sum_t log p(x_t | x_<t)` over the N tokens of instruction and answer, template tokens left out.
 
-    With the loss:
+    With the loss: the content of every message of the data, whatever its role; what ends an assistant's turn; all of a
+    prompt that is a text, but for Alpaca's frame; a token across the border of content and template. Without it: role
+    markers, generation prompts, tool descriptions, the template's own system prompt, the beginning-of-sequence token.
 
-    - the content of every message of the data, whatever its role; a system message in the data counts as instruction
-      (the authors' code, too, leaves out the role markers alone), one that the template brings along does not;
-    - what ends an assistant's turn (SFT trains it, too, so that the model learns to stop): the tokens from the
-      answer's end to the end-of-turn token;
-    - of prompts that are a text, all but Alpaca's frame: its first paragraph and its headings;
-    - a token that lies across the border of content and template.
-
-    Without: role markers, generation prompts, tool descriptions, default system prompts, the beginning-of-sequence
-    token, line breaks between turns.
-
-    TRL's `completion_only_loss=False` differs: there every token of the template carries loss as well. Here the rows
-    are tokenised with their labels before TRL sees them, to the same `input_ids` as TRL's own; cutting to `max_length`,
-    packing and evaluation rows stay TRL's. `completion_only_loss` then speaks of the evaluation rows alone; left at
-    None they are scored as without this method.
+    The rows are tokenised with their labels before TRL sees them, to the same `input_ids` as TRL's own; cutting,
+    packing and evaluation rows stay TRL's, and `completion_only_loss` speaks of the evaluation rows alone.
     """
 
-    name: ClassVar[str] = "im"
-    summary: ClassVar[str] = "instruction modelling: the loss is on the prompt, too"
-    source: ClassVar[str] = "Shi et al., NeurIPS 2024, arXiv 2405.14394"
-    protects: ClassVar[str] = "against overfitting short answers, by more to predict in each row"
-    places: ClassVar[tuple[str, ...]] = ("labels",)
+    name = "im"
+    summary = "instruction modelling: the loss is on the prompt, too"
+    source = "Shi et al., NeurIPS 2024, arXiv 2405.14394"
+    protects = "against overfitting short answers, by more to predict in each row"
+    places = ("labels",)
 
     def configure(self, args: Any) -> None:
         if args.assistant_only_loss:
@@ -77,86 +66,61 @@ class InstructionModelling(Method):
         if args.completion_only_loss is None:  # TRL would go by the training rows, whose shape changes here
             args.completion_only_loss = shape == "prompt"
         eos = args.eos_token or tokenizer.eos_token or ""
-        ends, special, field = set(end_tokens(run)), _special(tokenizer), args.dataset_text_field
+        special = set(tokenizer.all_special_ids)
+        special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ends = set(end_tokens(run))
 
-        def label(row: dict[str, Any], index: int) -> dict[str, list[int]]:
-            messages = _messages(row)
+        def label(row: Row, index: int) -> dict[str, list[int]]:
+            messages, turns = messages_of(row), []
             if messages is None:
-                text, spans = _plain(row, field, eos)
-                return _labelled(_encode(tokenizer, text, special=True), spans)
-            return _chat(messages, row, tokenizer, ends, special, f"data row {index + 1}")
+                text, spans = _plain(row, args.dataset_text_field, eos)
+            else:
+                options = template_arguments(row)
+                render = lambda messages: tokenizer.apply_chat_template(messages, tokenize=False, **options)
+                text = render(messages)
+                turns = turns_of(messages, text, render, f"data row {index + 1}")
+                spans = [span for _, found in turns for span in found]
+            # special tokens as TRL has them: for texts, not for what a template wrote
+            encoded = tokenizer(text, add_special_tokens=messages is None, return_offsets_mapping=True, verbose=False)
+            ids, places = list(encoded["input_ids"]), encoded["offset_mapping"]
+            spans += _ends_of_turns(turns, list(zip(ids, places)), ends, special)
+            inside = lambda start, end: any(start < last and end > first for first, last in spans)
+            labels = [token if inside(*place) else IGNORED for token, place in zip(ids, places)]
+            return {"input_ids": ids, "labels": labels}
 
         labelled = rows.map(
             label, with_indices=True, remove_columns=rows.column_names, load_from_cache_file=False,
             desc="Labelling instruction and answer",
         )  # fmt: skip
         total = sum(len(row["labels"]) for row in labelled)
-        kept = total - sum(row["labels"].count(IGNORED) for row in labelled)
-        run.say(f"im: the loss is on {kept:,} of {total:,} tokens, those of instruction and answer")
+        learned = total - sum(row["labels"].count(IGNORED) for row in labelled)
+        run.say(f"im: the loss is on {learned:,} of {total:,} tokens, those of instruction and answer")
         return labelled
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
-def _plain(row: dict[str, Any], text_field: str, eos: str) -> tuple[str, list[Span]]:
+def _plain(row: Row, text_field: str, eos: str) -> tuple[str, list[Span]]:
     """The text that TRL trains on, and where it is instruction or answer."""
-    last = row["completion"] if "prompt" in row else row[text_field]
-    last = last if last.endswith(eos) else last + eos
-    if "prompt" in row:
-        return row["prompt"] + last, [
-            *content_of_prompt(row["prompt"]),
-            (len(row["prompt"]), len(row["prompt"] + last)),
-        ]
-    return last, content_of_prompt(last)
+    prompt, last = row.get("prompt", ""), row["completion"] if "prompt" in row else row[text_field]
+    text = prompt + last.removesuffix(eos) + eos
+    spans = [*content_of_prompt(prompt), (len(prompt), len(text))] if "prompt" in row else content_of_prompt(text)
+    return text, spans
 
 
 def content_of_prompt(prompt: str) -> list[Span]:
     """Where a text is not Alpaca's frame; all of it where it is in no such frame."""
     if "### Instruction:\n" not in prompt or "### Response:\n" not in prompt:
         return [(0, len(prompt))]
-    spans, start = [], 0
-    for frame in _ALPACA_FRAME.finditer(prompt):
-        spans.append((start, frame.start()))
-        start = frame.end()
-    return [span for span in [*spans, (start, len(prompt))] if span[0] < span[1]]
+    frames = [(0, 0), *(frame.span() for frame in _ALPACA_FRAME.finditer(prompt)), (len(prompt), len(prompt))]
+    return [(end, start) for (_, end), (start, _) in pairwise(frames) if end < start]
 
 
 # -- conversations ---------------------------------------------------------------------------------------------------
 
 
-def _messages(row: dict[str, Any]) -> list[Message] | None:
-    """The row's messages; None for a row of texts."""
-    if "messages" in row:
-        return row["messages"]
-    if isinstance(row.get("prompt"), list):
-        return row["prompt"] + row["completion"]
-    return None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Where a message's texts stand in what the chat template made of the conversation."""
-
-    role: str
-    spans: list[Span]
-
-
-def _chat(
-    messages: list[Message], row: dict[str, Any], tokenizer: Any, ends: set[int], special: set[int], where: str
-) -> dict[str, list[int]]:
-    options = template_arguments(row)
-    render = lambda messages: tokenizer.apply_chat_template(messages, tokenize=False, **options)
-    text = render(messages)
-    turns = content_of_turns(messages, text, render, where)
-    encoded = _encode(tokenizer, text, special=False)
-    spans = [span for turn in turns for span in turn.spans]
-    return _labelled(encoded, spans + _ends_of_turns(turns, encoded, ends, special))
-
-
-def content_of_turns(
-    messages: list[Message], text: str, render: Callable[[list[Message]], str], where: str
-) -> list[Turn]:
+def turns_of(messages: list[Message], text: str, render: Callable[[list[Message]], str], where: str) -> list[Turn]:
     """Where each message's content stands in `text`, which is `render(messages)`.
 
     The template is asked again with a mark in place of one content: what comes before and after the mark is the
@@ -187,7 +151,7 @@ def content_of_turns(
                     f"{name} can't be found in what the chat template makes of the row: give its reasoning as "
                     "reasoning_content, or leave out what the template leaves out"
                 )
-        turns.append(Turn(str(message.get("role")), sorted(spans)))
+        turns.append((str(message.get("role")), sorted(spans)))
         behind = max([behind, *(end for _, end in spans)])
     return turns
 
@@ -206,45 +170,21 @@ def _searched(text: str, content: str, start: int) -> Span | None:
     return (place, place + len(content)) if alone else None
 
 
-def _ends_of_turns(turns: list[Turn], encoded: Any, ends: set[int], special: set[int]) -> list[Span]:
+def _ends_of_turns(
+    turns: list[Turn], tokens: Sequence[tuple[int, Span]], ends: set[int], special: set[int]
+) -> list[Span]:
     """From the end of each assistant's content to the end of its end-of-turn token, where the template has one.
 
     That is a token of `ends`, or the first special token behind the conversation's last answer: a base model's
     tokenizer may name another end than its chat template writes.
     """
-    tokens = list(zip(encoded["input_ids"], encoded["offset_mapping"]))
-    starts = [turn.spans[0][0] for turn in turns if turn.spans]
-    if turns[-1].role == "assistant" and turns[-1].spans:
-        last = turns[-1].spans[-1][1]
-        ends = ends | {next((token for token, (start, _) in tokens if token in special and start >= last), -1)}
+    answers = [spans[-1][1] for role, spans in turns if role == "assistant" and spans]
+    if answers and turns[-1][0] == "assistant" and turns[-1][1]:
+        ends = ends | {next((token for token, (start, _) in tokens if token in special and start >= answers[-1]), -1)}
+    starts = [spans[0][0] for _, spans in turns if spans]
     found = []
-    for turn in turns:
-        if turn.role != "assistant" or not turn.spans:
-            continue
-        begin = turn.spans[-1][1]
+    for begin in answers:
         limit = min((start for start in starts if start >= begin), default=float("inf"))
         stop = next((end for token, (start, end) in tokens if token in ends and begin <= start < limit), begin)
         found.append((begin, stop))
     return found
-
-
-# -- tokens ----------------------------------------------------------------------------------------------------------
-
-
-def _encode(tokenizer: Any, text: str, *, special: bool) -> Any:
-    """Token ids and their character offsets; `special` as TRL has it: for texts, not for what a template wrote."""
-    return tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-
-
-def _special(tokenizer: Any) -> set[int]:
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
-
-
-def _labelled(encoded: Any, spans: Sequence[Span]) -> dict[str, list[int]]:
-    """`input_ids`, and `labels` that are -100 wherever a token has no character in one of the spans."""
-    labels = [
-        token if any(start < last and end > first for first, last in spans) else IGNORED
-        for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"])
-    ]
-    return {"input_ids": list(encoded["input_ids"]), "labels": labels}

@@ -1,41 +1,36 @@
 """Intruder dimensions: after training, new large singular directions of the weights are made smaller. By PEFT."""
 
-from __future__ import annotations
-
 import re
-from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel, PeftType
 from peft.tuners.lora.intruders import reduce_intruder_dimension
 from peft.tuners.lora.layer import LoraLayer
 
-from lfu.methods.method import Method, knob
-from lfu.methods.weights import lora_pairs, refuse_sharding
+from lfu.methods.knobs import knob
+from lfu.methods.method import Method
+from lfu.methods.run import Trainer
+from lfu.methods.weights import factors_of, lora_pairs
 
 REDUCED = "intruder_reduced"
 
 
-@dataclass
 class Intruders(Method):
     """`W0 + dW + (strength - 1) sum_i s_i u_i v_i^T` over the intruders i, for each layer.
 
     `SVD(W0 + dW) = U S V^T`; u_i is an intruder if it is among the first `top_k` and its cosine to every left singular
-    vector of W0 is below `threshold`. LoRA makes such directions, full fine-tuning hardly does, and shrinking them gave
-    the paper's models back some of what they had forgotten, at some cost in the task.
-
-    The difference to W0 has a higher rank than the adapter; PEFT keeps its best approximation of rank r. PEFT's
-    function leaves the result as a second adapter; here it becomes the adapter.
+    vector of W0 is below `threshold`. LoRA makes such directions, full fine-tuning hardly does. PEFT keeps the best
+    approximation of the adapter's rank, as a second adapter; here it becomes the adapter.
     """
 
-    name: ClassVar[str] = "intruders"
-    summary: ClassVar[str] = "after training, LoRA's intruder dimensions made smaller"
-    source: ClassVar[str] = "Shuttleworth et al. 2024, arXiv 2410.21228 (through PEFT's reduce_intruder_dimension)"
-    protects: ClassVar[str] = "what the untouched model's singular directions carry"
-    once: ClassVar[str] = "three SVDs of every layer's weight"
-    places: ClassVar[tuple[str, ...]] = ("final weights",)
-    never_with = {  # noqa: RUF012 (as in Method)
+    name = "intruders"
+    summary = "after training, LoRA's intruder dimensions made smaller"
+    source = "Shuttleworth et al. 2024, arXiv 2410.21228 (through PEFT's reduce_intruder_dimension)"
+    protects = "what the untouched model's singular directions carry"
+    once = "three SVDs of every layer's weight"
+    places = ("final weights",)
+    whole_weights = True
+    never_with = {  # noqa: RUF012 (declared in Method)
         "osf": "it works on LoRA's factors, and osf has none",
         "corda": "its result would not fit into the adapter beside corda's fixed half",
     }
@@ -46,38 +41,33 @@ class Intruders(Method):
         0.5, "an intruder's cosine to each old direction is below this (PEFT: 0.5)", above=0, high=1
     )
 
-    def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
-        model = trainer.model
+    def setup(self, trainer: Trainer) -> None:
+        model, inner = trainer.model, trainer.anatomy.model
         if not isinstance(model, PeftModel) or model.active_peft_config.peft_type != PeftType.LORA:
             raise ValueError("method 'intruders' mends LoRA adapters: train one (--use_peft true)")
-        if getattr(trainer.anatomy.model, "quantization_method", None) is not None:
+        if getattr(inner, "quantization_method", None) is not None:
             raise ValueError(
                 "method 'intruders' decomposes the weights, and these are quantised: load the model without"
             )
         for pair in lora_pairs(trainer.anatomy):
             if pair.variant is not None:
                 raise ValueError(f"method 'intruders' mends plain LoRA, not {pair.variant}: train plain LoRA")
-            if trainer.anatomy.model.get_submodule(pair.name).fan_in_fan_out:
+            if inner.get_submodule(pair.name).fan_in_fan_out:
                 raise ValueError(f"method 'intruders': PEFT can't mend {pair.name}, which holds its weight transposed")
 
     @torch.no_grad()
-    def finish(self, trainer: Any) -> None:
+    def finish(self, trainer: Trainer) -> None:
         model = trainer.model
-        (kept,) = model.active_adapters
         told: list[str] = []
+        (kept,) = model.active_adapters
         reduce_intruder_dimension(
             model, kept, REDUCED, top_k=self.top_k, threshold_epsilon=self.threshold, mitigation_lambda=self.strength,
             logging_sink=told.append,
         )  # fmt: skip
         for layer in model.modules():
             if isinstance(layer, LoraLayer):
-                for factors in (layer.lora_A, layer.lora_B):
-                    if REDUCED in factors:
-                        factors[kept].weight.copy_(factors[REDUCED].weight)
-                for embedding in (layer.lora_embedding_A, layer.lora_embedding_B):
-                    if REDUCED in embedding:
-                        embedding[kept].copy_(embedding[REDUCED])
+                for old, new in zip(factors_of(layer, kept), factors_of(layer, REDUCED)):
+                    old.copy_(new)
         model.set_adapter(kept)
         model.delete_adapter(REDUCED)
         found = [int(m[1]) for line in told if (m := re.search(r"Intruders: (\d+)$", line))]

@@ -1,24 +1,21 @@
 """L2-SP: a penalty on the distance from the weights where fine-tuning starts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from lfu.methods.method import Batch, Method, knob
-from lfu.methods.weights import lora_pairs, plain_theta, product_norm2, refuse_sharding
+from lfu.methods.knobs import knob, refuse_idle
+from lfu.methods.method import Method
+from lfu.methods.run import Batch, Trainer
+from lfu.methods.weights import lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 from lfu.model.tensors import global_norm
 
 
-@dataclass
 class L2SP(Method):
     """`l + weight / 2 * ||theta - theta_start||^2`, on the weights that the model computes with. Once per update.
 
@@ -39,29 +36,26 @@ class L2SP(Method):
     The paper adds `beta / 2 ||w||^2` for a new head, which a language model doesn't get.
     """
 
-    name: ClassVar[str] = "l2sp"
-    summary: ClassVar[str] = "a pull back to the starting weights: their squared distance as a penalty"
-    source: ClassVar[str] = "Li, Grandvalet, Davoine 2018, arXiv 1802.01483; auto and decoupled are ours"
-    protects: ClassVar[str] = "what the starting weights know"
-    places: ClassVar[tuple[str, ...]] = ("penalty",)
+    name = "l2sp"
+    summary = "a pull back to the starting weights: their squared distance as a penalty"
+    source = "Li, Grandvalet, Davoine 2018, arXiv 1802.01483; auto and decoupled are ours"
+    protects = "what the starting weights know"
+    places = ("penalty",)
+    whole_weights = True
 
-    weight: str | float = knob("auto", "auto, or a weight >= 0 of half the squared distance (authors' script: 0.1)")
-    share: float = knob(0.15, "weight=auto: the pull at the end of the run, as a share of the data's gradient", above=0)
+    weight: str | float = knob("auto", "auto, or the weight of half the squared distance (authors' script: 0.1)", low=0)
+    share: float = knob(
+        0.15, "weight=auto: the pull at the end of the run, as a share of the data's gradient (ours)", above=0
+    )
     decoupled: bool = knob(False, "pull the weights themselves, scaled by the learning rate, as AdamW decays them")
     schedule: str = knob(
         "constant", "over the run the pull is constant, or falls to zero (decay)", choices=("constant", "decay")
     )
 
     def __post_init__(self) -> None:
-        if self.weight == "auto":
-            return
-        with suppress(TypeError, ValueError):
-            self.weight = float(self.weight)
-        if not (isinstance(self.weight, float) and math.isfinite(self.weight) and self.weight >= 0):
-            raise ValueError(f"{self.name}.weight must be auto or a finite number >= 0, got {self.weight!r}")
+        refuse_idle(self, "share", by="weight")
 
-    def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
+    def setup(self, trainer: Trainer) -> None:
         if self.weight == "auto" and trainer.accelerator.scaler is not None and not trainer.args.max_grad_norm:
             raise ValueError(
                 f"{self.name}.weight=auto in float16 reads unscaled gradients: set max_grad_norm, or use bf16"
@@ -87,7 +81,7 @@ class L2SP(Method):
         batch.trainer.log_metric(f"{self.name}/squared_distance", float(distance.detach()))
         return loss + 0.5 * float(self.weight) * self._fall(batch.trainer.state) * batch.share * distance
 
-    def before_update(self, trainer: Any) -> None:
+    def before_update(self, trainer: Trainer) -> None:
         if self.weight != "auto" and not self.decoupled:
             return
         norm = global_norm([p.grad for p in trainer.anatomy.theta()])
@@ -132,7 +126,7 @@ class L2SP(Method):
         return pulls + [(p, partial(self._pull, p, start)) for p, start in self._plain]
 
     @torch.no_grad()
-    def _draw_back(self, trainer: Any, done: float) -> None:
+    def _draw_back(self, trainer: Trainer, done: float) -> None:
         """One decoupled step towards the start; a fresh LoRA's product shrinks with its B."""
         moved = [(pair.B, start) for pair, (_, start) in zip(self._pairs, self._factor_starts)] + self._plain
         weight = self.weight

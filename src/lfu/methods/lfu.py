@@ -1,16 +1,15 @@
 """Learning from the Undesirable as one method among the others. The algorithm is in lfu/step/step.py, not here."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import field
+from functools import lru_cache, partial
 from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
 
-from lfu.methods.method import Method, Micro
+from lfu.methods.method import Method
+from lfu.methods.run import Micro, Trainer
 from lfu.parallel import zero
 from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
 from lfu.parallel.several import of_trainer, several
@@ -20,22 +19,21 @@ from lfu.step.step import LfUStep
 from lfu.training.advice import Advice
 
 
-@dataclass
 class LfU(Method):
     """`l = l_SFT(theta) + lam * mean ||stop(h) - h'||^2`, h' of the model pushed one ascent step wrong (Eq. 1 to 6).
 
     Its knobs are the config's own fields: alpha, lam, auxiliary, consistency, layers, ... With lam=0 it does nothing.
     """
 
-    name: ClassVar[str] = "lfu"
-    summary: ClassVar[str] = "Learning from the Undesirable: representations that an undesirable update cannot move"
-    source: ClassVar[str] = "Nam, Kim, Jeong, AAAI 2026, arXiv 2511.13052"
-    protects: ClassVar[str] = "general abilities, and steadiness under rewording (the paper's claims)"
-    places: ClassVar[tuple[str, ...]] = ("step",)
+    name = "lfu"
+    summary = "Learning from the Undesirable: representations that an undesirable update cannot move"
+    source = "Nam, Kim, Jeong, AAAI 2026, arXiv 2511.13052"
+    protects = "general abilities, and steadiness under rewording (the paper's claims)"
+    places = ("step",)
+    takes_step = True
     # what a variant fixes; None: the config's own default
     auxiliary: ClassVar[str | None] = None
     consistency: ClassVar[str | None] = None
-    takes_step: ClassVar[bool] = True
     step: LfUStep | None = field(default=None, init=False, repr=False, compare=False)  # with lam=0 for good
 
     def configure(self, args: Any) -> None:
@@ -55,22 +53,28 @@ class LfU(Method):
             why = "a packed micro-batch is one row" if packed else "per_device_train_batch_size=1"
             raise ValueError(f"part={args.part:g} takes some rows of a micro-batch, and {why}: use every=k")
 
-    def setup(self, trainer: Any) -> None:
+    def setup(self, trainer: Trainer) -> None:
         args = trainer.args
         if args.lam == 0:
             return
         refuse_launch(trainer)
         _refuse_setup(trainer)
-        self.step = trainer.step = make_step(trainer)
-        _refuse_processes(trainer, self.step)
-        _tell_approximate(trainer)
+        self.step = trainer.step = step = make_step(trainer)
+        self.keeps_gradients_sound = True
+        if several(trainer):
+            refuse_stale(step.settings.stale)
+        if trainer.is_deepspeed_enabled:
+            experts = bool(getattr(step.auxiliary, "experts", None))
+            refuse_zero(trainer, step.ascends_theta, step.term.reads_logits, experts)
+        if trainer.is_fsdp_enabled:
+            refuse_on_shards(step.ascends_theta, step.term.reads_logits)
+        _tell_approximate(trainer, step)
         self.advice = Advice(args.alpha, args.lam)
-        self._order: tuple[int, torch.Tensor] | None = None  # (epoch, the independent ascent batches' shuffle)
         self._update_losses: list[float] = []
 
-    def training_step(self, trainer: Any, micro: Micro) -> torch.Tensor:
+    def training_step(self, trainer: Trainer, micro: Micro) -> torch.Tensor:
         """One micro-batch; returns its part of Eq. 6 (detached), scaled as SFTTrainer scales its loss."""
-        step = trainer.step
+        step = self.step
         if step is None:
             return micro.run()
         if several(trainer) and getattr(step.processes, "wrapper", None) is not micro.model:
@@ -85,102 +89,100 @@ class LfU(Method):
             index=micro.index,
             update=trainer.state.global_step,
         )
-        self._note(trainer, record)
-        items = micro.items * step.processes.size  # the record is of all processes, and so is this
-        return torch.tensor(record.loss * record.tokens / items, device=trainer.args.device)
-
-    @property
-    def keeps_gradients_sound(self) -> bool:
-        return self.step is not None
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        if self.step is None:
-            return {}
-        numbers = self.step.state_dict().items()
-        return {n: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64) for n, v in numbers}
-
-    @property
-    def misses_its_state(self) -> bool:
-        return self.step is not None and self.step.strength is not None
-
-    def load_state_dict(self, state: Any) -> None:
-        if self.step is not None:
-            self.step.load_state_dict({name: v if v.dim() else float(v) for name, v in state.items()})
-
-    def _independent_batch(self, trainer: Any, index: int) -> Any:
-        """Micro-batch `index` of an own shuffle of the training set, by number: nothing to save for a resume.
-
-        Several processes take turns, as in the data loader: together they have one micro-batch of the whole size.
-        """
-        dataset: Any = trainer.train_dataset
-        size, wanted = len(dataset), trainer._train_batch_size
-        index = index * trainer.accelerator.num_processes + trainer.accelerator.process_index
-        rows = []
-        for position in range(index * wanted, (index + 1) * wanted):
-            epoch, place = divmod(position, size)
-            rows.append(dataset[int(self._shuffle(trainer.args.seed, epoch, size)[place])])
-        collate = trainer._get_collator_with_removed_columns(trainer.data_collator, description="ascent")
-        return trainer._prepare_inputs(collate(rows))
-
-    def _shuffle(self, seed: int, epoch: int, size: int) -> torch.Tensor:
-        """The ascent's own order of an epoch; the newest is kept."""
-        if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
-            self._order = (epoch, torch.randperm(size, generator=generator))
-        return self._order[1]
-
-    def _note(self, trainer: Any, record: Record) -> None:
-        """Metrics beside the loss, averaged by SFTTrainer over the logging interval; and the live advice."""
         trainer.last_record = record
         for name, value in record.figures(trainer.args.log_layers).items():
             trainer.log_metric(f"lfu/{name}", value)
         if trainer.args.advice and trainer.is_world_process_zero():
-            self._advise(trainer, record)
+            self._advise(record, trainer.starts_update)
+        items = micro.items * step.processes.size  # the record is of all processes, and so is this
+        return torch.tensor(record.loss * record.tokens / items, device=trainer.args.device)
 
-    def _advise(self, trainer: Any, record: Record) -> None:
+    def _independent_batch(self, trainer: Trainer, index: int) -> dict[str, Any]:
+        """Micro-batch `index` of an own shuffle of the training set, by number: nothing to save for a resume.
+
+        Several processes take turns, as in the data loader: together they have one micro-batch of the whole size.
+        """
+        dataset, wanted = trainer.train_dataset, trainer._train_batch_size
+        index = index * trainer.accelerator.num_processes + trainer.accelerator.process_index
+        rows = []
+        for position in range(index * wanted, (index + 1) * wanted):
+            epoch, place = divmod(position, len(dataset))
+            rows.append(dataset[int(_shuffled(len(dataset), trainer.args.seed, epoch)[place])])
+        return trainer.batch_of(rows)
+
+    def _advise(self, record: Record, starts_update: bool) -> None:
         if record.form == "exact":
             self.advice.watch(record)
-        if trainer.starts_update and self._update_losses:
+        if starts_update and self._update_losses:
             self.advice.watch_loss(fmean(self._update_losses))
             self._update_losses = []
         if record.skipped is None:
             self._update_losses.append(record.sft_loss)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        numbers = {} if self.step is None else self.step.state_dict()
+        tensor = lambda v: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64)
+        return {name: tensor(value) for name, value in numbers.items()}
 
-def make_step(trainer: Any) -> LfUStep:
+    @property
+    def misses_its_state(self) -> bool:
+        return self.step is not None and self.step.strength is not None
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        if self.step is not None:
+            self.step.load_state_dict({name: v if v.dim() else float(v) for name, v in state.items()})
+
+
+class LfURepS(LfU):
+    """LfU whose ascent moves one vector per layer, `h'[l] = h[l] + d_l` (paper: alpha and lam 0.1, `preset="reps"`)."""
+
+    name = "lfu_reps"
+    summary = "LfU with one steering vector per layer as the auxiliary"
+    auxiliary = "steering"
+
+
+class LogitKL(LfU):
+    """LfU with `KL(softmax(stop z) || softmax z')` in place of the distance of the representations (Eq. 7)."""
+
+    name = "logit_kl"
+    summary = "LfU with the consistency on next-token distributions instead of representations"
+    source = "a baseline of the LfU paper, arXiv 2511.13052, Eq. 7 and Table 6e"
+    consistency = "logit_kl"
+
+
+@lru_cache(maxsize=1)
+def _shuffled(size: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch))
+
+
+def make_step(trainer: Trainer) -> LfUStep:
     """The step that the config asks for, with the trainer's loss, precision and backward."""
-    args = trainer.args
+    args, accelerator = trainer.args, trainer.accelerator
+    # DeepSpeed would divide by the accumulation steps, which `items` has done already
+    undivided = {"scale_wrt_gas": False} if trainer.is_deepspeed_enabled else {}
     return LfUStep(
         trainer.model,
         args.step,
         auxiliary=trainer.make_auxiliary(),
         consistency=consistency_of(args.consistency, reduction=args.mse_reduction, temperature=args.temperature),
         loss_fn=trainer.extra_loss,
-        backward=_backward(trainer),
-        autocast=trainer.accelerator.autocast,
+        backward=partial(accelerator.backward, **undivided),
+        autocast=accelerator.autocast,
         second_pass=lambda: trainer.maybe_activation_offload_context,
-        grad_scaler=trainer.accelerator.scaler,
+        grad_scaler=accelerator.scaler,
     )
 
 
-def _backward(trainer: Any) -> Callable[[torch.Tensor], Any]:
-    """Accelerate's. DeepSpeed would divide by the accumulation steps, which `items` has done already."""
-    backward = trainer.accelerator.backward
-    return partial(backward, scale_wrt_gas=False) if trainer.is_deepspeed_enabled else backward
-
-
-def _tell_approximate(trainer: Any) -> None:
+def _tell_approximate(trainer: Trainer, step: LfUStep) -> None:
     """Settles `budget`, and says which approximate form the run uses and what it costs."""
-    args, step = trainer.args, trainer.step
+    args, budget, picked = trainer.args, step.budget, ""
     rows = 1 if args.packing or args.padding_free else args.per_device_train_batch_size
-    budget = step.budget
     if budget is not None:
         step.settle_budget(rows, noise=bool(args.neftune_noise_alpha), alone=not several(trainer))
-    if budget is None and step.cheaper.exact:
-        return
-    picked = f"budget={budget:g} picks " if budget is not None else ""
-    form = f"{step.cheaper} (approximate)" if not step.cheaper.exact else "the exact step"
-    trainer.say(f"{picked}{form}: about {step.cost(rows):.2f} times an SFT step, counted")
+        picked = f"budget={budget:g} picks "
+    if picked or not step.cheaper.exact:
+        form = f"{step.cheaper} (approximate)" if not step.cheaper.exact else "the exact step"
+        trainer.say(f"{picked}{form}: about {step.cost(rows):.2f} times an SFT step, counted")
 
 
 def refuse_settings(args: Any) -> None:
@@ -190,12 +192,12 @@ def refuse_settings(args: Any) -> None:
         ValueError: reentrant checkpointing, optimizers that update in the backward, torch.compile.
     """
     kwargs = args.gradient_checkpointing_kwargs or getattr(args, "activation_checkpointing_kwargs", None) or {}
+    optim = str(getattr(args.optim, "value", args.optim))
     if isinstance(kwargs, dict) and kwargs.get("use_reentrant"):
         raise ValueError(
             "gradient_checkpointing_kwargs={'use_reentrant': True} hides the auxiliary from autograd, so the ascent "
             "would have no gradient: leave use_reentrant at False"
         )
-    optim = str(getattr(args.optim, "value", args.optim))
     if "lomo" in optim or "layerwise" in optim:
         raise ValueError(
             f"optim={optim!r} updates weights during the backward pass, and LfU needs two backward passes at "
@@ -208,26 +210,14 @@ def refuse_settings(args: Any) -> None:
         )
 
 
-def _refuse_processes(trainer: Any, step: LfUStep) -> None:
-    """What shows before there is a wrapper: `LfUStep` asks only the one it has."""
-    if several(trainer):
-        refuse_stale(step.settings.stale)
-    if trainer.is_deepspeed_enabled:
-        fused = bool(getattr(step.auxiliary, "experts", None))
-        refuse_zero(trainer, step.ascends_theta, step.term.reads_logits, fused)
-    if trainer.is_fsdp_enabled:
-        refuse_on_shards(step.ascends_theta, step.term.reads_logits)
-
-
-def _refuse_setup(trainer: Any) -> None:
+def _refuse_setup(trainer: Trainer) -> None:
     """What shows only once TRL has set model and data up."""
-    peft_config = getattr(trainer.model, "active_peft_config", None)
+    args, peft_config = trainer.args, getattr(trainer.model, "active_peft_config", None)
     if getattr(peft_config, "is_prompt_learning", False):
         raise ValueError(
             f"{type(peft_config).__name__} puts virtual tokens before the prompt, so token positions do not match "
             "the labels': use LoRA, DoRA or full fine-tuning with LfU"
         )
-    args = trainer.args
     if trainer.accelerator.mixed_precision == "fp8":
         raise ValueError("mixed precision fp8 replaces the layers that LfU is attached to: use bf16")
     if args.part < 1 and args.same_dropout and args.neftune_noise_alpha:
@@ -237,7 +227,5 @@ def _refuse_setup(trainer: Any) -> None:
         )
     if getattr(trainer, "_is_vision_dataset", False):
         raise ValueError("LfU compares text layers: vision-language data sets are not supported")
-    from datasets import IterableDataset  # half a second of importing that `lfu train --help` need not wait for
-
-    if trainer.args.ascent_batch == "independent" and isinstance(trainer.train_dataset, IterableDataset):
+    if args.ascent_batch == "independent" and not hasattr(trainer.train_dataset, "__len__"):
         raise ValueError("ascent_batch='independent' draws rows by number: a streamed data set has none")

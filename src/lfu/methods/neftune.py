@@ -1,14 +1,11 @@
 """NEFTune: uniform noise on the input embeddings while training. TRL's own; the switch and the paper's alpha here."""
 
-from __future__ import annotations
+from typing import Any
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from lfu.methods.method import Method, knob
+from lfu.methods.knobs import knob
+from lfu.methods.method import Method
 
 
-@dataclass
 class NEFTune(Method):
     """`e' = e + alpha / sqrt(L d) * u`, u uniform in [-1, 1], for embeddings e of L tokens in d dimensions.
 
@@ -16,11 +13,11 @@ class NEFTune(Method):
     so on a batch with much padding TRL's noise is a little smaller.
     """
 
-    name: ClassVar[str] = "neftune"
-    summary: ClassVar[str] = "uniform noise on the input embeddings"
-    source: ClassVar[str] = "Jain et al. 2023, arXiv 2310.05914 (through TRL's neftune_noise_alpha)"
-    protects: ClassVar[str] = "against learning the training texts by heart"
-    places: ClassVar[tuple[str, ...]] = ("noise",)
+    name = "neftune"
+    summary = "uniform noise on the input embeddings"
+    source = "Jain et al. 2023, arXiv 2310.05914 (through TRL's neftune_noise_alpha)"
+    protects = "against learning the training texts by heart"
+    places = ("noise",)
 
     alpha: float = knob(5.0, "noise strength (paper: 5, also 10 and 15)", above=0)
 

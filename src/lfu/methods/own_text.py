@@ -1,7 +1,5 @@
 """What the untouched model writes when nobody asks it anything, and how sure it is of each token: kept on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lfu.evaluation.batching import encode, evaluating, left_pad, pad_id, with_logits
+from lfu.evaluation.batching import encode, left_pad, pad_id, with_logits
 from lfu.evaluation.record import weights_hash
-from lfu.methods.method import Preparation
-from lfu.methods.rows import end_tokens
-from lfu.methods.sdft import on_training_device
+from lfu.methods.run import Preparation
+from lfu.methods.writing import end_tokens, kept, length_of, ready_to_write
 from lfu.model.precision import wide
-from lfu.support.errors import UserError, one_line
 
 VERSION = 1  # raise it when what is written or kept changes: older files are then left alone
 AT_A_TIME = 16  # texts that are written at a time
@@ -47,42 +42,38 @@ class OwnText:
     top: torch.Tensor
     log_p: torch.Tensor
 
+    def batch(self, rows: torch.Tensor | slice, device: torch.device) -> dict[str, torch.Tensor]:
+        """Some of the texts, as the model takes them."""
+        parts = {"input_ids": self.ids, "attention_mask": self.mask, "labels": self.labels}
+        return {name: part[rows].to(device) for name, part in parts.items()}
 
-def own_text(
-    run: Preparation, folder: Path, method: str, elsewhere: str, *, texts: int, tokens: int, top: int
-) -> OwnText:
-    """What the model of `run` writes, from `folder` or made now; the second of several processes waits for the first.
+
+def own_text(run: Preparation, method: Any, *, top: int) -> OwnText:
+    """What the model of `run` writes, from disk or made now.
 
     Args:
-        method: who asks, for messages.
-        elsewhere: how the user names another folder, for messages.
+        method: with the knobs `texts` and `tokens`, and perhaps `cache`.
+        top: how many of the most likely tokens are kept.
 
     Raises:
-        UserError: the folder can't be used.
+        UserError: the folder for the texts can't be used.
         ValueError: a chat template in which no turn can be opened.
     """
-    tokenizer = getattr(run.tokenizer, "tokenizer", run.tokenizer)  # a processor holds one
-    given, between = openings(tokenizer, method)
-    ends = end_tokens(run)
-    settings = [VERSION, weights_hash(run.model), texts, tokens, top, run.args.seed, given, between, ends]
-    path = folder / f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]}.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if (found := _read(path)) is None:
-                run.say(f"{method}: the untouched model writes {texts:,} texts, kept in {path}")
-                with evaluating(run.model), torch.no_grad(), on_training_device(run.args.device, run.model):
-                    written = _write(run.model, tokenizer, given, between, ends, texts, tokens, run.args.seed)
-                    found = _scored(run.model, written, pad_id(tokenizer), top)
-                part = path.with_suffix(".part")
-                save_file({name: value.contiguous() for name, value in vars(found).items()}, part)
-                part.replace(path)
-            return found
-    except OSError as error:
-        raise UserError(
-            f"{method} can't keep its texts in {folder} ({one_line(error)}): name a folder that can be written to, "
-            f"{elsewhere}"
-        ) from error
+    given, between = openings(run.text_tokenizer, method.name)
+    ends, seed = end_tokens(run), run.args.seed
+    settings = [VERSION, weights_hash(run.model), method.texts, method.tokens, top, seed, given, between, ends]
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
+    with kept(method, "anchor", name, run.say) as folder:
+        path = folder / f"{name}.safetensors"
+        if (found := _read(path)) is None:
+            run.say(f"{method.name}: the untouched model writes {method.texts:,} texts, kept in {path}")
+            with ready_to_write(run):
+                written = _write(run.model, run.text_tokenizer, given, between, ends, method.texts, method.tokens, seed)
+                found = _scored(run.model, written, pad_id(run.text_tokenizer), top)
+            part = path.with_suffix(".part")
+            save_file({name: value.contiguous() for name, value in vars(found).items()}, part)
+            part.replace(path)
+        return found
 
 
 def openings(tokenizer: Any, method: str) -> tuple[Ids, Ids]:
@@ -114,23 +105,22 @@ def _write(
     model: Any, tokenizer: Any, given: Ids, between: Ids, ends: Ids, texts: int, tokens: int, seed: int
 ) -> list[tuple[Ids, list[bool]]]:
     """Each text with what of it the model chose itself; sampled at temperature 1 from the whole distribution."""
-    written: list[tuple[Ids, list[bool]]] = []
+    written = []
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         for start in range(0, texts, AT_A_TIME):
-            count = min(AT_A_TIME, texts - start)
-            asked = _sample(model, tokenizer, [given] * count, ends, tokens // 2 if between else tokens)
-            if not between:
-                written += [(given + own, [False] * len(given) + [True] * len(own)) for own in asked]
-                continue
-            questions = [own[:-1] if own and own[-1] in ends else own for own in asked]
-            prompts = [given + question + between for question in questions]
-            for question, prompt, answer in zip(
-                questions, prompts, _sample(model, tokenizer, prompts, ends, tokens - tokens // 2)
-            ):
-                own = [False] * len(given) + [True] * len(question) + [False] * len(between) + [True] * len(answer)
-                written.append((prompt + answer, own))
+            prompts = [given] * min(AT_A_TIME, texts - start)
+            parts = _sample(model, tokenizer, prompts, ends, tokens // 2 if between else tokens)
+            answers: list[Ids] = [[]] * len(parts)
+            if between:
+                parts = [question[: length_of(question, ends)] for question in parts]
+                prompts = [given + question + between for question in parts]
+                answers = _sample(model, tokenizer, prompts, ends, tokens - tokens // 2)
+            for part, answer in zip(parts, answers):
+                pieces = ((given, False), (part, True), (between, False), (answer, True))
+                own = [chosen for piece, chosen in pieces for _ in piece]
+                written.append((given + part + between + answer, own))
     return written
 
 
@@ -141,19 +131,16 @@ def _sample(model: Any, tokenizer: Any, prompts: Sequence[Ids], ends: Ids, new: 
         input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=True, num_beams=1, temperature=1.0, top_p=1.0,
         top_k=0, repetition_penalty=1.0, eos_token_id=ends or None, pad_token_id=pad_id(tokenizer), use_cache=True,
     )[:, ids.shape[1] :].tolist()  # fmt: skip
-    length = lambda own: next((place + 1 for place, token in enumerate(own) if token in ends), len(own))
-    return [own[: length(own)] for own in out]
+    return [own[: length_of(own, ends) + 1] for own in out]
 
 
 def _scored(model: Any, written: list[tuple[Ids, list[bool]]], pad: int, top: int) -> OwnText:
     """The texts as tensors, with the model's own distribution at each place."""
     longest = max(len(ids) for ids, _ in written)
-    fill = lambda value: torch.full((len(written), longest), value)
-    ids, labels, mask = fill(pad), fill(-100), fill(0)
-    for row, (text, own) in enumerate(written):
-        line = torch.tensor(text)
-        ids[row, : len(text)], mask[row, : len(text)] = line, 1
-        labels[row, : len(text)] = line.where(torch.tensor(own), -100)
+    padded = lambda rows, value: torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+    ids = padded([text for text, _ in written], pad)
+    mask = padded([[1] * len(text) for text, _ in written], 0)
+    labels = ids.where(padded([own for _, own in written], False), -100)
     tops, log_ps = [], []
     for some, there in zip(ids.split(1), mask.split(1)):  # logits of all would be large
         inputs = {"input_ids": some.to(model.device), "attention_mask": there.to(model.device), "use_cache": False}

@@ -1,4 +1,4 @@
-"""Which methods there are. Each registers itself: a file in this folder by being here, any other class by its `name`.
+"""Which methods there are: every class in this folder's files that has a `name`, and any other once it is defined.
 
 The files are looked through, not imported: `lfu --help` and `lfu methods` need not wait for torch.
 """
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from lfu.methods.method import Method
 
 FOLDER = Path(__file__).parent
+_CLASS = re.compile(r"^class (\w+)|^    name = \"(\w+)\"$", re.MULTILINE)
 
 
 def _found() -> dict[str, str | type[Method]]:
-    """`gem` -> `lfu.methods.gem:GEM` for each file here that holds the method of its name; plain SFT and LfU first."""
-    found: dict[str, str | type[Method]] = {}
-    stems = sorted((path.stem for path in FOLDER.glob("*.py")), key=lambda s: (s != "sft", s[:3] != "lfu", s))
-    for stem in stems:
-        text = (FOLDER / f"{stem}.py").read_text(encoding="utf-8")
-        head, name, _ = text.partition(f'    name: ClassVar[str] = "{stem}"\n')
-        if name:
-            *_, cls = re.findall(r"^class (\w+)", head, re.MULTILINE)
-            found[stem] = f"lfu.methods.{stem}:{cls}"
-    return found
+    """`gem` -> `lfu.methods.gem:GEM`; plain SFT and LfU first, then by name."""
+    found = {}
+    for path in FOLDER.glob("*.py"):
+        for cls, name in _CLASS.findall(path.read_text(encoding="utf-8")):
+            if cls:
+                current = cls
+            else:
+                found[name] = f"lfu.methods.{path.stem}:{current}"
+    return dict(sorted(found.items(), key=lambda item: (item[0] != "sft", item[0][:3] != "lfu", item[0])))
 
 
 # name -> the class, or where it is. The order is that of `lfu methods`.
@@ -36,7 +36,7 @@ REGISTRY: dict[str, str | type[Method]] = _found()
 
 
 def register(method: type[Method]) -> None:
-    """Makes a method known by its `name`; every subclass of `Method` that has one calls this when it is defined.
+    """Makes a method known by its `name`.
 
     Raises:
         ValueError: the name is that of one of lfu's own methods.

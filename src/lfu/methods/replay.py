@@ -1,38 +1,32 @@
 """Replay: general data mixed into the training rows, the plainest remedy against forgetting."""
 
-from __future__ import annotations
-
 import math
 import random
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset
 
 from lfu.data.columns import as_dataset
-from lfu.methods.method import Method, Preparation, knob
-from lfu.methods.rows import SHAPES, shape_of
+from lfu.methods.knobs import knob
+from lfu.methods.method import Method
+from lfu.methods.rows import SHAPES, Row, messages_of, shape_of
+from lfu.methods.run import Preparation
 from lfu.support.errors import UserError
 
 
-@dataclass
 class Replay(Method):
     """`m = share / (1 - share) * n` rows of general data beside the n training rows, drawn by `args.seed`.
 
-    `share` is a share of the resulting mixture and counts rows, not tokens: m is the whole number nearest to the
-    equation, and at least 1. Rows are drawn without replacement; where more are wanted than there are, each is taken
-    once before any is taken again. The training rows keep their order, and the drawn ones lie evenly among them, for a
-    sampler that does not shuffle.
-
-    Ibrahim et al. replay 5 % of the tokens in continual pre-training where old and new data are alike, and more where
-    they are not; Scialom et al. find 1 % of each earlier task's rows enough in instruction tuning.
+    m is the whole number nearest to the equation, and at least 1; `share` counts rows, not tokens. Rows are drawn
+    without replacement; where more are wanted than there are, each is taken once before any is taken again. The
+    training rows keep their order, and the drawn ones lie evenly among them, for a sampler that does not shuffle.
     """
 
-    name: ClassVar[str] = "replay"
-    summary: ClassVar[str] = "a share of general data mixed into the training rows"
-    source: ClassVar[str] = "Ibrahim et al. 2024, arXiv 2403.08763 (5 %); Scialom et al. 2022, arXiv 2205.12393 (1 %)"
-    protects: ClassVar[str] = "what the general data exercise"
-    places: ClassVar[tuple[str, ...]] = ("mixture",)
+    name = "replay"
+    summary = "a share of general data mixed into the training rows"
+    source = "Ibrahim et al. 2024, arXiv 2403.08763 (5 %); Scialom et al. 2022, arXiv 2205.12393 (1 %)"
+    protects = "what the general data exercise"
+    places = ("mixture",)
 
     data: str = knob("", "the general data: file, folder, hub name, or word_problems (required)")
     share: float = knob(0.05, "their share of the mixture, in rows (Ibrahim et al.: 0.05)", above=0, high=0.99)
@@ -53,11 +47,21 @@ class Replay(Method):
         field = run.args.dataset_text_field
         shape = shape_of(rows, self.name, field)
         pool = load_rows(self.data, split=self.split, config=self.config or None)
-        pool = to_training_rows(pool, template=_template_of(rows, shape), tokenizer=run.tokenizer)
-        pool = _in_shape(pool, shape, field, self.data)
+        pool = to_training_rows(pool, template=_template_of(rows[0], shape), tokenizer=run.tokenizer)
         count = replayed(len(rows), self.share)
-        drawn = draw(len(pool), count, run.args.seed)
-        mixed = _one_table(rows, pool.select(drawn), self.data)
+        drawn = [_shaped(row, shape, field) for row in pool.select(draw(len(pool), count, run.args.seed))]
+        wanted = SHAPES.get(shape, (field,))
+        if any(row.get(column) is None for row in drawn for column in wanted):
+            raise UserError(
+                f"replay: the training rows have the shape {' and '.join(wanted)}, and {self.data} gives "
+                f"{' and '.join(pool.column_names)}: bring both into one shape"
+            )
+        if len({isinstance(row.get("prompt"), list) for row in (rows[0], *drawn)}) > 1:
+            raise UserError(
+                f"replay: the training rows and {self.data} don't fit into one table: the prompts of one are texts, "
+                "and those of the other conversations"
+            )
+        mixed = as_dataset([*rows, *drawn])  # which keeps what a row lacks apart from what is empty
         rows_drawn = f"{count:,} row{'s' * (count > 1)} drawn from the {len(pool):,} of {self.data}"
         again = f", each {count / len(pool):.1f} times" if count > len(pool) else ""
         share = 100 * count / len(mixed)
@@ -87,45 +91,20 @@ def spread(rows: int, extra: int) -> list[int]:
     return [number for _, number in sorted(own + drawn)]
 
 
-def _template_of(rows: Dataset, shape: str) -> str:
-    """The template that the training rows were made with, as far as they show it."""
-    if shape == "text":
-        return "none"
-    first = rows[0][SHAPES[shape][0]]
-    if isinstance(first, list):
+def _template_of(first: Row, shape: str) -> str:
+    """The template that the training rows were made with, as far as the first one shows it."""
+    if messages_of(first) is not None:
         return "chat"
-    return "alpaca" if first.endswith("### Response:\n") else "none"
+    return "alpaca" if shape == "prompt" and first["prompt"].endswith("### Response:\n") else "none"
 
 
-def _in_shape(pool: Dataset, shape: str, field: str, name: str) -> Dataset:
-    """The general rows in the training rows' shape; a conversation can be cut before its last answer, or joined."""
-    columns = set(pool.column_names)
-    if shape == "messages" and columns >= {"prompt", "completion"} and isinstance(pool[0]["prompt"], list):
-        return _replace(pool, [{"messages": row["prompt"] + row["completion"]} for row in pool])
-    if shape == "prompt" and "messages" in columns and all(len(row["messages"]) > 1 for row in pool):
-        return _replace(pool, [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in pool])
-    if shape == "text" and "text" in columns and field not in columns:
-        return pool.rename_column("text", field)
-    wanted = SHAPES.get(shape, (field,))
-    if not columns.issuperset(wanted):
-        raise UserError(
-            f"replay: the training rows have the shape {' and '.join(wanted)}, and {name} gives "
-            f"{' and '.join(pool.column_names)}: bring both into one shape"
-        )
-    return pool
-
-
-def _replace(pool: Dataset, rows: list[dict[str, Any]]) -> Dataset:
-    """`rows` with what else the pool has: tools and the like."""
-    kept = [column for column in pool.column_names if column not in ("prompt", "completion", "messages")]
-    return as_dataset([row | {column: old[column] for column in kept} for row, old in zip(rows, pool)])
-
-
-def _one_table(rows: Dataset, drawn: Dataset, name: str) -> Dataset:
-    kinds = {isinstance(one[0].get("prompt"), list) for one in (rows, drawn)}
-    if len(kinds) > 1:
-        raise UserError(
-            f"replay: the training rows and {name} don't fit into one table: the prompts of one are texts, and those "
-            "of the other conversations"
-        )
-    return as_dataset([*rows, *drawn])  # which keeps what a row lacks apart from what is empty
+def _shaped(row: Row, shape: str, field: str) -> Row:
+    """A general row in the training rows' shape; a conversation can be cut before its last answer, or joined."""
+    if shape == "messages" and isinstance(row.get("prompt"), list):
+        row["messages"] = row.pop("prompt") + row.pop("completion")
+    elif shape == "prompt" and len(row.get("messages") or ()) > 1:
+        *row["prompt"], answer = row.pop("messages")
+        row["completion"] = [answer]
+    elif shape == "text" and "text" in row:
+        row[field] = row.pop("text")
+    return row

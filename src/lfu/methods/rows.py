@@ -1,16 +1,15 @@
 """What shape training rows have, for the methods that read or change them before the trainer does."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 
 from datasets import Dataset
 
-from lfu.methods.method import Preparation
 from lfu.support.errors import UserError
 
 SHAPES = {"prompt": ("prompt", "completion"), "messages": ("messages",)}
+Row = dict[str, Any]
+Message = dict[str, Any]
 
 
 def shape_of(rows: Any, method: str, text_field: str = "text") -> str:
@@ -44,17 +43,14 @@ def shape_of(rows: Any, method: str, text_field: str = "text") -> str:
     )
 
 
-def template_arguments(row: dict[str, Any]) -> dict[str, Any]:
+def messages_of(row: Row) -> list[Message] | None:
+    """The row's messages; None for a row of texts."""
+    if "messages" in row:
+        return row["messages"]
+    return row["prompt"] + row["completion"] if isinstance(row.get("prompt"), list) else None
+
+
+def template_arguments(row: Row) -> dict[str, Any]:
     """What the chat template gets beside a row's messages, as TRL passes it: tools, and `chat_template_kwargs`."""
     tools = row.get("tools")
     return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}
-
-
-def end_tokens(run: Preparation) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, the model's own, and the one that `args.eos_token` will set."""
-    tokenizer = getattr(run.tokenizer, "tokenizer", run.tokenizer)  # a processor holds one
-    own = getattr(getattr(run.model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
-    if run.args.eos_token:
-        ends.add(tokenizer.convert_tokens_to_ids(run.args.eos_token))
-    return sorted(ends - {None})

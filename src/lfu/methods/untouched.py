@@ -1,9 +1,7 @@
 """The model as it was before fine-tuning, without a second model in memory where that can be."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lfu.evaluation.batching import evaluating
+from lfu.methods.run import Batch
 from lfu.model.anatomy import Anatomy
 from lfu.model.representations import Reader
 
@@ -31,21 +30,20 @@ class Untouched:
     def __init__(self, model: Any, anatomy: Anatomy, copied: bool = False):
         self.model, self.anatomy = model, anatomy
         self.adapter_off = not copied and _is_fresh_adapter(model)
-        theta = [] if self.adapter_off else anatomy.theta()
-        self.start = {id(p): p.detach().clone() for p in theta}
+        self.start = {} if self.adapter_off else {id(p): p.detach().clone() for p in anatomy.theta()}
 
+    def last(self, batch: Batch) -> torch.Tensor:
+        """`(N, d)`: what the head reads at the batch's positions."""
+        depth = len(self.anatomy.blocks)
+        return self.hidden(batch.inputs, batch.positions, [depth])[depth]
+
+    @torch.no_grad()
     def hidden(self, inputs: Mapping[str, Any], positions: torch.Tensor, layers: list[int]) -> dict[int, torch.Tensor]:
         """Layer (1..K, K after the final norm) -> `(N, d)` at the flat `positions` `(N,)`."""
-        reader = Reader(self.anatomy, layers)
-        decoder = self.anatomy.decoder
-        untouched = lambda **given: functional_call(decoder, self._start_of(decoder), (), given)
-        with (
-            torch.no_grad(),
-            evaluating(self.model),
-            self._switched_off(),
-            reader.reading(positions, detach=True, stop=True) as found,
-        ):
-            reader.run(inputs, call=untouched)
+        reader, decoder = Reader(self.anatomy, layers), self.anatomy.decoder
+        reading = reader.reading(positions, detach=True, stop=True)
+        with evaluating(self.model), self._switched_off(), reading as found:
+            reader.run(inputs, call=lambda **given: functional_call(decoder, self._start_of(decoder), (), given))
         return found
 
     @torch.no_grad()
@@ -59,13 +57,16 @@ class Untouched:
 
     @contextmanager
     def _switched_off(self) -> Iterator[None]:
-        flags = [(p, p.requires_grad) for p in self.model.parameters()] if self.adapter_off else []
+        if not self.adapter_off:
+            yield
+            return
+        trained = {id(p) for p in self.anatomy.theta()}
         try:
-            with self.model.disable_adapter() if self.adapter_off else nullcontext():
+            with self.model.disable_adapter():
                 yield
         finally:
-            for p, flag in flags:  # PEFT switches all of the adapter's on again, frozen ones too
-                p.requires_grad_(flag)
+            for p in self.model.parameters():  # PEFT switches all of the adapter's on again, frozen ones too
+                p.requires_grad_(id(p) in trained)
 
 
 def _is_fresh_adapter(model: Any) -> bool:

@@ -1,55 +1,48 @@
-"""WiSE-FT: after training, the weights are drawn back towards where they started."""
-
-from __future__ import annotations
+"""WiSE-FT and LiNeS: after training, the weights are drawn back towards where they started."""
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import PeftType
 
-from lfu.methods.method import Method, knob
-from lfu.methods.weights import Pair, lora_pairs, plain_theta, product_norm2, refuse_sharding
+from lfu.methods.knobs import knob, refuse_idle
+from lfu.methods.method import Method
+from lfu.methods.run import Trainer
+from lfu.methods.weights import Pair, lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 
 GRID = tuple(i / 10 for i in range(11))  # the paper's alphas
 
 
-@dataclass
 class WiSE(Method):
     """`theta_alpha = (1 - alpha) theta_start + alpha theta_tuned`, on the weights that the model computes with.
 
     `alpha="auto"` takes, of 0, 0.1, ..., 1, the smallest whose loss on the evaluation set is within `tolerance` of the
     lowest: eleven evaluations. That loss was chosen as the lowest, so measure the result on other data.
 
-    A fresh LoRA has B = 0 at the start, so B <- alpha B interpolates the weight W0 + s B A exactly; so does CorDA's
-    adapter, which starts at zero as a product. Plain parameters (all weights, biases, `modules_to_save`) are
-    interpolated one by one; their start is kept in CPU memory.
+    A fresh LoRA has B = 0 at the start, so B <- alpha B interpolates the weight W0 + s B A exactly; CorDA's adapter
+    does as well. Plain parameters are interpolated one by one; their start is kept in CPU memory.
     """
 
-    name: ClassVar[str] = "wise"
-    summary: ClassVar[str] = "weights between the untouched and the tuned ones (WiSE-FT)"
-    source: ClassVar[str] = "Wortsman et al. 2022, arXiv 2109.01903"
-    protects: ClassVar[str] = "robustness of the untouched model on other data"
-    once: ClassVar[str] = "eleven evaluations with alpha=auto, and a copy of theta in CPU memory"
-    places: ClassVar[tuple[str, ...]] = ("final weights",)
-    never_with: ClassVar[Mapping[str, str]] = {"osf": "the weight is not linear in osf's factors"}
+    name = "wise"
+    summary = "weights between the untouched and the tuned ones (WiSE-FT)"
+    source = "Wortsman et al. 2022, arXiv 2109.01903"
+    protects = "robustness of the untouched model on other data"
+    once = "eleven evaluations with alpha=auto, and a copy of theta in CPU memory"
+    places = ("final weights",)
+    never_with = {"osf": "the weight is not linear in osf's factors"}  # noqa: RUF012 (declared in Method)
+    whole_weights = True
 
-    alpha: str | float = knob("auto", "share of the tuned weights, 0 to 1; auto: by the evaluation set")
-    zero: ClassVar[str] = "untouched"  # what alpha = 0 is
-
-    tolerance: float = knob(0.0, "auto takes the smallest alpha within so many nats/token of the lowest loss", low=0)
+    alpha: str | float = knob("auto", "share of the tuned weights; auto: by the evaluation set", low=0, high=1)
+    tolerance: float = knob(
+        0.0, "alpha=auto takes the smallest alpha within so many nats per token of the lowest loss (ours)", low=0
+    )
+    zero = "untouched"  # what alpha = 0 is
 
     def __post_init__(self) -> None:
-        if self.alpha == "auto":
-            return
-        with suppress(TypeError, ValueError):
-            self.alpha = float(self.alpha)
-        if not (isinstance(self.alpha, float) and 0 <= self.alpha <= 1):
-            raise ValueError(f"{self.name}.alpha must be auto or a number >= 0 and <= 1, got {self.alpha!r}")
+        refuse_idle(self, "tolerance", by="alpha")
 
     def configure(self, args: Any) -> None:
         if self.alpha == "auto" and (args.bf16_full_eval or args.fp16_full_eval):
@@ -57,16 +50,20 @@ class WiSE(Method):
                 f"{self.name}.alpha=auto evaluates before it saves, and bf16_full_eval cuts the weights: drop it"
             )
 
-    def setup(self, trainer: Any) -> None:
-        refuse_sharding(trainer, self.name)
-        if self.alpha == "auto":
-            _refuse_eval_set(self.name, trainer.eval_dataset)
-        _refuse_other_adapters(self.name, trainer.model)
-        self._pairs = lora_pairs(trainer.anatomy)
-        for pair in self._pairs:
-            _refuse_start(self.name, pair)
-        self._plain = plain_theta(trainer.anatomy, self._pairs)
-        self._start = {name: p.detach().cpu().clone() for name, p in self._plain.items()}
+    def setup(self, trainer: Trainer) -> None:
+        rows = trainer.eval_dataset
+        if self.alpha == "auto" and (rows is None or isinstance(rows, dict)):
+            found = "there is none" if rows is None else f"there are {len(rows)} sets of them ({', '.join(rows)})"
+            raise ValueError(
+                f"{self.name}.alpha=auto chooses alpha on evaluation data, and {found}: give one set (--eval_data), "
+                f"or set method_args='{self.name}.alpha=0.5', which the paper recommends where nothing can be measured"
+            )
+        pairs = lora_pairs(trainer.anatomy)
+        _refuse_start(self.name, pairs, trainer.model)
+        # the factor that is scaled: B, or A where B is frozen
+        self._factors = [pair.B if pair.B.requires_grad else pair.A for pair in pairs]
+        self._plain = list(plain_theta(trainer.anatomy, pairs).values())
+        self._start = [p.detach().cpu().clone() for p in self._plain]
         blocks = enumerate(trainer.anatomy.blocks, start=1)
         self._layers = {id(p): number for number, block in blocks for p in block.parameters()}
         self._depth = len(trainer.anatomy.blocks)
@@ -75,21 +72,21 @@ class WiSE(Method):
         """How much of the change is kept of a weight in block `layer` (1..K; None: outside the blocks)."""
         return alpha
 
-    def finish(self, trainer: Any) -> None:
-        # the factor that is scaled: B, or A where B is frozen
-        factors = [pair.B if pair.B.requires_grad else pair.A for pair in self._pairs]
-        tuned = [f.detach().clone() for f in factors]
-        plain_tuned = {name: p.detach().cpu().clone() for name, p in self._plain.items()}
+    def kept(self, alpha: float) -> str:
+        """What is told about a given alpha."""
+        return f"kept {alpha:g} of the way from the untouched to the tuned weights"
 
-        share = lambda alpha, p: self.share(alpha, self._layers.get(id(p)))
+    def finish(self, trainer: Trainer) -> None:
+        tuned = [f.detach().clone() for f in self._factors]
+        plain_tuned = [p.detach().cpu().clone() for p in self._plain]
 
         @torch.no_grad()
         def put(alpha: float) -> None:
-            for factor, full in zip(factors, tuned):
-                factor.copy_(wide(full) * share(alpha, factor))
-            for name, p in self._plain.items():
-                start, end = self._start[name].to(p.device), plain_tuned[name].to(p.device)
-                p.copy_(torch.lerp(wide(start), wide(end), share(alpha, p)))
+            share = lambda p: self.share(alpha, self._layers.get(id(p)))
+            for factor, full in zip(self._factors, tuned):
+                factor.copy_(wide(full) * share(factor))
+            for p, start, end in zip(self._plain, self._start, plain_tuned):
+                p.copy_(torch.lerp(wide(start.to(p.device)), wide(end.to(p.device)), share(p)))
 
         if self.alpha == "auto":
             self._search(trainer, put)
@@ -97,11 +94,7 @@ class WiSE(Method):
             put(float(self.alpha))
             trainer.say(f"{self.name}: {self.kept(float(self.alpha))}")
 
-    def kept(self, alpha: float) -> str:
-        """What is told about a given alpha."""
-        return f"kept {alpha:g} of the way from the untouched to the tuned weights"
-
-    def _search(self, trainer: Any, put: Callable[[float], None]) -> None:
+    def _search(self, trainer: Trainer, put: Callable[[float], None]) -> None:
         training = trainer.model.training
         losses = {}
         for alpha in GRID:
@@ -119,19 +112,43 @@ class WiSE(Method):
         )
 
 
+class LiNeS(WiSE):
+    """`theta_l = theta_start + (alpha + (1 - alpha) (l - 1) / (K - 1)) (theta_tuned - theta_start)` in block l of K.
+
+    The last block keeps its change whole, the first one keeps alpha of it, and so do the weights outside the blocks
+    (embeddings, final norm, head), as in the authors' code. alpha is chosen, and adapters are refused, as by WiSE-FT.
+    """
+
+    name = "lines"
+    summary = "after training, a smaller change in lower layers (LiNeS)"
+    source = "Wang et al., ICLR 2025, arXiv 2410.17146"
+    protects = "the general features of the lower layers"
+    zero = "with alpha 0"
+
+    alpha: str | float = knob(
+        "auto", "share of the change that the first block keeps; auto: by the evaluation set", low=0, high=1
+    )
+
+    def share(self, alpha: float, layer: int | None) -> float:
+        return alpha if layer is None else alpha + (1 - alpha) * (layer - 1) / max(self._depth - 1, 1)
+
+    def kept(self, alpha: float) -> str:
+        return f"kept {alpha:g} of the change in the first block, all of it in the last"
+
+
 def chosen_alpha(losses: Mapping[float, float], tolerance: float) -> float:
     """The smallest alpha whose loss is at most `tolerance` above the lowest; 1 where no loss is finite.
 
     Args:
-        losses: alpha -> evaluation loss, nats a token.
-        tolerance: >= 0, nats a token.
+        losses: alpha -> evaluation loss, nats per token.
+        tolerance: >= 0, nats per token.
     """
     finite = {alpha: loss for alpha, loss in losses.items() if math.isfinite(loss)}
     limit = min(finite.values(), default=math.nan) + tolerance
     return min((alpha for alpha, loss in finite.items() if loss <= limit), default=1.0)
 
 
-def _eval_loss(trainer: Any, name: str) -> float:
+def _eval_loss(trainer: Trainer, name: str) -> float:
     """The trainer's own eval_loss, without its callbacks and log."""
     with trainer.unmetered():
         output = trainer.evaluation_loop(
@@ -140,38 +157,22 @@ def _eval_loss(trainer: Any, name: str) -> float:
     return float(output.metrics[f"{name}_loss"])
 
 
-def _refuse_eval_set(method: str, rows: Any) -> None:
-    advice = f"or set method_args='{method}.alpha=0.5', which the paper recommends where nothing can be measured"
-    if rows is None:
-        raise ValueError(
-            f"{method}.alpha=auto chooses alpha on evaluation data, and there is none: give some (--eval_data), "
-            f"{advice}"
-        )
-    if isinstance(rows, dict):
-        raise ValueError(
-            f"{method}.alpha=auto needs one eval_dataset, got {len(rows)} ({', '.join(rows)}): give one, {advice}"
-        )
-
-
-def _refuse_other_adapters(method: str, model: Any) -> None:
+def _refuse_start(method: str, pairs: list[Pair], model: Any) -> None:
+    """Raises ValueError for an adapter whose mixture with the start is no such adapter."""
     config = getattr(model, "active_peft_config", None)
+    variant = next((pair.variant for pair in pairs if pair.variant), None)
     if config is not None and config.peft_type != PeftType.LORA:
+        variant = f"a {config.peft_type.value} adapter"
+    if variant is not None:
         raise ValueError(
-            f"method {method!r} interpolates weights, and with a {config.peft_type.value} adapter they are not linear "
-            "in its parameters: use plain LoRA or train all weights"
-        )
-
-
-def _refuse_start(method: str, pair: Pair) -> None:
-    if pair.variant is not None:
-        raise ValueError(
-            f"method {method!r} interpolates weights, and with {pair.variant} they are not linear in the adapter's "
+            f"method {method!r} interpolates weights, and with {variant} they are not linear in the adapter's "
             "parameters: use plain LoRA or train all weights"
         )
-    A, B = pair.A.detach().double(), pair.B.detach().double()
-    if product_norm2(B, A) > 1e-12 * A.square().sum() * B.square().sum():
-        raise ValueError(
-            f"method {method!r} mixes the start with the result, and the adapter starts as a weight change of its own "
-            f"(B A is not 0 in {pair.name}), so that the mixture has twice its rank: merge the adapter first "
-            "(lfu export) and train a fresh one with the default init_lora_weights"
-        )
+    for pair in pairs:
+        A, B = pair.A.detach().double(), pair.B.detach().double()
+        if product_norm2(B, A) > 1e-12 * A.square().sum() * B.square().sum():
+            raise ValueError(
+                f"method {method!r} mixes the start with the result, and the adapter starts as a weight change of its "
+                f"own (B A is not 0 in {pair.name}), so that the mixture has twice its rank: merge the adapter first "
+                "(lfu export) and train a fresh one with the default init_lora_weights"
+            )

@@ -94,7 +94,7 @@ def _files_in_knobs(config: Any) -> list[str]:
     """Hashes of the files that the methods' knobs name as something to read: the general data of replay, the texts of
     CorDA. SDFT's cache fills while it runs, and what is in it is what the run would write."""
     from lfu.methods import methods_of
-    from lfu.methods.method import knobs_of
+    from lfu.methods.knobs import knobs_of
 
     methods = methods_of(config.method, config.method_args)
     values = [getattr(m, f.name) for m in methods for f in knobs_of(m) if not f.metadata["output"]]

@@ -165,7 +165,7 @@ def _knobs(method: str) -> list[str]:
         UserError: no such method.
     """
     from lfu.methods import method_class
-    from lfu.methods.method import knobs_of
+    from lfu.methods.knobs import knobs_of
 
     try:
         return [f"{name.strip()}.{f.name}" for name in method.split("+") for f in knobs_of(method_class(name.strip()))]
