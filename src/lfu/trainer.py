@@ -159,9 +159,7 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         tokens = len(answer_positions(inputs["labels"]))
         items = self._items(tokens, num_items_in_batch)
         # places are exclusive: only one method surrounds a step
-        return around[0].training_step(
-            self, Micro(model, inputs, num_items_in_batch, items, tokens, self._micro_index(), run)
-        )
+        return around[0].training_step(self, Micro(model, inputs, items, tokens, self._micro_index(), run))
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -97,7 +97,6 @@ class Micro:
     Attributes:
         model: as the trainer calls it.
         inputs: `input_ids`, `labels` `(B, T)` and what else the model takes, on the device.
-        num_items: labelled tokens of all micro-batches of the update, as the trainer counts them; may be None.
         items: what SFTTrainer's gradient of this micro-batch is divided by, in tokens.
         tokens: its own labelled tokens; `loss * items / tokens` is its mean loss.
         index: its number in the run.
@@ -107,7 +106,6 @@ class Micro:
 
     model: nn.Module
     inputs: dict[str, Any]
-    num_items: torch.Tensor | int | None
     items: float
     tokens: int
     index: int
