@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     turns.set_defaults(command=point, eager=True)
     reports = commands.add_parser("report", help="tables and picture of a folder")
     reports.add_argument("folder", type=Path)
+    reports.add_argument("--sft", type=Path, help="a folder whose plain SFT counts, on the bases and draws of both")
     reports.set_defaults(command=report)
     options = parser.parse_args(argv)
     try:
@@ -71,9 +72,12 @@ def report(options: argparse.Namespace) -> int:
     if not (options.folder / RUNS).is_file():
         print(f"error: {options.folder} holds no {RUNS}: first `python benchmarks/bed.py run`", file=sys.stderr)
         return 2
-    from testbed.report import write
+    from testbed.report import Study, write
 
-    write(options.folder, entries(options.folder / RUNS))
+    study = Study.read(options.folder / RUNS, entries(options.folder / RUNS))
+    if options.sft:
+        study.take_sft(Study.read(options.sft / RUNS, entries(options.sft / RUNS)))
+    write(options.folder, study)
     return 0
 
 

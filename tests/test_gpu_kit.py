@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fewrows import runs, train, work
+from fewrows import careful, runs, train, work
 from fewrows.rows import SIZES
 from fewrows.tables import tables
 from tiny_folder import save_model
@@ -65,6 +65,27 @@ def test_l2sp_pulls_an_adapter_by_the_square_of_what_it_adds():
     layers = [module for module in model.modules() if "default" in getattr(module, "lora_A", {})]
     added = sum((module.get_delta_weight("default") ** 2).sum() for module in layers)
     torch.testing.assert_close(train.adapter_distance(model).double(), added)
+
+
+def test_what_is_chosen_by_default_runs_beside_plain_sft_and_goes_on(tmp_path, monkeypatch):
+    worded = json.loads(rows_file(tmp_path).read_text())["train"]
+    rows = dict.fromkeys(("train", "validation", "test", "gsm8k"), worded) | {"lambada": [{"text": "The sea is wet."}]}
+    monkeypatch.setattr(careful, "picked", lambda data, task: rows)
+    monkeypatch.setattr(careful, "ROWS", 4)
+    out = tmp_path / "records.jsonl"
+    flags = [".", str(out), "--draws", "1", "--rates", "1e-2", "--share", "0.9", "--device", "cpu"]
+    flags += ["--model", save_model(tmp_path / "model")]
+    careful.main(flags)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(one["method"], one["weight"], one["updates"]) for one in records] == [
+        ("start", 0.0, 0), ("sft", 0.0, 15), ("l2sp", 0.9, 15)
+    ]  # fmt: skip
+    start, sft, l2sp = (one["test"] for one in records)
+    assert sft < l2sp < start  # learned; and held back, which a share of 0.9 does
+    before = out.read_text()
+    careful.main(flags)
+    assert out.read_text() == before
+    assert "| careful | 4 | lora | l2sp |" in tables(records)
 
 
 def test_measures_of_an_untouched_model(tmp_path):

@@ -13,6 +13,7 @@ from testbed.setting import Setting
 from testbed.theta import SCALING, Tensors, Theta, norm, per_run, plus, random_factor, ratio
 
 TOP = 20  # tokens that EAFT takes the entropy over
+PROXIMAL = 0.28  # PSFT: a token pulls until it is 1 + so much times as likely as under the old model
 START, RATE = 1e-4, 0.2  # of LfU's lam x alpha / strength before a ratio was seen; of the running mean of ratios
 
 
@@ -20,7 +21,7 @@ class Batch(NamedTuple):
     """Rows of one update, right-padded.
 
     `reference` is what the untouched model says at positions that predict: log-probabilities `(S, B, T - 1, V)`;
-    `weight` what a token's loss is weighted with, where that was settled before training.
+    `weight` what a token's loss is weighted with, where that was settled before training; of PSFT the old model's NLL.
     """
 
     ids: torch.Tensor  # (S, B, T)
@@ -110,6 +111,8 @@ class Gradient:
         """SFT's loss with a weight a token."""
         wanted, held = batch.answer[:, :, 1:], nll.detach()
         if batch.weight is not None:
+            if self.setting.weighting == "psft":
+                return -mean_where((batch.weight - nll).exp().clamp(max=1 + PROXIMAL), wanted)
             if self.setting.weighting == "stm":  # the mean over the tokens that are left
                 left = batch.weight * wanted
                 return (nll * left).flatten(1).sum(1) / left.flatten(1).sum(1).clamp_min(1)

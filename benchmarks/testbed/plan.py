@@ -30,8 +30,10 @@ def small() -> list[Setting]:
 
 
 def updates() -> list[Setting]:
-    """Does the pull's share depend on the rows or on the number of updates?"""
-    return [Setting(16, steps, 1e-3, share=share) for steps, share in ((60, 0.15), (60, 0.6), (240, 0.075), (240, 0.3))]
+    """One strength of the pull for every number of rows and length: its share falls with the root of the updates."""
+    places = [(rows, usual(rows)) for rows in (256, 64, 16, 4)]
+    places += [(rows, steps) for rows in LENGTHS for steps in LENGTHS[rows] if steps != usual(rows)]
+    return [Setting(rows, steps, 1e-3, share=round(0.1 * (60 / steps) ** 0.5, 4)) for rows, steps in places]
 
 
 def sizes() -> list[Setting]:
@@ -126,7 +128,18 @@ def _low_rank() -> Iterator[Setting]:
 
 
 def _weightings() -> Iterator[Setting]:
-    yield from _at((16, 64), (5e-4, 1e-3), *_each("weighting", ("dft", "eaft", "talr", "flow", "stm")))
+    yield from _at((16, 64), (5e-4, 1e-3), *_each("weighting", ("dft", "eaft", "talr", "flow", "stm", "psft")))
+
+
+def field() -> list[Setting]:
+    """What readers ask for beside the pull, each at two rates; of a strength, two."""
+    names = ("eaft", "flow", "talr", "psft", "stm", "dft")
+    return [
+        *_at((16, 64), (5e-4, 1e-3), *_each("weighting", names[:4])),
+        *_at((16, 64), (5e-4, 1e-3), *_each("anchor", (0.3, 3.0))),
+        *_at((16, 64), (5e-4, 1e-3), *_each("replay", (0.1, 0.3))),
+        *_at((16, 64), (5e-4, 1e-3), *_each("weighting", names[4:])),
+    ]
 
 
 def _long() -> Iterator[Setting]:
@@ -157,4 +170,6 @@ PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
     _long,
     lambda: _surface((16, 64), slice(0, 1), RATES[:2]),
 )
-PLANS: dict[str, Callable[[], list[Setting]]] = {"small": small, "sizes": sizes, "updates": updates, "study": study}
+PLANS: dict[str, Callable[[], list[Setting]]] = {
+    "small": small, "sizes": sizes, "updates": updates, "field": field, "study": study,
+}  # fmt: skip

@@ -44,6 +44,15 @@ class Study:
         values = {Setting.from_json(entry["setting"]): shaped(entry["runs"]) for entry in entries}
         return cls(values, untouched, max(1, len(untouched) // 3), head["machine"])
 
+    def take_sft(self, other: Study) -> None:
+        """The plain SFT of another folder that has these base models and draws, and perhaps more."""
+        bases, draws = next(iter(self.values.values()))["target"].shape
+        if not np.allclose(other.untouched[:bases], self.untouched, atol=1):
+            raise SystemExit("error: --sft names a study of other base models")
+        plain = [s for s in other.values if s.method == "SFT" and s not in self.values]
+        self.values |= {s: {name: v[:bases, :draws] for name, v in other.values[s].items()} for s in plain}
+        self.machine += f"; SFT: {other.machine}"
+
     def points(self, setting: Setting) -> np.ndarray:
         """Its three axes, `(bases, 3)`, per cent."""
         return np.stack([self.values[setting][axis].mean(1) for axis in AXES], 1)
@@ -74,18 +83,25 @@ class Study:
         """The setting with the highest mean of the three axes on the choosing bases."""
         return max(self.of(rows, method), key=lambda s: self.points(s)[: self.choosing].mean())
 
+    def lead(self, setting: Setting, first: int = 0) -> Estimate:
+        """How far ahead of all that SFT reaches, in all three axes, on the base models from `first` on."""
+        return over_bases(lambda v: lead(v[0], v[1:]), self._beside_sft(setting)[first:])
+
     def held(self, setting: Setting) -> tuple[Estimate, list[Estimate]]:
         """On the reporting bases: how far ahead in all three axes, and in each at equal values of the other two."""
-        both = np.concatenate([self.points(setting)[:, None], self.surface(setting.rows)], 1)[self.choosing :]
+        both = self._beside_sft(setting)[self.choosing :]
         on = lambda axis: over_bases(lambda v: ahead(v[0], v[1:], axis), both)
-        return over_bases(lambda v: lead(v[0], v[1:]), both), [on(axis) for axis in range(3)]
+        return self.lead(setting, self.choosing), [on(axis) for axis in range(3)]
+
+    def _beside_sft(self, setting: Setting) -> np.ndarray:
+        """Its points in front of SFT's: `(bases, 1 + settings, 3)`."""
+        return np.concatenate([self.points(setting)[:, None], self.surface(setting.rows)], 1)
 
 
-def write(folder: Path, entries: list[dict[str, Any]]) -> None:
+def write(folder: Path, study: Study) -> None:
     """`surface.md`, `balanced.md`, `methods.md`, `paired.md` and `frontier.png` in the folder."""
     from testbed.picture import draw
 
-    study = Study.read(folder / "runs.jsonl", entries)
     for table in (surface, balanced, methods, paired):
         path = folder / f"{table.__name__}.md"
         path.write_text(table(study), encoding="utf-8")
@@ -152,10 +168,11 @@ def _note(study: Study, count: int) -> str:
 
 
 def paired(study: Study) -> str:
-    """Every setting, and its difference to SFT of the same rate, length, base and draw."""
+    """Every setting: its difference to SFT of the same rate, length, base and draw, and its lead over all of SFT."""
     names = (*AXES, "nll_train", "moved", "rank")
-    lines = [f"| rows | method | setting | {' | '.join(names)} | {' | '.join(f'{a} - SFT' for a in AXES)} |"]
-    lines.append("| --- " * (6 + len(names)) + "|")
+    apart = [*(f"{a} - SFT" for a in AXES), "ahead in all"]
+    lines = [f"| rows | method | setting | {' | '.join([*names, *apart])} |"]
+    lines.append("| --- " * (3 + len(names) + len(apart)) + "|")
     for s in sorted(study.values, key=lambda s: (s.rows, s.method != "SFT", s.method, s.steps, s.rate)):
         values = study.values[s]
         cells = [f"{values[n].mean():.3f}" if n == "nll_train" else f"{values[n].mean():.1f}" for n in names]
@@ -166,6 +183,7 @@ def paired(study: Study) -> str:
                 cells.append(f"{mean(difference)} ({(difference > 0).sum()} of {len(difference)})")
         else:
             cells += [""] * 3
+        cells.append("" if s.method == "SFT" else str(study.lead(s)))
         lines.append(f"| {s.rows} | {s.method} | {s.place} | {' | '.join(cells)} |")
     note = f"{study.machine}; {len(study.untouched)} base models, 95 % intervals over them.\n"
     return "\n".join([note, *lines, ""])

@@ -37,7 +37,8 @@ class Setting:
         replay: share of the batch that is rows of the old skills, added to it and trained on.
         weighting: of the tokens' losses: `dft` (by their probability), `eaft` (by the model's entropy there), `talr`
             (by how easy they are now), `flow` (rows, by how easy they were for the untouched model), `stm` (without
-            tokens that it finds unlikely); each with its source's values.
+            tokens that it finds unlikely), `psft` (until a token is 1.28 times as likely as eight updates before at
+            most); each with its source's values.
         wise: share of the change that is kept after training (WiSE-FT).
         lines: share of it that the first layer keeps, the last one keeping all (LiNeS).
     """

@@ -19,6 +19,7 @@ CLIP, EPSILON = 1.0, 1e-8  # of the gradient's norm; Adam's
 ANCHORS = 4  # rows of anchor text a step
 PERPLEXITY = 2.5  # tokens that the untouched model finds less likely are left out by STM
 DECAY = 0.95  # of the moving average that L2-SP may pull towards
+OLD = 8  # updates with the same old model (PSFT)
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Run:
         self.step = torch.zeros(1, dtype=torch.long, device=material.ids.device)
         self.sizes = torch.zeros_like(material.start[FINAL][:, 0])  # the gradients' norms so far, summed
         self.average = [t.clone() for t in self.theta.tensors] if setting.pull_kind == "average" else []
+        self.old = [t.clone() for t in self.theta.tensors] if setting.weighting == "psft" else []
         self.reference = self._says(material.ids) if setting.kl else None
         self.weights = self._settled() if setting.weighting in ("flow", "stm") else None
         self.anchored = self._anchored() if setting.anchor else None
@@ -61,7 +63,8 @@ class Run:
     @property
     def state(self) -> Tensors:
         """Every tensor that an update changes."""
-        return [self.step, self.sizes, *self.theta.tensors, *self.average, *self.gradient.state, *self.optimizer.state]
+        theta = [*self.theta.tensors, *self.average, *self.old]
+        return [self.step, self.sizes, *theta, *self.gradient.state, *self.optimizer.state]
 
     def train(self) -> Weights:
         """All updates; returns the weights."""
@@ -90,6 +93,8 @@ class Run:
         rows = self.material.order.index_select(0, self.step)[0]
         ids, answer = _take(self.material.ids, rows), _take(self.material.answer, rows)
         reference, weight = (None if t is None else _take(t, rows) for t in (self.reference, self.weights))
+        if self.old:
+            weight = self._old_says(ids)
         if self.setting.replay and self.material.old is not None:
             count = round(rows.shape[1] * self.setting.replay / (1 - self.setting.replay))
             which = self._next(self.material.old[0], count)
@@ -120,6 +125,14 @@ class Run:
             token_losses(self.material.start, hidden_states(self.material.start, part)[-1], part)[1]
             for part in ids.split(32, 1)
         ], 1)  # fmt: skip
+
+    @torch.no_grad()
+    def _old_says(self, ids: torch.Tensor) -> torch.Tensor:
+        """The NLL of a batch under PSFT's old model, which is renewed every few updates: `(S, B, T - 1)`."""
+        for kept, now in zip(self.old, self.theta.tensors):
+            kept.copy_(torch.where(self.step % OLD == 0, now, kept))
+        weights, _ = self.theta.weights(self.old)
+        return token_losses(weights, hidden_states(weights, ids)[-1], ids)[0]
 
     @torch.no_grad()
     def _settled(self) -> torch.Tensor:

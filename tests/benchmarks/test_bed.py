@@ -241,6 +241,7 @@ KNOWN = [
     (dict(kl=0.5), dict(method="kl", method_args="kl.weight=0.5")),
     *[(dict(weighting=name), dict(method=name)) for name in ("dft", "eaft", "talr", "flow")],
     (dict(weighting="stm"), dict(method="stm", method_args="stm.threshold=60")),
+    (dict(weighting="psft"), dict(method="psft", method_args="psft.updates=2")),
     (dict(lines=0.4), dict(method="lines", method_args="lines.alpha=0.4")),
     (dict(wise=0.4), dict(method="wise", method_args="wise.alpha=0.4")),
     (dict(lora=True), dict(method="sft")),
@@ -260,6 +261,7 @@ def test_a_run_is_that_of_lfutrainer(options, of_package, tmp_path, monkeypatch)
     monkeypatch.setattr("testbed.gradients.random_factor", fixed_factor)
     monkeypatch.setattr("testbed.tune.PERPLEXITY", 60.0)
     monkeypatch.setattr("testbed.tune.EPSILON", 1e-3)
+    monkeypatch.setattr("testbed.tune.OLD", 2)
     start = doubled()
     peft_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear") if options.get("lora") else None
     expected, order = trained_by_the_package(start, tmp_path, monkeypatch, peft_config, **of_package)

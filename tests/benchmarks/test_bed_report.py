@@ -82,15 +82,19 @@ def test_some_bases_choose_and_the_others_report():
     assert study.chosen(16, "L2-SP") == other
 
 
-def test_tables_and_picture_of_a_folder(tmp_path, capsys):
-    study = made_up()
-    names = ("target", "reworded", *OTHERS)
-    head = {"bases": {name: [0.0 if name in AXES else 100.0] * 6 for name in names}, "draws": 2, "machine": "none"}
-    lines = [head] + [
+def keep(study: Study, folder) -> None:
+    """As `bed.py run` leaves it."""
+    bases, draws = len(study.untouched), next(iter(study.values.values()))["target"].shape[1]
+    skills = {name: [0.0 if name in AXES else 100.0] * bases for name in ("target", "reworded", *OTHERS)}
+    lines = [{"bases": skills, "draws": draws, "machine": "none"}] + [
         {"setting": s.changed(), "runs": {name: v.flatten().tolist() for name, v in runs.items()}}
         for s, runs in study.values.items()
     ]
-    (tmp_path / bed.RUNS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / bed.RUNS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_tables_and_picture_of_a_folder(tmp_path, capsys):
+    keep(made_up(), tmp_path)
     assert bed.main(["report", str(tmp_path)]) == 0
     table = (tmp_path / "methods.md").read_text()
     assert "chosen on 2 base models, reported on 4 others; 2 comparisons" in table
@@ -101,6 +105,26 @@ def test_tables_and_picture_of_a_folder(tmp_path, capsys):
     assert "+10.0 ± 0.0 (6 of 6)" in (tmp_path / "paired.md").read_text()
     assert "| 16 | 60 | 20.0, 10.0, 90.0 | 80.0, 70.0, 30.0 |" in (tmp_path / "surface.md").read_text()
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_plain_sft_may_be_taken_from_a_larger_study_of_the_same_bases(tmp_path):
+    """Its first bases and draws alone; a setting that is here stays, and no other method comes along."""
+    whole, few, rate = made_up(), made_up(bases=3), Setting(16, 60, 1e-4)
+    for number, values in enumerate(whole.values[rate]["target"]):
+        values[:] = number, 50
+    few.values = {s: {n: v[:, :1] for n, v in few.values[s].items()} for s in (Setting(16, 60, 1e-3, rho=0.1),)}
+    folders = [tmp_path / name for name in ("whole", "few")]
+    for study, folder in zip((whole, few), folders):
+        folder.mkdir()
+        keep(study, folder)
+    assert bed.main(["report", str(folders[1]), "--sft", str(folders[0])]) == 0
+    table = (folders[1] / "paired.md").read_text()
+    assert "| 16 | SFT | rate 0.0001, 60 updates | 1.0 |" in table  # the mean of 0, 1, 2
+    assert "SAM | rho 0.1, rate 0.001, 60 updates | 80.0 | 70.0 | 30.0" in table
+    assert "L2-SP" not in table
+    few.untouched += 5
+    with pytest.raises(SystemExit, match="other base models"):
+        few.take_sft(whole)
 
 
 def test_methods_are_told_apart_by_what_they_do_and_not_by_how_strongly():

@@ -17,16 +17,18 @@ from typing import Any
 
 Record = dict[str, Any]
 # heading -> its value in a record
+NAN = float("nan")  # the runs of `careful` have GSM8K in place of Dolly, and no choices
 COLUMNS: dict[str, Callable[[Record], float]] = {
     "validation NLL": lambda one: one["validation"],
     "test NLL": lambda one: one["test"],
     "worst wording": lambda one: max(one["wordings"].values()),
     "spread": lambda one: statistics.stdev(one["wordings"].values()),
-    "Dolly NLL": lambda one: one["dolly"],
+    "Dolly NLL": lambda one: one.get("dolly", NAN),
+    "GSM8K NLL": lambda one: one.get("gsm8k", NAN),
     "LAMBADA": lambda one: one["lambada"],
-    "ARC easy": lambda one: one["arc_easy_sure"],
-    "MMLU": lambda one: one["mmlu_sure"],
-    "right, %": lambda one: 100 * one.get("exact_any", float("nan")),
+    "ARC easy": lambda one: one.get("arc_easy_sure", NAN),
+    "MMLU": lambda one: one.get("mmlu_sure", NAN),
+    "right, %": lambda one: 100 * one.get("exact_any", NAN),
     "gradient ratio": lambda one: one.get("gradient_ratio", 0.0),
     "s training": lambda one: one["seconds_training"],
 }

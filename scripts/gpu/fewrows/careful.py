@@ -1,0 +1,162 @@
+"""What `lfu train` chooses for 16 rows, beside plain SFT: LfUTrainer with the choices of lfu.cli.careful, LoRA r 8.
+
+    python -m fewrows.careful DATA_DIR RECORDS.jsonl [--draws 6] [--rates 1e-4 3e-4 1e-3] [--device cpu]
+
+The task is short instructions of Dolly with short answers, or (`--task gsm8k`) short word problems, asked without a
+chat template (`--template none`), so that a run takes a minute or three of one CPU core. All methods see the same rows
+in the same order, and as many updates. One record per run is appended. Runs that are there are passed over, so the same
+command goes on where it stopped. DATA_DIR: see fewrows.rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import ProgressCallback
+
+from fewrows.rows import Row, shaped
+from lfu import LfUConfig, LfUTrainer
+from lfu.cli import careful
+from lfu.data.templates import to_training_rows
+from lfu.evaluation.prompts import fill, shipped_templates
+from lfu.evaluation.score import answer_nll, perplexity
+from lfu.model.loading import load_model
+
+ROWS = 16
+# measure -> how many
+COUNTS = {"test": 40, "validation": 32, "train": 240, "gsm8k": 10, "dolly": 10, "lambada": 16}
+WORDED = 16
+# task -> the set of wordings, and those of them that training has not seen
+WORDINGS = {"dolly": ("instruction", ("task", "expert")), "gsm8k": ("word_problems", ("teacher", "formal"))}
+Key = tuple[str, float, float, int]  # method, share, rate, draw
+
+
+def picked(data: Path, task: str) -> dict[str, list[Row]]:
+    """Measure -> rows. Training, validation and test rows are different ones; the other task's rows are to be kept."""
+    short = [row for row in map(_instruction, _shuffled(data / "dolly_3k/train.jsonl")) if _within(row, 70, 8, 60)]
+    tested = [shaped("test", row) for row in _shuffled(data / "gsm8k/test.jsonl")]
+    kept = {"gsm8k": [row for row in tested if row and len(row["question"]) + len(row["answer"]) <= 330]}
+    if task == "gsm8k":
+        kept, short = {"dolly": short}, [row for row in tested if _within(row, 130, 0, 110)][: COUNTS["test"]]
+        trained = [shaped("train", row) for row in _shuffled(data / "gsm8k/train.jsonl")]
+        short += [row for row in trained if _within(row, 130, 0, 110)]
+    found: dict[str, list[Row]] = {}
+    for name in ("test", "validation", "train"):
+        found[name], short = short[: COUNTS[name]], short[COUNTS[name] :]
+    passages = [{"text": f"{row['context']} {row['answer']}"} for row in _shuffled(data / "lambada/test.jsonl")]
+    found |= kept | {"lambada": [row for row in passages if len(row["text"]) <= 300]}
+    return {name: rows[: COUNTS[name]] for name, rows in found.items()}
+
+
+def _instruction(row: Row) -> Row | None:
+    return None if row["input"] else {"question": row["instruction"], "answer": row["output"]}
+
+
+def _within(row: Row | None, question: int, least: int, most: int) -> bool:
+    return row is not None and len(row["question"]) <= question and least <= len(row["answer"]) <= most
+
+
+def _shuffled(path: Path) -> list[Row]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    random.Random(0).shuffle(rows)
+    return rows
+
+
+def settings(rates: list[float], draws: int, share: float) -> Iterator[Key]:
+    """Draw by draw, so that the list may end anywhere."""
+    for draw in range(draws):
+        for rate in rates:
+            yield "sft", 0.0, rate, draw
+            yield "l2sp", share, rate, draw
+
+
+def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, int]:
+    """A copy of `base` after the run, the adapter merged into it, and its number of updates."""
+    method, share, rate, draw = key
+    drawn = random.Random(1000 * ROWS + draw).sample(rows, ROWS)
+    lengths = {name: int(value) for name, value in careful.lengths(ROWS).items()}
+    micro, accumulated = "per_device_train_batch_size", "gradient_accumulation_steps"
+    lengths |= {micro: lengths[micro] * lengths[accumulated], accumulated: 1}  # the same update, in one go
+    with tempfile.TemporaryDirectory() as folder:
+        config = LfUConfig(
+            folder, method=method, method_args=f"share={share}" if share else None, learning_rate=rate, seed=draw,
+            **lengths, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            gradient_checkpointing=False, dataloader_pin_memory=False, use_cpu=base.device.type == "cpu",
+        )  # fmt: skip
+        trainer = LfUTrainer(
+            copy.deepcopy(base),
+            config,
+            train_dataset=to_training_rows(Dataset.from_list(drawn), tokenizer=tokenizer, template="none"),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+        trainer.remove_callback(ProgressCallback)
+        trainer.train()
+    return trainer.model.merge_and_unload().float().eval(), trainer.state.global_step
+
+
+@torch.no_grad()
+def measured(model: Any, tokenizer: Any, rows: dict[str, list[Row]], task: str) -> dict[str, Any]:
+    """Nats a token: validation and test rows, other wordings of some test rows, the other task, LAMBADA's passages."""
+    bare = lambda tokenizer, row: (f"{row['question']}\n", row["answer"] + tokenizer.eos_token)
+    nll = lambda some, render=bare: answer_nll(model, tokenizer, some, batch_size=16, render=render).mean
+    (kept,) = {"gsm8k", "dolly"} & rows.keys()
+    kind, names = WORDINGS[task]
+    texts = shipped_templates(kind)
+    few = rows["test"][:WORDED]
+    return {
+        "validation": nll(rows["validation"]),
+        "test": nll(rows["test"]),
+        kept: nll(rows[kept], None),
+        "lambada": perplexity(model, tokenizer, [row["text"] for row in rows["lambada"]]).mean,
+        "wordings": {name: nll([row | {"question": fill(texts[name], row)} for row in few]) for name in names},
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
+    parser.add_argument("--share", type=float, default=0.15)
+    parser.add_argument("--task", choices=WORDINGS, default="dolly")
+    parser.add_argument("--only", help="this method alone")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args(argv)
+    rows = picked(given.data, given.task)
+    study = "careful" if given.task == "dolly" else f"careful {given.task}"
+    base, tokenizer = load_model(given.model)
+    base.to(given.device)
+    lines = given.out.read_text(encoding="utf-8").splitlines() if given.out.is_file() else []
+    records = [one for line in lines if (one := json.loads(line))["study"] == study]
+    done = {(one["method"], one["weight"], one["rate"], one["draw"]) for one in records}
+    for key in [("start", 0.0, 0.0, 0), *settings(given.rates, given.draws, given.share)]:
+        if key in done or (given.only and key[0] not in ("start", given.only)):
+            continue
+        begun, began = time.process_time(), time.time()
+        model, updates = (base, 0) if key[0] == "start" else tuned(base, tokenizer, rows["train"], key)
+        training = time.process_time() - begun
+        method, share, rate, draw = key
+        record = {"study": study, "rows": ROWS, "draw": draw, "theta": "lora", "method": method, "rate": rate}
+        record |= {"updates": updates, "weight": share, "lam": 0.0} | measured(model, tokenizer, rows, given.task)
+        record |= {"seconds_training": round(training, 1), "seconds": round(time.process_time() - begun, 1)}
+        print(f"{time.time() - began:5.0f} s", json.dumps(record), flush=True)
+        with given.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
