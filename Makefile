@@ -37,7 +37,7 @@ lint: $(READY)
 	@$(PY) -m mypy
 
 test: lint
-	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 # DeepSpeed compiles what it needs when it is first used, with ninja
 $(VENV)/.soak: $(READY)

@@ -54,8 +54,8 @@ def effective(model):
 @pytest.mark.parametrize("theta", THETA)
 def test_every_weight_is_interpolated(tmp_path, theta):
     alpha = 0.3
-    start = effective(trainer("sft", tmp_path, theta).model)
     tuned = trainer("sft", tmp_path, theta)
+    start = effective(tuned.model)
     tuned.train()
     t = trainer("wise", tmp_path, theta, method_args={"alpha": alpha})
     t.train()
@@ -190,8 +190,8 @@ def test_osf_is_refused():
 @pytest.mark.parametrize("theta", ["full", "lora", "lora and a whole module", "lora on the embedding"])
 def test_lines_keeps_less_of_the_change_in_lower_blocks(tmp_path, theta):
     alpha = 0.3
-    start = effective(trainer("sft", tmp_path, theta).model)
     tuned = trainer("sft", tmp_path, theta)
+    start = effective(tuned.model)
     tuned.train()
     t = trainer("lines", tmp_path, theta, method_args={"alpha": alpha})
     t.train()
