@@ -74,9 +74,9 @@ def pip_install(python: str, *wanted: str) -> None:
 def install_this(python: str, extras: str = "") -> None:
     """Installs a copy of this package as its tree is now."""
     shutil.rmtree(ROOT / "build", ignore_errors=True)  # setuptools would add its old files to the wheel
-    pip_install(python, f"{ROOT}{extras}")
     # pip takes the same version for the same code: a kept environment would have yesterday's
-    pip_install(python, "--force-reinstall", "--no-deps", str(ROOT))
+    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", "lfu-tuning"], check=True, env=clean())
+    pip_install(python, f"{ROOT}{extras}")
 
 
 def clean() -> dict[str, str]:

@@ -21,18 +21,18 @@ from pathlib import Path
 
 from borrowed import ROOT, ask, clean, environment, install_this, pip_install
 
-# The step, the trainer, rows, the callback, the command line with each method, and what builds on PEFT's own adapters.
+# What hangs most on the versions comes first: each method by the command line, rows as TRL writes them, the trainer.
 CORE = (
-    "tests/step/test_step.py",
-    "tests/test_trainer.py",
+    "tests/cli/test_methods.py",
     "tests/data",
+    "tests/cli/test_train.py",
+    "tests/test_trainer.py",
     "tests/forgetting",
     "tests/integrations",
-    "tests/cli/test_train.py",
-    "tests/cli/test_methods.py",
     "tests/methods/test_corda.py",
     "tests/methods/test_oft.py",
     "tests/methods/test_osf.py",
+    "tests/step/test_step.py",
 )
 # What takes long and hangs on no version: numbers that settle, most of the resumed runs, a third kind of adapter.
 LEFT_OUT = (

@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from lfu import LfUConfig, LfUTrainer
 from lfu.data.columns import as_dataset
-from lfu.data.learned import tokenised
+from lfu.data.learned import chat_template_utils, tokenised
 from lfu.data.templates import to_training_rows
 from lfu.support.errors import UserError
 
@@ -146,6 +146,8 @@ def test_where_trl_takes_the_row_it_is_learned_as_trl_learns_it(tmp_path, folder
     """Down to compute_loss. Of messages TRL learns the answers where it knows the template, else every turn."""
     tokenizer = TOKENIZERS[template]
     answers = shape == "messages" and template != "chatml"
+    if answers and chat_template_utils is None:
+        pytest.skip("this TRL knows no template")
     options = dict(report_to="none", use_cpu=True, bf16=False, max_steps=1, save_strategy="no", max_length=None)
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(len(tokenizer))
