@@ -10,7 +10,7 @@ import pytest
 
 from lfu.cli import main
 from lfu.cli.arguments import parse
-from lfu.cli.careful import EPOCHS, choices, lengths, method, wanted
+from lfu.cli.careful import EPOCHS, FEW, choices, lengths, wanted
 
 
 def given(*flags: str):
@@ -30,7 +30,7 @@ def test_chosen_where_the_user_has_not(flags):
     chosen = choices(40, given(*flags).given)
     assert chosen[chosen.index("--eval_share") + 1] == "0.1"
     assert chosen[chosen.index("--forgetting_budget") + 1] == "0.02"
-    assert "--learning_rate" not in chosen
+    assert ("--learning_rate" in chosen) == ("--learning_rate" not in flags)
 
 
 @pytest.mark.parametrize("flags", ["--careful false", "--learning_rate 1e-3", "--method lfu", "--max_steps 3"])
@@ -39,7 +39,13 @@ def test_nothing_is_chosen_once_the_user_begins_to(flags):
 
 
 def test_the_users_flag_wins():
-    assert not {"--method", "--method_args", "--num_train_epochs"} & set(choices(40, {"method", "max_steps"}))
+    assert not {"--method", "--num_train_epochs"} & set(choices(40, {"method", "max_steps"}))
+
+
+def test_the_rate_is_that_of_an_adapter_on_few_rows():
+    assert "--learning_rate" in choices(FEW)
+    assert "--learning_rate" not in choices(FEW + 1)
+    assert "--learning_rate" not in choices(FEW, {"use_peft"})  # all weights want another
 
 
 def test_nothing_is_measured_against_the_users_word():
@@ -58,7 +64,6 @@ def test_of_few_rows_none_is_held_out():
 def test_lengths_are_within_their_limits(rows):
     epochs = int(lengths(rows)["num_train_epochs"])
     assert EPOCHS[0] <= epochs <= EPOCHS[1]
-    assert "method" in method(rows)
 
 
 def test_a_run_from_model_and_file_alone(here, model, capsys):
