@@ -18,7 +18,7 @@ def test_read_and_run_agree(name):
         assert getattr(read, field) == getattr(cls, field), field
     assert read.doc == inspect.getdoc(cls)
     assert list(read.knobs) == [
-        (f.name, f.default, range_of(f.metadata["limits"]), f.metadata["help"]) for f in knobs_of(cls)
+        (f.name, f.default, range_of(f.default, f.metadata["limits"]), f.metadata["help"]) for f in knobs_of(cls)
     ]
 
 

@@ -38,7 +38,12 @@ def about(name: str) -> About:
         ValueError: its file says a thing in a way that only running it would tell.
     """
     module, _, cls = str(REGISTRY[name]).partition(":")
-    lineage = list(_lineage(module, cls))
+    if cls not in _classes():
+        raise ValueError(f"{module} has no class {cls}")
+    lineage = []
+    while cls in _classes():  # up to `Method`, which is in no method's file
+        lineage.append(_classes()[cls])
+        cls = ast.unparse(lineage[-1][0].bases[0])
     said: dict[str, Any] = {"once": Method.once, "places": Method.places}
     knobs: dict[str, tuple[str, Any, str, str]] = {}
     for node, constants in reversed(lineage):  # what a subclass says wins
@@ -46,7 +51,7 @@ def about(name: str) -> About:
             if isinstance(value, ast.Call) and ast.unparse(value.func) == "knob":
                 default, help = (_value(arg, constants) for arg in value.args)
                 limits = {str(one.arg): _value(one.value, constants) for one in value.keywords}
-                knobs[field] = (field, default, range_of(limits), help)
+                knobs[field] = (field, default, range_of(default, limits), help)
             elif field in About.__dataclass_fields__:
                 said[field] = _value(value, constants)
     documented = (ast.get_docstring(node, clean=False) for node, _ in lineage)
@@ -59,22 +64,12 @@ def measured() -> dict[str, Any]:
     return json.loads((FOLDER / "costs.json").read_text(encoding="utf-8"))
 
 
-def _lineage(module: str, cls: str) -> Iterator[tuple[ast.ClassDef, Mapping[str, ast.expr]]]:
-    """The class and its bases up to `Method`, each with the constants of its file."""
-    tree = _parsed(module)
-    node = next((one for one in tree.body if isinstance(one, ast.ClassDef) and one.name == cls), None)
-    if node is None:
-        raise ValueError(f"{module} has no class {cls}")
-    yield node, dict(_fields(tree))
-    homes = {alias.name: one.module for one in tree.body if isinstance(one, ast.ImportFrom) for alias in one.names}
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id != "Method":
-            yield from _lineage(homes.get(base.id) or module, base.id)
-
-
 @cache
-def _parsed(module: str) -> ast.Module:
-    return ast.parse((FOLDER / f"{module.rpartition('.')[2]}.py").read_text(encoding="utf-8"))
+def _classes() -> dict[str, tuple[ast.ClassDef, Mapping[str, ast.expr]]]:
+    """The classes with bases in this folder, each with the constants of its file."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.py")]
+    nodes = [(node, dict(_fields(tree))) for tree in trees for node in tree.body]
+    return {node.name: (node, known) for node, known in nodes if isinstance(node, ast.ClassDef) and node.bases}
 
 
 def _fields(node: ast.ClassDef | ast.Module) -> Iterator[tuple[str, ast.expr]]:

@@ -46,7 +46,8 @@ def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None
     if any(words in rewrite.lower() and words not in reference.lower() for words in ABOUT_THE_EXERCISE):
         return None, "about the exercise"
     if last := _FINAL_LINE.search(reference):
-        same = _same_number(rewrite, last[0]) if final_number(last[0]) is not None else _says(rewrite, last[1])
+        number = final_number(last[0])
+        same = final_number(rewrite, anywhere=True) == number if number is not None else _says(rewrite, last[1])
         answer = _ending_in(rewrite, last[0])
     elif letter := _CHOICE.match(reference):
         same, answer = _choice_of(rewrite) == letter[1], rewrite
@@ -55,10 +56,6 @@ def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None
     else:
         same, answer = True, rewrite
     return (answer, "") if same else (None, "another final answer")
-
-
-def _same_number(rewrite: str, line: str) -> bool:
-    return final_number(rewrite, anywhere=True) == final_number(line)
 
 
 def _ending_in(rewrite: str, line: str) -> str:

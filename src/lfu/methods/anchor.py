@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.own_text import own_text
 from lfu.methods.run import Batch, Preparation
 from lfu.methods.tokens import in_pieces, read_last
@@ -31,11 +30,11 @@ class Anchor(Method):
     places = ("penalty",)
     whole_weights = True
 
-    weight: float = knob(1.0, "weight of the KL (none published)", low=0)
-    texts: int = knob(64, "how many texts the model writes (none published)", low=1)
-    tokens: int = knob(64, "length of the longest text, in tokens that the model chooses (none published)", low=2)
-    batch: int = knob(2, "texts per micro-batch, at most `texts` (none published)", low=1)
-    top: int = knob(64, "most likely tokens that are kept at each place (none published)", low=1)
+    weight: float = knob(1.0, "weight of the KL (ours)", low=0)
+    texts: int = knob(64, "how many texts the model writes (ours)", low=1)
+    tokens: int = knob(64, "length of the longest text, in tokens that the model chooses (ours)", low=2)
+    batch: int = knob(2, "texts per micro-batch, at most as many as `texts` (ours)", low=1)
+    top: int = knob(64, "most likely tokens that are kept at each place (ours)", low=1)
     cache: str = knob("", "folder that keeps the texts (default: anchor in lfu's cache folder)", output=True)
 
     def __post_init__(self) -> None:

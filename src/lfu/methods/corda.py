@@ -12,7 +12,6 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
-from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from lfu.evaluation.batching import evaluating
@@ -45,9 +44,9 @@ class CorDA(AdapterMethod):
     lacks = ("use_dora", "target_parameters", "lora_bias", "layer_replication")
     decomposes = True
 
-    data: str = knob(BUILT_IN, "texts of what to keep: file, folder, hub name; plain_text: 20 built-in passages")
-    samples: int = knob(256, "at most so many windows of text (paper's code: 256)", low=1)
-    max_length: int = knob(2048, "tokens per window, at most (paper's code: 2048)", low=2)
+    data: str = knob(BUILT_IN, "texts of what to keep: file, folder, hub name; plain_text: 20 built-in passages (ours)")
+    samples: int = knob(256, "largest number of windows of text (paper's code: 256)", low=1)
+    max_length: int = knob(2048, "longest window, in tokens (paper's code: 2048)", low=2)
 
     def started(self, config: LoraConfig, run: Preparation) -> PeftConfig:
         """A copy with rank 2r and the same scaling s."""
@@ -82,7 +81,10 @@ class CorDA(AdapterMethod):
                 B.copy_(size * torch.cat([B0, -B0], dim=1))
             second = slice(ranks[name], None)
             self._fixed += [_Fixed(A, (second,)), _Fixed(B, (slice(None), second))]
-        trainer.add_callback(_AtTrainBegin(self._fixed))
+
+    def before_update(self, trainer: Trainer) -> None:
+        for half in self._fixed:
+            half.read()
 
     def after_update(self, trainer: Trainer) -> None:
         for half in self._fixed:  # weight decay shrinks what has no gradient, too
@@ -154,11 +156,9 @@ class _Fixed:
 
     def __init__(self, parameter: torch.Tensor, part: tuple[slice, ...]):
         self.parameter, self.part = parameter, part
-        self.read()
         parameter.register_hook(self._without)
 
     def read(self) -> None:
-        """Takes the part as it is in the adapter."""
         self.value = self.parameter.detach()[self.part].clone()
 
     @torch.no_grad()
@@ -169,14 +169,3 @@ class _Fixed:
         gradient = gradient.clone()
         gradient[self.part] = 0
         return gradient
-
-
-class _AtTrainBegin(TrainerCallback):
-    """A checkpoint or another method may have put other halves there: the SVD of another machine, WiSE's share."""
-
-    def __init__(self, fixed: list[_Fixed]):
-        self.fixed = fixed
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        for half in self.fixed:
-            half.read()

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
 from lfu.methods.weights import named_theta
 from lfu.model.precision import wide
@@ -29,7 +28,7 @@ class EMA(Method):
     whole_weights = True
 
     decay: float = knob(0.999, "largest decay (the paper: 0.99 at first, then 0.999)", low=0, high=1)
-    warmup: bool = knob(True, "decay_t = min(decay, (1 + t) / (10 + t)) in update t; false: decay from the first on")
+    warmup: bool = knob(True, "in update t decay by (1 + t) / (10 + t) at most, as TensorFlow does; false: by decay")
 
     def __post_init__(self) -> None:
         if self.decay == 1 and not self.warmup:

@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Batch, Trainer
 from lfu.model.precision import wide
 
@@ -20,8 +19,8 @@ class FeaturePenalty(Method):
     protects = "small features (or, with anchor=start, the features as they were)"
     places = ("penalty",)
 
-    weight: float = knob(0.01, "weight of the penalty (none published)", low=0)
-    anchor: str = knob("zero", "zero, or start: the untouched model's hidden states", choices=("zero", "start"))
+    weight: float = knob(0.01, "weight of the penalty (ours)", low=0)
+    anchor: str = knob("zero", "to zero, or to the start: the untouched model's (ours)", choices=("zero", "start"))
 
     def layers(self, depth: int) -> list[int]:
         return list(range(1, depth + 1))
@@ -49,7 +48,7 @@ class FeaturePenalty(Method):
 
 
 class L1(FeaturePenalty):
-    """`FeaturePenalty` with rho(x) = |x|."""
+    """`l = l_SFT + weight * mean |h - a|` over tokens, layers and dimensions; a = 0, or h of the untouched model."""
 
     name = "l1"
     summary = "L1 penalty on the hidden states"
@@ -57,14 +56,14 @@ class L1(FeaturePenalty):
     protects = "sparse, small features (or, with anchor=start, the features as they were)"
 
     # as strong as l2's 0.01 on SmolLM2-135M-Instruct at the start: 0.2 to 0.3 of the SFT gradient's norm
-    weight: float = knob(0.5, "weight of the penalty (none published)", low=0)
+    weight: float = knob(0.5, "weight of the penalty (ours)", low=0)
 
     def rho(self, features: torch.Tensor) -> torch.Tensor:
         return features.abs()
 
 
 class L2(FeaturePenalty):
-    """`FeaturePenalty` with rho(x) = x^2."""
+    """`l = l_SFT + weight * mean (h - a)^2` over tokens, layers and dimensions; a = 0, or h of the untouched model."""
 
     name = "l2"
     summary = "L2 penalty on the hidden states"

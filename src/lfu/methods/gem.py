@@ -21,7 +21,7 @@ class GEM(TokenLoss):
     protects = "the diversity of what the model says"
 
     beta: float = knob(0.7, "temperature of q (paper: 0.7)", above=0, high=1)
-    h: str = knob("linear", "the game's h (authors' scripts: linear)", choices=("linear", "logsigmoid"))
+    h: str = knob("linear", "form of the game, see above (authors' scripts: linear)", choices=("linear", "logsigmoid"))
 
     def of_tokens(self, batch: Batch) -> torch.Tensor:
         return batch.per_token(self._of)

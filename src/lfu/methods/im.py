@@ -46,14 +46,10 @@ class InstructionModelling(Method):
     def configure(self, args: Any) -> None:
         if args.assistant_only_loss:
             raise ValueError(
-                "method='im' puts the loss on the user's turns, too, and assistant_only_loss=True takes it off them: "
-                "drop one of the two"
+                "im puts the loss on the user's turns, too, and assistant_only_loss=True takes it off them: drop one"
             )
         if args.chat_template_path:
-            raise ValueError(
-                "method='im' labels the rows before chat_template_path is read: set the tokenizer's "
-                "chat_template instead"
-            )
+            raise ValueError("im can't wait for chat_template_path: set the tokenizer's chat_template instead")
 
     def rows(self, rows: Dataset, run: Preparation) -> Dataset:
         args, tokenizer = run.args, run.tokenizer
@@ -98,9 +94,6 @@ class InstructionModelling(Method):
         return labelled
 
 
-# -- texts -----------------------------------------------------------------------------------------------------------
-
-
 def _plain(row: Row, text_field: str, eos: str) -> tuple[str, list[Span]]:
     """The text that TRL trains on, and where it is instruction or answer."""
     prompt, last = row.get("prompt", ""), row["completion"] if "prompt" in row else row[text_field]
@@ -115,9 +108,6 @@ def content_of_prompt(prompt: str) -> list[Span]:
         return [(0, len(prompt))]
     frames = [(0, 0), *(frame.span() for frame in _ALPACA_FRAME.finditer(prompt)), (len(prompt), len(prompt))]
     return [(end, start) for (_, end), (start, _) in pairwise(frames) if end < start]
-
-
-# -- conversations ---------------------------------------------------------------------------------------------------
 
 
 def turns_of(messages: list[Message], text: str, render: Callable[[list[Message]], str], where: str) -> list[Turn]:
@@ -143,7 +133,7 @@ def turns_of(messages: list[Message], text: str, render: Callable[[list[Message]
             if not isinstance(message.get(key), str) or not message[key].strip():
                 continue
             marked = render([*messages[:number], {**message, key: MARK}, *messages[number + 1 :]])
-            span = _around_mark(text, marked) or _searched(text, message[key].strip(), behind)
+            span = _span_of(message[key].strip(), text, marked, behind)
             if span:
                 spans.append(span)
             elif key == "content":  # earlier reasoning is mostly left out by the template
@@ -156,16 +146,12 @@ def turns_of(messages: list[Message], text: str, render: Callable[[list[Message]
     return turns
 
 
-def _around_mark(text: str, marked: str) -> Span | None:
+def _span_of(content: str, text: str, marked: str, behind: int) -> Span | None:
     before, mark, after = marked.partition(MARK)
     fits = mark and MARK not in after and len(before) + len(after) <= len(text)
     if fits and text.startswith(before) and text.endswith(after):
         return len(before), len(text) - len(after)
-    return None
-
-
-def _searched(text: str, content: str, start: int) -> Span | None:
-    place = text.find(content, start)
+    place = text.find(content, behind)
     alone = place >= 0 and text.find(content, place + 1) < 0  # else it may be a piece of the template, or of a turn
     return (place, place + len(content)) if alone else None
 

@@ -7,8 +7,7 @@ from peft import PeftModel, PeftType
 from peft.tuners.lora.intruders import reduce_intruder_dimension
 from peft.tuners.lora.layer import LoraLayer
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
 from lfu.methods.weights import factors_of, lora_pairs
 
@@ -35,7 +34,7 @@ class Intruders(Method):
         "corda": "its result would not fit into the adapter beside corda's fixed half",
     }
 
-    strength: float = knob(0.75, "what is left of an intruder (PEFT's mitigation_lambda: 0.75); 1: all", low=0, high=1)
+    strength: float = knob(0.75, "share of an intruder that is left (PEFT's mitigation_lambda: 0.75)", low=0, below=1)
     top_k: int = knob(10, "how many singular directions are looked at (PEFT: 10)", low=1)
     threshold: float = knob(
         0.5, "an intruder's cosine to each old direction is below this (PEFT: 0.5)", above=0, high=1

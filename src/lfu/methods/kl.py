@@ -4,8 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Batch, Trainer
 from lfu.model.precision import wide
 
@@ -26,7 +25,11 @@ class KL(Method):
     whole_weights = True
 
     weight: float = knob(0.05, "weight of the KL term (ASFT: 0.05)", low=0)
-    direction: str = knob("forward", "forward KL(untouched || tuned), or reverse", choices=("forward", "reverse"))
+    direction: str = knob(
+        "forward",
+        "KL(untouched || tuned), as ASFT, or the reverse",
+        choices=("forward", "reverse"),
+    )
 
     def layers(self, depth: int) -> list[int]:
         return [depth]

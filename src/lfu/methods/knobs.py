@@ -6,21 +6,27 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-BOUNDS = {"low": (">=", operator.ge), "above": (">", operator.gt), "high": ("<=", operator.le)}
+BOUNDS = {
+    "low": (">=", operator.ge),
+    "above": (">", operator.gt),
+    "high": ("<=", operator.le),
+    "below": ("<", operator.lt),
+}
 
 
 def knob(default: Any, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None,
-         choices: tuple[str, ...] | None = None, output: bool = False) -> Any:  # fmt: skip
+         below: float | None = None, choices: tuple[str, ...] | None = None, output: bool = False) -> Any:  # fmt: skip
     """A field of a method: its default, one line of help with the source of the default, and its range.
 
     Args:
         default: its type is the knob's; "auto" takes that word, or a number.
-        low, above: the smallest value, and a bound that the value must exceed; give one of them.
-        high: the largest value.
+        low, high: bounds that the value may reach.
+        above, below: bounds that it may not.
         choices: the words to choose from.
         output: it names a folder that the method writes to, whose content changes no result.
     """
-    limits = {"low": low, "above": above, "high": high, "choices": choices}
+    bounds = {"low": low, "above": above, "high": high, "below": below}
+    limits = {"choices": choices} | {name: bound for name, bound in bounds.items() if bound is not None}
     return dataclasses.field(default=default, metadata={"help": help, "limits": limits, "output": output})
 
 
@@ -29,12 +35,12 @@ def knobs_of(method: Any) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(method) if "limits" in f.metadata]
 
 
-def range_of(limits: Mapping[str, Any]) -> str:
+def range_of(default: Any, limits: Mapping[str, Any]) -> str:
     """The range of a knob in words, such as `> 0 and <= 1`; empty where anything goes."""
     if limits.get("choices"):
         return f"one of {', '.join(limits['choices'])}"
-    bounds = {sign: limits.get(name) for name, (sign, _) in BOUNDS.items()}
-    return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+    words = " and ".join(f"{sign} {limits[name]:g}" for name, (sign, _) in BOUNDS.items() if name in limits)
+    return "true or false" if isinstance(default, bool) else f"auto, or {words}" if default == "auto" else words
 
 
 def refuse_idle(method: Any, idle: str, by: str) -> None:
@@ -53,17 +59,16 @@ def checked_knob(owner: str, f: dataclasses.Field, value: Any) -> Any:
         ValueError: it is not of that type, or out of range; the message names knob, range and value.
     """
     limits, kind = f.metadata["limits"], type(f.default)
-    found, wanted = value, range_of(limits)
+    found, wanted = value, range_of(f.default, limits)
     if limits["choices"]:
         found = value if value in limits["choices"] else None
     elif kind is bool:
         words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        found, wanted = words.get(str(value).lower()), "true or false"
+        found = words.get(str(value).lower())
     elif kind in (int, float):
         found, wanted = _number(kind, value, limits), f"a {'whole' if kind is int else 'finite'} number {wanted}"
     elif f.default == "auto":
-        found = value if value == "auto" else _number(float, value, limits)
-        wanted = f"auto or a finite number {wanted}"
+        found, wanted = value if value == "auto" else _number(float, value, limits), f"{wanted}, finite"
     else:
         return value if value is None else str(value)
     if found is None:
@@ -78,5 +83,5 @@ def _number(kind: type, value: Any, limits: Mapping[str, Any]) -> float | None:
         fits = math.isfinite(number) and not isinstance(value, bool) and (kind is float or float(value) == number)
     except (TypeError, ValueError, OverflowError):
         return None
-    bounds = [(compare, limits[name]) for name, (_, compare) in BOUNDS.items() if limits[name] is not None]
-    return number if fits and all(compare(number, bound) for compare, bound in bounds) else None
+    inside = all(compare(number, limits[name]) for name, (_, compare) in BOUNDS.items() if name in limits)
+    return number if fits and inside else None

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from lfu.methods.knobs import knob, refuse_idle
-from lfu.methods.method import Method
+from lfu.methods.knobs import refuse_idle
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Batch, Trainer
 from lfu.methods.weights import lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
@@ -20,20 +20,16 @@ class L2SP(Method):
     """`l + weight / 2 * ||theta - theta_start||^2`, on the weights that the model computes with. Once per update.
 
     With a LoRA theta the distance is `sum over layers ||s (B A - B0 A0)||_F^2`, exactly, by r x r products. Plain
-    parameters (all weights, biases, `modules_to_save`, DoRA's magnitudes) enter with their own squared distance; so do
-    the parameters of adapters other than LoRA.
+    parameters (all weights, biases, `modules_to_save`, DoRA's magnitudes, other adapters) enter with their
+    own squared distance. theta_start is the model as it is when the run is set up, also for a resumed one; it costs one
+    copy of theta.
 
-    `weight="auto"` needs no search over model sizes and learning rates. Before update t of T the pull is added to the
-    gradient g with the norm `share * (t / T) * (mean norm of g so far)`: it grows as the distance of a run at a steady
-    rate does, and what counts is how strong it is beside the data. g is the gradient of everything else, as the
-    optimizer would see it, clipped and summed over micro-batches and processes.
+    With `weight="auto"`, before update t of T the pull is added to the gradient g with the norm
+    `share * (t / T) * (mean norm of g so far)`. g is the gradient of everything else, as the optimizer would see it.
 
     `decoupled` moves the weights themselves, `theta <- theta - lr * weight * (theta - theta_start)` before each step of
-    the optimizer, as AdamW decays weights, past Adam's scaling. There auto means a pull whose root mean square over the
-    weights is `share * (t / T)` learning rates, which is about what Adam moves them. A fresh LoRA's B is what shrinks.
-
-    theta_start is the model as it is when the run is set up, also for a resumed one; it costs one copy of theta.
-    The paper adds `beta / 2 ||w||^2` for a new head, which a language model doesn't get.
+    the optimizer, past Adam's scaling. There auto means a pull whose root mean square over the weights is
+    `share * (t / T)` learning rates. A fresh LoRA's B is what shrinks.
     """
 
     name = "l2sp"
@@ -43,13 +39,13 @@ class L2SP(Method):
     places = ("penalty",)
     whole_weights = True
 
-    weight: str | float = knob("auto", "auto, or the weight of half the squared distance (authors' script: 0.1)", low=0)
+    weight: str | float = knob("auto", "weight of half the squared distance (ours: auto; authors: 0.1)", low=0)
     share: float = knob(
-        0.15, "weight=auto: the pull at the end of the run, as a share of the data's gradient (ours)", above=0
+        0.15, "for weight=auto: the pull at the end of the run, as a share of the data's gradient (ours)", above=0
     )
-    decoupled: bool = knob(False, "pull the weights themselves, scaled by the learning rate, as AdamW decays them")
+    decoupled: bool = knob(False, "pull the weights by the learning rate, as AdamW decays them (ours)")
     schedule: str = knob(
-        "constant", "over the run the pull is constant, or falls to zero (decay)", choices=("constant", "decay")
+        "constant", "the pull is constant over the run, or falls to zero: decay (ours)", choices=("constant", "decay")
     )
 
     def __post_init__(self) -> None:

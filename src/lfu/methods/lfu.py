@@ -31,18 +31,15 @@ class LfU(Method):
     protects = "general abilities, and steadiness under rewording (the paper's claims)"
     places = ("step",)
     takes_step = True
-    # what a variant fixes; None: the config's own default
-    auxiliary: ClassVar[str | None] = None
-    consistency: ClassVar[str | None] = None
+    fixed: ClassVar[tuple[str, str] | None] = None  # the setting that a variant stands for, and its value
     step: LfUStep | None = field(default=None, init=False, repr=False, compare=False)  # with lam=0 for good
 
     def configure(self, args: Any) -> None:
-        for name in ("auxiliary", "consistency"):
-            fixed, given = getattr(self, name), getattr(args, name)
-            if fixed is not None and given not in (None, fixed):
-                raise ValueError(f"method={self.name!r} means {name}={fixed!r}, got {name}={given!r}")
-            if fixed is not None:
-                setattr(args, name, fixed)
+        if self.fixed is not None:
+            name, value = self.fixed
+            if (given := getattr(args, name)) not in (None, value):
+                raise ValueError(f"method={self.name!r} means {name}={value!r}, got {name}={given!r}")
+            setattr(args, name, value)
 
     def check(self, args: Any) -> None:
         if args.lam == 0:
@@ -138,7 +135,7 @@ class LfURepS(LfU):
 
     name = "lfu_reps"
     summary = "LfU with one steering vector per layer as the auxiliary"
-    auxiliary = "steering"
+    fixed = ("auxiliary", "steering")
 
 
 class LogitKL(LfU):
@@ -147,7 +144,7 @@ class LogitKL(LfU):
     name = "logit_kl"
     summary = "LfU with the consistency on next-token distributions instead of representations"
     source = "a baseline of the LfU paper, arXiv 2511.13052, Eq. 7 and Table 6e"
-    consistency = "logit_kl"
+    fixed = ("consistency", "logit_kl")
 
 
 @lru_cache(maxsize=1)

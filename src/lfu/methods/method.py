@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lfu.methods.knobs import knob as knob  # every method's file needs both
 from lfu.methods.registry import register
 
 if TYPE_CHECKING:  # `lfu methods` lists what there is without waiting for torch

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 
 
 class NEFTune(Method):

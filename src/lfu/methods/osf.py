@@ -1,8 +1,5 @@
 """OSF: the weights' largest singular directions stay, and what is trained is orthogonal to them. By PEFT."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from peft import LoraConfig, OSFConfig, PeftConfig
 from peft.tuners.osf.layer import OSFLayer
@@ -29,7 +26,7 @@ class OSF(AdapterMethod):
     decomposes = True
 
     keep: float = knob(
-        0.5, "singular directions that stay: a share (below 1) or a number of each weight's (PEFT: 0.5)", above=0
+        0.5, "singular directions of each weight that stay: a share (below 1) or a number (PEFT: 0.5)", above=0
     )
     project: str = knob(
         "step", "what is kept orthogonal: step (exact; ours), or gradient (PEFT)", choices=("step", "gradient")
@@ -53,37 +50,29 @@ class OSF(AdapterMethod):
             if not layer.osf_svd_params[adapter]["S_low"].numel():
                 rank = min(layer.in_features, layer.out_features)
                 raise ValueError(f"osf.keep={self.keep:g} leaves nothing to train in a layer of rank {rank}: lower it")
-            self._factors += _factors(layer, adapter) if self.project == "step" else ()
+            if self.project == "step":
+                now = layer.osf_svd_params[adapter]
+                U_high, V_high = (dict(fixed.items()).get(adapter) for fixed in (layer._osf_U_high, layer._osf_V_high))
+                self._factors.append(_Factor(now["U_low"], layer._osf_U_low_init[adapter], U_high))
+                V0, V_high = layer._osf_V_low_init[adapter].T, None if V_high is None else V_high.T
+                self._factors.append(_Factor(now["V_low"].T, V0, V_high))
 
+    @torch.no_grad()
     def after_update(self, trainer: Trainer) -> None:
         for factor in self._factors:
             factor.project()
 
 
 class _Factor:
-    """U or V of one layer, whose distance from its start is kept in the free directions.
-
-    Attributes:
-        now, start: `(rows, r)`.
-        basis: `(rows, n)`, orthonormal columns; in float32 or wider.
-        fixed: whether the basis spans the fixed directions, else all the free ones.
-    """
+    """U or V of one layer, `(rows, r)`, whose distance from its start is kept in the free directions."""
 
     def __init__(self, now: torch.Tensor, start: torch.Tensor, high: torch.Tensor | None):
+        # PEFT keeps the fixed directions where the factor is not square; else its start spans all the free ones
         self.now, self.start, self.fixed = now, start, high is not None
         # of a model in bf16 the columns are orthonormal to 1e-3 only, and this is applied thousands of times
         self.basis = torch.linalg.qr(wide(start if high is None else high)).Q
 
-    @torch.no_grad()
     def project(self) -> None:
         change = wide(self.now) - wide(self.start)
         inside = self.basis @ (self.basis.T @ change)
         self.now.copy_(wide(self.start) + (change - inside if self.fixed else inside))
-
-
-def _factors(layer: Any, adapter: str) -> Iterator[_Factor]:
-    """PEFT keeps the fixed directions where the factor is not square; else the free ones, U's and V's start."""
-    now = layer.osf_svd_params[adapter]
-    U_high, V_high = (dict(fixed.items()).get(adapter) for fixed in (layer._osf_U_high, layer._osf_V_high))
-    yield _Factor(now["U_low"], layer._osf_U_low_init[adapter], U_high)
-    yield _Factor(now["V_low"].T, layer._osf_V_low_init[adapter].T, None if V_high is None else V_high.T)

@@ -1,7 +1,5 @@
 """What the untouched model writes when nobody asks it anything, and how sure it is of each token: kept on disk."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from lfu.evaluation.batching import encode, left_pad, pad_id, with_logits
 from lfu.evaluation.record import weights_hash
 from lfu.methods.run import Preparation
-from lfu.methods.writing import end_tokens, kept, length_of, ready_to_write
+from lfu.methods.writing import end_tokens, kept, key_of, length_of, ready_to_write
 from lfu.model.precision import wide
 
 VERSION = 1  # raise it when what is written or kept changes: older files are then left alone
@@ -60,15 +58,14 @@ def own_text(run: Preparation, method: Any, *, top: int) -> OwnText:
         ValueError: a chat template in which no turn can be opened.
     """
     given, between = openings(run.text_tokenizer, method.name)
-    ends, seed = end_tokens(run), run.args.seed
-    settings = [VERSION, weights_hash(run.model), method.texts, method.tokens, top, seed, given, between, ends]
-    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
+    ends, sizes = end_tokens(run), (method.texts, method.tokens, top)
+    name = key_of(VERSION, weights_hash(run.model), sizes, run.args.seed, given, between, ends)
     with kept(method, "anchor", name, run.say) as folder:
         path = folder / f"{name}.safetensors"
         if (found := _read(path)) is None:
             run.say(f"{method.name}: the untouched model writes {method.texts:,} texts, kept in {path}")
             with ready_to_write(run):
-                written = _write(run.model, run.text_tokenizer, given, between, ends, method.texts, method.tokens, seed)
+                written = _write(run, given, between, ends, method.texts, method.tokens)
                 found = _scored(run.model, written, pad_id(run.text_tokenizer), top)
             part = path.with_suffix(".part")
             save_file({name: value.contiguous() for name, value in vars(found).items()}, part)
@@ -102,13 +99,13 @@ def _read(path: Path) -> OwnText | None:
 
 
 def _write(
-    model: Any, tokenizer: Any, given: Ids, between: Ids, ends: Ids, texts: int, tokens: int, seed: int
+    run: Preparation, given: Ids, between: Ids, ends: Ids, texts: int, tokens: int
 ) -> list[tuple[Ids, list[bool]]]:
     """Each text with what of it the model chose itself; sampled at temperature 1 from the whole distribution."""
-    written = []
+    written, model, tokenizer = [], run.model, run.text_tokenizer
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(run.args.seed)
         for start in range(0, texts, AT_A_TIME):
             prompts = [given] * min(AT_A_TIME, texts - start)
             parts = _sample(model, tokenizer, prompts, ends, tokens // 2 if between else tokens)

@@ -7,8 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from lfu.data.columns import as_dataset
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.rows import SHAPES, Row, messages_of, shape_of
 from lfu.methods.run import Preparation
 from lfu.support.errors import UserError
@@ -31,7 +30,7 @@ class Replay(Method):
     data: str = knob("", "the general data: file, folder, hub name, or word_problems (required)")
     share: float = knob(0.05, "their share of the mixture, in rows (Ibrahim et al.: 0.05)", above=0, high=0.99)
     split: str = knob("train", "split of the general data")
-    config: str = knob("", "configuration of a hub data set that has several")
+    config: str = knob("", "configuration of a data set on the hub that has several")
 
     def configure(self, args: Any) -> None:
         if not self.data:

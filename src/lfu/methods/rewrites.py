@@ -1,10 +1,9 @@
 """Rewritten answers on disk: one JSON line each, added as they come, so that a killed run loses at most one batch."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Rewrite(NamedTuple):
@@ -12,11 +11,6 @@ class Rewrite(NamedTuple):
 
     text: str
     ended: bool
-
-
-def key_of(*what: Any) -> str:
-    """A key for all that decides a rewrite: JSON-ready values."""
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
 class Rewrites:

@@ -2,8 +2,7 @@
 
 import torch
 
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Micro, Trainer
 from lfu.model.rng import Replay
 from lfu.parallel.one import OneProcess

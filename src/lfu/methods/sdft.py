@@ -13,12 +13,11 @@ from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
 from lfu.evaluation.batching import batches, encode, greedy
 from lfu.evaluation.record import weights_hash
 from lfu.methods.agreement import agreed
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
-from lfu.methods.rewrites import Rewrite, Rewrites, key_of
+from lfu.methods.method import Method, knob
+from lfu.methods.rewrites import Rewrite, Rewrites
 from lfu.methods.rows import Message, Row, messages_of, shape_of, template_arguments
 from lfu.methods.run import Preparation
-from lfu.methods.writing import end_tokens, kept, length_of, ready_to_write
+from lfu.methods.writing import end_tokens, kept, key_of, length_of, ready_to_write
 from lfu.support.errors import UserError
 
 PROMPT_VERSION = 1  # raise it when what the model is asked changes: older rewrites are then left alone
@@ -59,10 +58,7 @@ class SDFT(Method):
 
     def configure(self, args: Any) -> None:
         if args.chat_template_path:
-            raise ValueError(
-                "method='sdft' rewrites the answers before chat_template_path is read: set the tokenizer's "
-                "chat_template instead"
-            )
+            raise ValueError("sdft can't wait for chat_template_path: set the tokenizer's chat_template instead")
 
     def rows(self, rows: Dataset, run: Preparation) -> Dataset:
         if shape_of(rows, self.name, run.args.dataset_text_field) == "text":
@@ -70,7 +66,11 @@ class SDFT(Method):
                 "sdft rewrites answers, and training rows of one text don't say where theirs begins: "
                 "give prompt and completion, or messages"
             )
-        _refuse_split(run.model)
+        if any(p.is_meta or hasattr(p, "ds_id") for p in run.model.parameters()):
+            raise ValueError(
+                "sdft generates with the whole model, which ZeRO-3 or FSDP has split or not loaded yet: run it once in "
+                "one process with max_steps=1, and the rewrites will be found on disk"
+            )
         room = getattr(run.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
         tasks = [task_of(row, run.text_tokenizer, room - self.max_new_tokens) for row in rows]
         rewrites = self._rewrites([task.ids for task in tasks if task.ids], run)
@@ -109,14 +109,6 @@ class SDFT(Method):
             return {ids: known.found[key] for ids, key in keys.items()}
 
 
-def _refuse_split(model: Any) -> None:
-    if any(p.is_meta or hasattr(p, "ds_id") for p in model.parameters()):
-        raise ValueError(
-            "method='sdft' lets the whole model generate, and ZeRO-3 or FSDP has split or not loaded it yet: run the "
-            "rewriting once in one process with max_steps=1, and the rewrites will be found on disk"
-        )
-
-
 def _summary(rows: int, left: Counter[str], words: Counter[str]) -> str:
     """One line; a weak model keeps the final answer and drops the way to it, which the lengths show."""
     line = f"sdft: {rows - left.total():,} of {rows:,} answers rewritten"
@@ -126,9 +118,6 @@ def _summary(rows: int, left: Counter[str], words: Counter[str]) -> str:
         why = ", ".join(f"{count:,} {reason}" for reason, count in left.most_common())
         line += f"; {left.total():,} kept as they were ({why})"
     return line
-
-
-# -- what the model is asked -----------------------------------------------------------------------------------------
 
 
 class Task(NamedTuple):
@@ -184,9 +173,6 @@ def rewriting_prompt(question: str, reference: str) -> str:
 
 def _is_text(message: Message) -> bool:
     return isinstance(message.get("content"), str) and bool(message["content"].strip())
-
-
-# -- what it answers -------------------------------------------------------------------------------------------------
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Ids], ends: Ids, max_new_tokens: int) -> list[Rewrite]:

@@ -5,8 +5,7 @@ import math
 import torch
 
 from lfu.methods.examples import IGNORED, key_of, losses_before_training
-from lfu.methods.knobs import knob
-from lfu.methods.method import Method
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
 
 

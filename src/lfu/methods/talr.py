@@ -19,7 +19,7 @@ class TALR(WeightedLoss):
     source = "Lin et al. 2025, arXiv 2509.20758 (tau: median of the batch; floor 0.01)"
     protects = "what the model knows against tokens that it finds hard"
 
-    floor: float = knob(0.01, "smallest weight (paper: 0.01); 1 is SFT", low=0, high=1)
+    floor: float = knob(0.01, "smallest weight (paper: 0.01)", low=0, below=1)
 
     def weights(self, nll: torch.Tensor, batch: Batch) -> torch.Tensor:
         if not len(nll):

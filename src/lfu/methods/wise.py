@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from peft import PeftType
 
-from lfu.methods.knobs import knob, refuse_idle
-from lfu.methods.method import Method
+from lfu.methods.knobs import refuse_idle
+from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
 from lfu.methods.weights import Pair, lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
@@ -46,9 +46,7 @@ class WiSE(Method):
 
     def configure(self, args: Any) -> None:
         if self.alpha == "auto" and (args.bf16_full_eval or args.fp16_full_eval):
-            raise ValueError(
-                f"{self.name}.alpha=auto evaluates before it saves, and bf16_full_eval cuts the weights: drop it"
-            )
+            raise ValueError(f"{self.name}.alpha=auto evaluates first, and bf16_full_eval cuts the weights: drop it")
 
     def setup(self, trainer: Trainer) -> None:
         rows = trainer.eval_dataset
@@ -60,10 +58,11 @@ class WiSE(Method):
             )
         pairs = lora_pairs(trainer.anatomy)
         _refuse_start(self.name, pairs, trainer.model)
-        # the factor that is scaled: B, or A where B is frozen
-        self._factors = [pair.B if pair.B.requires_grad else pair.A for pair in pairs]
-        self._plain = list(plain_theta(trainer.anatomy, pairs).values())
-        self._start = [p.detach().cpu().clone() for p in self._plain]
+        # of a pair B goes back to 0, or A where B is frozen
+        factors = [pair.B if pair.B.requires_grad else pair.A for pair in pairs]
+        plain = plain_theta(trainer.anatomy, pairs).values()
+        self._start = [(f, torch.zeros_like(f, device="cpu")) for f in factors]
+        self._start += [(p, p.detach().cpu().clone()) for p in plain]
         blocks = enumerate(trainer.anatomy.blocks, start=1)
         self._layers = {id(p): number for number, block in blocks for p in block.parameters()}
         self._depth = len(trainer.anatomy.blocks)
@@ -77,16 +76,13 @@ class WiSE(Method):
         return f"kept {alpha:g} of the way from the untouched to the tuned weights"
 
     def finish(self, trainer: Trainer) -> None:
-        tuned = [f.detach().clone() for f in self._factors]
-        plain_tuned = [p.detach().cpu().clone() for p in self._plain]
+        tuned = [p.detach().cpu().clone() for p, _ in self._start]
 
         @torch.no_grad()
         def put(alpha: float) -> None:
-            share = lambda p: self.share(alpha, self._layers.get(id(p)))
-            for factor, full in zip(self._factors, tuned):
-                factor.copy_(wide(full) * share(factor))
-            for p, start, end in zip(self._plain, self._start, plain_tuned):
-                p.copy_(torch.lerp(wide(start.to(p.device)), wide(end.to(p.device)), share(p)))
+            for (p, start), end in zip(self._start, tuned):
+                share = self.share(alpha, self._layers.get(id(p)))
+                p.copy_(torch.lerp(wide(start.to(p.device)), wide(end.to(p.device)), share))
 
         if self.alpha == "auto":
             self._search(trainer, put)

@@ -1,8 +1,11 @@
 """The model writes, before it is trained: where it does, what ends an answer, and where the texts are kept."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -42,6 +45,11 @@ def end_tokens(run: Preparation) -> list[int]:
 def length_of(tokens: list[int], ends: list[int]) -> int:
     """How many tokens come before the first one that ends the answer."""
     return next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+
+
+def key_of(*what: Any) -> str:
+    """A key for all that decides a text: JSON-ready values."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
 @contextmanager
