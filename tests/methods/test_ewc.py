@@ -65,7 +65,7 @@ def test_auto_pulls_in_the_metric(made):
     named = dict(t.model.named_parameters())
     start = {n: p.detach().clone() for n, p in named.items()}
     nudge(t.model)
-    t.state.global_step, t.state.max_steps = 1, 2
+    t.state.global_step, t.state.max_steps = 30, 60
     for p in named.values():
         p.grad = torch.ones_like(p)
     t.methods[0].before_update(t)

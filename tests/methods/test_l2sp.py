@@ -197,13 +197,17 @@ def norm(gradients):
 
 
 @pytest.mark.parametrize("theta", THETA)
-@pytest.mark.parametrize(("args", "fall"), [("share=0.4", 1.0), ("share=0.4,schedule=decay", 0.25)])
-def test_auto_adds_a_pull_with_a_share_of_the_gradient(tmp_path, theta, args, fall):
+@pytest.mark.parametrize(
+    ("args", "steps", "share"),
+    [("share=0.4", 60, 0.4), ("share=0.4", 240, 0.2), ("share=0.4,schedule=decay", 60, 0.4 * 0.25)],
+)
+def test_auto_adds_a_pull_with_a_share_of_the_gradient(tmp_path, theta, args, steps, share):
+    """After three quarters of the run; four times the updates, half the share."""
     t = trainer(tmp_path, theta, method_args=args)
     start = {name: value.detach().clone() for name, value in changes(t.model).items()}
-    t.state.max_steps = 8
+    t.state.max_steps = steps
     sizes = []
-    for done, size in ((0, 1.0), (6, 3.0)):
+    for done, size in ((0, 1.0), (steps * 3 // 4, 3.0)):
         t.state.global_step = done
         before = with_gradients(t, size=size)
         sizes.append(norm(before))
@@ -214,7 +218,7 @@ def test_auto_adds_a_pull_with_a_share_of_the_gradient(tmp_path, theta, args, fa
             move(t.model)
     half = 0.5 * sum((now - start[name]).square().sum() for name, now in changes(t.model).items())
     wanted = written_out(t.model, half)
-    scale = 0.4 * 6 / 8 * fall * sum(sizes) / 2 / norm(wanted)
+    scale = share * 3 / 4 * sum(sizes) / 2 / norm(wanted)
     assert relative_difference(pull, {n: scale * g for n, g in wanted.items()}) < 1e-6
     assert t._metrics["train"]["l2sp/weight"] == [0, pytest.approx(scale)]
 

@@ -31,6 +31,7 @@ from lfu.cli import careful
 from lfu.data.templates import to_training_rows
 from lfu.evaluation.prompts import fill, shipped_templates
 from lfu.evaluation.score import answer_nll, perplexity
+from lfu.methods.l2sp import UPDATES
 from lfu.model.loading import load_model
 
 ROWS = 16
@@ -88,9 +89,11 @@ def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, in
     lengths = {name: int(value) for name, value in careful.lengths(ROWS).items()}
     micro, accumulated = "per_device_train_batch_size", "gradient_accumulation_steps"
     lengths |= {micro: lengths[micro] * lengths[accumulated], accumulated: 1}  # the same update, in one go
+    updates = lengths["num_train_epochs"] * -(-ROWS // lengths[micro])
+    of_60 = share * (updates / UPDATES) ** 0.5
     with tempfile.TemporaryDirectory() as folder:
         config = LfUConfig(
-            folder, method=method, method_args=f"share={share}" if share else None, learning_rate=rate, seed=draw,
+            folder, method=method, method_args=f"share={of_60}" if share else None, learning_rate=rate, seed=draw,
             **lengths, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             gradient_checkpointing=False, dataloader_pin_memory=False, use_cpu=base.device.type == "cpu",
         )  # fmt: skip
@@ -130,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--draws", type=int, default=6)
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
-    parser.add_argument("--share", type=float, default=0.15)
+    parser.add_argument("--share", type=float, default=0.15, help="of the gradient, the pull at the end of the run")
     parser.add_argument("--task", choices=WORDINGS, default="dolly")
     parser.add_argument("--only", help="this method alone")
     parser.add_argument("--model", default="smollm2")

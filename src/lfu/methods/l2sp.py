@@ -15,6 +15,8 @@ from lfu.methods.weights import lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 from lfu.model.tensors import global_norm
 
+UPDATES = 60  # of a run that `share` is said for; docs/results.md tells why it falls with their root
+
 
 class L2SP(Method):
     """`l + weight / 2 * ||theta - theta_start||^2`, on the weights that the model computes with. Once per update.
@@ -25,7 +27,8 @@ class L2SP(Method):
     copy of theta.
 
     With `weight="auto"`, before update t of T the pull is added to the gradient g with the norm
-    `share * (t / T) * (mean norm of g so far)`. g is the gradient of everything else, as the optimizer would see it.
+    `share * sqrt(60 / T) * (t / T) * (mean norm of g so far)`: the longer it acts, the weaker it must be. g is the
+    gradient of everything else, as the optimizer would see it.
 
     `decoupled` moves the weights themselves, `theta <- theta - lr * weight * (theta - theta_start)` before each step of
     the optimizer, past Adam's scaling. There auto means a pull whose root mean square over the weights is
@@ -41,7 +44,9 @@ class L2SP(Method):
 
     weight: str | float = knob("auto", "weight of half the squared distance (ours: auto; authors: 0.1)", low=0)
     share: float = knob(
-        0.15, "for weight=auto: the pull at the end of the run, as a share of the data's gradient (ours)", above=0
+        0.1,
+        "for weight=auto: the pull after 60 updates as a share of the data's gradient; less in longer runs (ours)",
+        above=0,
     )
     decoupled: bool = knob(False, "pull the weights by the learning rate, as AdamW decays them (ours)")
     schedule: str = knob(
@@ -84,13 +89,15 @@ class L2SP(Method):
         if not (math.isfinite(norm) and norm > 0):  # this update is left out
             return
         self._gradients += torch.tensor([norm, 1.0], dtype=torch.float64)
-        done = trainer.state.global_step / max(trainer.state.max_steps, 1)
+        steps = max(trainer.state.max_steps, 1)
+        done = trainer.state.global_step / steps
         if self.decoupled:
             self._draw_back(trainer, done)
             return
         pulls = self._pulls()
         length = _length(pull for _, pull in pulls)
-        weight = self.share * done * self._fall(trainer.state) * float(self._gradients[0] / self._gradients[1])
+        share = self.share * math.sqrt(UPDATES / steps) * done * self._fall(trainer.state)
+        weight = share * float(self._gradients[0] / self._gradients[1])
         weight = weight / length if length > 0 else 0.0
         for p, pull in pulls:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
