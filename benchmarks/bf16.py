@@ -39,6 +39,7 @@ from lfu.model.anatomy import anatomy  # noqa: E402
 from lfu.model.loading import load_model  # noqa: E402
 from lfu.model.representations import Reader, answer_positions, hidden_of, with_hidden  # noqa: E402
 from lfu.model.rng import generators  # noqa: E402
+from lfu.model.tensors import dot, global_norm  # noqa: E402
 from lfu.step.step import sft_loss  # noqa: E402
 from lfu.support.files import dump_json, write_text  # noqa: E402
 from lfu.undesirable import LoRA, Own, ascend, auxiliary_of  # noqa: E402
@@ -67,8 +68,8 @@ class Passes:
         self.ascent = [None if g is None else g.clone() for g in self.auxiliary.take_gradients()]
         model.zero_grad()
 
-    def gradient(self, alpha: float, tangent: bool = False) -> tuple[torch.Tensor, float]:
-        """The consistency's gradient, flat and in float64, and the median displacement in epsilons."""
+    def gradient(self, alpha: float, tangent: bool = False) -> tuple[list[torch.Tensor], float]:
+        """The consistency's gradient, a tensor for each of theta, and the median displacement in epsilons."""
         self.auxiliary.reset(generators(0, 0))
         along = self._tangents(alpha) if tangent else None
         ascend(self.auxiliary, self.ascent, alpha)
@@ -79,13 +80,13 @@ class Passes:
             outputs, pulls = [moved[n] for n in back], [back[n].to(moved[n].dtype) for n in back]
             found = torch.autograd.grad(outputs, self.theta, pulls, allow_unused=True)
         self.auxiliary.discard()
-        flat = [(torch.zeros_like(p) if g is None else g).flatten().double() for g, p in zip(found, self.theta)]
+        whole = [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.theta)]
         shift = [float(apart[n].norm() / h.float().norm()) for n, h in self.clean.items()]
-        return torch.cat(flat), statistics.median(shift) / EPSILON
+        return whole, statistics.median(shift) / EPSILON
 
     def _tangents(self, alpha: float) -> Hidden:
         """What the ascent's step does to each layer's h, to first order."""
-        norm = float(torch.cat([g.flatten().float() for g in self.ascent if g is not None]).norm())
+        norm = global_norm(self.ascent)
         steps = [None if g is None else g * (alpha / norm) for g in self.ascent]
         with torch.no_grad(), forward_mode.dual_level(), self._precision(), self._dual(steps) as call:
             with self.reader.reading(self.where, detach=False) as found:
@@ -142,6 +143,10 @@ def _moved_by(a: torch.Tensor | None, step: torch.Tensor | None, scaling: float)
     return hook
 
 
+def cosine_of(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    return float(dot(left, right)) / (global_norm(left) * global_norm(right))
+
+
 def pair(model: Any, theta: str) -> tuple[Any, Any]:
     """(float32, bfloat16) models with the same numbers, which bfloat16 can hold."""
     model = model.to(torch.bfloat16)
@@ -156,11 +161,11 @@ def pair(model: Any, theta: str) -> tuple[Any, Any]:
 
 
 def measured(
-    model: Any, batch: Batch, theta: str, alphas: list[float], remedies: list[str]
+    model: Any, batch: Batch, theta: str, kinds: list[str], alphas: list[float], remedies: list[str]
 ) -> Iterator[dict[str, Any]]:
     """A record for each auxiliary, remedy and alpha. Remedy `float32`: float32 against itself at the smallest alpha."""
     exact_model, narrow = pair(model, theta)
-    for kind in KINDS:
+    for kind in kinds:
         exact = Passes(exact_model, batch, kind, mixed=False)
         right = {alpha: exact.gradient(alpha)[0] for alpha in alphas}
         for remedy in remedies:
@@ -169,14 +174,14 @@ def measured(
             passes = Passes(narrow, batch, kind, mixed=theta == "lora", residual=remedy == "residual")
             for alpha in alphas:
                 found, moved = passes.gradient(alpha, tangent=remedy == "tangent")
-                cosine = float(torch.cosine_similarity(found, right[alpha], dim=0))
+                norm = global_norm(found) / global_norm(right[alpha])
                 yield {"theta": theta, "auxiliary": kind, "remedy": remedy, "alpha": alpha, "moved": moved,
-                       "cosine": cosine, "norm": float(found.norm() / right[alpha].norm())}  # fmt: skip
+                       "cosine": cosine_of(found, right[alpha]), "norm": norm}  # fmt: skip
         first = min(alphas)
         for alpha in alphas:
-            cosine, norm = float(torch.cosine_similarity(right[alpha], right[first], dim=0)), right[alpha].norm()
+            norm = global_norm(right[alpha]) / global_norm(right[first])
             yield {"theta": theta, "auxiliary": kind, "remedy": "float32", "alpha": alpha, "moved": 0.0,
-                   "cosine": cosine, "norm": float(norm / right[first].norm())}  # fmt: skip
+                   "cosine": cosine_of(right[alpha], right[first]), "norm": norm}  # fmt: skip
 
 
 def embedded(rows: int) -> tuple[Any, Batch]:
@@ -198,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["tiny", "30m"], help="smollm2, or sizes of step_cost.py")
     parser.add_argument("--theta", nargs="+", default=["lora", "full"], choices=["lora", "full"])
+    parser.add_argument("--auxiliary", nargs="+", default=[*KINDS], choices=KINDS)
     parser.add_argument("--alpha", nargs="+", type=float, default=[0.03, 0.1, 0.3, 0.5, 1.0, 3.0])
     parser.add_argument("--remedy", nargs="+", default=["plain", "residual", "tangent"])
     parser.add_argument("--rows", type=int, default=2)
@@ -211,7 +217,7 @@ def main() -> None:
             else:
                 case = Case("full", name, given.rows, 48)
                 model, batch = make_model(case, "eager"), make_batch(given.rows, 48, case.shape["vocab_size"])
-            for one in measured(model, batch, theta, given.alpha, given.remedy):
+            for one in measured(model, batch, theta, given.auxiliary, given.alpha, given.remedy):
                 records.append({"model": name} | one)
                 print(*(f"{v:.4g}" if isinstance(v, float) else v for v in records[-1].values()), flush=True)
                 write_text(given.json, dump_json(records))

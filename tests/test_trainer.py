@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 from types import SimpleNamespace
@@ -23,8 +24,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from lfu import LfUConfig, LfUStep, LfUTrainer
 from lfu.parallel.refusals import refuse_launch
 from lfu.step.cheaper import Cheaper
-from lfu.trainer import STATE_FILE, _load_as_sft_trainer_does
+from lfu.trainer import _load_as_sft_trainer_does
 from lfu.training.advice import LfUAdvice
+from lfu.training.checkpoints import STATE_FILE
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
 CHAT = (
@@ -458,7 +460,7 @@ def test_checkpoints_hold_no_auxiliary(tmp_path):
         ours = {p.name for p in (tmp_path / name / "checkpoint-4").iterdir()}
         theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-4").iterdir()}
         assert ours - theirs == {STATE_FILE}
-        own = {"calls", "auxiliary/groups", "reach/mean_log", "reach/weight", "reach/wanted"}
+        own = {"calls", "random", "auxiliary/groups", "alpha/mean_log", "alpha/weight", "alpha/wanted"}
         assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {f"lfu/{part}" for part in own}
         base = tiny_model("llama", dtype=torch.float32)
         loaded = (
@@ -613,12 +615,36 @@ def test_one_process_on_several_gpus_is_refused():
         ({"budget": 0.9}, "budget must be"),
         ({"budget": 1.3, "every": 2}, "drop every=2"),
         ({"every": 2, "lam": 0}, "lam=0 has none"),
+        ({"aux_rank": 0}, "aux_rank must be at least 1"),
+        ({"aux_scaling": -1.0}, "aux_scaling must be a finite number > 0"),
+        ({"consistency": "contrastive", "temperature": 0.0}, "temperature must be a finite number > 0"),
+        ({"mse_reduction": "magic"}, "unknown mse_reduction"),
+        # what nothing reads
+        ({"auxiliary": "steering", "aux_rank": 4}, "aux_rank=4 would do nothing, as auxiliary='steering' does not use"),
+        ({"method": "lfu_reps", "aux_targets": "q_proj"}, "aux_targets='q_proj' would do nothing"),
+        ({"method": "logit_kl", "layers": "early"}, "layers='early' would do nothing, as consistency='logit_kl'"),
+        ({"auxiliary": "own", "steering_norm": True}, "steering_norm=True would do nothing, as auxiliary='own'"),
+        ({"temperature": 0.5}, "temperature=0.5 would do nothing, as consistency='mse' does not use it: drop it"),
+        ({"consistency": "cosine", "mse_reduction": "sum"}, "mse_reduction='sum' would do nothing"),
+        ({"method": "sft", "alpha": 0.3}, "alpha=0.3 would do nothing, as method='sft' takes no LfU step: drop it"),
+        ({"method": "kl", "layers": "early"}, "layers='early' would do nothing"),
+        ({"method": "gem", "consistency": "cosine"}, "consistency='cosine' would do nothing"),
     ],
     ids=str,
 )
 def test_config_refuses(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **options)
+
+
+def test_a_recipes_preset_goes_with_every_method_and_a_config_can_be_copied(tmp_path):
+    for options in (
+        {"method": "sft", "preset": "reps"},
+        {"method": "sam", "ascent_scope": "local"},
+        {"preset": "reps"},
+    ):
+        given = settings(tmp_path, **options)
+        assert replace(given) == given
 
 
 def test_presets_are_the_papers_and_explicit_values_win(tmp_path):

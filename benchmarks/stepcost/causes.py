@@ -20,7 +20,7 @@ import torch
 from lfu import LfUStep
 from lfu.model.representations import answer_positions
 from lfu.model.rng import generators
-from lfu.step import consistency_pass
+from lfu.step import second_pass
 from lfu.step.gradients import SplitGradients
 from lfu.step.pieces import Rows
 from lfu.step.record import Record
@@ -87,7 +87,7 @@ def _clean_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, Ru
 
     def clean(attached: bool) -> None:
         if attached:
-            step.auxiliary.reset(generators(step.seed, 0))
+            step.auxiliary.reset(generators(step.settings.seed, 0))
         with step.auxiliary.attached() if attached else nullcontext(), step.reader.reading(where, detach=True):
             sft_loss(step.model, batch, len(where)).backward()
 
@@ -98,8 +98,8 @@ def _second_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, R
     """The second pass with an auxiliary that one ascent moved; `own` moves theta, which costs no product: left out."""
     step(batch)  # from here on it knows whether dropout is drawn, and so whether it may trim
     where = answer_positions(batch["labels"], step.settings.positions)
-    micro = step.second.plan(batch, where, len(where), 0, step.reader, step.seed)
-    step.auxiliary.reset(generators(step.seed, 0))
+    micro = second_pass.plan(step, batch, where, len(where), 0)
+    step.auxiliary.reset(generators(step.settings.seed, 0))
     with step.auxiliary.attached(), step.reader.reading(where, detach=True) as clean:
         sft_loss(step.model, batch, len(where)).backward()
     target = step.term.target(clean)
@@ -109,14 +109,14 @@ def _second_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, R
     rows = Rows(batch, where, target)
 
     def trimmed() -> None:
-        inputs, _ = step.second.smaller(rows)
+        inputs, _ = second_pass.smaller(step, rows)
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
         step.anatomy.decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
 
     def compared(attached: bool) -> None:
         with step.auxiliary.attached() if attached else nullcontext():
-            moved = step.second.read(micro, rows, step.processes.through)
-            consistency_pass.backward(step, Record(tokens=len(where), lam=1.0), micro, target, moved)
+            moved = second_pass.read(step, micro, rows)
+            second_pass.backward(step, Record(tokens=len(where), lam=1.0), micro, target, moved)
 
     return {
         "trimmed": Run(trimmed),
@@ -137,7 +137,7 @@ def _timed_parts(
         model.zero_grad()
         with (
             _timing(step, "_ascend", spent, ASCENT, device, clock),
-            _timing(consistency_pass, "_compare", spent, GRADIENTS, device, clock),
+            _timing(second_pass, "compare", spent, GRADIENTS, device, clock),
             _timing(step, "_end", spent, GRADIENTS, device, clock),
             _timing(SplitGradients, "join", spent, GRADIENTS, device, clock),
             _timing(SplitGradients, "narrow", spent, GRADIENTS, device, clock),

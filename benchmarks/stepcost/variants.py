@@ -18,7 +18,7 @@ from lfu import LfUStep
 from lfu.methods import REGISTRY
 from lfu.model.anatomy import anatomy
 from lfu.model.representations import answer_positions
-from lfu.step.cheaper import Cheaper, draw_layers, draw_rows, generator
+from lfu.step.cheaper import Cheaper, draw_layers, draw_rows, generator, settle_budget
 from lfu.step.settings import StepSettings
 from lfu.step.step import sft_loss
 from lfu.support.errors import did_you_mean
@@ -141,7 +141,7 @@ def lfu_step(variant: Variant, model: Any, rows: int) -> LfUStep:
     auxiliary = KINDS[variant.name](**{k: v for k, v in variant.options.items() if k in own})
     step = LfUStep(model, auxiliary=auxiliary, **{k: v for k, v in variant.options.items() if k not in own})
     if step.budget is not None:
-        step.settle_budget(rows)
+        settle_budget(step, rows)
     return step
 
 
@@ -172,7 +172,7 @@ def typical_start(step: LfUStep, batch: dict[str, torch.Tensor], calls: int) -> 
     where, width = answer_positions(batch["labels"], step.settings.positions), batch["labels"].shape[1]
 
     def drawn(index: int) -> int:
-        source, chosen, layers = generator(step.seed, index), where, step.reader.layers
+        source, chosen, layers = generator(step.settings.seed, index), where, step.reader.layers
         if form.part < 1:
             chosen, _ = draw_rows(where, width, form.part, source)
         if form.random_layers:

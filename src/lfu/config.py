@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +15,11 @@ from lfu.methods import REGISTRY, methods_of, written_out
 from lfu.step.consistency import KINDS as CONSISTENCIES
 from lfu.step.settings import StepSettings, settled, with_fields_of
 from lfu.support.choices import one_of
-from lfu.undesirable import KINDS
+from lfu.undesirable import KINDS as AUXILIARIES
+
+KINDS: dict[str, Any] = {"auxiliary": AUXILIARIES, "consistency": CONSISTENCIES}
+SETTLED = {"alpha": "auto", "auxiliary": "lora", "consistency": "mse"}  # what None comes to
+NOT_OF_THE_STEP = {"method", "method_args", "preset", "lam", "advice"}
 
 
 @dataclass
@@ -116,11 +119,15 @@ class LfUConfig(SFTConfig):
             method.configure(self)
         _refuse_deepspeed(self.deepspeed)
         super().__post_init__()
-        self.auxiliary = self.auxiliary or ("steering" if self.preset == "reps" else "lora")
-        self.consistency = self.consistency or "mse"
-        step = settled(self, on=any(method.takes_step for method in methods))
+        on = any(method.takes_step for method in methods)
+        self.auxiliary = self.auxiliary or ("steering" if on and self.preset == "reps" else SETTLED["auxiliary"])
+        self.consistency = self.consistency or SETTLED["consistency"]
+        for what, kinds in KINDS.items():
+            one_of(what, getattr(self, what), kinds)
+            self.make(what)  # refuses values outside their range
+        self._refuse_unread(on)
+        step = settled(self, on)
         self.alpha, self.lam = step.alpha, step.lam
-        self._check()
         for method in methods:
             method.check(self)
 
@@ -129,16 +136,29 @@ class LfUConfig(SFTConfig):
         """How an LfU step is taken."""
         return StepSettings(**{f.name: getattr(self, f.name) for f in fields(StepSettings)})
 
-    def _check(self) -> None:
-        one_of("auxiliary", self.auxiliary, KINDS)
-        one_of("consistency", self.consistency, CONSISTENCIES)
-        one_of("mse_reduction", self.mse_reduction, ("mean", "sum"))
-        for name in ("temperature", "aux_scaling"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-        if self.aux_rank < 1:
-            raise ValueError(f"aux_rank must be at least 1, got {self.aux_rank!r}")
+    def make(self, what: str) -> Any:
+        """The `auxiliary` or the `consistency` that is named, with the settings that its class says it uses."""
+        kind = KINDS[what][getattr(self, what)]
+        return kind(**{argument: getattr(self, name) for name, argument in kind.settings.items()})
+
+    def _refuse_unread(self, on: bool) -> None:
+        """Raises ValueError for a setting that is given and that nothing in this run reads; `on`: LfU steps are taken.
+
+        `preset` may be a recipe's, which says what kind of model it is for, whatever the method.
+        """
+        unread: dict[str, str] = {}
+        for what, kinds in KINDS.items():
+            chosen = getattr(self, what)
+            others = {name for kind in kinds.values() for name in kind.settings} - set(kinds[chosen].settings)
+            unread |= dict.fromkeys({*others, *kinds[chosen].ignores}, f"{what}={chosen!r} does not use it")
+        if not on:
+            shared = {f.name for f in fields(StepSettings) if f.metadata["shared"]}
+            names = {f.name for f in fields(self)} - {f.name for f in fields(SFTConfig)} - shared - NOT_OF_THE_STEP
+            unread = dict.fromkeys(names, f"method={self.method!r} takes no LfU step")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name in unread and value not in (None, f.default, SETTLED.get(f.name)):
+                raise ValueError(f"{f.name}={value!r} would do nothing, as {unread[f.name]}: drop it")
 
 
 def _refuse_deepspeed(given: Any) -> None:

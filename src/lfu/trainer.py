@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoProcessor, TrainerCallback, set_seed
 from trl import SFTTrainer
@@ -33,14 +30,14 @@ from lfu.methods.untouched import Untouched
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
 from lfu.model.tensors import global_norm
-from lfu.support.errors import one_line
 from lfu.support.files import remove_unfinished
 from lfu.support.versions import mend_trl
 from lfu.training.advice import LfUAdvice
-from lfu.training.checkpoints import CheckpointError, newest
+from lfu.training.micro_batches import CountsMicroBatches
 from lfu.training.model_card import add_to_card
-from lfu.training.saving import SavesWhole, refuse_two_wrappers
-from lfu.undesirable import KINDS, Auxiliary
+from lfu.training.resuming import Resumes, newest_checkpoint
+from lfu.training.saving import refuse_two_wrappers
+from lfu.undesirable import Auxiliary
 
 if TYPE_CHECKING:
     from lfu.parallel.one import OneProcess
@@ -48,11 +45,10 @@ if TYPE_CHECKING:
     from lfu.step.step import LfUStep
     from lfu.support.annotations import Model
 
-STATE_FILE = "lfu_state.safetensors"
 mend_trl()
 
 
-class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
+class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
     """`SFTTrainer` with Learning from the Undesirable, or any other method. Same arguments, data sets, checkpoints.
 
     `args.method` says which; with `method="sft"` or `lam=0` every step is SFTTrainer's own.
@@ -90,7 +86,6 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
             )
         self.methods = methods_of(args.method, args.method_args)
         self.notes: list[str] = []
-        self._micro = (-1, 0)  # (update, micro-batch in it)
         self._bad_loss: torch.Tensor | None = None
         self._guard: OneProcess | None = None
         if isinstance(model, str):
@@ -130,7 +125,7 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
 
     def make_auxiliary(self) -> Auxiliary:
         """What LfU's ascent moves, as `args` say; override it to train with an auxiliary of your own."""
-        return KINDS[self.args.auxiliary].of_config(self.args)
+        return self.args.make("auxiliary")
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -157,9 +152,9 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         inputs = self._prepare_inputs(inputs)
         run = lambda: super(LfUTrainer, self).training_step(model, dict(inputs), num_items_in_batch)
         tokens = len(answer_positions(inputs["labels"]))
-        items = self._items(tokens, num_items_in_batch)
-        # places are exclusive: only one method surrounds a step
-        return around[0].training_step(self, Micro(model, inputs, items, tokens, self._micro_index(), run))
+        items = self.items_of(tokens, num_items_in_batch)
+        micro = Micro(model, inputs, items, tokens, self.next_micro_batch(), run)
+        return around[0].training_step(self, micro)  # places are exclusive: only one method surrounds a step
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -188,8 +183,8 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
             reading = Reader(self.anatomy, layers).reading(where, detach=False)
         with reading as hidden:
             loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
-        counted = self._counted(num_items)
-        items = float(len(where) if counted is None else counted) / self._averaged(counted)
+        counted = self.counted(num_items)
+        items = float(len(where) if counted is None else counted) / self.averaged(counted)
         # a loss that is a mean over the micro-batch Trainer divides by the accumulation steps itself
         share = 1.0 if counted is None else 1.0 / self.current_gradient_accumulation_steps
         batch = Batch(inputs, where, hidden, max(items, 1.0), share, self)
@@ -199,10 +194,10 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
 
     def extra_loss(self, model: Any, batch: Any, num_items: Any) -> torch.Tensor:
         """The training loss for a method's own passes, `num_items` as `Micro.items`: leaves no trace in the metrics."""
-        count = torch.tensor(round(float(num_items) * self._averaged(num_items)), device=self.args.device)
+        count = torch.tensor(round(float(num_items) * self.averaged(num_items)), device=self.args.device)
         with self.unmetered():
             loss = self._training_loss(model, dict(batch), count)
-        return loss if self._counted(count) is not None else loss / self.current_gradient_accumulation_steps
+        return loss if self.counted(count) is not None else loss / self.current_gradient_accumulation_steps
 
     def batch_of(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch that the collator makes of tokenised training rows, on the device."""
@@ -218,41 +213,6 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
             self._guard = None
         return loss if self._bad_loss is None else self._bad_loss
 
-    def _items(self, tokens: int, num_items: Any) -> float:
-        """What SFTTrainer's gradient of this micro-batch is divided by, in tokens."""
-        if (counted := self._counted(num_items)) is not None:
-            return max(float(counted), 1.0) / self._averaged(counted)
-        return max(tokens, 1.0) * self.current_gradient_accumulation_steps
-
-    def _counted(self, num_items: Any) -> Any:
-        """`num_items` if the loss is a sum over tokens divided by it; None if it is a mean over the micro-batch.
-
-        Trainer's own rule; the second kind it divides by the accumulation steps before the backward.
-        """
-        known = hasattr(SFTTrainer, "loss_is_scaled_for_ga")  # Trainer reads it since transformers 5.20
-        summed: bool | None = self.loss_is_scaled_for_ga if known else None
-        if summed is None:
-            summed = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        return num_items if summed else None
-
-    def _averaged(self, num_items: Any) -> int:
-        """Over how many processes the gradients will be averaged whose tokens `num_items` counts."""
-        together = num_items is not None and self.args.average_tokens_across_devices
-        return self.accelerator.num_processes if together else 1
-
-    def _micro_index(self) -> int:
-        """Number of the micro-batch in the run: from the trainer's state, so that a resumed run counts on."""
-        update, micro = self._micro
-        if update != self.state.global_step:
-            update, micro = self.state.global_step, -1
-        self._micro = (update, micro + 1)
-        return update * self.args.gradient_accumulation_steps + micro + 1
-
-    @property
-    def starts_update(self) -> bool:
-        """Whether the current micro-batch is the first of its update."""
-        return self._micro[1] == 0
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **named: Any) -> Any:
         """SFTTrainer's; then the methods have the last word on the weights, unless the run was `interrupted`.
 
@@ -264,7 +224,7 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         if self.args.should_save:
             remove_unfinished(Path(self.args.output_dir))
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _newest_checkpoint(self.args)
+            resume_from_checkpoint = newest_checkpoint(self.args)
         handle = getattr(self, "neftune_hook_handle", None)
         try:
             output = super().train(resume_from_checkpoint, *positional, **named)
@@ -303,60 +263,9 @@ class LfUTrainer(LearnsWhatRowsSay, SavesWhole):
         finally:
             self._metrics, self._total_train_tokens = metrics, tokens
 
-    def save_beside(self, folder: Path) -> None:
-        """The methods' state, in a checkpoint."""
-        state = self._method_state()
-        if state and self.args.should_save:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(state, folder / STATE_FILE)
-
     def complete_card(self, card: Path) -> None:
         """What was gained and forgotten so far, on the model card."""
         add_to_card(card, self.state.log_history, self.args.method)
-
-    def _method_state(self) -> dict[str, torch.Tensor]:
-        return {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        # where DeepSpeed has the model, which loads weights and optimizer here
-        loading = self.is_deepspeed_enabled and resume_from_checkpoint is not None
-        with _fits(resume_from_checkpoint) if loading else nullcontext():
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _fits(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_methods(resume_from_checkpoint)
-
-    def _load_methods(self, checkpoint: str) -> None:
-        path = Path(checkpoint) / STATE_FILE
-        with _fits(checkpoint):
-            saved = load_file(path) if path.exists() else {}
-        for method in self.methods:
-            mark = f"{method.name}/"
-            state = {key.removeprefix(mark): value for key, value in saved.items() if key.startswith(mark)}
-            if state:
-                method.load_state_dict(state)
-            elif method.misses_its_state:
-                warnings.warn(
-                    f"{path} holds nothing of method {method.name!r}: its running estimate starts anew",
-                    LfUAdvice,
-                    stacklevel=2,
-                )
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.is_deepspeed_enabled:  # which has loaded the weights in its own way
-            self._load_methods(checkpoint)
-        with _fits(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _fits(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with _fits(checkpoint):
-            super()._load_scaler(checkpoint)
 
 
 def _load_as_sft_trainer_does(given: dict[str, Any]) -> None:
@@ -375,39 +284,6 @@ def _load_as_sft_trainer_does(given: dict[str, Any]) -> None:
         given["processing_class"] = AutoProcessor.from_pretrained(
             given["model"].config._name_or_path, revision=revision, trust_remote_code=args.trust_remote_code
         )
-
-
-def _newest_checkpoint(args: Any) -> str:
-    passed: list[str] = []
-    found = newest(Path(args.output_dir), say=passed.append, save_only_model=args.save_only_model)
-    for line in passed if found else ():
-        warnings.warn(line, LfUAdvice, stacklevel=3)
-    if found is None:
-        raise CheckpointError("; ".join(passed) or f"nothing to resume: {args.output_dir} has no checkpoint")
-    return str(found)
-
-
-_MISFITS = (
-    AssertionError, RuntimeError, ValueError, KeyError, OSError, EOFError, UnpicklingError, SafetensorError
-)  # fmt: skip
-
-
-@contextmanager
-def _fits(checkpoint: Any) -> Iterator[None]:
-    """Turns what loading a broken checkpoint, or one of another model or optimizer, raises into a CheckpointError.
-
-    FSDP2's loaders assert: of an optimizer without state (plain SGD), for one.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except _MISFITS as error:
-        text = one_line(error)
-        raise CheckpointError(
-            f"checkpoint {checkpoint} does not fit this model and these settings: "
-            f"{text if len(text) <= 300 else text[:297] + '...'}"
-        ) from error
 
 
 class _RoundUpdates(TrainerCallback):

@@ -156,7 +156,9 @@ def test_a_sample_is_a_whole_cycle_of_an_approximate_form_each_time_the_same(tex
 def test_the_sample_of_a_drawing_form_costs_what_it_does_on_average():
     model, batch = make_model(TINY.along("layers", 12)), make_batch(2, 12, 320)
     step = lfu_step(parse_variant("steering:random_layers=3,trim=false"), model, 2)
-    depths = [draw_layers(step.reader.layers, 3, generator(step.seed, index))[-1] for index in range(SAMPLES * DRAWS)]
+    depths = [
+        draw_layers(step.reader.layers, 3, generator(step.settings.seed, index))[-1] for index in range(SAMPLES * DRAWS)
+    ]
     start = typical_start(step, batch, DRAWS)
     assert fmean(depths[start : start + DRAWS]) == pytest.approx(fmean(depths), abs=0.25)
 

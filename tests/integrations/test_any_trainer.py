@@ -8,7 +8,8 @@ from tiny import tiny_model
 from transformers import Trainer, TrainingArguments
 
 from lfu import LfUStep
-from lfu.integrations.any_trainer import STATE_FILE, with_lfu
+from lfu.integrations.any_trainer import with_lfu
+from lfu.training.checkpoints import STATE_FILE
 
 ROWS = [
     {

@@ -97,7 +97,7 @@ def test_the_step_is_the_oracle(family: Family, theta: str, kind: str):
     )  # fmt: skip
     drawn = None
     if kind == "lora":
-        step.auxiliary.reset(generators(step.seed, 0))
+        step.auxiliary.reset(generators(step.settings.seed, 0))
         names = [*step.auxiliary.names, *["experts"] * len(step.auxiliary.experts)]
         drawn = [
             a.clone() for name, (a, _) in zip(names, step.auxiliary.pairs) if not name.endswith(family.uncalled or "/")
@@ -416,7 +416,7 @@ def test_a_home_made_architecture_is_the_oracle_too(layout: str, blocks: str | N
     oracle = Oracle(model, auxiliary=kind, alpha=0.1, lam=5.0, consistency="mse", layers=[1, 2, 3], blocks=path)
     drawn = None
     if kind == "lora":
-        step.auxiliary.reset(generators(step.seed, 0))
+        step.auxiliary.reset(generators(step.settings.seed, 0))
         drawn = [a.clone() for a, _ in step.auxiliary.pairs]
         assert len(drawn) == 9
     step(BATCH)

@@ -14,7 +14,7 @@ np = pytest.importorskip("numpy")
 HIDDEN, INNER, LAYERS, HEADS, KV, VOCAB = 64, 96, 2, 4, 2, 40
 
 
-def write_gguf(path, *, tied=True, arch="llama", drop="", more=""):
+def write_gguf(path, *, tied=True, arch="llama", drop=""):
     """A random Llama: linear weights in Q4_1, Q8_0 or float16, norms in float32; a BPE vocabulary of 40."""
     kinds = gguf.GGMLQuantizationType
     rng = np.random.default_rng(0)
@@ -30,8 +30,6 @@ def write_gguf(path, *, tied=True, arch="llama", drop="", more=""):
         }  # fmt: skip
         for name, shape in block.items():
             shapes[f"blk.{i}.{name}"] = shape, kinds.F32 if len(shape) == 1 else kinds.Q4_1
-    if more:
-        shapes[more] = (HIDDEN,), kinds.F32
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_name("tiny")
     writer.add_context_length(128)
@@ -86,16 +84,10 @@ def test_the_weights_are_those_of_transformers_bit_for_bit(tmp_path, tied):
     assert ids == AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)("abcd")["input_ids"]
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"drop": "blk.1.ffn_up"}, r"has no tensor blk\.1\.ffn_up\.weight for model\.layers\.1\.mlp\.up_proj\.weight"),
-        ({"more": "blk.0.extra"}, r"no place for: blk\.0\.extra\.weight"),
-    ],
-)
-def test_a_tensor_too_few_or_too_many_is_an_error(tmp_path, options, said):
-    file = write_gguf(tmp_path / "tiny.gguf", **options)
+def test_a_tensor_too_few_is_an_error(tmp_path):
+    """transformers would draw its numbers at random."""
+    file = write_gguf(tmp_path / "tiny.gguf", drop="blk.1.ffn_up")
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=r"has no weights for model\.layers\.1\.mlp\.up_proj\.weight"):
         write_float32(file, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

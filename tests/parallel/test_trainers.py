@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from trainers import BF16, CASES, CLIPPED, CUT, everything, reference, saved, train
 from two import both
 
-from lfu.trainer import STATE_FILE
+from lfu.training.checkpoints import STATE_FILE
 
 # TRL's fused loss keeps float32 sums whatever the model's dtype; checkpointed runs are float32 in parts
 TOLERANCE = 1e-7
@@ -69,7 +69,7 @@ def test_resume_continues_bit_for_bit_and_one_process_writes(told, folder, wrapp
     checkpoint = run / "checkpoint-1"
     assert [path.name for path in checkpoint.glob("lfu*")] == [STATE_FILE]
     assert set(load_file(checkpoint / STATE_FILE)) == {
-        "lfu/calls", "lfu/auxiliary/groups", "lfu/mean_log", "lfu/weight",
+        "lfu/calls", "lfu/random", "lfu/auxiliary/groups", "lfu/lam/mean_log", "lfu/lam/weight",
     }  # fmt: skip
 
 

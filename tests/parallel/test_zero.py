@@ -11,7 +11,7 @@ from trainers import CLIPPED, launched, saved, trainer, whole
 from trainers import train as in_one_process
 from two import both
 
-from lfu.trainer import STATE_FILE
+from lfu.training.checkpoints import STATE_FILE
 
 pytest.importorskip("deepspeed")
 from zero import CASES, CUT, POISONED, REFUSED, everything, poison

@@ -62,7 +62,7 @@ def drawn(step: LfUStep, index: int):
     """The random A that the step draws for micro-batch `index`."""
     if not isinstance(step.auxiliary, LoRA):
         return None
-    step.auxiliary.reset(generators(step.seed, index))
+    step.auxiliary.reset(generators(step.settings.seed, index))
     return [a.clone() for a, _ in step.auxiliary.pairs]
 
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lfu import LfUStep
 from lfu.model.anatomy import anatomy
-from lfu.step.soundness import BadBatch
+from lfu.step.record import BadBatch
 from lfu.step.step import sft_loss
 from lfu.training.advice import WINDOW, Advice
 from lfu.undesirable import LoRA, Own, Steering
@@ -269,6 +269,11 @@ def test_state_round_trip(theta):
         ({"ascent_steps": 0}, "ascent_steps"),
         ({"ascent_steps": 1.5}, "ascent_steps"),
         ({"blocks": "norm"}, "not an nn.ModuleList"),
+        (
+            {"consistency": "logit_kl", "layers": "early"},
+            "layers='early' would do nothing, as LogitKL does not",
+        ),
+        ({"consistency": "logit_kl", "final_norm": False}, "final_norm=False would do nothing"),
     ],
     ids=str,
 )

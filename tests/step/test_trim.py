@@ -18,6 +18,7 @@ from lfu import LfUStep
 from lfu.model.anatomy import anatomy
 from lfu.model.representations import answer_positions
 from lfu.model.rng import generators
+from lfu.step import second_pass
 from lfu.step.pieces import Rows
 from lfu.step.step import sft_loss
 from lfu.step.trim import PACKS, trimmed
@@ -152,7 +153,7 @@ def test_the_step_is_the_oracle_on_a_trimmed_batch(family, theta, auxiliary, for
     assert small["input_ids"].shape == ((1, 31) if form == "packed" else (2, 8))
     a = None
     if auxiliary == "lora":
-        step.auxiliary.reset(generators(step.seed, 0))
+        step.auxiliary.reset(generators(step.settings.seed, 0))
         a = [pair[0].clone() for pair in step.auxiliary.pairs]
     oracle = Oracle(model, auxiliary=auxiliary, alpha=0.1, lam=5.0, consistency="mse", layers=[1, 2, 3, 4])
     with Float64Throughout():
@@ -217,7 +218,7 @@ def test_what_is_not_safe_stays_whole(why):
     elif why == "a compared token is masked":
         batch["attention_mask"][0, 7] = 0
     else:
-        assert LfUStep(model, trim=False).second.smaller(Rows(batch, where, {}))[0] is batch
+        assert second_pass.smaller(LfUStep(model, trim=False), Rows(batch, where, {}))[0] is batch
         return
     small, there = trimmed(batch, where, anatomy(model))
     assert small["input_ids"] is batch["input_ids"]

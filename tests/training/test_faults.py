@@ -67,7 +67,7 @@ PLACES = {
     "gradients": ("auxiliary.take_gradients", 1),
     "move": ("auxiliary.move", 1),
     "freeze": ("auxiliary.freeze", 1),
-    "autocast, perturbed": ("second.autocast", 1),
+    "autocast, perturbed": ("autocast", 1),
     "a block, clean": ("block", 1),
     "a block, perturbed": ("block", 2),
     "a hook on a gradient": ("gradient", 1),

@@ -33,7 +33,7 @@ def test_every_auxiliary_with_a_name_is_found(tmp_path):
 
     try:
         config = LfUConfig(str(tmp_path), auxiliary="mine", use_cpu=True, report_to="none")
-        assert isinstance(KINDS[config.auxiliary].of_config(config), Mine)
+        assert isinstance(config.make("auxiliary"), Mine)
         assert LfUStep(tiny_model("llama"), auxiliary="mine")(tiny_batch()).skipped is None
     finally:
         del KINDS["mine"]

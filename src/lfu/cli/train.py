@@ -229,7 +229,7 @@ def _one_line(folder: Path, trainer: Any) -> Iterator[None]:
 def _stopped_by(error: Exception, folder: Path, step: int) -> str | None:
     import torch
 
-    from lfu.step.soundness import BadBatch
+    from lfu.step.record import BadBatch
 
     if isinstance(error, OSError):
         where = error.filename or folder

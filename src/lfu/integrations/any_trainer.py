@@ -16,12 +16,14 @@ from transformers import Trainer
 
 from lfu.methods.lfu import refuse_settings
 from lfu.model.representations import answer_positions
+from lfu.parallel.refusals import refuse_data_parallel
 from lfu.step.record import Record
 from lfu.step.settings import StepSettings
 from lfu.step.step import LfUStep
 from lfu.support.errors import did_you_mean
+from lfu.training.checkpoints import STATE_FILE
+from lfu.training.micro_batches import CountsMicroBatches
 
-STATE_FILE = "lfu_state.safetensors"
 T = TypeVar("T", bound=Trainer)
 
 
@@ -51,7 +53,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"lfu has no setting {name!r}; it has {', '.join(known)}.{did_you_mean(name, known)}")
 
 
-class _TakesLfUSteps(Trainer):
+class _TakesLfUSteps(CountsMicroBatches):
     """Learning from the Undesirable in the trainer whose class comes after this one."""
 
     lfu_settings: dict[str, Any]
@@ -60,15 +62,10 @@ class _TakesLfUSteps(Trainer):
     def __init__(self, *positional: Any, **named: Any) -> None:
         super().__init__(*positional, **named)
         refuse_settings(self.args)
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"LfU can't run under nn.DataParallel, which one process on {self.args.n_gpu} GPUs means: start it by "
-                "accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
-            )
+        refuse_data_parallel(self.args, "LfU")
         self.lfu_step: LfUStep | None = None
         self._lfu_state: dict[str, torch.Tensor] = {}  # of a checkpoint, until there is a step
         self._lfu_logs: dict[str, list[float]] = defaultdict(list)
-        self._lfu_micro = (-1, 0)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -77,15 +74,12 @@ class _TakesLfUSteps(Trainer):
         model.train()
         step = self._made(model)
         inputs = self._prepare_inputs(inputs)
-        tokens = len(answer_positions(inputs["labels"]))
-        items = self._lfu_items(tokens, num_items_in_batch)
-        index = self._lfu_index()
-        record = step(inputs, num_items=items, index=index, update=self.state.global_step)
+        items = self.items_of(len(answer_positions(inputs["labels"])), num_items_in_batch)
+        record = step(inputs, num_items=items, index=self.next_micro_batch(), update=self.state.global_step)
         self.last_record = record
         for name, value in record.figures().items():
             self._lfu_logs[f"lfu/{name}"].append(value)
-        items *= step.processes.size  # the record is of all processes, and so is this
-        return torch.tensor(record.loss * record.tokens / items, device=self.args.device)
+        return self.share_of_loss(record, items, step.processes.size)
 
     def _made(self, model: nn.Module) -> LfUStep:
         if self.lfu_step is None:  # only now is the model in its wrapper
@@ -97,37 +91,15 @@ class _TakesLfUSteps(Trainer):
                 autocast=self.accelerator.autocast,
                 grad_scaler=self.accelerator.scaler,
             )
-            state = {name: value if value.dim() else float(value) for name, value in self._lfu_state.items()}
-            if state:
-                self.lfu_step.load_state_dict(state)
+            if self._lfu_state:
+                self.lfu_step.load_state_dict(self._lfu_state)
         return self.lfu_step
 
     def _lfu_loss(self, model: nn.Module, batch: Any, items: float | torch.Tensor) -> torch.Tensor:
         """The trainer's own loss, summed over the labelled tokens and divided by `items`."""
-        if self._counts_items():
-            return self.compute_loss(model, dict(batch), num_items_in_batch=items * self._averaged())
+        if self.counted(items) is not None:
+            return self.compute_loss(model, dict(batch), num_items_in_batch=items * self.averaged(items))
         return self.compute_loss(model, dict(batch)) * (len(answer_positions(batch["labels"])) / items)
-
-    def _counts_items(self) -> bool:
-        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func)
-
-    def _averaged(self) -> int:
-        """Over how many processes the gradients are averaged whose tokens are counted together."""
-        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-
-    def _lfu_items(self, tokens: int, num_items: Any) -> float:
-        """What `Trainer`'s gradient of this micro-batch is divided by, in tokens."""
-        if num_items is not None and self._counts_items():
-            return max(float(num_items), 1.0) / self._averaged()
-        return max(tokens, 1.0) * self.current_gradient_accumulation_steps
-
-    def _lfu_index(self) -> int:
-        """Number of the micro-batch in the run, from the trainer's state, so that a resumed run counts on."""
-        update, micro = self._lfu_micro
-        if update != self.state.global_step:
-            update, micro = self.state.global_step, -1
-        self._lfu_micro = (update, micro + 1)
-        return update * self.args.gradient_accumulation_steps + micro + 1
 
     def log(self, logs: dict[str, float], *positional: Any, **named: Any) -> None:
         """The trainer's own; LfU's figures, averaged since the last time, stand beside the loss."""
@@ -138,11 +110,8 @@ class _TakesLfUSteps(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        state = {} if self.lfu_step is None else self.lfu_step.state_dict()
-        if state and self.args.should_save:
-            tensors = {n: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64)
-                       for n, v in state.items()}  # fmt: skip
-            save_file(tensors, Path(output_dir) / STATE_FILE)
+        if self.lfu_step is not None and self.args.should_save:
+            save_file(self.lfu_step.state_dict(), Path(output_dir) / STATE_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

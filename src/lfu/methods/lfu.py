@@ -13,7 +13,7 @@ from lfu.methods.run import Micro, Trainer
 from lfu.parallel import zero
 from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
 from lfu.parallel.several import of_trainer, several
-from lfu.step.consistency import consistency_of
+from lfu.step.cheaper import cost_of, settle_budget
 from lfu.step.record import Record
 from lfu.step.step import LfUStep
 from lfu.training.advice import Advice
@@ -91,8 +91,7 @@ class LfU(Method):
             trainer.log_metric(f"lfu/{name}", value)
         if trainer.args.advice and trainer.is_world_process_zero():
             self._advise(record, trainer.starts_update)
-        items = micro.items * step.processes.size  # the record is of all processes, and so is this
-        return torch.tensor(record.loss * record.tokens / items, device=trainer.args.device)
+        return trainer.share_of_loss(record, micro.items, step.processes.size)
 
     def _independent_batch(self, trainer: Trainer, index: int) -> dict[str, Any]:
         """Micro-batch `index` of an own shuffle of the training set, by number: nothing to save for a resume.
@@ -117,9 +116,7 @@ class LfU(Method):
             self._update_losses.append(record.sft_loss)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        numbers = {} if self.step is None else self.step.state_dict()
-        tensor = lambda v: v if isinstance(v, torch.Tensor) else torch.tensor(v, dtype=torch.float64)
-        return {name: tensor(value) for name, value in numbers.items()}
+        return {} if self.step is None else self.step.state_dict()
 
     @property
     def misses_its_state(self) -> bool:
@@ -127,7 +124,7 @@ class LfU(Method):
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         if self.step is not None:
-            self.step.load_state_dict({name: v if v.dim() else float(v) for name, v in state.items()})
+            self.step.load_state_dict(state)
 
 
 class LfURepS(LfU):
@@ -161,7 +158,7 @@ def make_step(trainer: Trainer) -> LfUStep:
         trainer.model,
         args.step,
         auxiliary=trainer.make_auxiliary(),
-        consistency=consistency_of(args.consistency, reduction=args.mse_reduction, temperature=args.temperature),
+        consistency=args.make("consistency"),
         loss_fn=trainer.extra_loss,
         backward=partial(accelerator.backward, **undivided),
         autocast=accelerator.autocast,
@@ -175,11 +172,11 @@ def _tell_approximate(trainer: Trainer, step: LfUStep) -> None:
     args, budget, picked = trainer.args, step.budget, ""
     rows = 1 if args.packing or args.padding_free else args.per_device_train_batch_size
     if budget is not None:
-        step.settle_budget(rows, noise=bool(args.neftune_noise_alpha), alone=not several(trainer))
+        settle_budget(step, rows, noise=bool(args.neftune_noise_alpha), alone=not several(trainer))
         picked = f"budget={budget:g} picks "
     if picked or not step.cheaper.exact:
         form = f"{step.cheaper} (approximate)" if not step.cheaper.exact else "the exact step"
-        trainer.say(f"{picked}{form}: about {step.cost(rows):.2f} times an SFT step, counted")
+        trainer.say(f"{picked}{form}: about {cost_of(step, rows):.2f} times an SFT step, counted")
 
 
 def refuse_settings(args: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -73,27 +73,24 @@ class Anatomy:
             return self.decoder(**inputs)
         return type(self.wrapper).forward(self.wrapper, **inputs)  # DDP may have put another forward on the instance
 
-    def linears(self) -> Iterator[tuple[str, nn.Module]]:
+    def linears(self) -> Iterable[tuple[str, nn.Module]]:
         """`(name, module)` of every linear layer of every block, each once, a PEFT-wrapped one as its wrapper."""
-        seen: set[int] = set()
+        found: dict[int, tuple[str, nn.Module]] = {}
         for number, block in enumerate(self.blocks, start=1):
             for name, module in _linears_below(block):
-                if id(module) not in seen:
-                    seen.add(id(module))
-                    yield f"{number}.{name}", module
+                found.setdefault(id(module), (f"{number}.{name}", module))
+        return found.values()
 
-    def experts(self) -> Iterator[tuple[str, FusedExperts]]:
+    def experts(self) -> Iterable[tuple[str, FusedExperts]]:
         """`(name, experts)` of every fused expert tensor of every block, each once."""
-        seen: set[int] = set()
+        found: dict[int, tuple[str, FusedExperts]] = {}
         for number, block in enumerate(self.blocks, start=1):
-            for path, module in block.named_modules():
-                if is_idle(path):
-                    continue
-                for name, weight in module.named_parameters(recurse=False):
-                    fused = FusedExperts(module, name)
-                    if fused.is_one(weight) and id(weight) not in seen:
-                        seen.add(id(weight))
-                        yield f"{number}.{path}.{name}".replace("base_layer.", ""), fused
+            for path, weight in block.named_parameters():
+                owner, _, name = path.rpartition(".")
+                fused = FusedExperts(block.get_submodule(owner), name)
+                if not is_idle(owner) and fused.is_one(weight):
+                    found.setdefault(id(weight), (f"{number}.{path}".replace("base_layer.", ""), fused))
+        return found.values()
 
     def theta(self) -> list[nn.Parameter]:
         """The parameters being fine-tuned: all that require a gradient, each once."""
@@ -105,14 +102,17 @@ class Anatomy:
         found = (getattr(base_of(linear), "compute_dtype", None) for _, linear in self.linears())
         return {dtype for dtype in found if isinstance(dtype, torch.dtype)}
 
-    def compiled(self, model: nn.Module) -> str | None:
-        """The name, in `model`, of a module that torch.compile has and that holds a place of a hook; "" is `model`."""
+    def refuse_compiled(self, model: nn.Module) -> None:
+        """Raises ValueError where torch.compile has a module, of `model`, that holds a place of a hook."""
         places = {id(module) for module in (*self.blocks, *(linear for _, linear in self.linears()))}
         for name, module in model.named_modules():
-            has = module._compiled_call_impl is not None or "_orig_mod" in module._modules
-            if has and any(id(inner) in places for inner in module.modules()):
-                return name
-        return None
+            compiled = module._compiled_call_impl is not None or "_orig_mod" in module._modules
+            if compiled and any(id(inner) in places for inner in module.modules()):
+                raise ValueError(
+                    f"{f'the module {name!r}' if name else 'the model'} is compiled: LfU attaches and removes hooks "
+                    "inside it in every step, which would compile it anew each time; give the model as it was before "
+                    "torch.compile"
+                )
 
     @property
     def final(self) -> nn.Module:
@@ -267,8 +267,7 @@ def whole_shape(weight: torch.Tensor) -> torch.Size:
 
 def weight_of(module: nn.Module) -> torch.Tensor:
     """The weight of a layer that `is_linear` (of a quantised one: its packed storage)."""
-    base = base_of(module)
-    return base.weight
+    return base_of(module).weight
 
 
 def layer_range(layers: str, depth: int) -> list[int]:
@@ -284,16 +283,13 @@ def layer_range(layers: str, depth: int) -> list[int]:
     first, second = math.ceil(depth / 3), math.ceil(2 * depth / 3)
     named = {"all": (1, depth), "early": (1, first), "middle": (first + 1, second), "late": (second + 1, depth)}
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(layers).strip())
-    if layers in named:
-        low, high = named[layers]
-    elif match:
-        low, high = int(match[1]), int(match[2] or match[1])
-    else:
+    if not (layers in named or match):
         raise ValueError(f"layers={layers!r}: use all, early, middle, late, or a range such as '5-12'")
-    if low > high and layers in named:
-        raise ValueError(f"layers={layers!r}: a model of {depth} layers has no {layers} third")
-    if low > high:
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else named[layers]
+    if low > high and match:
         raise ValueError(f"layers={layers!r} runs backwards: give the lower layer first")
+    if low > high:
+        raise ValueError(f"layers={layers!r}: a model of {depth} layers has no {layers} third")
     if not 1 <= low <= high <= depth:
         raise ValueError(f"layers={layers!r} is outside this model: it has layers 1-{depth}")
     return list(range(low, high + 1))

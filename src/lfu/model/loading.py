@@ -53,8 +53,8 @@ def load_model(
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     extra = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
-    model_options = options | {"dtype": dtype} | {k: v for k, v in extra.items() if v is not None}
-    if name not in EMBEDDED and is_adapter(name):
+    model_options = {"dtype": dtype} | {k: v for k, v in extra.items() if v is not None}
+    if is_adapter(name):
         return _load_adapter(name, options, model_options, trainable)
     return _load_full(name, options, model_options)
 
@@ -66,9 +66,7 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
         UserError: as `load_model`.
     """
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if name not in EMBEDDED and is_adapter(name):
-        return _adapter_tokenizer(name, options)
-    return _guarded(name, lambda path: _tokenizer(path, options))
+    return _adapter_tokenizer(name, options) if is_adapter(name) else _tokenizer(name, options)
 
 
 def training_tokenizer(name: str, args: Any, *, revision: str | None = None, trust: bool = False) -> Tokenizer:
@@ -118,12 +116,10 @@ def context_length(
     """
     from transformers import AutoConfig
 
-    if name not in EMBEDDED and is_adapter(name):
+    if is_adapter(name):
         name, revision = adapter_base(name), None
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
-        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or smollm2")
-    config = _guarded(name, lambda path: AutoConfig.from_pretrained(path, **options)).get_text_config()
+    load = partial(AutoConfig.from_pretrained, revision=revision, trust_remote_code=trust_remote_code)
+    config = _guarded(name, load, "config.json").get_text_config()
     longest = getattr(config, "max_position_embeddings", None)
     if not longest or getattr(config, "alibi", False):
         return None, False
@@ -136,7 +132,7 @@ def context_length(
 
 def is_adapter(name: str | os.PathLike) -> bool:
     """Whether `name` is a local folder that holds a PEFT adapter."""
-    return (Path(name).expanduser() / "adapter_config.json").is_file()
+    return name not in EMBEDDED and (Path(name).expanduser() / "adapter_config.json").is_file()
 
 
 def adapter_base(folder: str | os.PathLike) -> str:
@@ -156,18 +152,19 @@ def adapter_base(folder: str | os.PathLike) -> str:
     return (None if Path(base).exists() else embedded_name(base)) or str(base)
 
 
-def _load_adapter(folder: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
+def _load_adapter(name: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
     from peft import PeftModel
 
+    folder = Path(name).expanduser()
+    _refuse_pickles(folder, "adapter_model")
     # The revision is the adapter's, which is a local folder here: the base is taken at its default.
-    _refuse_pickles(Path(folder).expanduser(), "adapter_model")
-    model, _ = _load_full(adapter_base(folder), options | {"revision": None}, model_options | {"revision": None})
+    model, _ = _load_full(adapter_base(name), options | {"revision": None}, model_options)
     try:
-        _fit_the_embeddings(model, Path(folder).expanduser())
-        model = PeftModel.from_pretrained(model, str(Path(folder).expanduser()), is_trainable=trainable)
+        _fit_the_embeddings(model, folder)
+        model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except BROKEN as error:
-        raise UserError(f"{folder}: the adapter can't be loaded onto its base model: {_short(error)}") from error
-    return model, _adapter_tokenizer(folder, options)
+        raise UserError(f"{name}: the adapter can't be loaded onto its base model: {one_line(error, 300)}") from error
+    return model, _adapter_tokenizer(name, options)
 
 
 def _fit_the_embeddings(model: Any, folder: Path) -> None:
@@ -190,20 +187,24 @@ def _fit_the_embeddings(model: Any, folder: Path) -> None:
 
 def _adapter_tokenizer(folder: str, options: dict) -> Any:
     own = (Path(folder).expanduser() / "tokenizer_config.json").is_file()
-    return _guarded(
-        folder if own else adapter_base(folder), lambda path: _tokenizer(path, options | {"revision": None})
-    )
+    return _tokenizer(folder if own else adapter_base(folder), options | {"revision": None})
+
+
+def _tokenizer(name: str, options: dict) -> Any:
+    from transformers import AutoTokenizer
+
+    return _guarded(name, partial(AutoTokenizer.from_pretrained, **options))
 
 
 def _load_full(name: str, options: dict, model_options: dict) -> tuple[Model, Tokenizer]:
     from transformers import AutoModelForCausalLM
 
-    if _is_path(name) and not (Path(name).expanduser() / "config.json").is_file():
-        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or smollm2")
-    if _is_path(name):
-        _refuse_pickles(Path(name).expanduser(), "model", "pytorch_model")
-    load = partial(AutoModelForCausalLM.from_pretrained, use_safetensors=True)
-    return _guarded(name, lambda path: (load(path, **model_options), _tokenizer(path, options)))
+    def load(path: str) -> Model:
+        if _is_path(name):
+            _refuse_pickles(Path(path), "model", "pytorch_model")
+        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options, **model_options)
+
+    return _guarded(name, load, "config.json"), _tokenizer(name, options)
 
 
 def _refuse_pickles(folder: Path, *stems: str) -> None:
@@ -217,22 +218,20 @@ def _refuse_pickles(folder: Path, *stems: str) -> None:
         )
 
 
-def _what_it_is(name: str) -> str:
-    path = Path(name).expanduser()
-    return "has no config.json" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
+def _guarded(name: str, load: Callable[[str], T], needs: str = "") -> T:
+    """Calls `load` with the folder or hub name that `name` stands for; what goes wrong becomes a UserError.
 
-
-def _tokenizer(path: str, options: dict) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, **options)
-
-
-def _guarded(name: str, load: Callable[[str], T]) -> T:
-    """Calls `load` with the folder or hub name that `name` stands for; what goes wrong becomes a UserError."""
-    if _is_path(name) and not Path(name).expanduser().is_dir():
-        raise UserError(f"model {name} {_what_it_is(name)}: give a hub name, a model or adapter folder, or smollm2")
-    path = str(embedded_folder(name)) if name in EMBEDDED else str(Path(name).expanduser()) if _is_path(name) else name
+    A local folder must hold the file that `load` `needs`.
+    """
+    local, path = _is_path(name), name
+    if local:
+        folder = Path(name).expanduser()
+        path = str(folder)
+        if not (folder / needs).exists() or not folder.is_dir():
+            what = f"has no {needs}" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+            raise UserError(f"model {name} {what}: give a hub name, a model or adapter folder, or smollm2")
+    elif name in EMBEDDED:
+        path = str(embedded_folder(name))
     try:
         return load(path)
     except BROKEN as error:
@@ -240,8 +239,8 @@ def _guarded(name: str, load: Callable[[str], T]) -> T:
             raise UserError(
                 f"model {name} is not a decoder-only language model: LfU can't train encoder-decoders (T5) or encoders"
             ) from error
-        hint = " (smollm2 is the model that needs no network)" if path == name and not _is_path(name) else ""
-        raise UserError(f"model {name} can't be loaded{hint}: {_short(error)}") from error
+        hint = " (smollm2 is the model that needs no network)" if path == name and not local else ""
+        raise UserError(f"model {name} can't be loaded{hint}: {one_line(error, 300)}") from error
 
 
 def _is_path(name: str) -> bool:
@@ -249,8 +248,3 @@ def _is_path(name: str) -> bool:
     if name in EMBEDDED:
         return False
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def _short(error: BaseException, limit: int = 300) -> str:
-    text = one_line(error)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

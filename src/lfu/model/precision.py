@@ -1,4 +1,4 @@
-"""The precision that sums, softmaxes and norms are taken in."""
+"""In which precision sums, softmaxes and norms are taken, and how a number is rounded without a bias."""
 
 from __future__ import annotations
 
@@ -8,3 +8,15 @@ import torch
 def wide(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in float32, or as it is where it is wider."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def round_at_random(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """A float32 `tensor` in a 16-bit dtype, each number rounded up or down so that the mean is the number itself.
+
+    To the nearest, steps of less than half of what the dtype resolves would all be lost, and with them what many of
+    them together do.
+    """
+    steps = int(torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)  # of float32 between two neighbours
+    bits = tensor.view(torch.int32)
+    noise = torch.randint(steps, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
+    return ((bits + noise) & -steps).view(torch.float32).to(dtype)

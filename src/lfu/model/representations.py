@@ -5,8 +5,8 @@ Hooks, because TRL's fused LM head returns no hidden states. Only the answer tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -59,6 +59,15 @@ def with_hidden(output: Any, hidden: torch.Tensor) -> Any:
     return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
 
 
+@contextmanager
+def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]], with_kwargs: bool = False) -> Iterator[None]:
+    """Install forward hooks, and take them off whatever happens. `with_kwargs` as in `register_forward_hook`."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.enter_context(module.register_forward_hook(hook, with_kwargs=with_kwargs))
+        yield
+
+
 class Reader:
     """Reads the chosen layers' representations at the answer positions.
 
@@ -108,12 +117,8 @@ class Reader:
 
             return read_layer
 
-        handles = [source.register_forward_hook(hook(layer)) for layer, source in self.sources.items()]
-        try:
+        with forward_hooks([(source, hook(layer)) for layer, source in self.sources.items()]):
             yield found
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def run(self, batch: Mapping[str, Any], call: Callable[..., Any] | None = None) -> None:
         """One forward (see `Anatomy.forward`), up to the last layer that a `reading(stop=True)` wants.
@@ -135,11 +140,6 @@ class Reader:
         except NotImplementedError:  # an architecture of one's own: its backward is longer, no more
             embedding = None
         steered = self.anatomy.wrapper is not None  # aLoRA's hooks for checkpointing need blocks with a gradient below
-        if embedding is None or steered or any(p.requires_grad for p in embedding.parameters()):
+        cut = not (embedding is None or steered or any(p.requires_grad for p in embedding.parameters()))
+        with forward_hooks([(embedding, lambda module, args, output: output.detach())] if cut else []):
             yield
-            return
-        handle = embedding.register_forward_hook(lambda module, args, output: output.detach())
-        try:
-            yield
-        finally:
-            handle.remove()

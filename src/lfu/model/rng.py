@@ -61,12 +61,15 @@ class Replay:
         self.state = self._now()
 
     def _now(self) -> list[torch.Tensor]:
-        return [torch.get_rng_state(), *(_module(d).get_rng_state(*_number(d)) for d in self.devices)]
+        return [
+            torch.get_rng_state(),
+            *(torch.get_device_module(d.type).get_rng_state(*_number(d)) for d in self.devices),
+        ]
 
     def _put(self, state: list[torch.Tensor]) -> None:
         torch.set_rng_state(state[0])
         for device, its in zip(self.devices, state[1:]):
-            _module(device).set_rng_state(its, *_number(device))
+            torch.get_device_module(device.type).set_rng_state(its, *_number(device))
 
     def drew(self) -> bool:
         """Whether anything has drawn random numbers since: dropout, embedding noise."""
@@ -74,20 +77,14 @@ class Replay:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        if not self.enabled:
-            yield
-            return
         today = self._now()
         try:
-            self._put(self.state)
+            if self.enabled:
+                self._put(self.state)
             yield
         finally:
-            self._put(today)
-
-
-def _module(device: torch.device) -> Any:
-    """`torch.cuda`, `torch.xpu`, `torch.mps`, ..."""
-    return torch.get_device_module(device.type)
+            if self.enabled:
+                self._put(today)
 
 
 def _number(device: torch.device) -> tuple[torch.device, ...]:

@@ -18,23 +18,13 @@ def neighbours(tensors: Sequence[torch.Tensor], limit: float) -> Iterator[list[t
     group: list[torch.Tensor] = []
     size = 0
     for t in tensors:
-        fits = group and t.dtype == group[0].dtype and t.device == group[0].device and size + t.numel() <= limit
-        if group and not fits:
-            yield group
-            group, size = [], 0
-        group.append(t)
         size += t.numel()
+        if group and not (t.dtype == group[0].dtype and t.device == group[0].device and size <= limit):
+            yield group
+            group, size = [], t.numel()
+        group.append(t)
     if group:
         yield group
-
-
-def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The L2 norm of each, `(len(tensors),)` in float64 on the device of the first; taken in float32 or wider."""
-    found = []
-    for group in neighbours(tensors, math.inf):
-        dtype = torch.float64 if group[0].dtype == torch.float64 else torch.float32
-        found.append(torch.stack(torch._foreach_norm(group, 2, dtype=dtype)).double().to(tensors[0].device))
-    return torch.cat(found)
 
 
 def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
@@ -43,7 +33,12 @@ def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
     A float64 scalar still on the device of the first tensor, so that the caller waits once.
     """
     found = [t for t in tensors if t is not None]
-    return torch.linalg.vector_norm(norms(found)) if found else torch.zeros((), dtype=torch.float64)
+    norms = []
+    for group in neighbours(found, math.inf):
+        norms.append(torch.stack(torch._foreach_norm(group, 2, dtype=wide(group[0][:0]).dtype)).double())
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.linalg.vector_norm(torch.cat([norm.to(found[0].device) for norm in norms]))
 
 
 def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:

@@ -5,6 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 
+def refuse_data_parallel(args: Any, who: str) -> None:
+    """Raises ValueError for one process on several GPUs; under a launcher each has one."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{who} can't run under nn.DataParallel, which one process on {args.n_gpu} GPUs means: start it by "
+            "accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
+        )
+
+
 def refuse_launch(trainer: Any) -> None:
     """Ways to run several processes that LfU and SAM can't work under.
 
@@ -13,11 +22,7 @@ def refuse_launch(trainer: Any) -> None:
             was loaded.
     """
     method, works = trainer.args.method, "use DDP, or FSDP with fsdp_version 2"
-    if trainer.args.n_gpu > 1:  # one process: under a launcher each has one
-        raise ValueError(
-            f"method {method!r} can't run under nn.DataParallel, which one process on {trainer.args.n_gpu} GPUs means: "
-            "start it by accelerate launch, or on one GPU by CUDA_VISIBLE_DEVICES=0"
-        )
+    refuse_data_parallel(trainer.args, f"method {method!r}")
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None and plugin.fsdp_version != 2:
         raise ValueError(f"method {method!r} can't run round the flat parameters of FSDP 1: set fsdp_version: 2")

@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lfu.model.anatomy import Anatomy, whole_shape
+from lfu.model.rng import draws_masks
+
+if TYPE_CHECKING:
+    from lfu.step.step import LfUStep
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with its line of help and, for a word, what it may be."""
-    return field(default=default, metadata={"help": help, "words": choices})
+def setting(default: Any, help: str, choices: tuple[str, ...] | None = None, shared: bool = False) -> Any:
+    """A dataclass field with its line of help and, for a word, what it may be; `shared`: not the step's alone."""
+    return field(default=default, metadata={"help": help, "words": choices, "shared": shared})
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,72 @@ def draw_layers(layers: Sequence[int], count: int, source: torch.Generator) -> l
     """`count` neighbours of `layers`, as a ring: each layer is as likely as any, so the mean over them is unbiased."""
     start = int(torch.randint(len(layers), (), generator=source))
     return sorted(layers[(start + i) % len(layers)] for i in range(count))
+
+
+# -- what fits the run -------------------------------------------------------------------------------------------------
+
+
+def refuse_form(step: LfUStep) -> None:
+    """Raises ValueError for an approximate form that does not fit the model or the other settings."""
+    s, compared = step.settings, len(step.reader.layers)
+    if s.random_layers >= compared and s.random_layers:
+        raise ValueError(f"random_layers={s.random_layers} of {compared} compared layers leaves none out: give fewer")
+    if s.part < 1 and replays_masks(step):
+        raise ValueError(part_saves_nothing(s.part))
+    if not s.stale:
+        return
+    if s.direction == "clean":
+        raise ValueError("stale is the first-order form of direction='perturbed': drop direction='clean'")
+    if not step.auxiliary.can_be_kept:
+        name = type(step.auxiliary).__name__
+        raise ValueError(f"stale needs an auxiliary with `kept` and `restore`, and {name} has none")
+    head = step.anatomy.model.get_output_embeddings()
+    if step.term.reads_logits and (not step.term.head_stays or any(p.requires_grad for p in head.parameters())):
+        raise ValueError("stale with logit_kl needs a head that is not trained, as under LoRA: drop one of the two")
+
+
+def replays_masks(step: LfUStep) -> bool:
+    """Whether the second pass must see the clean pass's dropout masks. Embedding noise shows only when drawn."""
+    model = step.anatomy.model
+    return step.settings.same_dropout and draws_masks(model, model.config.get_text_config())
+
+
+def part_saves_nothing(part: float) -> str:
+    return (
+        f"part={part:g} with dropout or embedding noise saves nothing, as the second pass draws the masks of the whole "
+        "micro-batch: use every or random_layers, take the noise away, or set same_dropout=False"
+    )
+
+
+def settle_budget(step: LfUStep, rows: int, noise: bool = False, alone: bool = True) -> None:
+    """The step's `budget` becomes one of the forms, once.
+
+    Args:
+        rows: of a micro-batch.
+        noise: the embeddings will have some, as NEFTune's.
+        alone: the model won't be put into a wrapper of several processes, where `stale` can't run.
+    """
+    s = step.settings
+    stale = step.auxiliary.can_be_kept and s.direction == "perturbed" and not step.term.reads_logits
+    if replays_masks(step) or (noise and s.same_dropout):
+        rows = 1  # no `part`: the second pass keeps its shape
+    assert step.budget is not None
+    step.cheaper = within(step.budget, stale=stale and alone and step.processes.alone, **_sizes(step, rows))
+    step.budget = None
+
+
+def cost_of(step: LfUStep, rows: int) -> float:
+    """What a micro-batch of so many rows costs as a multiple of an SFT step, counted: see `cost`."""
+    return cost(step.cheaper, **_sizes(step, rows))
+
+
+def _sizes(step: LfUStep, rows: int) -> dict[str, Any]:
+    return {
+        "full": trains_all(step.anatomy),
+        "rows": rows,
+        "layers": step.reader.layers,
+        "depth": len(step.anatomy.blocks),
+    }
 
 
 # -- what it costs, and budget= ----------------------------------------------------------------------------------------

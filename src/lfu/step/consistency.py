@@ -1,25 +1,44 @@
 """The consistency term (Eq. 5) and its siblings: how far the representations moved.
 
 One class a kind, one shape: `(target, moving) -> (N,)`, a value a token. `target` is detached by the caller, the
-gradient goes through `moving`. The mean over answer tokens and layers is taken in step.py. `token_sum`: a token's
-value depends on that token alone, so rows may be taken one after the other.
+gradient goes through `moving`. `Term` sums over tokens, layer by layer. A kind says about itself:
+
+- `reads`: `layers`, representations `(N, d)`, or `logits` `(N, V)`;
+- `token_sum`: a token's value depends on that token alone, so rows may be taken one after the other;
+- `settings`: the fields of `LfUConfig` that are its own, and its arguments for them;
+- `ignores`: the settings of the step that play no part with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lfu.model.anatomy import Anatomy
 from lfu.model.precision import wide
 from lfu.support.choices import one_of
 
+Hidden = dict[int, torch.Tensor]  # layer -> (N, d)
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+CHUNK = 2**24  # entries of one chunk of an N x N or N x V matrix: 64 MB in float32
 
-class MSE(nn.Module):
+
+class Consistency(nn.Module):
+    """Base of the kinds below; an `nn.Module` of your own with the same call needs none of it."""
+
+    reads: ClassVar[str] = "layers"
+    token_sum: ClassVar[bool] = True
+    settings: ClassVar[Mapping[str, str]] = {}
+    ignores: ClassVar[Sequence[str]] = ()
+
+
+class MSE(Consistency):
     """`||h - h'||^2` over the hidden dimension d (Eq. 5).
 
     Args:
@@ -27,13 +46,11 @@ class MSE(nn.Module):
             paper's text has it; `sum` equals `mean` with lambda times d.
     """
 
-    reads = "layers"
-    token_sum = True
+    settings = {"mse_reduction": "reduction"}  # noqa: RUF012
 
     def __init__(self, reduction: str = "mean"):
         super().__init__()
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r}: use 'mean' or 'sum'")
+        one_of("mse_reduction", reduction, ("mean", "sum"))
         self.reduction = reduction
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
@@ -42,18 +59,15 @@ class MSE(nn.Module):
         return squared.mean(-1) if self.reduction == "mean" else squared.sum(-1)
 
 
-class Cosine(nn.Module):
+class Cosine(Consistency):
     """`1 - cos(h, h')`: the direction alone, whatever the norm."""
-
-    reads = "layers"
-    token_sum = True
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """`(N, d), (N, d) -> (N,)`, each in [0, 2]."""
         return 1 - F.cosine_similarity(wide(moving), wide(target), dim=-1)
 
 
-class Contrastive(nn.Module):
+class Contrastive(Consistency):
     """InfoNCE over tokens: each h' must find its own h among those of the micro-batch.
 
     `-log( exp(cos(h'_i, h_i) / T) / sum_j exp(cos(h'_i, h_j) / T) )`
@@ -62,13 +76,13 @@ class Contrastive(nn.Module):
         temperature: T > 0.
     """
 
-    reads = "layers"
     token_sum = False
+    settings = {"temperature": "temperature"}  # noqa: RUF012
 
     def __init__(self, temperature: float = 0.1):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: must be > 0")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
         self.temperature = temperature
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
@@ -80,14 +94,14 @@ class Contrastive(nn.Module):
             similarity = F.normalize(wide(moving), dim=-1) @ units.T
             return F.cross_entropy(similarity / self.temperature, own, reduction="none")
 
-        return torch.cat(in_chunks(rows, len(target), moving, own))
+        return torch.cat(_in_chunks(rows, len(target), moving, own))
 
 
-class LogitKL(nn.Module):
-    """`KL(softmax(z) || softmax(z'))` of the next-token distributions (Eq. 7). The layer range plays no part."""
+class LogitKL(Consistency):
+    """`KL(softmax(z) || softmax(z'))` of the next-token distributions (Eq. 7)."""
 
     reads = "logits"
-    token_sum = True
+    ignores = ("layers", "final_norm", "random_layers")
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """`(N, V), (N, V) -> (N,)`, in nats."""
@@ -96,14 +110,78 @@ class LogitKL(nn.Module):
         return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-# Entries of one chunk of an N x N or N x V matrix: 64 MB in float32.
-CHUNK = 2**24
+KINDS: dict[str, type[Consistency]] = {
+    "mse": MSE, "cosine": Cosine, "contrastive": Contrastive, "logit_kl": LogitKL
+}  # fmt: skip
 
 
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+def consistency_of(kind: str | nn.Module, **options: Any) -> nn.Module:
+    """The consistency by its name, with its class's arguments; a module of your own passes through.
+
+    Raises:
+        ValueError: unknown name; an option outside its range.
+    """
+    if isinstance(kind, nn.Module):
+        return kind
+    one_of("consistency", kind, KINDS)
+    return KINDS[kind](**options)
 
 
-class TokenSum(torch.autograd.Function):
+class Term:
+    """Eq. 5 layer by layer: a consistency of the representations, or (Eq. 7) of what the head makes of them.
+
+    Args:
+        consistency: of `(N, d), (N, d)`, or, where it `reads` logits, of `(N, V), (N, V)`.
+        anatomy: the model's parts.
+        head_stays: the auxiliary leaves the head as it is, so that clean logits `(N, V)` need not be kept.
+        autocast: as in `LfUStep`.
+    """
+
+    def __init__(
+        self,
+        consistency: nn.Module,
+        anatomy: Anatomy,
+        head_stays: bool,
+        autocast: Callable[[], AbstractContextManager[None]],
+    ):
+        self.consistency, self.anatomy, self.head_stays, self.autocast = consistency, anatomy, head_stays, autocast
+        self.reads_logits = getattr(consistency, "reads", "layers") == "logits"
+
+    def target(self, clean: Hidden) -> Hidden:
+        """What h' is compared with: h, or, where the ascent may move the head too, the clean logits `(N, V)`."""
+        if not self.reads_logits or self.head_stays:
+            return clean
+        with torch.no_grad(), self.autocast():
+            return {layer: self.anatomy.logits(h) for layer, h in clean.items()}
+
+    def sums(self, target: Hidden, moving: Hidden) -> Hidden:
+        """Layer -> the consistency summed over tokens, a scalar in the graph of `moving`."""
+        if not self.reads_logits:
+            return {layer: _TokenSum.apply(moving[layer], target[layer], self.consistency) for layer in moving}
+        return self.numbered({layer: self.per_token(target[layer], h).sum() for layer, h in moving.items()})
+
+    def per_token(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+        """Of one layer's h and h': values that add up to the sum over tokens."""
+        if not self.reads_logits:
+            return self.consistency(target, moving)
+        vocabulary = self.anatomy.model.get_output_embeddings().weight.shape[0]
+        return torch.stack(_in_chunks(self._logit_chunk, vocabulary, target, moving))
+
+    def numbered(self, sums: Hidden) -> Hidden:
+        """Logits count as layer K + 1."""
+        return {layer + 1: value for layer, value in sums.items()} if self.reads_logits else sums
+
+    def _logit_chunk(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+        """Eq. 7 summed over a chunk of tokens, `(n, d)` h' and h (or the clean logits, see `target`)."""
+        with self.autocast():
+            logits = self.anatomy.logits(moving)
+            if self.head_stays:
+                with torch.no_grad():
+                    target = self.anatomy.logits(target)
+        return self.consistency(target, logits).sum()
+
+
+class _TokenSum(torch.autograd.Function):
     """The sum over tokens of a consistency of representations, `(N, d), (N, d) -> ()`.
 
     Keeps what is there anyway, the two tensors in their own dtype, and takes the gradient anew in the backward: the
@@ -133,7 +211,7 @@ def gradient_of(
     return value.detach(), gradient
 
 
-def in_chunks(piece: Any, width: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
+def _in_chunks(piece: Any, width: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """`piece(*rows)` over chunks of rows of `tensors`, so many that rows x width stays below `CHUNK`.
 
     Several chunks are each computed again in the backward: one is in memory at a time.
@@ -145,17 +223,10 @@ def in_chunks(piece: Any, width: int, *tensors: torch.Tensor) -> list[torch.Tens
     return [checkpoint(piece, *some, use_reentrant=False, preserve_rng_state=False) for some in pieces]
 
 
-KINDS = {"mse": MSE, "cosine": Cosine, "contrastive": Contrastive, "logit_kl": LogitKL}
-
-
-def consistency_of(kind: str | nn.Module, *, reduction: str = "mean", temperature: float = 0.1) -> nn.Module:
-    """The consistency by its name; a module of your own (with `reads`) passes through.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if isinstance(kind, nn.Module):
-        return kind
-    one_of("consistency", kind, KINDS)
-    options: dict[str, dict[str, Any]] = {"mse": {"reduction": reduction}, "contrastive": {"temperature": temperature}}
-    return KINDS[kind](**options.get(kind, {}))
+def displacement(clean: Hidden, moved: Hidden) -> dict[int, float]:
+    """Layer -> ||h' - h|| / ||h||, read off the device at once."""
+    norm = lambda tensor: torch.linalg.vector_norm(tensor, dtype=wide(tensor[:0]).dtype)
+    device = next(iter(clean.values())).device
+    with torch.no_grad():
+        ratios = [(norm(moved[layer] - h) / norm(h)).to(device) for layer, h in clean.items()]
+    return dict(zip(clean, torch.stack(ratios).tolist()))

@@ -1,4 +1,4 @@
-"""The first-order form of the consistency: its gradient injected into the clean backward, 2F+1B.
+"""The first-order form of the consistency (`stale`): its gradient injected into the clean backward, 2F+1B.
 
 The exact gradient of Eq. 5 is `dc/dh' * dh'/dtheta`, for the mean square `2 (h' - h) / d * dh'/dtheta`. The undesirable
 model is alpha away from theta, so `dh'/dtheta = dh/dtheta + O(alpha)`: h' is computed first, without a graph, and
@@ -11,47 +11,66 @@ the direction is one that an exact step took before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
 from lfu.model.tensors import global_norm
-from lfu.step import consistency_pass
-from lfu.step.consistency import Distance, gradient_of
-from lfu.step.gradients import SplitGradients, sample_of
+from lfu.step import second_pass
+from lfu.step.consistency import Distance, Hidden, gradient_of
+from lfu.step.gradients import SplitGradients, check_finite, sample_of
+from lfu.step.pieces import Rows
 from lfu.step.record import Record, Skip
 from lfu.step.second_pass import Micro
-from lfu.step.soundness import check_finite
-from lfu.step.term import displacement
+from lfu.undesirable import Auxiliary
 
 if TYPE_CHECKING:
     from lfu.step.step import LfUStep
 
 
+class Direction:
+    """The components that the last exact step moved, and by what alpha; none yet at the start."""
+
+    def __init__(self) -> None:
+        self.components: list[torch.Tensor] = []
+        self.alpha = 0.0
+
+    def keep(self, auxiliary: Auxiliary, alpha: float) -> None:
+        self.components, self.alpha = auxiliary.kept(), alpha
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs."""
+        state = {f"{i:05d}": t.cpu().clone() for i, t in enumerate(self.components)}
+        return state | {"alpha": torch.tensor(self.alpha, dtype=torch.float64)} if state else {}
+
+    def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.components = [state[name] for name in sorted(state) if name != "alpha"]
+        self.alpha = float(state.get("alpha", 0.0))
+
+
 def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], torch.Tensor]) -> None:
-    """`stale`: the perturbed forward without a graph, then the clean pass with its gradient injected."""
+    """The perturbed forward without a graph, then the clean pass with its gradient injected."""
     record.form = "first-order"
-    record.lam *= record.alpha / step.direction_alpha  # alpha="auto" may have changed since; the strength stays
-    record.alpha = step.direction_alpha
+    record.lam *= record.alpha / step.direction.alpha  # alpha="auto" may have changed since; the strength stays
+    record.alpha = step.direction.alpha
     theta, scaler = step.anatomy.theta(), step.grad_scaler
     with step.apart(SplitGradients(sample_of(theta))) as parts:
-        step.auxiliary.restore(step.direction)
+        step.auxiliary.restore(step.direction.components)
         with step.auxiliary.attached(), torch.no_grad():
-            moved = step.second.read(micro, micro.rows, step.processes.through)
+            moved = second_pass.read(step, micro, Rows(micro.batch, micro.where, {}))
         step.auxiliary.discard()
         weight = record.lam * micro.share / len(moved) / micro.items
         scale = weight if scaler is None else scaler.get_scale() * weight
         injection = Injection(moved, micro.where, step.term.per_token, scale)
         with micro.reader.reading(micro.where, detach=True, visit=injection) as clean:
             step.keep_loss(record, first_pass(), micro.items)
-        step.second.random = micro.replay.drew()
+        step.random = micro.replay.drew()
         if record.tokens == 0:
             record.skip(Skip.NO_TOKEN)
         if record.skipped is None:
-            consistency_pass.add_layers(record, micro, step.term.numbered(injection.sums))
-            record.displacement = displacement(clean, moved)
-            record.resolution = consistency_pass.resolution(step, next(iter(clean.values())))
+            second_pass.note_layers(record, micro, step.term.numbered(injection.sums))
+            second_pass.note_move(step, record, clean, moved)
             if not math.isfinite(record.consistency):
                 record.skipped = Skip.CONSISTENCY  # and nothing of it was injected
             elif not injection.reached:
@@ -78,15 +97,9 @@ class Injection:
         reached: layers whose hidden states are in the graph of theta.
     """
 
-    def __init__(
-        self,
-        moved: dict[int, torch.Tensor],
-        where: torch.Tensor,
-        consistency: Distance,
-        scale: float | torch.Tensor,
-    ):
+    def __init__(self, moved: Hidden, where: torch.Tensor, consistency: Distance, scale: float | torch.Tensor):
         self.moved, self.where, self.consistency, self.scale = moved, where, consistency, scale
-        self.sums: dict[int, torch.Tensor] = {}
+        self.sums: Hidden = {}
         self.reached: list[int] = []
 
     def __call__(self, layer: int, hidden: torch.Tensor, h: torch.Tensor) -> None:

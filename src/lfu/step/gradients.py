@@ -1,24 +1,34 @@
 """The two gradients of a micro-batch kept apart: SFT's and the consistency's, on theta or a sample of it.
 
-In the 2F+2B order they come from two backwards, so both are there to see: the record's ratio and cosine.
+In the 2F+2B order they come from two backwards, so both are there to see: the record's ratio and cosine. And a part
+that is not finite can be left out: no NaN ever reaches the weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from lfu.model.anatomy import whole_shape
-from lfu.model.tensors import dot, global_norm_tensor
+from lfu.model.tensors import dot, global_norm, global_norm_tensor, local
+from lfu.step.record import Record, Skip
 
 # Up to this many elements theta is measured whole: 2^25 float32 gradients are 128 MB. LoRA of rank 8 on all linear
 # layers of an 8 B model, the paper's setting, has 21 million.
 WHOLE = 2**25
 # A larger theta is sampled: a 32nd of it, at least so many elements and at most `WHOLE`.
 SAMPLE, SHARE = 2**22, 32
+
+# reason -> how many parts of the measured gradients stay: earlier micro-batches' alone, or SFT's, too
+SOUND_PARTS = {
+    Skip.ASCENT: 1,
+    Skip.GRADIENT: 1,
+    Skip.CONSISTENCY: 2,  # of a piece; those before it had their backward
+    Skip.CONSISTENCY_GRADIENT: 2,
+}
 
 
 def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[nn.Parameter]:
@@ -79,14 +89,14 @@ class SplitGradients:
 
     def narrow(self, measured: Sequence[nn.Parameter]) -> None:
         """From now on keep the parts of these alone apart; those of the others are added up, and freed."""
-        kept = {id(p) for p in measured}
-        rows = list(zip(self.measured, zip(*self.parts)))
-        for p, row in rows:
-            if id(p) not in kept:
-                p.grad = _sum([*row, p.grad])
-        rows = [(p, row) for p, row in rows if id(p) in kept]
-        self.measured = [p for p, _ in rows]
-        self.parts = [list(part) for part in zip(*(row for _, row in rows))] or [[] for _ in self.parts]
+        chosen = {id(p) for p in measured}
+        stay = [i for i, p in enumerate(self.measured) if id(p) in chosen]
+        leave = [i for i, p in enumerate(self.measured) if id(p) not in chosen]
+        parts = [*self.parts, [p.grad for p in self.measured]]
+        for i, total in zip(leave, _sums([[part[i] for i in leave] for part in parts])):
+            self.measured[i].grad = total
+        self.measured = [self.measured[i] for i in stay]
+        self.parts = [[part[i] for i in stay] for part in self.parts]
         self._look_at_others()
 
     def compare(self) -> tuple[float, float, float]:
@@ -132,15 +142,8 @@ class SplitGradients:
         if not self.parts:
             return
         self.set_aside()
-        first, *others = self.parts[: self.keep]
-        total = list(first)
-        for part in others:
-            pairs = [(t, g) for t, g in zip(total, part) if t is not None and g is not None]
-            if pairs:
-                torch._foreach_add_([t for t, _ in pairs], [g for _, g in pairs])
-            total = [g if t is None else t for t, g in zip(total, part)]
-        for p, t in zip(self.measured, total):
-            p.grad = t
+        for p, total in zip(self.measured, _sums(self.parts[: self.keep])):
+            p.grad = total
         self.parts, self.others = [], []
 
 
@@ -148,9 +151,21 @@ def _version(grad: torch.Tensor | None) -> int:
     return 0 if grad is None else grad._version
 
 
-def _sum(tensors: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
-    total = None
-    for t in tensors:
-        if t is not None:
-            total = t if total is None else total.add_(t)
+def _sums(parts: Sequence[Sequence[torch.Tensor | None]]) -> list[torch.Tensor | None]:
+    """The parts added up, tensor by tensor, in the memory of the first; None is nothing."""
+    total = list(parts[0])
+    for part in parts[1:]:
+        pairs = [(t, g) for t, g in zip(total, part) if t is not None and g is not None]
+        if pairs:
+            torch._foreach_add_([t for t, _ in pairs], [g for _, g in pairs])
+        total = [g if t is None else t for t, g in zip(total, part)]
     return total
+
+
+def check_finite(record: Record, theta: Sequence[nn.Parameter]) -> None:
+    """The last word, over all of theta: entries that are not finite become zero, and the record says so."""
+    gradients = [local(p.grad) for p in theta if p.grad is not None]
+    if gradients and not math.isfinite(global_norm(gradients)):
+        record.skip(Skip.GRADIENT)
+        for g in gradients:
+            g.nan_to_num_(0.0, 0.0, 0.0)

@@ -36,7 +36,7 @@ def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None
     Args:
         run: takes the pieces, one after the other, and accumulates their gradients.
         inexact: why the term is no sum over the rows' own tokens; None if it is.
-        undo: takes a failed attempt's gradients back; False if it can't (see `strength.SplitGradients.undo`).
+        undo: takes a failed attempt's gradients back; False if it can't (see `gradients.SplitGradients.undo`).
 
     Raises:
         torch.OutOfMemoryError: even for the smallest pieces, or where pieces would not be exact; its note says which.
@@ -68,28 +68,29 @@ def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None
 def answered(rows: Rows) -> Rows:
     """The rows with a compared token alone; all where there is none, or a tensor is not laid out by rows."""
     size, length = rows.batch["labels"].shape
-    row = rows.where // length
-    chosen, place = row.unique(return_inverse=True)  # where is ascending, and so are the rows
-    if len(chosen) in (0, size) or _most(rows.batch) < size:
-        return rows
-    batch = {k: v.index_select(0, chosen) if _by_row(v, size) else v for k, v in rows.batch.items()}
-    return Rows(batch, place * length + rows.where % length, rows.target)
+    chosen = (rows.where // length).unique()
+    return rows if len(chosen) in (0, size) or _most(rows.batch) < size else _taken(rows, chosen)
 
 
 def cut(rows: Rows, count: int) -> list[Rows]:
     """`count` pieces of about as many rows each; without those that have nothing to compare."""
     if count == 1:
         return [rows]
+    size = len(rows.batch["labels"])
+    bounds = pairwise(size * i // count for i in range(count + 1))
+    pieces = [_taken(rows, torch.arange(start, end, device=rows.where.device)) for start, end in bounds]
+    return [piece for piece in pieces if len(piece.where)]
+
+
+def _taken(rows: Rows, chosen: torch.Tensor) -> Rows:
+    """The rows with these numbers, ascending."""
     size, length = rows.batch["labels"].shape
-    bounds = [size * i // count for i in range(count + 1)]
-    pieces = []
-    for start, end in pairwise(bounds):
-        inside = (rows.where >= start * length) & (rows.where < end * length)
-        batch = {k: v[start:end] if _by_row(v, size) else v for k, v in rows.batch.items()}
-        target = {layer: h[inside.to(h.device)] for layer, h in rows.target.items()}
-        if inside.any():
-            pieces.append(Rows(batch, rows.where[inside] - start * length, target))
-    return pieces
+    row = rows.where // length
+    inside = torch.isin(row, chosen)
+    place = torch.searchsorted(chosen, row[inside])
+    batch = {k: v.index_select(0, chosen) if _by_row(v, size) else v for k, v in rows.batch.items()}
+    target = {layer: h[inside.to(h.device)] for layer, h in rows.target.items()}
+    return Rows(batch, place * length + rows.where[inside] % length, target)
 
 
 def _most(batch: Mapping[str, Any]) -> int:

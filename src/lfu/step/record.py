@@ -22,6 +22,10 @@ class Skip(StrEnum):
     CONSISTENCY_GRADIENT = "non-finite consistency gradient"
 
 
+class BadBatch(ArithmeticError):
+    """Raised under `on_bad_batch="raise"`; the gradients on theta are finite."""
+
+
 @dataclass
 class Record:
     """What happened in one micro-batch. Plain numbers; losses in nats a token.
@@ -36,7 +40,6 @@ class Record:
         gradient_cosine: cosine between the two.
         resolution: machine epsilon of the hidden states' dtype, or of autocast's or quantised layers' where that is
             coarser; a displacement near it is rounding, not the ascent.
-        rounded: share of the ascent step lost in the dtype of what it moves (`own` on 16-bit weights), an L2 norm.
         alpha: the length of the ascent step.
         lam: the weight used; with `every=k` k times lam, and 0 where the consistency was not due.
         tokens: N, the answer tokens.
@@ -54,7 +57,6 @@ class Record:
     gradient_ratio: float = 0.0
     gradient_cosine: float = 0.0
     resolution: float = 0.0
-    rounded: float = 0.0
     alpha: float = 0.0
     lam: float = 0.0
     tokens: int = 0

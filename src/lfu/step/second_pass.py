@@ -1,21 +1,28 @@
-"""The perturbed forward (Eq. 4): the decoder alone, without padding, up to the last compared layer, same masks."""
+"""Eq. 4 to 6: h' by a perturbed forward, its consistency with h, the gradient of that on theta, and what both show.
+
+The forward is the decoder's alone: without padding, up to the last compared layer, with the clean pass's masks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lfu.model.anatomy import Anatomy
 from lfu.model.representations import Reader
-from lfu.model.rng import Replay, draws_masks
-from lfu.step.cheaper import Cheaper, draw_layers, draw_rows, generator
-from lfu.step.pieces import Rows, answered
-from lfu.step.term import Hidden
+from lfu.model.rng import Replay
+from lfu.step.cheaper import draw_layers, draw_rows, generator, part_saves_nothing
+from lfu.step.consistency import Hidden, displacement
+from lfu.step.pieces import Rows, answered, in_pieces
+from lfu.step.record import Record, Skip
 from lfu.step.trim import trimmed
+
+if TYPE_CHECKING:
+    from lfu.step.step import LfUStep
 
 Batch = Mapping[str, Any]
 
@@ -37,88 +44,146 @@ class Micro:
     replay: Replay
     second: tuple[Batch, torch.Tensor]
 
-    @property
-    def rows(self) -> Rows:
-        return Rows(self.batch, self.where, {})
+
+def plan(step: LfUStep, batch: Batch, where: torch.Tensor, items: float | torch.Tensor, index: int) -> Micro:
+    """What this micro-batch compares: all, or what `part` and `random_layers` draw."""
+    form, reader, source, share = step.cheaper, step.reader, generator(step.settings.seed, index), 1.0
+    if form.part < 1:
+        where, share = draw_rows(where, batch["labels"].shape[1], form.part, source)
+    if form.random_layers:
+        reader = Reader(step.anatomy, draw_layers(reader.layers, form.random_layers, source), reader.final_norm)
+    devices = (p.device for p in step.anatomy.model.parameters())
+    # now, with nothing under way: it looks at masks and positions, and a GPU would have to catch up first
+    second = smaller(step, Rows(batch, where, {}))
+    return Micro(batch, where, items, index, share, reader, Replay(devices, step.settings.same_dropout), second)
 
 
-class SecondPass:
-    """Runs it, and knows what may be left out.
+def run(step: LfUStep, record: Record, micro: Micro, clean: Hidden, target: Hidden, parts: Any) -> None:
+    """Leaves `lam` times the gradient of Eq. 5 on theta.
 
     Args:
-        anatomy: the model's parts.
-        form: what `part` and `random_layers` draw.
-        same_dropout, trim: see `StepSettings`.
-        autocast, offload: contexts round it.
+        clean: h, layer -> `(N, d)`, detached.
+        target: what h' is compared with, see `Term.target`.
+        parts: tells this gradient from SFT's.
     """
+    step.auxiliary.freeze()
+    through = _through_moved if step.settings.direction == "perturbed" else _through_clean
+    moved = in_pieces(
+        partial(through, step, record, micro),
+        Rows(micro.batch, micro.where, target),
+        inexact=_inexact_in_pieces(step, micro),
+        undo=parts.undo,
+    )
+    if record.skipped not in (Skip.CONSISTENCY, Skip.ABOVE):  # the backward ran
+        compare(step, record, parts)
+    note_move(step, record, clean, moved)
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        form: Cheaper,
-        *,
-        same_dropout: bool,
-        trim: bool,
-        autocast: Callable[[], AbstractContextManager[None]],
-        offload: Callable[[], AbstractContextManager[Any]],
-    ):
-        self.anatomy, self.form, self.same_dropout, self.trim = anatomy, form, same_dropout, trim
-        self.autocast, self.offload = autocast, offload
-        self.random = True  # whether the last clean pass drew random numbers; unknown counts as yes
 
-    @property
-    def replays_masks(self) -> bool:
-        """Whether it must see the clean pass's dropout masks. Embedding noise shows only when drawn."""
-        model = self.anatomy.model
-        return self.same_dropout and draws_masks(model, model.config.get_text_config())
+def _through_moved(step: LfUStep, record: Record, micro: Micro, pieces: list[Rows]) -> Hidden:
+    """The gradient flows through h' (Eq. 5). Returns the displaced h', detached."""
+    record.pieces, record.consistency_per_layer = len(pieces), {}
+    displaced: list[Hidden] = []
+    with step.auxiliary.attached():
+        for piece in pieces:
+            moved = read(step, micro, piece)
+            displaced.append({layer: h.detach() for layer, h in moved.items()})
+            backward(step, record, micro, piece.target, moved)
+    if len(displaced) == 1:
+        return displaced[0]
+    return {layer: torch.cat([part[layer] for part in displaced]) for layer in displaced[0]}
 
-    def plan(
-        self, batch: Batch, where: torch.Tensor, items: float | torch.Tensor, index: int, reader: Reader, seed: int
-    ) -> Micro:
-        """What this micro-batch compares: all, or what `part` and `random_layers` draw."""
-        source, share = generator(seed, index), 1.0
-        if self.form.part < 1:
-            where, share = draw_rows(where, batch["labels"].shape[1], self.form.part, source)
-        if self.form.random_layers:
-            layers = draw_layers(reader.layers, self.form.random_layers, source)
-            reader = Reader(self.anatomy, layers, reader.final_norm)
-        devices = (p.device for p in self.anatomy.model.parameters())
-        # now, with nothing under way: it looks at masks and positions, and a GPU would have to catch up first
-        second = self.smaller(Rows(batch, where, {}))
-        return Micro(batch, where, items, index, share, reader, Replay(devices, self.same_dropout), second)
 
-    def smaller(self, rows: Rows) -> tuple[Batch, torch.Tensor]:
-        """Without the rows that `part` left out, and, with `trim`, without padding and what comes after."""
-        if self.form.part < 1:
-            rows = answered(rows)
-        return trimmed(rows.batch, rows.where, self.anatomy) if self.trim else (rows.batch, rows.where)
+def _through_clean(step: LfUStep, record: Record, micro: Micro, pieces: list[Rows]) -> Hidden:
+    """The gradient flows through h, towards detach(h'). Returns the displaced h'."""
+    (rows,) = pieces
+    record.consistency_per_layer = {}
+    with step.auxiliary.attached(), torch.no_grad():
+        displaced = read(step, micro, rows)
+        target = step.term.target(displaced)
+    step.auxiliary.discard()
+    backward(step, record, micro, target, read(step, micro, rows))
+    return displaced
 
-    def read(self, micro: Micro, rows: Rows, through: Callable[[Batch, Callable[[], Any]], Any]) -> Hidden:
-        """h': layer -> `(N, d)`, of all rows or a piece of them.
 
-        Args:
-            through: runs the forward with all that a wrapper of several processes does round one.
-        """
-        batch, where = self._inputs(micro, rows)
-        with (
-            micro.replay(),
-            self.autocast(),
-            self.offload(),
-            micro.reader.reading(where, detach=False, stop=True) as found,
-        ):
-            through(batch, lambda: micro.reader.run(batch))
-        return found
+def read(step: LfUStep, micro: Micro, rows: Rows) -> Hidden:
+    """h' (Eq. 4): layer -> `(N, d)`, of all rows or a piece of them."""
+    if step.settings.same_dropout and step.random:  # masks belong to a shape
+        if step.cheaper.part < 1:
+            raise ValueError(part_saves_nothing(step.cheaper.part))
+        batch, where = rows.batch, rows.where
+    else:
+        batch, where = micro.second if rows.batch is micro.batch else smaller(step, rows)
+    reading = micro.reader.reading(where, detach=False, stop=True)
+    with micro.replay(), step.autocast(), step.second_pass(), reading as found:
+        step.processes.through(batch, lambda: micro.reader.run(batch))
+    return found
 
-    def _inputs(self, micro: Micro, rows: Rows) -> tuple[Batch, torch.Tensor]:
-        """The decoder's inputs, and the compared positions in them."""
-        if self.same_dropout and self.random:  # masks belong to a shape
-            if self.form.part < 1:
-                raise ValueError(self.part_saves_nothing())
-            return rows.batch, rows.where
-        return micro.second if rows.batch is micro.batch else self.smaller(rows)
 
-    def part_saves_nothing(self) -> str:
-        return (
-            f"part={self.form.part:g} with dropout or embedding noise saves nothing, as the second pass draws the "
-            "masks of the whole micro-batch: use every or random_layers, take the noise away, or set same_dropout=False"
-        )
+def smaller(step: LfUStep, rows: Rows) -> tuple[Batch, torch.Tensor]:
+    """Without the rows that `part` left out, and, with `trim`, without padding and what comes after."""
+    if step.cheaper.part < 1:
+        rows = answered(rows)
+    return trimmed(rows.batch, rows.where, step.anatomy) if step.settings.trim else (rows.batch, rows.where)
+
+
+def backward(step: LfUStep, record: Record, micro: Micro, target: Hidden, moving: Hidden) -> None:
+    """Eq. 5 and its backward: token sums over layers, divided by `items` and the number of layers."""
+    sums = {layer: value.to(step.anatomy.device) for layer, value in step.term.sums(target, moving).items()}
+    consistency = torch.stack(list(sums.values())).sum() * micro.share / len(sums) / micro.items
+    note_layers(record, micro, sums)
+    if not step.processes.finite(consistency.detach()):
+        record.skipped = Skip.CONSISTENCY
+    elif not consistency.requires_grad:
+        record.skipped = Skip.ABOVE
+    else:
+        step.backward(step.processes.joined(record.lam * consistency, record.skipped is None))  # Eq. 6
+
+
+def compare(step: LfUStep, record: Record, parts: Any) -> None:
+    """The two gradients beside each other, once both are there."""
+    sft, cons, record.gradient_cosine = parts.compare()
+    record.gradient_ratio = cons / sft if sft > 0 else math.inf
+    if not math.isfinite(sft):
+        record.skipped = Skip.GRADIENT
+    elif not math.isfinite(cons):
+        record.skipped = Skip.CONSISTENCY_GRADIENT
+    elif step.strength is not None:
+        step.strength.learn(record.gradient_ratio / record.lam / step.longer)
+
+
+def note_layers(record: Record, micro: Micro, sums: Hidden) -> None:
+    """The token sums of the layers, of all rows or one piece, as means; read off the device at once."""
+    device = next(iter(sums.values())).device
+    means = torch.stack([s.detach().to(device).double() for s in sums.values()]) * micro.share / max(record.tokens, 1)
+    for layer, mean in zip(sums, means.tolist()):
+        record.consistency_per_layer[layer] = record.consistency_per_layer.get(layer, 0.0) + mean
+    record.consistency = math.fsum(record.consistency_per_layer.values()) / len(sums)
+
+
+def note_move(step: LfUStep, record: Record, clean: Hidden, moved: Hidden) -> None:
+    """How far h' is from h, and the machine epsilon of what the layers add up.
+
+    float32 hidden states may carry 16-bit outputs: those of autocast, or of quantised layers, which multiply in a dtype
+    of their own.
+    """
+    hidden = next(iter(clean.values()))
+    dtypes = {hidden.dtype, *step.anatomy.multiplies_in}
+    with step.autocast():
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtypes.add(torch.get_autocast_dtype(hidden.device.type))
+    record.displacement = displacement(clean, moved)
+    record.resolution = max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def _inexact_in_pieces(step: LfUStep, micro: Micro) -> str | None:
+    """Why a pass in pieces of rows would not leave the gradients of the whole; None if it would."""
+    consistency = step.term.consistency
+    if not step.processes.alone:
+        return "the other processes would not know of it"
+    if not getattr(consistency, "token_sum", False):
+        return f"the consistency {type(consistency).__name__} compares tokens of different rows, or may do so"
+    if step.settings.direction == "clean":
+        return "direction='clean' has let go of the undesirable model by then"
+    if micro.replay.drew():
+        return "dropout or embedding noise would draw other masks for the pieces"
+    return None

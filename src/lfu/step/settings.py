@@ -39,6 +39,7 @@ class StepSettings(Cheaper):
     blocks: str | None = setting(
         None,
         "Where the model keeps its list of blocks, if it is not found: a dotted path in the decoder, such as 'layers'.",
+        shared=True,
     )
     final_norm: bool = setting(
         True, "Compare the last layer after the final norm, like transformers' hidden_states[K]."
@@ -67,6 +68,7 @@ class StepSettings(Cheaper):
         "With several processes, the ascent (LfU's, SAM's) follows the gradient of all of them (global), or each its "
         "own (local).",
         ("global", "local"),
+        shared=True,
     )
     same_dropout: bool = setting(
         True,
@@ -88,7 +90,7 @@ class StepSettings(Cheaper):
         "On no labelled token, a zero ascent gradient or non-finite values: skip LfU and record why, or raise.",
         ("skip", "raise"),
     )
-    seed: int = setting(42, "Seed of the auxiliary's random parts.")
+    seed: int = setting(42, "Seed of the auxiliary's random parts.", shared=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,6 +117,14 @@ class StepSettings(Cheaper):
             what = str(self) or f"budget={self.budget:g}"
             raise ValueError(f"{what} makes LfU's second pass cheaper, and lam=0 has none: drop it")
 
+    def refuse_ignored(self, *parts: Any) -> None:
+        """Raises ValueError for a setting that this auxiliary or consistency `ignores`."""
+        for part in parts:
+            for f in fields(self):
+                if f.name in getattr(part, "ignores", ()) and getattr(self, f.name) != f.default:
+                    why = f"as {type(part).__name__} does not use it"
+                    raise ValueError(f"{f.name}={getattr(self, f.name)!r} would do nothing, {why}: drop it")
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
@@ -132,12 +142,12 @@ def settled(given: Any, on: bool) -> StepSettings:
     """
     if given.preset is not None:
         one_of("preset", given.preset, PRESETS)
-    alpha, lam = PRESETS.get(given.preset, ("auto", "auto"))
+    alpha, lam = PRESETS[given.preset] if on and given.preset else ("auto", "auto" if on else 0.0)
     if not on and given.lam not in (None, 0, 0.0, "0", "0.0"):
         raise ValueError(f"method={given.method!r} means lam=0, got lam={given.lam!r}: drop one of the two")
     chosen = {f.name: getattr(given, f.name) for f in fields(StepSettings)}
     chosen["alpha"] = alpha if given.alpha is None else _number(given.alpha)
-    chosen["lam"] = 0.0 if not on else lam if given.lam is None else _number(given.lam)
+    chosen["lam"] = lam if given.lam is None else _number(given.lam)
     return StepSettings(**chosen)
 
 

@@ -23,21 +23,18 @@ from lfu.model.precision import wide
 from lfu.model.representations import Reader, answer_positions
 from lfu.model.rng import generators
 from lfu.parallel.several import processes_of
-from lfu.step import consistency_pass, first_order
-from lfu.step.cheaper import cost, trains_all, within
-from lfu.step.consistency import consistency_of
-from lfu.step.gradients import SplitGradients, sample_of
-from lfu.step.reach import PAPER, Reach
-from lfu.step.record import Record, Skip
-from lfu.step.refusals import refuse_compiled, refuse_form
-from lfu.step.second_pass import Batch, Micro, SecondPass
+from lfu.step import first_order, second_pass
+from lfu.step.cheaper import refuse_form, settle_budget
+from lfu.step.consistency import Hidden, Term, consistency_of
+from lfu.step.gradients import SOUND_PARTS, SplitGradients, check_finite, sample_of
+from lfu.step.record import BadBatch, Record, Skip
+from lfu.step.second_pass import Batch, Micro
 from lfu.step.settings import StepSettings
-from lfu.step.soundness import BadBatch, check_finite, sound_parts
-from lfu.step.strength import Strength
-from lfu.step.term import Term
+from lfu.step.strength import PAPER, Reach, Strength
 from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend, auxiliary_of
 
 Loss = Callable[[nn.Module, Batch, "float | torch.Tensor"], torch.Tensor]
+FirstPass = Callable[[], torch.Tensor]
 
 
 def sft_loss(model: nn.Module, batch: Batch, num_items: float | torch.Tensor) -> torch.Tensor:
@@ -103,105 +100,30 @@ class LfUStep:
         **named: Any,
     ):
         self.settings = s = replace(settings or StepSettings(), **named)
-        self.model, self.seed, self.budget, self.calls = model, s.seed, s.budget, 0
-        self.loss_fn, self.backward, self.autocast, self.grad_scaler = loss_fn, backward, autocast, grad_scaler
+        self.model, self.loss_fn, self.backward, self.autocast = model, loss_fn, backward, autocast
+        self.second_pass, self.grad_scaler = second_pass, grad_scaler
         self.processes = processes_of(model, s.ascent_scope)
         self.anatomy = anatomy(self.processes.unwrapped(model), s.blocks)
-        refuse_compiled(self.anatomy, model)
-        self.depth = len(self.anatomy.blocks)  # K
+        self.anatomy.refuse_compiled(model)
         self.auxiliary = auxiliary_of(auxiliary)
         self.auxiliary.bind(self.anatomy)
         self.ascends_theta = isinstance(self.auxiliary, Own)  # the micro-batch's own gradient must stand alone
         frozen_head = not any(p.requires_grad for p in self.anatomy.model.get_output_embeddings().parameters())
         head_stays = isinstance(self.auxiliary, (LoRA, Steering)) or (self.ascends_theta and frozen_head)
         self.term = Term(consistency_of(consistency), self.anatomy, head_stays, autocast)
-        layers = layer_range(s.layers, self.depth)
-        logits = self.term.reads_logits
-        self.reader = Reader(self.anatomy, [self.depth] if logits else layers, s.final_norm or logits)
-        self.second = SecondPass(
-            self.anatomy, s.form, same_dropout=s.same_dropout, trim=s.trim, autocast=autocast, offload=second_pass
-        )
+        s.refuse_ignored(self.auxiliary, self.term.consistency)
+        depth, logits = len(self.anatomy.blocks), self.term.reads_logits
+        layers = layer_range(s.layers, depth)
+        self.reader = Reader(self.anatomy, [depth] if logits else layers, s.final_norm or logits)
+        # the approximate form in use; with `budget`, the one that it picks
+        self.cheaper, self.budget = s.form, s.budget
+        self.calls, self.random = 0, True  # whether the last clean pass drew random numbers; unknown counts as yes
         self.reach = Reach() if s.alpha == "auto" else None
         # the first micro-batch of lam="auto" is to measure, not to act: a ratio far below the target
         self.strength = Strength(s.strength, start=1e-4 * s.strength / self.alpha) if s.lam == "auto" else None
-        # stale: the components that the last exact step moved, and how far
-        self.direction: list[torch.Tensor] = []
-        self.direction_alpha = self.alpha
-        refuse_form(s, self.second, self.auxiliary, self.term, self.reader)
+        self.direction = first_order.Direction()
+        refuse_form(self)
         self.processes.check(self.ascends_theta, logits, s.stale)
-
-    # -- what it costs -------------------------------------------------------------------------------------------------
-
-    @property
-    def cheaper(self) -> Any:
-        """The approximate form in use; with `budget`, the one that it has picked."""
-        return self.second.form
-
-    def settle_budget(self, rows: int, noise: bool = False, alone: bool = True) -> None:
-        """`budget` becomes one of the forms, once.
-
-        Args:
-            rows: of a micro-batch.
-            noise: the embeddings will have some, as NEFTune's.
-            alone: the model won't be put into a wrapper of several processes, where `stale` can't run.
-        """
-        s = self.settings
-        stale = self.auxiliary.can_be_kept and s.direction == "perturbed" and not self.term.reads_logits
-        if self.second.replays_masks or (noise and s.same_dropout):
-            rows = 1  # no `part`: the second pass keeps its shape
-        assert self.budget is not None
-        self.second.form = within(self.budget, stale=stale and alone and self.processes.alone, **self._sizes(rows))
-        self.budget = None
-
-    def cost(self, rows: int) -> float:
-        """What a step costs as a multiple of an SFT step, counted: see `cheaper.cost`."""
-        return cost(self.cheaper, **self._sizes(rows))
-
-    def _sizes(self, rows: int) -> dict[str, Any]:
-        return {"full": trains_all(self.anatomy), "rows": rows, "layers": self.reader.layers, "depth": self.depth}
-
-    # -- state ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def longer(self) -> float:
-        """By how much alpha="auto" lengthens the ascent; lam is divided by it, and the strength stays."""
-        return 1.0 if self.reach is None else self.reach.times
-
-    @property
-    def alpha(self) -> float:
-        """The length of the next micro-batch's ascent."""
-        return float(self.settings.alpha) if self.reach is None else PAPER * self.reach.times
-
-    @property
-    def lam(self) -> float:
-        """The weight the next micro-batch will use."""
-        return (float(self.settings.lam) if self.strength is None else self.strength.lam) / self.longer
-
-    def state_dict(self) -> dict[str, float | torch.Tensor]:
-        """What a resumed run needs: the number of calls, the auxiliary's state, the running estimates of lam="auto"
-        and alpha="auto", the stale direction."""
-        state: dict[str, float | torch.Tensor] = {"calls": float(self.calls)}
-        state |= {f"auxiliary/{name}": value for name, value in self.auxiliary.state().items()}
-        if self.strength is not None:
-            state |= {"mean_log": self.strength.mean_log, "weight": self.strength.weight}
-        if self.reach is not None:
-            state |= {f"reach/{name}": value for name, value in self.reach.state().items()}
-        if self.direction:
-            state |= {"random": float(self.second.random), "direction_alpha": self.direction_alpha}
-            state |= {f"direction/{i:05d}": t.cpu().clone() for i, t in enumerate(self.direction)}
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.direction = [state[name] for name in sorted(state) if name.startswith("direction/")]
-        self.direction_alpha = float(state.get("direction_alpha", self.alpha))
-        self.second.random = bool(state.get("random", True))
-        self.calls = int(state["calls"])
-        mark = "auxiliary/"
-        self.auxiliary.load_state({n.removeprefix(mark): v for n, v in state.items() if n.startswith(mark)})
-        if self.strength is not None and "weight" in state:
-            self.strength.mean_log, self.strength.weight = float(state["mean_log"]), float(state["weight"])
-        kept = {name.removeprefix("reach/"): float(state[name]) for name in state if name.startswith("reach/")}
-        self.reach = self.reach and Reach(**kept)  # none in checkpoints of versions without it
 
     # -- one micro-batch -----------------------------------------------------------------------------------------------
 
@@ -211,7 +133,7 @@ class LfUStep:
         *,
         ascent_batch: Batch | None = None,
         num_items: float | torch.Tensor | None = None,
-        first_pass: Callable[[], torch.Tensor] | None = None,
+        first_pass: FirstPass | None = None,
         index: int | None = None,
         update: int | None = None,
     ) -> Record:
@@ -243,30 +165,30 @@ class LfUStep:
         where = answer_positions(batch["labels"], self.settings.positions)
         items = max(self.processes.mean(len(where)), 1) if num_items is None else num_items
         if self.budget is not None:
-            self.settle_budget(len(batch["labels"]))
+            settle_budget(self, len(batch["labels"]))
         form = self.cheaper
         record = Record(tokens=len(where), alpha=self.alpha, lam=self.lam * form.every, approximate=str(form))
-        first = first_pass or (lambda: self.sft_pass(batch, items))
+        first_pass = first_pass or (lambda: self._sft_pass(batch, items))
         if self.lam == 0:
-            self.keep_loss(record, first(), items)
+            self.keep_loss(record, first_pass(), items)
         elif (index if update is None else update) % form.every:
-            self.not_due(record, first, items)
+            record.form, record.lam = "not due", 0.0
+            self.keep_loss(record, first_pass(), items)
+            self._end(record, self.anatomy.theta())
         else:
-            micro = self.second.plan(batch, where, items, index, self.reader, self.seed)
-            if form.stale and self.direction and index % form.stale and len(where):
-                first_order.run(self, record, micro, first)
+            micro = second_pass.plan(self, batch, where, items, index)
+            if form.stale and self.direction.components and index % form.stale and len(where):
+                first_order.run(self, record, micro, first_pass)
             else:
-                self.exact(record, micro, ascent_batch, first)
+                self.exact(record, micro, ascent_batch, first_pass)
         if record.skipped and self.settings.on_bad_batch == "raise":
             raise BadBatch(f"micro-batch {index}: {record.skipped}")
         return record
 
-    def exact(
-        self, record: Record, micro: Micro, ascent_batch: Batch | None, first_pass: Callable[[], torch.Tensor]
-    ) -> None:
+    def exact(self, record: Record, micro: Micro, ascent_batch: Batch | None, first_pass: FirstPass) -> None:
         """Eq. 1 to 6. Processes agree on going on; what is not sound leaves theta's gradient."""
         processes, theta = self.processes, self.anatomy.theta()
-        self.auxiliary.reset(generators(self.seed, micro.index))
+        self.auxiliary.reset(generators(self.settings.seed, micro.index))
         with self.apart(self._parts(theta)) as parts:
             with processes.deferred():
                 h = self._clean(record, micro, first_pass)  # Eq. 1 and 3, and the gradients of theta and aux
@@ -280,13 +202,13 @@ class LfUStep:
                         parts.narrow(sample_of(theta))
             if going_on and processes.anyone(record.skipped is None):
                 if self.cheaper.stale:
-                    self.direction, self.direction_alpha = self.auxiliary.kept(), record.alpha
-                consistency_pass.run(self, record, micro, h, target, parts)  # Eq. 4 to 6
-            parts.keep = None if self.grad_scaler else sound_parts(record)
+                    self.direction.keep(self.auxiliary, record.alpha)
+                second_pass.run(self, record, micro, h, target, parts)  # Eq. 4 to 6
+            parts.keep = None if self.grad_scaler or record.skipped is None else SOUND_PARTS.get(Skip(record.skipped))
         processes.settle(micro.batch, self.anatomy.decoder, self.backward)
         self._end(record, theta if record.skipped is not None else parts.unsure(theta))
         if self.reach is not None:
-            self.reach.update(record)
+            self.reach.watch(record)
 
     @contextmanager
     def apart(self, parts: Any) -> Iterator[Any]:
@@ -308,25 +230,29 @@ class LfUStep:
             return SplitGradients(theta if self.ascends_theta else sample_of(theta), theta)
         return self.processes.taps(theta, sample_of(theta), self.ascends_theta)
 
+    def _end(self, record: Record, unsure: list[nn.Parameter]) -> None:
+        """Looks at what may not be finite; the record of this process's part becomes that of all."""
+        if self.grad_scaler is None:  # which must see what overflowed, to skip the update and lower its scale
+            check_finite(record, unsure)
+        if not self.processes.alone:
+            record.become_everyones(self.processes.gathered(record.numbers()))
+
     # -- the clean pass (Eq. 1, Eq. 3) ---------------------------------------------------------------------------------
 
-    def _clean(self, record: Record, micro: Micro, first_pass: Callable[[], torch.Tensor]) -> dict[int, torch.Tensor]:
+    def _clean(self, record: Record, micro: Micro, first_pass: FirstPass) -> Hidden:
         """Forward and backward with the zero auxiliary: the loss, h, and the gradients on theta and the auxiliary.
 
         With an independent ascent batch the pass owes the auxiliary nothing.
         """
-        own_batch = self.settings.ascent_batch == "independent"
-        with (
-            nullcontext() if own_batch else self.auxiliary.attached(),
-            micro.reader.reading(micro.where, detach=True) as h,
-        ):
+        attached = nullcontext() if self.settings.ascent_batch == "independent" else self.auxiliary.attached()
+        with attached, micro.reader.reading(micro.where, detach=True) as h:
             self.keep_loss(record, first_pass(), micro.items)
-        self.second.random = micro.replay.drew()
+        self.random = micro.replay.drew()
         if record.tokens == 0:
             record.skip(Skip.NO_TOKEN)
         return h
 
-    def sft_pass(self, batch: Batch, items: float | torch.Tensor) -> torch.Tensor:
+    def _sft_pass(self, batch: Batch, items: float | torch.Tensor) -> torch.Tensor:
         loss = self.loss_fn(self.model, batch, items)
         if self.processes.finite(loss):
             self.backward(loss)
@@ -339,12 +265,6 @@ class LfUStep:
         record.sft_loss = float(loss) * float(items) / max(record.tokens, 1)
         if not math.isfinite(record.sft_loss):
             record.skip(Skip.LOSS)
-
-    def not_due(self, record: Record, first_pass: Callable[[], torch.Tensor], items: float | torch.Tensor) -> None:
-        """`every`: plain SFT this time."""
-        record.form, record.lam = "not due", 0.0
-        self.keep_loss(record, first_pass(), items)
-        self._end(record, self.anatomy.theta())
 
     # -- the ascent (Eq. 2) --------------------------------------------------------------------------------------------
 
@@ -362,14 +282,12 @@ class LfUStep:
         return self.processes.direction(gradients, self.auxiliary.parameters())
 
     def _ascend(self, record: Record, gradients: list, batch: Batch, micro: Micro) -> None:
-        s = self.settings
         norm = ascend(self.auxiliary, gradients, record.alpha)
-        record.rounded = self.auxiliary.rounded
         scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
-        same = s.ascent_batch == "same"  # then its tokens are counted already
-        count = record.tokens if same else len(answer_positions(batch["labels"]))
+        # the tokens of the micro-batch are counted already
+        count = record.tokens if batch is micro.batch else len(answer_positions(batch["labels"]))
         record.ascent_grad_norm = norm * float(micro.items) / max(self.processes.total(count), 1) / scale
-        for _ in range(s.ascent_steps - 1):
+        for _ in range(self.settings.ascent_steps - 1):
             if norm == 0 or not math.isfinite(norm):
                 break
             norm = ascend(self.auxiliary, self._ascent_gradients(batch, micro, again=True), record.alpha)
@@ -378,9 +296,39 @@ class LfUStep:
         elif not math.isfinite(norm):
             record.skipped = Skip.ASCENT
 
-    def _end(self, record: Record, unsure: list[nn.Parameter]) -> None:
-        """Looks at what may not be finite; the record of this process's part becomes that of all."""
-        if self.grad_scaler is None:  # which must see what overflowed, to skip the update and lower its scale
-            check_finite(record, unsure)
-        if not self.processes.alone:
-            record.become_everyones(self.processes.gathered(record.numbers()))
+    # -- what changes over a run ---------------------------------------------------------------------------------------
+
+    @property
+    def longer(self) -> float:
+        """By how much alpha="auto" lengthens the ascent; lam is divided by it, and the strength stays."""
+        return 1.0 if self.reach is None else self.reach.times
+
+    @property
+    def alpha(self) -> float:
+        """The length of the next micro-batch's ascent."""
+        return float(self.settings.alpha) if self.reach is None else PAPER * self.reach.times
+
+    @property
+    def lam(self) -> float:
+        """The weight the next micro-batch will use."""
+        return (float(self.settings.lam) if self.strength is None else self.strength.lam) / self.longer
+
+    def _with_state(self) -> dict[str, Any]:
+        parts = {"auxiliary": self.auxiliary, "lam": self.strength, "alpha": self.reach, "stale": self.direction}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What a resumed run needs: the number of calls, the auxiliary's state, the running estimates of lam="auto"
+        and alpha="auto", the stale direction."""
+        state: dict[str, Any] = {"calls": self.calls, "random": self.random}
+        for name, part in self._with_state().items():
+            state |= {f"{name}/{key}": value for key, value in part.state().items()}
+        number = lambda value: torch.tensor(float(value), dtype=torch.float64)
+        return {name: value if isinstance(value, torch.Tensor) else number(value) for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.calls, self.random = int(state["calls"]), bool(state["random"])
+        for name, part in self._with_state().items():
+            mark = f"{name}/"
+            part.load_state({key.removeprefix(mark): value for key, value in state.items() if key.startswith(mark)})

@@ -53,16 +53,18 @@ def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> tuple[dict[s
     shape = inputs["input_ids"].shape
     mask = inputs.get("attention_mask")
     real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
-    places = where.cpu()
-    row, column = places // shape[1], places % shape[1]
+    row, column = where.cpu() // shape[1], where.cpu() % shape[1]
     if not real[row, column].all():
         return inputs, where
     rows, spot = row.unique(return_inverse=True)
     ends = torch.zeros(len(rows), dtype=torch.long).scatter_reduce_(0, spot, column + 1, "amax").tolist()
     starts = real[rows].long().argmax(1).tolist()
     if _packs(inputs, anatomy, real[rows], starts, ends):
-        return _pack(inputs, rows, ends, spot, column, where.device)
-    return _cut(inputs, anatomy, rows, min(starts), max(ends), spot, column, where.device)
+        packed, offsets = _pack(inputs, rows, ends)
+        return packed, (offsets[spot] + column).to(where.device)
+    numbered = "position_ids" in inputs or anatomy.model.config.get_text_config().model_type in PACKS
+    low, high = min(starts) if numbered else 0, max(ends)  # others may number their tokens by the mask
+    return _cut(inputs, rows, low, high), (spot * (high - low) + column - low).to(where.device)
 
 
 def _plain(inputs: Batch, anatomy: Anatomy) -> bool:
@@ -95,41 +97,19 @@ def _packs(inputs: Batch, anatomy: Anatomy, real: torch.Tensor, starts: list[int
     return tokens * weights + 2 * width * pairs < _WORTH * padded
 
 
-def _pack(
-    inputs: Batch, rows: torch.Tensor, ends: list[int], spot: torch.Tensor, column: torch.Tensor, device: torch.device
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """All rows behind one another, `(1, sum of lengths)`, told apart by position_ids."""
-    width = inputs["input_ids"].shape[1]
+def _pack(inputs: Batch, rows: torch.Tensor, ends: list[int]) -> tuple[dict[str, Any], torch.Tensor]:
+    """All rows behind one another, `(1, sum of lengths)`, told apart by position_ids; and where each begins."""
+    width, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
     flat = torch.cat([row * width + torch.arange(end) for row, end in zip(rows.tolist(), ends)]).to(device)
-    packed = {}
-    for name, value in inputs.items():
-        if name in _PER_TOKEN and name != "attention_mask":
-            packed[name] = value.flatten()[flat][None]
-        elif name != "attention_mask":
-            packed[name] = value
-    packed["position_ids"] = (flat % width)[None]
-    offsets = torch.tensor([0, *ends]).cumsum(0)
-    return packed, (offsets[spot] + column).to(device)
+    others = {name: value for name, value in inputs.items() if name != "attention_mask"}
+    packed = {n: value.flatten()[flat][None] if n in _PER_TOKEN else value for n, value in others.items()}
+    return packed | {"position_ids": (flat % width)[None]}, torch.tensor([0, *ends]).cumsum(0)
 
 
-def _cut(
-    inputs: Batch,
-    anatomy: Anatomy,
-    rows: torch.Tensor,
-    low: int,
-    high: int,
-    spot: torch.Tensor,
-    column: torch.Tensor,
-    device: torch.device,
-) -> tuple[dict[str, Any], torch.Tensor]:
-    """The rows with a compared token, from the first column that is not padding in all of them to the last needed."""
-    if "position_ids" not in inputs and anatomy.model.config.get_text_config().model_type not in PACKS:
-        low = 0  # this family may number its tokens by the mask
-    chosen = rows.to(device)
-    cut = {
-        name: value.index_select(0, chosen)[:, low:high] if name in _PER_TOKEN else value
-        for name, value in inputs.items()
-    }
+def _cut(inputs: Batch, rows: torch.Tensor, low: int, high: int) -> dict[str, Any]:
+    """These rows from the column `low`, the first that is not padding in all of them, to before `high`."""
+    chosen = rows.to(inputs["input_ids"].device)
+    cut = {n: value[chosen, low:high] if n in _PER_TOKEN else value for n, value in inputs.items()}
     if low > 0 and "position_ids" not in inputs:
-        cut["position_ids"] = torch.arange(low, high, device=device).expand(len(rows), -1)
-    return cut, (spot * (high - low) + column - low).to(device)
+        cut["position_ids"] = torch.arange(low, high, device=chosen.device).expand(len(rows), -1)
+    return cut

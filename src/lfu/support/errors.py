@@ -28,9 +28,10 @@ def value_errors_are_the_users() -> Iterator[None]:
         raise UserError(one_line(error)) from error
 
 
-def one_line(error: object) -> str:
-    """The text of an error (or of anything) with all white space, line breaks included, made single spaces."""
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(error: object, limit: int = 10**6) -> str:
+    """The text of an error (or of anything), white space and line breaks made single spaces, cut at `limit` signs."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

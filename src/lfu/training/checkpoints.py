@@ -13,12 +13,14 @@ from lfu.support.errors import UserError, one_line
 from lfu.support.files import restore
 
 NAME = re.compile(r"checkpoint-(\d+)")
+STATE_FILE = "lfu_state.safetensors"  # of the methods
 STATE = "trainer_state.json"  # Trainer writes it last
 # What Trainer needs to go on exactly, beside the weights. FSDP and DeepSpeed keep theirs in folders of their own.
 PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
-MAY_BE_THERE = re.compile(r"scaler\.pt|rng_state_\d+\.pth")  # of fp16; of several processes, in place of rng_state.pth
+SCALER_AND_PARTS = re.compile(r"scaler\.pt|rng_state_\d+\.pth")  # of fp16; of several processes, for rng_state.pth
 SHARDED = ("global_step", "optimizer_", "pytorch_model_fsdp", "fsdp_")
 SHARDS = re.compile(r"(pytorch_model_fsdp|optimizer)_\d+")  # folders of FSDP
+EXACTLY = "without which training would not go on as it was"
 
 
 class CheckpointError(UserError, ValueError):
@@ -67,61 +69,50 @@ def fault(checkpoint: Path, *, save_only_model: bool = False) -> str | None:
         names = {path.name for path in checkpoint.iterdir()}
         if STATE not in names:
             return f"it has no {STATE}, so it was never finished"
-        state = _json(checkpoint / STATE)
-        if not (isinstance(state, dict) and isinstance(state.get("global_step"), int)):
+        state = _read(checkpoint / STATE)
+        whole = isinstance(state, dict) and isinstance(state.get("global_step"), int)
+        if not whole or not isinstance(state.get("epoch"), int | float | None):
             return f"{STATE} holds no state of a training"
-        if not isinstance(state.get("epoch"), int | float | None):
-            return f"{STATE} holds no state of a training"
-        for path in sorted(checkpoint.glob("*.json")):
-            _json(path)
         if any(name.startswith(SHARDED) for name in names):
-            return _shards_fault(checkpoint, names, save_only_model)
-        return _weights_fault(checkpoint, names) or (None if save_only_model else _pickled_fault(checkpoint, names))
+            pickles = {name for name in names if name == "scheduler.pt" or SCALER_AND_PARTS.fullmatch(name)}
+            lacking = _lacking_shards(checkpoint, names, save_only_model)
+        else:
+            pickles = {name for name in names if name in PICKLED or SCALER_AND_PARTS.fullmatch(name)}
+            lacking = _lacking(checkpoint, names, save_only_model)
+        data = {path.name for pattern in ("*.json", "*.safetensors") for path in checkpoint.glob(pattern)}
+        for name in sorted(data) + ([] if save_only_model else sorted(pickles)):
+            _read(checkpoint / name)
+        return lacking
     except _Unreadable as error:
         return str(error)
     except OSError as error:
         return f"it can't be read ({error.strerror or one_line(error)})"
 
 
-class _Unreadable(Exception):
-    """Says which file, and why."""
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _Unreadable(f"{path.name} is damaged ({one_line(error)})") from error
-    except OSError as error:
-        raise _Unreadable(f"{path.name} can't be read ({error.strerror})") from error
-
-
-def _weights_fault(checkpoint: Path, names: set[str]) -> str | None:
-    from safetensors import SafetensorError, safe_open
-
-    wanted = {name for name in names if name.endswith(".safetensors")}
+def _lacking(checkpoint: Path, names: set[str], save_only_model: bool) -> str | None:
+    """What is not there of weights, optimizer, schedule and random state; those in parts are looked at."""
+    parts: set[str] = set()
     for index in sorted(name for name in names if name.endswith(".safetensors.index.json")):
-        content = _json(checkpoint / index)
+        content = _read(checkpoint / index)
         files = content.get("weight_map") if isinstance(content, dict) else None
         if not (isinstance(files, dict) and all(isinstance(name, str) for name in files.values())):
             raise _Unreadable(f"{index} is damaged (it has no weight_map)")
-        wanted |= set(files.values())
-    if not any(name.startswith(("model", "adapter_model")) for name in wanted):
-        inside = list(checkpoint.glob("*/adapter_model.safetensors"))  # several adapters: a folder each
-        wanted |= {str(path.relative_to(checkpoint)) for path in inside}
-        if not inside:
-            return "it has no weights (model.safetensors or adapter_model.safetensors)"
-    for name in sorted(wanted):
-        try:
-            with safe_open(checkpoint / name, framework="pt"):
-                pass  # the header, and whether the file is as long as it says
-        except (SafetensorError, OSError) as error:
-            raise _Unreadable(f"{name} is damaged or can't be read ({one_line(error)})") from error
+        parts |= set(files.values())
+    parts |= {str(path.relative_to(checkpoint)) for path in checkpoint.glob("*/adapter_model.safetensors")}
+    for part in sorted(parts):  # of several adapters each has a folder
+        _read(checkpoint / part)
+    if not any(Path(name).name.startswith(("model", "adapter_model")) and name.endswith(".safetensors")
+               for name in names | parts):  # fmt: skip
+        return "it has no weights (model.safetensors or adapter_model.safetensors)"
+    for name in () if save_only_model else PICKLED:
+        several = name == "rng_state.pth" and any(other.startswith("rng_state_") for other in names)
+        if name not in names and not several:
+            return f"it has no {name}, {EXACTLY}"
     return None
 
 
-def _shards_fault(checkpoint: Path, names: set[str], save_only_model: bool) -> str | None:
-    """Of FSDP and DeepSpeed: whether every part is there. What is in the shards their own loaders alone can tell."""
+def _lacking_shards(checkpoint: Path, names: set[str], save_only_model: bool) -> str | None:
+    """Of FSDP and DeepSpeed: which part is not there. What is in the shards their own loaders alone can tell."""
     for name in sorted(name for name in names if SHARDS.fullmatch(name)):
         if not (checkpoint / name / ".metadata").is_file():
             return f"{name} has no .metadata, so it was never finished"
@@ -129,34 +120,38 @@ def _shards_fault(checkpoint: Path, names: set[str], save_only_model: bool) -> s
             raise _Unreadable(f"{name} is damaged (an empty file)")
     of_fsdp = any(name.startswith("pytorch_model_fsdp") for name in names)
     if of_fsdp and not save_only_model and not any(name.startswith("optimizer") for name in names):
-        return "it has no optimizer, without which training would not go on as it was"
+        return f"it has no optimizer, {EXACTLY}"
     if "latest" in names:  # DeepSpeed's word for which of its folders counts
         tag = (checkpoint / "latest").read_text(encoding="utf-8", errors="replace").strip()
         if not tag or not (checkpoint / tag).is_dir():
             return f"latest names {tag or 'nothing'}, which is not there"
-    _check_pickles(checkpoint, sorted(name for name in names if name == "scheduler.pt" or MAY_BE_THERE.fullmatch(name)))
     return None
 
 
-def _pickled_fault(checkpoint: Path, names: set[str]) -> str | None:
-    """Whether optimizer, schedule and random state are there and hold nothing but data."""
-    for name in PICKLED:
-        several = name == "rng_state.pth" and any(other.startswith("rng_state_") for other in names)
-        if name not in names and not several:
-            return f"it has no {name}, without which training would not go on as it was"
-    _check_pickles(checkpoint, sorted(name for name in names if name in PICKLED or MAY_BE_THERE.fullmatch(name)))
-    return None
+class _Unreadable(Exception):
+    """Says which file, and why."""
 
 
-def _check_pickles(checkpoint: Path, names: list[str]) -> None:
+def _read(path: Path) -> Any:
+    """What is in a JSON file; of safetensors the header is read, and of pickles whether they hold nothing but data.
+
+    Raises:
+        _Unreadable: it can't be.
+    """
     import torch
+    from safetensors import safe_open
     from transformers.trainer_pt_utils import safe_globals
 
-    for name in names:
-        try:
-            with safe_globals(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                torch.load(checkpoint / name, map_location="cpu", weights_only=True, mmap=name == "optimizer.pt")
-        except Exception as error:  # a damaged pickle can raise anything
-            reason = "holds more than data" if "weights_only" in str(error).lower() else type(error).__name__
-            raise _Unreadable(f"{name} is damaged or can't be read ({reason})") from error
+    try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return None  # the file is as long as its header says
+        with safe_globals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=path.name == "optimizer.pt")
+    except Exception as error:  # a damaged pickle can raise anything
+        why = type(error).__name__ if path.suffix in (".pt", ".pth") else one_line(error)
+        why = "holds more than data" if "weights_only" in str(error).lower() else why
+        raise _Unreadable(f"{path.name} is damaged or can't be read ({why})") from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar
 
 import torch
-from torch import nn
 
 from lfu.model.anatomy import Anatomy
+from lfu.model.representations import forward_hooks as forward_hooks
 from lfu.model.rng import Generators
 
 # name -> class, of every kind that is defined
@@ -25,22 +25,18 @@ class Auxiliary(ABC):
 
     They live outside the module tree, attached by forward hooks: never in a state dict, an optimizer or a reducer.
 
-    A subclass with a `name` is one of `KINDS`: what `auxiliary=` and `--auxiliary` may be.
+    A subclass with a `name` is one of `KINDS`: what `auxiliary=` and `--auxiliary` may be. Its `settings` are the
+    fields of `LfUConfig` that it uses, and its arguments for them; it `ignores` settings of the step that play no part
+    with it.
     """
 
     name: ClassVar[str]
+    settings: ClassVar[Mapping[str, str]] = {}
+    ignores: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
             KINDS[cls.name] = cls
-
-    @classmethod
-    def of_config(cls, args: Any) -> Auxiliary:
-        """One with the options of an `LfUConfig`."""
-        return cls()
-
-    # ||step as stored - step|| / ||step|| of the newest move, where the components are narrower than float32
-    rounded: float = 0.0
 
     @abstractmethod
     def bind(self, anatomy: Anatomy) -> None:
@@ -104,18 +100,6 @@ def add(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], length: float) -> No
     if pairs:
         with torch.no_grad():
             torch._foreach_add_([p for p, _ in pairs], [step.to(p.dtype) for p, step in pairs], alpha=length)
-
-
-@contextmanager
-def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]], with_kwargs: bool = False) -> Iterator[None]:
-    """Install forward hooks, and take them off whatever happens. `with_kwargs` as in `register_forward_hook`."""
-    handles: list[Any] = []
-    try:
-        handles.extend(module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def component_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -126,13 +126,9 @@ def _lent(module: nn.Module, name: str, stand_in: Callable[[torch.Tensor], torch
             if isinstance(chain[-1], _Appended):
                 del chain[-1]
 
-    handles: list[Any] = [
-        module.register_forward_pre_hook(lend),
-        module.register_forward_hook(give_back, always_call=True),  # also where a recompute is cut short
-    ]
     try:
-        yield
+        # always: also where a recompute is cut short
+        with module.register_forward_pre_hook(lend), module.register_forward_hook(give_back, always_call=True):
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         give_back(module)

@@ -30,8 +30,11 @@ class LoRA(Auxiliary):
     Args:
         rank: r; A is `(r, in)`, B is `(out, r)`.
         scaling: LoRA's alpha / r; 2 is the paper's fine-tuning adapter (16 / 8).
-        targets: endings of names (`q_proj`, `experts.gate_up_proj`) to attach to; None for every linear layer and fused
-            expert tensor of every block.
+        targets: endings of names (`q_proj`, `experts.gate_up_proj`) to attach to, in a list or with commas between;
+            None for every linear layer and fused expert tensor of every block.
+
+    Raises:
+        ValueError: a rank below 1, a scaling that is not a finite number > 0.
 
     While B is zero the gradient with respect to A is zero, so the first ascent moves B alone; further ones
     (`ascent_steps` > 1) move both.
@@ -39,15 +42,16 @@ class LoRA(Auxiliary):
 
     name: ClassVar[str] = "lora"
 
-    @classmethod
-    def of_config(cls, args: Any) -> LoRA:
-        targets = [t.strip() for t in args.aux_targets.split(",") if t.strip()] if args.aux_targets else None
-        return cls(rank=args.aux_rank, scaling=args.aux_scaling, targets=targets)
+    settings = {"aux_rank": "rank", "aux_scaling": "scaling", "aux_targets": "targets"}  # noqa: RUF012
 
-    def __init__(self, rank: int = 8, scaling: float = 2.0, targets: Sequence[str] | None = None):
+    def __init__(self, rank: int = 8, scaling: float = 2.0, targets: Sequence[str] | str | None = None):
         if rank < 1:
-            raise ValueError(f"rank={rank}: must be at least 1")
-        self.rank, self.scaling, self.targets = rank, scaling, targets
+            raise ValueError(f"aux_rank must be at least 1, got {rank!r}")
+        if not (math.isfinite(scaling) and scaling > 0):
+            raise ValueError(f"aux_scaling must be a finite number > 0, got {scaling!r}")
+        names = targets.split(",") if isinstance(targets, str) else targets or ()
+        self.rank, self.scaling = rank, scaling
+        self.targets = [name.strip() for name in names if name.strip()] if targets else None
         self.sites: list[nn.Module] = []
         self.names: list[str] = []
         self.uses: list[tuple[nn.Module, int]] = []  # every layer to hook, with the number of its site

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lfu.model.anatomy import Anatomy
+from lfu.model.precision import round_at_random
 from lfu.model.rng import Generators
-from lfu.model.tensors import global_norm
 from lfu.undesirable.auxiliary import Auxiliary, add
 
 
@@ -20,6 +20,9 @@ class Own(Auxiliary):
 
     The consistency gradient is taken AT the moved weights: backward ends before `discard`. (The authors' code puts the
     weights back before backward runs, so its gradient mixes both: a defect that is not copied here.)
+
+    A step is spread over all of theta, far below what 16-bit weights resolve. So they are rounded at random: to the
+    nearest, most of the step would be lost (docs/method.md has figures).
     """
 
     name: ClassVar[str] = "own"
@@ -28,14 +31,15 @@ class Own(Auxiliary):
         self.anatomy: Anatomy | None = None
         self.theta: list[nn.Parameter] = []
         self.copies: list[torch.Tensor] = []
+        self.generators: Generators | None = None  # of the rounding; None: to the nearest
 
     def bind(self, anatomy: Anatomy) -> None:
         self.anatomy = anatomy
 
-    def reset(self, generators: Generators) -> None:
+    def reset(self, generators: Generators | None) -> None:
         assert self.anatomy is not None
         self.discard()
-        self.theta = self.anatomy.theta()
+        self.theta, self.generators = self.anatomy.theta(), generators
 
     def parameters(self) -> list[nn.Parameter]:
         return self.theta
@@ -47,8 +51,14 @@ class Own(Auxiliary):
         if not self.copies:
             self.copies = [p.detach().clone() for p in self.theta]
         pairs = [(p, step) for p, step in zip(self.theta, steps, strict=True) if step is not None]
-        add([(p, step) for p, step in pairs if p.dtype.itemsize >= 4], length)
-        self.rounded = _add_narrow([(p, step) for p, step in pairs if p.dtype.itemsize < 4], length)
+        nearest = lambda p: p.dtype.itemsize >= 4 or self.generators is None
+        add([(p, step) for p, step in pairs if nearest(p)], length)
+        with torch.no_grad():
+            for p, step in pairs:  # one in memory at a time
+                if not nearest(p):
+                    assert self.generators is not None
+                    moved = p.float().add_(step, alpha=length)
+                    p.copy_(round_at_random(moved, p.dtype, self.generators(p.device)))
         torch.clear_autocast_cache()  # within a caller's autocast it would keep the weights as they were, cast
 
     def attached(self) -> AbstractContextManager[None]:
@@ -62,9 +72,7 @@ class Own(Auxiliary):
         return [p.detach() - copy for p, copy in zip(self.theta, self.copies, strict=True)]
 
     def restore(self, kept: Sequence[torch.Tensor]) -> None:
-        assert self.anatomy is not None
-        self.discard()
-        self.theta = self.anatomy.theta()
+        self.reset(None)  # what is kept has been rounded
         self.move(step.to(p.device) for p, step in zip(self.theta, kept, strict=True))
 
     def discard(self) -> None:
@@ -74,16 +82,3 @@ class Own(Auxiliary):
         if self.copies:
             torch.clear_autocast_cache()
         self.copies = []
-
-
-def _add_narrow(pairs: list[tuple[nn.Parameter, torch.Tensor]], length: float) -> float:
-    """`p += length * step` on 16-bit weights, one in memory at a time; the share of the step that rounding took."""
-    wanted: list[torch.Tensor] = []  # norms, a tensor each
-    lost: list[torch.Tensor] = []
-    with torch.no_grad():
-        for p, gradient in pairs:
-            before, step = p.detach().float(), gradient * length
-            p.add_(step.to(p.dtype))
-            wanted.append(torch.linalg.vector_norm(step.float()))
-            lost.append(torch.linalg.vector_norm(p.float() - before - step.float()))
-    return global_norm(lost) / global_norm(wanted) if wanted else 0.0

@@ -23,10 +23,7 @@ class Steering(Auxiliary):
     """
 
     name: ClassVar[str] = "steering"
-
-    @classmethod
-    def of_config(cls, args: Any) -> Steering:
-        return cls(preserve_norm=args.steering_norm)
+    settings = {"steering_norm": "preserve_norm"}  # noqa: RUF012
 
     def __init__(self, preserve_norm: bool = False):
         self.preserve_norm = preserve_norm
@@ -41,11 +38,9 @@ class Steering(Auxiliary):
 
     def reset(self, generators: Generators) -> None:
         self.moved = False
-        self.vectors = []
-        for block in self.blocks:
-            weight = next(block.parameters())
-            dtype = component_dtype(weight.dtype)
-            self.vectors.append(torch.zeros(self.width, dtype=dtype, device=weight.device, requires_grad=True))
+        weights = [next(block.parameters()) for block in self.blocks]
+        zeros = lambda w: torch.zeros(self.width, dtype=component_dtype(w.dtype), device=w.device, requires_grad=True)
+        self.vectors = [zeros(weight) for weight in weights]
 
     def parameters(self) -> list[torch.Tensor]:
         return self.vectors
@@ -73,16 +68,13 @@ class Steering(Auxiliary):
             hidden = hidden_of(output)
             if not self.moved:
                 return with_hidden(output, _ZeroSteering.apply(hidden, d, self.preserve_norm))
-            return with_hidden(output, self._steer(hidden, d.to(hidden.dtype)))
+            if not self.preserve_norm:
+                return with_hidden(output, hidden + d.to(hidden.dtype))
+            norm = _norm(hidden)
+            steered = hidden / norm + d.to(hidden.dtype)
+            return with_hidden(output, norm * steered / _norm(steered))
 
         return hook
-
-    def _steer(self, hidden: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-        if not self.preserve_norm:
-            return hidden + d
-        norm = _norm(hidden)
-        steered = hidden / norm + d
-        return norm * steered / _norm(steered)
 
 
 def _norm(hidden: torch.Tensor) -> torch.Tensor:
