@@ -44,6 +44,15 @@ def device(request) -> str:
     return request.config.getoption("--device")
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Pictures are painted but not rendered, which takes 0.2 s each: every PNG is one pixel."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("RGB", (1, 1)).save(file, "png"))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from lfu.cli import main
 from lfu.cli.arguments import parse
 from lfu.cli.careful import EPOCHS, FEW, choices, lengths, wanted
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 def given(*flags: str):
     return parse(["--model", "m", "--data", "rows.jsonl", *flags])[2]

@@ -12,6 +12,8 @@ from tiny_study import QUICK, results, run, write_questions
 from lfu.cli import compare, main
 from lfu.study.presets import shipped
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 # --- wrong inputs ---------------------------------------------------------------------------------------------------
 
 

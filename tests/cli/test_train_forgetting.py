@@ -18,7 +18,7 @@ SHORT = (
 
 
 @pytest.fixture(autouse=True)
-def few_items(monkeypatch):
+def few_items(monkeypatch, quick_pictures):
     few(monkeypatch.setattr)
 
 

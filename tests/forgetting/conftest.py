@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
-def few_items(monkeypatch, request):
+def few_items(monkeypatch, request, quick_pictures):
     """Fewer items than the built-in ones: what is tested does not depend on their number."""
     if "all_items" in request.keywords:
         return

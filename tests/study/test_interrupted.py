@@ -107,7 +107,7 @@ def stopped_after_five_steps(model: str, flags: str, monkeypatch) -> int:
     return len(stopped)
 
 
-def test_a_search_and_equal_time_that_are_stopped_and_go_on(here, model, monkeypatch):
+def test_a_search_and_equal_time_that_are_stopped_and_go_on(here, model, monkeypatch, quick_pictures):
     """The same learning rates and weights as without a stop; and what was decided by the clock stays: no folder is
     left of a run with other steps."""
     flags = "--methods sft,lfu --measures none --max_steps 7 --learning_rates 1e-2,3e-2 --equal both"
@@ -124,6 +124,7 @@ def test_a_search_and_equal_time_that_are_stopped_and_go_on(here, model, monkeyp
     assert by_steps[0] == by_steps[1]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize(
     ("methods", "save_steps"),
     [("sft,lfu:lam=auto", None), ("sft,lfu:lam=auto,ema", 3)],

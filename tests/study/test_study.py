@@ -33,6 +33,7 @@ from lfu.study.processes import work_in_processes
 from lfu.study.study import Study
 from lfu.support.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")  # those of the whole study, below, are rendered
 KEPT_FILES = {"config.json", "record.json", "log.jsonl", "curve.png", "run.lock"}
 
 
@@ -358,7 +359,7 @@ def test_a_failing_run_is_reported_and_the_others_go_on(here, model, capsys):
     states = {run_["label"]: run_["state"] for run_ in results()["runs"]}
     assert states == {"untouched": "finished", "sft": "finished", "osf": "failed", "gem": "finished"}
     report = Path("out/report.md").read_text()
-    assert "method 'osf' is an adapter" in report
+    assert "method 'osf' starts an adapter" in report
     assert "Traceback" in next(Path("out/runs").glob("osf*/failed.json")).read_text()
     # started again, it is tried again, and nothing else
     assert run(model, "--methods sft,osf,gem --use_peft false --measures gain") == 0
