@@ -126,3 +126,9 @@ def test_transposed_and_quantised_weights_are_refused(tmp_path):
 def test_what_it_cannot_be_combined_with(other):
     with pytest.raises(ValueError, match="can't be combined"):
         methods_of(f"intruders+{other}")
+
+
+def test_an_older_peft_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("lfu.methods.intruders.reduce_intruder_dimension", None)
+    with pytest.raises(ValueError, match="needs PEFT"):
+        trainer(tmp_path)

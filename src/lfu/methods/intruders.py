@@ -4,12 +4,16 @@ import re
 
 import torch
 from peft import PeftModel, PeftType
-from peft.tuners.lora.intruders import reduce_intruder_dimension
 from peft.tuners.lora.layer import LoraLayer
 
 from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
 from lfu.methods.weights import factors_of, lora_pairs
+
+try:
+    from peft.tuners.lora.intruders import reduce_intruder_dimension
+except ImportError:  # PEFT 0.18
+    reduce_intruder_dimension = None
 
 REDUCED = "intruder_reduced"
 
@@ -41,6 +45,8 @@ class Intruders(Method):
     )
 
     def setup(self, trainer: Trainer) -> None:
+        if reduce_intruder_dimension is None:
+            raise ValueError("method 'intruders' needs PEFT 0.20 or newer: pip install --upgrade peft")
         model, inner = trainer.model, trainer.anatomy.model
         if not isinstance(model, PeftModel) or model.active_peft_config.peft_type != PeftType.LORA:
             raise ValueError("method 'intruders' mends LoRA adapters: train one (--use_peft true)")
