@@ -19,6 +19,7 @@ from tiny import relative_difference
 
 import lfu.methods
 from lfu.methods import REGISTRY, method_class, methods_of, why_not_together, written_out
+from lfu.methods.about import measured
 from lfu.methods.knobs import knobs_of
 from lfu.methods.method import PLACES, Method
 
@@ -49,6 +50,15 @@ def test_the_docs_table_of_places_is_the_registrys():
     rows = re.findall(r"^\| ([a-z ]+) \(.*?\) \| (.*) \|$", DOCS.read_text(), re.M)
     listed = {place: set(re.findall(r"`(\w+)`", names)) for place, names in rows}
     assert listed == {place: {name for name in REGISTRY if place in method_class(name).places} for place in PLACES}
+
+
+def test_the_docs_table_of_costs_is_what_was_measured():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+|refused) \| ([\d.]+|refused) \| (.*?) ?\|$", DOCS.read_text(), re.M)
+    cell = lambda ratio: "refused" if ratio is None else f"{ratio:.2f}"
+    costs = {name: (cell(one["lora"]), cell(one["full"])) for name, one in measured()["ratio"].items()}
+    assert {name: cells for name, *cells, _ in rows} == {name: list(cells) for name, cells in costs.items()}
+    for name, *_, once in rows:
+        assert once.strip() == method_class(name).once
 
 
 def test_reasons_are_the_same_both_ways_round():

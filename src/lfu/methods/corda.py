@@ -139,9 +139,7 @@ def _smallest_components(
         with evaluating(anatomy.model):
             preprocess_corda(anatomy.model, config, run_model=run_model)
     except ZeroDivisionError:
-        raise ValueError(
-            "method 'corda': a targeted layer saw none of the texts: name others in target_modules"
-        ) from None
+        raise ValueError("corda: a targeted layer saw none of the texts: name others in target_modules") from None
     found = {}
     for name in ranks:
         base = anatomy.model.get_submodule(f"{name}.base_layer")

@@ -53,28 +53,18 @@ def losses_before_training(trainer: Trainer, method: str) -> dict[bytes, torch.T
     rows, accelerator = trainer.train_dataset, trainer.accelerator
     if not isinstance(rows, Dataset):
         raise ValueError(f"method {method!r} reads all training rows first: give a datasets.Dataset, not a stream")
-    mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
-    size = trainer.args.per_device_train_batch_size
-    found: list[tuple[bytes, Any]] = []
-    with evaluating(accelerator.unwrap_model(trainer.model)), torch.no_grad():
+    mine, size = range(accelerator.process_index, len(rows), accelerator.num_processes), trainer.args.train_batch_size
+    logits_of = trainer.anatomy.logits
+    found: list[tuple[bytes, torch.Tensor]] = []
+    with evaluating(accelerator.unwrap_model(trainer.model)), torch.no_grad(), trainer.compute_loss_context_manager():
         for start in range(0, len(mine), size):
             batch = trainer.batch_of([rows[number] for number in mine[start : start + size]])
-            nll = _losses(trainer, batch)
+            last, places = read_last(trainer.anatomy, batch, detach=True, stop=True)
+            labels = batch["labels"].flatten()
+            nll = torch.full(labels.shape, torch.nan)
+            nll[places.cpu()] = in_pieces(lambda h, y: nll_of(logits_of(h), y), last, labels[places]).to(nll)
             found += [(key, nll[place.cpu()]) for key, place in examples_of(batch)]
-    if accelerator.num_processes > 1:
-        found = gather_object([(key, nll.tolist()) for key, nll in found])
     losses = {b"": torch.empty(0)}  # a row without tokens
-    for key, nll in found:  # the same tokens may have other labels in another row
-        nll = torch.as_tensor(nll)
-        losses[key] = torch.where(nll.isnan(), losses.get(key, nll), nll)
+    for key, nll in gather_object(found) if accelerator.num_processes > 1 else found:
+        losses[key] = torch.where(nll.isnan(), losses.get(key, nll), nll)  # another row may have other labels
     return losses
-
-
-def _losses(trainer: Trainer, batch: dict[str, Any]) -> torch.Tensor:
-    """Of each token of a batch, flat `(B * T,)`."""
-    labels, logits_of = batch["labels"].flatten(), trainer.anatomy.logits
-    nll = torch.full(labels.shape, torch.nan)
-    with trainer.compute_loss_context_manager():
-        last, places = read_last(trainer.anatomy, batch, detach=True, stop=True)
-        nll[places.cpu()] = in_pieces(lambda h, y: nll_of(logits_of(h), y), last, labels[places]).to(nll)
-    return nll

@@ -45,9 +45,7 @@ class InstructionModelling(Method):
 
     def configure(self, args: Any) -> None:
         if args.assistant_only_loss:
-            raise ValueError(
-                "im puts the loss on the user's turns, too, and assistant_only_loss=True takes it off them: drop one"
-            )
+            raise ValueError("im puts a loss on the user's turns, and assistant_only_loss=True takes it off: drop one")
         if args.chat_template_path:
             raise ValueError("im can't wait for chat_template_path: set the tokenizer's chat_template instead")
 

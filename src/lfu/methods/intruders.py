@@ -40,9 +40,7 @@ class Intruders(Method):
 
     strength: float = knob(0.75, "share of an intruder that is left (PEFT's mitigation_lambda: 0.75)", low=0, below=1)
     top_k: int = knob(10, "how many singular directions are looked at (PEFT: 10)", low=1)
-    threshold: float = knob(
-        0.5, "an intruder's cosine to each old direction is below this (PEFT: 0.5)", above=0, high=1
-    )
+    threshold: float = knob(0.5, "an intruder has a lower cosine to each old direction (PEFT: 0.5)", above=0, high=1)
 
     def setup(self, trainer: Trainer) -> None:
         if reduce_intruder_dimension is None:
@@ -51,9 +49,7 @@ class Intruders(Method):
         if not isinstance(model, PeftModel) or model.active_peft_config.peft_type != PeftType.LORA:
             raise ValueError("method 'intruders' mends LoRA adapters: train one (--use_peft true)")
         if getattr(inner, "quantization_method", None) is not None:
-            raise ValueError(
-                "method 'intruders' decomposes the weights, and these are quantised: load the model without"
-            )
+            raise ValueError("method 'intruders' decomposes weights, and these are quantised: load the model without")
         for pair in lora_pairs(trainer.anatomy):
             if pair.variant is not None:
                 raise ValueError(f"method 'intruders' mends plain LoRA, not {pair.variant}: train plain LoRA")

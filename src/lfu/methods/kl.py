@@ -8,6 +8,8 @@ from lfu.methods.method import Method, knob
 from lfu.methods.run import Batch, Trainer
 from lfu.model.precision import wide
 
+DIRECTIONS = ("forward", "reverse")
+
 
 class KL(Method):
     """`l = l_SFT + weight * (1/N) sum_t KL(r_t || p_t)`, next-token distributions: r the untouched model, p theta.
@@ -25,11 +27,7 @@ class KL(Method):
     whole_weights = True
 
     weight: float = knob(0.05, "weight of the KL term (ASFT: 0.05)", low=0)
-    direction: str = knob(
-        "forward",
-        "KL(untouched || tuned), as ASFT, or the reverse",
-        choices=("forward", "reverse"),
-    )
+    direction: str = knob("forward", "forward: KL(untouched || tuned) (ASFT); or reverse", choices=DIRECTIONS)
 
     def layers(self, depth: int) -> list[int]:
         return [depth]

@@ -15,6 +15,7 @@ from lfu.methods.weights import lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 from lfu.model.tensors import global_norm
 
+SCHEDULES = ("constant", "decay")
 UPDATES = 60  # of a run that `share` is said for; docs/results.md tells why it falls with their root
 
 
@@ -44,14 +45,10 @@ class L2SP(Method):
 
     weight: str | float = knob("auto", "weight of half the squared distance (ours: auto; authors: 0.1)", low=0)
     share: float = knob(
-        0.1,
-        "for weight=auto: the pull after 60 updates as a share of the data's gradient; less in longer runs (ours)",
-        above=0,
+        0.1, "weight=auto: the pull after 60 updates, as a share of the data's gradient; later less (ours)", above=0
     )
     decoupled: bool = knob(False, "pull the weights by the learning rate, as AdamW decays them (ours)")
-    schedule: str = knob(
-        "constant", "the pull is constant over the run, or falls to zero: decay (ours)", choices=("constant", "decay")
-    )
+    schedule: str = knob("constant", "or decay: the pull falls to zero over the run (ours)", choices=SCHEDULES)
 
     def __post_init__(self) -> None:
         refuse_idle(self, "share", by="weight")

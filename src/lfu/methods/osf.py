@@ -25,12 +25,8 @@ class OSF(AdapterMethod):
     once = "an SVD of every targeted layer, also when the adapter is loaded"
     decomposes = True
 
-    keep: float = knob(
-        0.5, "singular directions of each weight that stay: a share (below 1) or a number (PEFT: 0.5)", above=0
-    )
-    project: str = knob(
-        "step", "what is kept orthogonal: step (exact; ours), or gradient (PEFT)", choices=("step", "gradient")
-    )
+    keep: float = knob(0.5, "singular directions that stay: a share, below 1, or a number (PEFT: 0.5)", above=0)
+    project: str = knob("step", "what stays orthogonal: step (ours), or gradient (PEFT)", choices=("step", "gradient"))
 
     def __post_init__(self) -> None:
         if self.keep >= 1 and self.keep != int(self.keep):

@@ -37,9 +37,7 @@ class STM(Method):
             labels.append(old.where(easy, IGNORED).tolist())
             kept, total = kept + int(easy.sum()), total + int(learned.sum())
         if not kept:
-            raise ValueError(
-                f"method 'stm': no training token has a perplexity of {self.threshold:g} or less: raise stm.threshold"
-            )
+            raise ValueError(f"no training token has a perplexity of {self.threshold:g} or less: raise stm.threshold")
         columns = rows.remove_columns("labels") if "labels" in rows.column_names else rows
         trainer.train_dataset = columns.add_column("labels", labels)
         trainer.say(f"stm: {kept:,} of {total:,} labelled tokens have a perplexity of {self.threshold:g} or less")

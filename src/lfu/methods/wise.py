@@ -36,9 +36,7 @@ class WiSE(Method):
     whole_weights = True
 
     alpha: str | float = knob("auto", "share of the tuned weights; auto: by the evaluation set", low=0, high=1)
-    tolerance: float = knob(
-        0.0, "alpha=auto takes the smallest alpha within so many nats per token of the lowest loss (ours)", low=0
-    )
+    tolerance: float = knob(0.0, "alpha=auto: how far above the lowest loss, in nats per token (ours)", low=0)
     zero = "untouched"  # what alpha = 0 is
 
     def __post_init__(self) -> None:
@@ -121,9 +119,7 @@ class LiNeS(WiSE):
     protects = "the general features of the lower layers"
     zero = "with alpha 0"
 
-    alpha: str | float = knob(
-        "auto", "share of the change that the first block keeps; auto: by the evaluation set", low=0, high=1
-    )
+    alpha: str | float = knob("auto", "share of its change that the first block keeps; auto: measured", low=0, high=1)
 
     def share(self, alpha: float, layer: int | None) -> float:
         return alpha if layer is None else alpha + (1 - alpha) * (layer - 1) / max(self._depth - 1, 1)
