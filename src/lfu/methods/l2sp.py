@@ -45,7 +45,7 @@ class L2SP(Method):
 
     weight: str | float = knob("auto", "weight of half the squared distance (ours: auto; authors: 0.1)", low=0)
     share: float = knob(
-        0.1, "weight=auto: the pull at the end of 60 updates over the data's gradient; less in longer runs (ours)", above=0
+        0.1, "weight=auto: the pull at the end of 60 updates over the data's gradient; later less (ours)", above=0
     )
     decoupled: bool = knob(False, "pull the weights by the learning rate, as AdamW decays them (ours)")
     schedule: str = knob("constant", "or decay: the pull falls to zero over the run (ours)", choices=SCHEDULES)
