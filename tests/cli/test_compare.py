@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_study import QUICK, results, run, write_questions
 
-from lfu.cli import compare, main
+from lfu.cli import compare, main, study, study_flags
 from lfu.study.presets import shipped
+from lfu.support.flags import given_flags
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
@@ -117,14 +118,14 @@ def test_a_flag_wins_over_the_preset(here, model):
 
 def test_lists_add_up_and_take_the_place_of_a_presets(tmp_path):
     Path(tmp_path / "mine.yaml").write_text("verb: compare\nmethods: [sft, gem]\nretention: [a]\n")
-    parser = compare._parser("compare", "", compare.add_methods)
+    parser = study._parser("compare", compare.Compare, None)
     preset = f"--preset={tmp_path / 'mine.yaml'}"
     for words, methods, retention in (
         ([], ["sft", "gem"], ["a"]),
         (["--retention", "b", "--retention", "c=d", "e"], ["sft", "gem"], ["b", "c=d", "e"]),
         (["--methods", "lfu", "--methods", "sam,im"], ["lfu", "sam,im"], ["a"]),
     ):
-        given, _ = compare._parse(parser, "compare", [preset, *words])
+        given, _ = study_flags.with_presets(parser, "compare", [preset, *words])
         assert (given.methods, given.retention) == (methods, retention)
 
 
@@ -215,10 +216,11 @@ def test_the_frontier_thins_its_candidates_out(here, model, monkeypatch, tmp_pat
 
 
 def test_every_candidate_of_the_shipped_frontier_is_known():
-    parser = compare._parser("compare", None, compare.add_methods)
-    given, _ = compare._parse(parser, "compare", ["--preset", "frontier"])
+    parser = study._parser("compare", compare.Compare, None)
+    given, _ = study_flags.with_presets(parser, "compare", ["--preset", "frontier"])
     assert given.halving
-    candidates = len(compare.settings_of_methods(given)["settings"]) * len(given.learning_rates)
+    settings = compare.Compare(**given_flags(compare.Compare, given)).settings(given.learning_rates)["settings"]
+    candidates = len(settings) * len(given.learning_rates)
     assert candidates == 28  # what test_plan counts the cost of
 
 
