@@ -192,7 +192,7 @@ def test_arguments_and_tools_are_those_of_the_row(tmp_path_factory, arguments, a
 
     tokenizer = TOKENIZERS["qwen3"]
     made = tokenised(to_training_rows(load_rows(str(path)), tokenizer=tokenizer), tokenizer, ARGS)
-    for i, (row, given_) in enumerate(zip(made, arguments)):
+    for i, (row, given_) in enumerate(zip(made, arguments, strict=True)):
         (run,) = runs(tokenizer, row["input_ids"], row["labels"])
         said = json.loads(run[run.index("<tool_call>") + 11 : run.index("</tool_call>")])
         assert said == {"name": f"f{i}", "arguments": given_}

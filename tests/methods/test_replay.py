@@ -133,10 +133,11 @@ def test_rows_that_run_out_are_taken_again_and_it_is_told(tmp_path):
 def test_general_rows_get_the_prompt_of_the_training_rows(tmp_path, prompt):
     new = mixed([text(i, prompt) for i in range(4)], pool(tmp_path, general(9)), share=0.5)
     frame = prompt.replace("question {}", "{}")
-    for row in new:
-        if "general" in row["prompt"]:
-            number = row["completion"].removeprefix("answer ")
-            assert row["prompt"] == frame.format(f"general {number}")
+    added = [row for row in new if "general" in row["prompt"]]
+    assert len(added) == 4
+    for row in added:
+        number = row["completion"].removeprefix("answer ")
+        assert row["prompt"] == frame.format(f"general {number}")
 
 
 def test_conversations_are_joined_or_cut(tmp_path):
