@@ -16,7 +16,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,13 @@ Key = tuple[str, float, float, int]  # method, share, rate, draw
 
 def picked(data: Path, task: str) -> dict[str, list[Row]]:
     """Measure -> rows. Training, validation and test rows are different ones; the other task's rows are to be kept."""
-    short = [row for row in map(_instruction, _shuffled(data / "dolly_3k/train.jsonl")) if _within(row, 70, 8, 60)]
+    short = _short(map(_instruction, _shuffled(data / "dolly_3k/train.jsonl")), 70, 8, 60)
     tested = [shaped("test", row) for row in _shuffled(data / "gsm8k/test.jsonl")]
     kept = {"gsm8k": [row for row in tested if row and len(row["question"]) + len(row["answer"]) <= 330]}
     if task == "gsm8k":
-        kept, short = {"dolly": short}, [row for row in tested if _within(row, 130, 0, 110)][: COUNTS["test"]]
         trained = [shaped("train", row) for row in _shuffled(data / "gsm8k/train.jsonl")]
-        short += [row for row in trained if _within(row, 130, 0, 110)]
+        kept = {"dolly": short}
+        short = _short(tested, 130, 0, 110)[: COUNTS["test"]] + _short(trained, 130, 0, 110)
     found: dict[str, list[Row]] = {}
     for name in ("test", "validation", "train"):
         found[name], short = short[: COUNTS[name]], short[COUNTS[name] :]
@@ -64,8 +64,9 @@ def _instruction(row: Row) -> Row | None:
     return None if row["input"] else {"question": row["instruction"], "answer": row["output"]}
 
 
-def _within(row: Row | None, question: int, least: int, most: int) -> bool:
-    return row is not None and len(row["question"]) <= question and least <= len(row["answer"]) <= most
+def _short(rows: Iterable[Row | None], question: int, least: int, most: int) -> list[Row]:
+    """Those with so many characters."""
+    return [row for row in rows if row and len(row["question"]) <= question and least <= len(row["answer"]) <= most]
 
 
 def _shuffled(path: Path) -> list[Row]:
@@ -86,7 +87,7 @@ def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, in
     """A copy of `base` after the run, the adapter merged into it, and its number of updates."""
     method, share, rate, draw = key
     drawn = random.Random(1000 * ROWS + draw).sample(rows, ROWS)
-    lengths = {name: int(value) for name, value in careful.lengths(ROWS).items()}
+    lengths: dict[str, Any] = {name: int(value) for name, value in careful.lengths(ROWS).items()}
     micro, accumulated = "per_device_train_batch_size", "gradient_accumulation_steps"
     lengths |= {micro: lengths[micro] * lengths[accumulated], accumulated: 1}  # the same update, in one go
     updates = lengths["num_train_epochs"] * -(-ROWS // lengths[micro])
