@@ -19,8 +19,8 @@ _SAID_CHOICE = re.compile(r"\b(?:answer|choice|option)\b(?: is|:)*[\s*(]*([A-Z])
 def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None, str]:
     """The answer to train on in place of the reference, or the reason why the reference stays.
 
-    A rewrite that is empty, was cut off, or talks about the exercise is never used. What else is asked depends on what
-    the reference shows, the first of these:
+    A rewrite that is empty, was cut off (not `ended`), or talks about the exercise is never used. What else is asked
+    depends on what the reference shows, the first of these:
 
     - its last line is `#### n`: the rewrite's final number (`final_number`, behind `####` or else its last one) must be
       n. The answer then ends in the reference's last line. A last line `#### text` counts as a short answer.
@@ -29,11 +29,6 @@ def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None
     - it is short (up to 5 words and 60 characters): it must occur in the rewrite as a word or words, case aside, and
       the opposite of yes, no, true and false must not.
     - anything longer has no final answer to compare: the rewrite is taken.
-
-    Args:
-        rewrite: what the model wrote.
-        reference: the answer in the data.
-        ended: whether the model ended by itself.
 
     Returns:
         (the answer, "") or (None, the reason).

@@ -52,10 +52,6 @@ def own_text(run: Preparation, method: Any, *, top: int) -> OwnText:
     Args:
         method: with the knobs `texts` and `tokens`, and perhaps `cache`.
         top: how many of the most likely tokens are kept.
-
-    Raises:
-        UserError: the folder for the texts can't be used.
-        ValueError: a chat template in which no turn can be opened.
     """
     given, between = openings(run.text_tokenizer, method.name)
     ends, sizes = end_tokens(run), (method.texts, method.tokens, top)

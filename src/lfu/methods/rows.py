@@ -13,12 +13,7 @@ Message = dict[str, Any]
 
 
 def shape_of(rows: Any, method: str, text_field: str = "text") -> str:
-    """`prompt` (prompt and completion), `messages` or `text`: which of TRL's shapes the rows have.
-
-    Args:
-        rows: the training rows.
-        method: who asks, for the messages.
-        text_field: the column that TRL takes as the text (`args.dataset_text_field`).
+    """`prompt` (prompt and completion), `messages` or `text` (the column `text_field`): the training rows' shape.
 
     Raises:
         ValueError: a streamed data set.

@@ -129,13 +129,7 @@ class Task(NamedTuple):
 
 
 def task_of(row: Row, tokenizer: Any, longest: float = float("inf")) -> Task:
-    """The prompt for one row's rewrite.
-
-    Args:
-        row: prompt and completion (texts or messages), or messages.
-        tokenizer: with its chat template, if it has one.
-        longest: the most tokens that a prompt may have.
-    """
+    """The prompt for the rewrite of a row in one of TRL's shapes; it may have up to `longest` tokens."""
     turns = messages_of(row)
     if turns is None:
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]

@@ -129,12 +129,7 @@ class LiNeS(WiSE):
 
 
 def chosen_alpha(losses: Mapping[float, float], tolerance: float) -> float:
-    """The smallest alpha whose loss is at most `tolerance` above the lowest; 1 where no loss is finite.
-
-    Args:
-        losses: alpha -> evaluation loss, nats per token.
-        tolerance: >= 0, nats per token.
-    """
+    """The smallest alpha whose loss (nats per token) is at most `tolerance` above the lowest; 1 if none is finite."""
     finite = {alpha: loss for alpha, loss in losses.items() if math.isfinite(loss)}
     limit = min(finite.values(), default=math.nan) + tolerance
     return min((alpha for alpha, loss in finite.items() if loss <= limit), default=1.0)
