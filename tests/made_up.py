@@ -49,7 +49,7 @@ def made_setting(text: str) -> Setting:
 
 def made_plan(methods: Sequence[str], seeds: int, modes: Sequence[str] = ("steps",)) -> Plan:
     """All settings and their yardsticks, at learning rate 1."""
-    settings, _ = with_yardsticks(made_setting(method) for method in methods)
+    settings = with_yardsticks(made_setting(method) for method in methods)
     runs = {mode: {s: [Run(s, seed, "1", 3) for seed in range(seeds)] for s in settings} for mode in modes}
     return Plan(settings, rates=dict.fromkeys(settings, "1"), runs=runs)
 

@@ -68,14 +68,13 @@ def test_a_grid_has_every_combination_once():
 
 
 def test_plain_sft_is_added_and_comes_first():
-    settings, added = with_yardsticks([parse_setting("gem"), parse_setting("lfu")])
-    assert [s.label for s in settings] == ["sft", "gem", "lfu"]
-    assert added == [Setting("sft")]
-    assert with_yardsticks([parse_setting("lfu"), parse_setting("sft")])[1] == []
+    for given in (["gem", "lfu"], ["gem", "sft", "lfu"], ["gem", "lfu", "sft"]):
+        assert [s.label for s in with_yardsticks(map(parse_setting, given))] == ["sft", "gem", "lfu"]
 
 
 def test_training_flags_have_a_yardstick_of_their_own():
-    settings, added = with_yardsticks(grid("lfu", {"alpha": ["1", "2"], "data_limit": ["8", "16"]}))
+    settings = with_yardsticks(grid("lfu", {"alpha": ["1", "2"], "data_limit": ["8", "16"]}))
+    added = settings[:2]
     assert [s.label for s in added] == ["sft data_limit=8", "sft data_limit=16"]
     assert len(settings) == 6
     assert make_setting("lfu", {"data_limit": "8", "alpha": "1"}).yardstick == added[0]

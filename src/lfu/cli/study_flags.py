@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from lfu.support.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from lfu.study.options import Options
-    from lfu.study.study import Flags
+    from lfu.study.options import Flags, Options
 
 
 RATE_FLAGS = ("--learning_rate", "--learning-rate")
@@ -53,8 +52,8 @@ def sort_flags(words: Sequence[str], verb: str) -> Flags:
     """
     from lfu.cli.arguments import DataArguments, ModelArguments, TrainParser
     from lfu.config import LfUConfig
+    from lfu.study.options import Flags
     from lfu.study.settings import is_reserved, lfu_fields
-    from lfu.study.study import Flags
 
     known = TrainParser((LfUConfig, ModelArguments, DataArguments), prog="lfu train", allow_abbrev=False).flags()
     training: list[str] = []

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from lfu.study.choose import fitting
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
-from lfu.study.options import Options
+from lfu.study.options import Flags, Options
 from lfu.study.plan import Design
 from lfu.study.rows import Kept, Split, built_in, retention, split, trained_on, write_rows
 from lfu.study.settings import Setting, with_yardsticks
-from lfu.study.study import Flags, Study, Words
+from lfu.study.study import Parse, Study
 from lfu.support.errors import UserError, value_errors_are_the_users
 
 # flags that every run is given by the study: its own files; learning rate and steps
@@ -23,11 +23,8 @@ OF_RUN = {"learning_rate", "max_steps"}
 LEAST_KEPT = 6  # items: a third of them choose
 
 
-def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> Study:
+def build(options: Options, parse: Parse) -> Study:
     """Loads the rows, checks every setting, and writes the rows into the study's folder.
-
-    Args:
-        parse: flag words of `lfu train` -> (LfUConfig, ModelConfig, data arguments).
 
     Raises:
         UserError: for anything the user can put right; nothing is written then.
@@ -37,13 +34,12 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         raise UserError("with --packing give --max_steps: all methods get the same number of steps")
     tokenizer = _tokenizer(config, model)
     parts = _rows(options, data)
-    settings, _ = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
+    settings = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
     shaped = _shaped(parts, data, tokenizer)
     with value_errors_are_the_users():
         exam = make_exam(
-            parts, shaped, _kept(options, data, tokenizer, parts), options.measures, tokenizer, template=data.template,
-            system=data.system, match_rows=options.match_rows, robust_rows=options.robust_rows,
-            max_new_tokens=options.max_new_tokens, batch_size=config.per_device_eval_batch_size,
+            parts, shaped, _kept(options, data, tokenizer, parts), tokenizer, options, template=data.template,
+            system=data.system, batch_size=config.per_device_eval_batch_size,
         )  # fmt: skip
     parts.said.extend(_about_lengths(shaped, tokenizer, config, model))
     training = _without(options.flags.training, ROWS)
@@ -54,51 +50,17 @@ def build(options: Options, parse: Callable[[Words], tuple[Any, Any, Any]]) -> S
         shared = [f"--{name}={value}" for name, value in setting.shared]
         return steps_of(parse([*training, "--data", "-", *shared])[0], study.limit(setting))
 
-    study = Study(
-        folder=options.folder,
-        design=Design(
-            settings,
-            options.seeds,
-            rates,
-            total_steps,
-            options.modes,
-            options.bisection,
-            halving=("rung" if exam.kept else "search") if options.halving else None,
-            cycle=lambda setting: _cycle(study.configs(study.design.first_run(setting, rates[0]))[0]),
-        ),
-        flags=Flags(_without(training, OF_RUN), options.flags.own, options.flags.knobs),
-        parse=parse,
-        split=parts,
-        shaped=shaped,
-        exam=exam,
-        session=options.session,
-        save_steps=options.save_steps,
-        keep_models=options.keep_models,
-        watch_forgetting=options.watch_forgetting,
-        live=options.live,
-        draw=options.draw,
-        say=options.say,
-    )
+    design = Design(
+        settings, options.seeds, rates, total_steps, options.modes, options.bisection,
+        halving=("rung" if exam.kept else "search") if options.halving else None,
+        cycle=lambda setting: _cycle(study.configs(design.first_run(setting, rates[0]))[0]),
+    )  # fmt: skip
+    flags = Flags(_without(training, OF_RUN), options.flags.own, options.flags.knobs)
+    study = Study(**vars(options) | {"flags": flags}, design=design, parse=parse, split=parts, shaped=shaped, exam=exam)
     _check(study)
     for name in ("train", "validation", "test"):
         write_rows(getattr(parts, name), options.folder / "data" / f"{name}.jsonl")
     return study
-
-
-def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any) -> Iterator[str]:
-    """Sentences about rows that are cut or too long; those for scoring are not cut."""
-    from lfu.data.learned import tokenised
-    from lfu.data.lengths import about_lengths
-    from lfu.model.loading import context_length
-
-    context, _ = context_length(
-        str(model.model_name_or_path), model.model_revision, trust_remote_code=config.trust_remote_code
-    )
-    for name, rows in shaped.items():
-        cut = config.max_length if name == "train" else None
-        what = "training rows" if name == "train" else f"{name} rows"
-        for line in about_lengths(tokenised(rows, tokenizer, config), what, max_length=cut, context=context):
-            yield f"{line}."
 
 
 def steps_of(config: Any, rows: int) -> int:
@@ -106,9 +68,8 @@ def steps_of(config: Any, rows: int) -> int:
     if config.max_steps > 0:
         return config.max_steps
     size = config.per_device_train_batch_size  # a run is one process on one device
-    accumulation = config.gradient_accumulation_steps
     batches = rows // size if config.dataloader_drop_last else math.ceil(rows / size)
-    return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / accumulation)))
+    return math.ceil(config.num_train_epochs * max(1, math.ceil(batches / config.gradient_accumulation_steps)))
 
 
 def _cycle(config: Any) -> int:
@@ -124,15 +85,21 @@ def _cycle(config: Any) -> int:
 def _tokenizer(config: Any, model: Any) -> Any:
     from lfu.model.loading import training_tokenizer
 
-    return training_tokenizer(
-        str(model.model_name_or_path), config, revision=model.model_revision, trust=config.trust_remote_code
-    )
+    name, trust = str(model.model_name_or_path), config.trust_remote_code
+    return training_tokenizer(name, config, revision=model.model_revision, trust=trust)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def _rows(options: Options, data: Any) -> Split:
     """Training rows and those held out, as `lfu train` would read them."""
     from lfu.data.load import BUILT_IN, load_rows
 
+    if options.test_rows and data.eval_data:
+        raise UserError("--test_rows splits test rows off, and --eval_data gives them: give one of them")
+    if options.validation_rows and options.validation_data:
+        raise UserError("--validation_rows splits rows off, and --validation_data gives them: give one of them")
     name, test, validation = str(data.data), None, None
     rows = load_rows(name, split=data.data_split, config=data.data_config, limit=data.data_limit)
     if data.eval_data:
@@ -142,14 +109,9 @@ def _rows(options: Options, data: Any) -> Split:
         test = load_rows(BUILT_IN, split="test", limit=options.test_rows or data.eval_limit)
     if options.validation_data:
         validation = load_rows(options.validation_data, split="validation", config=None)
-    if test is not None and options.test_rows and data.eval_data:
-        raise UserError("--test_rows splits test rows off, and --eval_data gives them: give one of them")
-    if validation is not None and options.validation_rows:
-        raise UserError("--validation_rows splits rows off, and --validation_data gives them: give one of them")
-    return split(
-        list(rows), None if validation is None else list(validation), None if test is None else list(test),
-        validation_rows=options.validation_rows, test_rows=options.test_rows if test is None else None,
-    )  # fmt: skip
+    given = [None if found is None else list(found) for found in (validation, test)]
+    test_rows = options.test_rows if test is None else None
+    return split(list(rows), *given, validation_rows=options.validation_rows, test_rows=test_rows)
 
 
 def _shaped(parts: Split, data: Any, tokenizer: Any) -> dict[str, Any]:
@@ -190,6 +152,23 @@ def _kept(options: Options, data: Any, tokenizer: Any, parts: Split) -> list[Kep
     return sets
 
 
+def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any) -> Iterator[str]:
+    """Sentences about rows that are cut or too long; those for scoring are not cut."""
+    from lfu.data.learned import tokenised
+    from lfu.data.lengths import about_lengths
+    from lfu.model.loading import context_length
+
+    name, trust = str(model.model_name_or_path), config.trust_remote_code
+    context, _ = context_length(name, model.model_revision, trust_remote_code=trust)
+    for part, rows in shaped.items():
+        what, cut = ("training rows", config.max_length) if part == "train" else (f"{part} rows", None)
+        for line in about_lengths(tokenised(rows, tokenizer, config), what, max_length=cut, context=context):
+            yield f"{line}."
+
+
+# --- flags and settings ----------------------------------------------------------------------------------------------
+
+
 def _without(words: Sequence[str], gone: Collection[str]) -> list[str]:
     """The flag words without some flags and their values."""
     kept: list[str] = []
@@ -197,8 +176,7 @@ def _without(words: Sequence[str], gone: Collection[str]) -> list[str]:
     for word in words:
         if word.startswith("--"):
             keep = word[2:].partition("=")[0].replace("-", "_") not in gone
-        if keep:
-            kept.append(word)
+        kept += [word] if keep else []
     return kept
 
 
@@ -208,18 +186,18 @@ def _check(study: Study) -> None:
     Raises:
         UserError: the setting's name and what is wrong.
     """
-    if study.design.halving and (study.design.bisection or "time" in study.design.equal):
+    design, most = study.design, len(study.split.train)
+    if design.halving and (design.bisection or "time" in design.equal):
         raise UserError("--halving compares trainings of equal steps: drop --bisect, and --equal time")
-    for setting in study.design.settings:
+    for setting in design.settings:
         limit = setting.values.get("data_limit")
-        if limit is not None and not (limit.isdecimal() and 1 <= int(limit) <= len(study.split.train)):
+        if limit is not None and not (limit.isdecimal() and 1 <= int(limit) <= most):
             raise UserError(
-                f"{setting.label}: data_limit must be a whole number from 1 to the {len(study.split.train)} rows "
-                "that are left for training"
+                f"{setting.label}: data_limit must be a whole number from 1 to the {most} rows that are left for "
+                "training"
             )
-        for rate in study.design.rates_of(setting):
-            study.configs(study.design.first_run(setting, rate))
-    if study.design.bisection:
-        study.configs(
-            study.design.first_run(study.design.bisection.setting(study.design.bisection.high), study.design.rates[0])
-        )
+        for rate in design.rates_of(setting):
+            study.configs(design.first_run(setting, rate))
+    if design.bisection:
+        highest = design.bisection.setting(design.bisection.high)
+        study.configs(design.first_run(highest, design.rates[0]))

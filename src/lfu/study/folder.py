@@ -1,10 +1,11 @@
 """A run on disk: a folder of small whole files, each written as soon as a phase is over, and a lock while it is held.
 
 config.json    what it is, written first
+begun.json     who works on it; it goes when that is over, and stays if the process dies
 log.jsonl      one line a training step, as training goes
 trained.json   training is over, and the weights are in model/
 part-*.json    one measurement each
-record.json    everything; the files above, log.jsonl and config.json aside, then go
+record.json    everything; begun.json, trained.json and part-*.json then go
 failed.json    what went wrong, when, and in which session
 """
 
@@ -16,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from lfu.support.errors import one_line
 from lfu.support.files import dump_json, write_bytes, write_text
 
 MODEL, TRAINER = "model", "trainer"
+# Level of a run -> the parts that are measured then.
+PARTS = {"search": ("validation",), "rung": ("validation", "kept")}
 
 
 class Place:
@@ -38,6 +41,7 @@ class Place:
 
     def __init__(self, path: Path, key: str, session: str, since: float = 0.0):
         self.path, self.key, self.session, self.since = path, key, session, since
+        self.log, self.model = path / "log.jsonl", path / MODEL
         self._known: dict[str, Any] = {}
 
     # -- Outcome (lfu.study.plan) --------------------------------------------------------------------------------------
@@ -55,25 +59,23 @@ class Place:
             return True
         if level == "timing":
             return self.trained is not None
-        wanted = {"search": ("validation",), "rung": ("validation", "kept")}.get(level, ())
-        return bool(wanted) and all(self.part(name) is not None for name in wanted)
+        return level in PARTS and all(self.part(name) is not None for name in PARTS[level])
 
     @property
     def validation(self) -> float | None:
-        scores = self.record["measures"].get("validation") if self.record else self.part("validation")
+        scores = self._scores("validation")
         return sum(scores["nll"]) / sum(scores["tokens"]) if scores else None
 
     @property
     def kept(self) -> dict[str, float] | None:
         from lfu.study.metrics import kept_losses
 
-        scores = self.record["measures"].get("kept") if self.record else self.part("kept")
+        scores = self._scores("kept")
         return kept_losses(scores) if scores else None
 
     @property
     def step_seconds(self) -> float | None:
-        trained = self.record or self.trained
-        return trained["cost"]["step_seconds"] if trained and "cost" in trained else None
+        return self.cost["step_seconds"] if self.cost else None
 
     # -- what is there -------------------------------------------------------------------------------------------------
 
@@ -86,6 +88,11 @@ class Place:
         return self._read("trained.json")
 
     @property
+    def cost(self) -> dict[str, Any] | None:
+        """What training took, once it is over."""
+        return (self.record or self.trained or {}).get("cost")
+
+    @property
     def failure(self) -> dict[str, Any] | None:
         """A failure of this session, or of one beside it since this one began; older ones are tried again.
 
@@ -94,38 +101,33 @@ class Place:
         found = self.any_failure
         if found is None or found["diverged"] or found["session"] == self.session:
             return found
-        return found if found.get("time", 0.0) >= self.since else None
+        return found if found["time"] >= self.since else None
 
     @property
     def any_failure(self) -> dict[str, Any] | None:
         return None if self.record else self._read("failed.json", remember=False)  # it may be tried again elsewhere
 
+    @property
+    def has_model(self) -> bool:
+        return self.model.is_dir()
+
     def part(self, name: str) -> Any:
         kept = self._read(f"part-{name}.json")
         return kept["result"] if kept else None
 
-    @property
-    def log(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def model(self) -> Path:
-        return self.path / MODEL
-
-    @property
-    def has_model(self) -> bool:
-        return self.model.is_dir()
+    def _scores(self, name: str) -> Any:
+        return self.record["measures"].get(name) if self.record else self.part(name)
 
     # -- what is written -----------------------------------------------------------------------------------------------
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Says what the run is; an older failure is forgotten."""
-        self._write("config.json", dict(config))
+        self._write("config.json", config)
         self._remove("failed.json")
 
     def keep_trained(self, result: Mapping[str, Any]) -> None:
-        self._write("trained.json", dict(result))
-        shutil.rmtree(self.path / TRAINER, ignore_errors=True)  # checkpoints: the trained model is there
+        self._write("trained.json", result)
+        self.drop(TRAINER)  # checkpoints: the trained model is there
 
     def keep_part(self, name: str, result: Any) -> None:
         self._write(f"part-{name}.json", {"result": result})
@@ -135,32 +137,26 @@ class Place:
 
     def finish(self, record: Mapping[str, Any], *, keep_model: bool) -> None:
         """The record takes the place of what led to it."""
-        self._write("record.json", dict(record))
-        self.tidy(keep_model=keep_model)
+        self._write("record.json", record)
+        for file in [*self.path.glob("part-*.json"), self.path / "trained.json", self.path / "failed.json"]:
+            self._remove(file.name)
+        self.drop(TRAINER)
+        if not keep_model:
+            self.drop(MODEL)
 
     def fail(self, error: BaseException, phase: str, trace: str, *, diverged: bool = False) -> None:
         """Keeps what went wrong; a failed training leaves no half of itself."""
-        message = one_line(error)
-        kind = type(error).__name__
+        kind, message = type(error).__name__, one_line(error)
+        told = message if kind in ("UserError", "Diverged", "Died") else f"{kind}: {message}"
         self._write("failed.json", {
-            "session": self.session, "time": time.time(), "phase": phase, "diverged": diverged,
-            "error": message if kind in ("UserError", "Diverged", "Died") else f"{kind}: {message}", "traceback": trace,
+            "session": self.session, "time": time.time(), "phase": phase, "diverged": diverged, "error": told,
+            "traceback": trace,
         })  # fmt: skip
-        shutil.rmtree(self.path / TRAINER, ignore_errors=True)
+        self.drop(TRAINER)
 
-    def tidy(self, *, keep_model: bool) -> None:
-        """Removes what a finished run needs no more."""
-        if self.record is None:
-            return
-        for file in [*self.path.glob("part-*.json"), self.path / "trained.json", self.path / "failed.json"]:
-            self._remove(file.name)
-        shutil.rmtree(self.path / TRAINER, ignore_errors=True)
-        if not keep_model:
-            self.drop_model()
-
-    def drop_model(self) -> None:
-        """The weights of a run that is not wanted any further."""
-        shutil.rmtree(self.model, ignore_errors=True)
+    def drop(self, folder: str) -> None:
+        """Removes the checkpoints, or the weights of a run that is not wanted any further."""
+        shutil.rmtree(self.path / folder, ignore_errors=True)
 
     # -- one worker at a time ------------------------------------------------------------------------------------------
 
@@ -170,16 +166,13 @@ class Place:
         from filelock import FileLock, Timeout
 
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / "run.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(FileLock(self.path / "run.lock", blocking=False))
+                ours = True
+            except Timeout:
+                ours = False
+            yield ours
 
     def marked(self) -> dict[str, Any] | None:
         """The mark of a worker that began the run and neither finished nor failed it."""
@@ -207,7 +200,7 @@ class Place:
             self._known[name] = found
         return found
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
         write_text(self.path / name, dump_json({"key": self.key, **value}))
         self._known.pop(name, None)
 

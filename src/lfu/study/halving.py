@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from lfu.study.choose import pareto_front
 
 if TYPE_CHECKING:
-    from lfu.study.plan import Outcome, Run
+    from lfu.study.folder import Place
+    from lfu.study.plan import Run
 
 RUNGS = (1 / 9, 1 / 3)  # shares of a whole training
 KEPT, LEAST = 1 / 3, 2  # of the candidates of a rung
@@ -39,7 +40,7 @@ class Rung:
     passed: list[str] = field(default_factory=list)
 
 
-def scores_of(runs: Mapping[str, Run], found: Callable[[Run], Outcome], untouched: Outcome) -> Scores:
+def scores_of(runs: Mapping[str, Run], found: Callable[[Run], Place], untouched: Place) -> Scores:
     """The scores of the candidates that did not fail; what was kept as a mean over the sets of loss over untouched."""
     scores = {}
     for name, run in runs.items():

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from lfu.study.rows import Kept, pair_of
+from lfu.study.rows import Kept, Split, pair_of, questions
+
+if TYPE_CHECKING:
+    from lfu.study.options import Options
 
 Progress = Callable[[int], None]  # called with the number of items just scored
 
@@ -28,6 +32,7 @@ class Exam:
         matched: whether the answers end in '#### n', so that what a model writes can be judged.
         template, system: what is put round a question, as in training.
         match_rows, robust_rows: how many test rows are answered in the model's own words; reworded and disturbed.
+        left_out: measures that the rows don't allow, with the reason.
     """
 
     validation: Sequence[Mapping[str, Any]]
@@ -36,12 +41,12 @@ class Exam:
     kept: Sequence[Kept]
     measures: Sequence[str]
     matched: bool
-    template: str = "auto"
-    system: str | None = None
-    match_rows: int = 100
-    robust_rows: int = 32
-    max_new_tokens: int = 256
-    batch_size: int = 8
+    match_rows: int
+    robust_rows: int
+    max_new_tokens: int
+    template: str
+    system: str | None
+    batch_size: int
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
@@ -50,39 +55,38 @@ class Exam:
 
 
 def make_exam(
-    split: Any, shaped: Mapping[str, Any], kept: Sequence[Kept], measures: Sequence[str], tokenizer: Any, **options: Any
+    split: Split, shaped: Mapping[str, Any], kept: Sequence[Kept], tokenizer: Any, options: Options, **more: Any
 ) -> Exam:
     """An exam on the rows of a `Split`; what they don't allow to measure is left out, with the reason.
 
     Args:
         shaped: `validation` and `test` in one of TRL's shapes.
-        options: further fields of `Exam`.
+        more: further fields of `Exam`.
 
     Raises:
         ValueError: a chat template that answers can't be told apart in.
     """
     from lfu.evaluation.score import final_number
-    from lfu.study.rows import questions
 
     validation, test = list(shaped["validation"]), list(shaped["test"])
     left_out: dict[str, str] = {}
-    text = "text" in test[0]
-    asked = None
-    matched = False
-    if text:
-        left_out |= {"prompts": "the rows are plain texts", "noise": "the rows are plain texts"}
+    matched, asked = False, None
+    if "text" in test[0]:
+        left_out = dict.fromkeys(("prompts", "noise"), "the rows are plain texts")
     else:
-        pairs = [pair_of(tokenizer, row) for row in [*test, *validation]]
-        matched = all(final_number(answer) is not None for _, answer in pairs[: len(test)])
+        answers = [pair_of(tokenizer, row)[1] for row in [*test, *validation]]
+        matched = all(final_number(answer) is not None for answer in answers[: len(test)])
         asked = questions(split.test, tokenizer)
         if asked is None:
             left_out["prompts"] = "the rows have no question that could be put into other words"
-    wanted = [name for name in measures if name not in left_out]
-    said = {name: why for name, why in left_out.items() if name in measures}
-    return Exam(validation, test, asked, kept, wanted, matched, left_out=said, **options)
+    return Exam(
+        validation, test, asked, kept, [name for name in options.measures if name not in left_out], matched,
+        options.match_rows, options.robust_rows, options.max_new_tokens, **more,
+        left_out={name: why for name, why in left_out.items() if name in options.measures},
+    )  # fmt: skip
 
 
-# --- the parts -----------------------------------------------------------------------------------------------------
+# --- the parts -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -95,38 +99,37 @@ class Part:
 
 def parts_of(exam: Exam) -> dict[str, Part]:
     """Name -> what measures it, in a fixed order. `distance` is not among them: it needs the untouched weights."""
-    test, robust = len(exam.test), min(exam.robust_rows, len(exam.test))
-    parts = {"validation": Part(len(exam.validation), lambda m, t, p: _loss(m, t, exam.validation, exam, p))}
+    robust = min(exam.robust_rows, len(exam.test))
+    parts = {"validation": Part(len(exam.validation), partial(_loss, exam, exam.validation))}
     if "gain" in exam.measures:
-        parts["gain"] = Part(test, lambda m, t, p: _loss(m, t, exam.test, exam, p))
+        parts["gain"] = Part(len(exam.test), partial(_loss, exam, exam.test))
         if exam.matched and exam.match_rows:
-            parts["match"] = Part(min(exam.match_rows, test), lambda m, t, p: _match(m, t, exam, p))
+            parts["match"] = Part(min(exam.match_rows, len(exam.test)), partial(_match, exam))
     if "forgetting" in exam.measures:
-        items = sum(len(each.rows) for each in exam.kept)
-        parts["kept"] = Part(items, lambda m, t, p: {each.name: _kept(m, t, each, exam, p) for each in exam.kept})
+        parts["kept"] = Part(sum(len(each.rows) for each in exam.kept), partial(_kept, exam))
     if "prompts" in exam.measures and robust:
         from lfu.evaluation import prompts
 
-        assert exam.asked is not None
-        templates = prompts.shipped_templates(prompts.task_of(exam.asked[:robust]))
-        parts["prompts"] = Part(robust * len(templates), lambda m, t, p: _prompts(m, t, exam, templates, p))
+        asked = list(exam.asked or ())[:robust]
+        templates = prompts.shipped_templates(prompts.task_of(asked))
+        parts["prompts"] = Part(robust * len(templates), partial(_prompts, exam, asked, templates))
     if "noise" in exam.measures and robust:
-        parts["noise"] = Part(robust, lambda m, t, p: _noise(m, t, exam, p))
+        parts["noise"] = Part(robust, partial(_noise, exam))
     return parts
 
 
-def _loss(
-    model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], exam: Exam, progress: Progress
-) -> dict[str, Any]:
+def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
+    """NLL of the answers, or of whole texts."""
     from lfu.evaluation.score import answer_nll, perplexity
 
-    options: dict[str, Any] = {"batch_size": exam.batch_size, "progress": progress}
-    if "text" in rows[0]:
-        return asdict(perplexity(model, tokenizer, [row["text"] for row in rows], **options))
-    return asdict(answer_nll(model, tokenizer, rows, render=pair_of, **options))
+    texts = [row if isinstance(row, str) else row.get("text") for row in rows]
+    if texts[0] is not None:
+        return asdict(perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress))
+    scores = answer_nll(model, tokenizer, rows, render=pair_of, batch_size=exam.batch_size, progress=progress)
+    return asdict(scores)
 
 
-def _match(model: Any, tokenizer: Any, exam: Exam, progress: Progress) -> dict[str, Any]:
+def _match(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
     from lfu.evaluation.score import exact_match
 
     return asdict(exact_match(
@@ -135,26 +138,27 @@ def _match(model: Any, tokenizer: Any, exam: Exam, progress: Progress) -> dict[s
     ))  # fmt: skip
 
 
-def _kept(model: Any, tokenizer: Any, each: Kept, exam: Exam, progress: Progress) -> dict[str, Any]:
-    from lfu.evaluation.score import answer_nll, multiple_choice, perplexity
+def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
+    """Set -> its kind and its scores."""
+    from lfu.evaluation.score import multiple_choice
 
-    options: dict[str, Any] = {"batch_size": exam.batch_size, "progress": progress}
-    if each.kind == "choice":
-        scores = multiple_choice(model, tokenizer, each.rows, **options)
-        return {"kind": "choice", "correct": scores.correct}
-    if each.kind == "text":
-        return {"kind": "text", **asdict(perplexity(model, tokenizer, each.rows, **options))}
-    return {"kind": "answer", **asdict(answer_nll(model, tokenizer, each.rows, render=pair_of, **options))}
+    found: dict[str, Any] = {}
+    for each in exam.kept:
+        if each.kind == "choice":
+            scores = multiple_choice(model, tokenizer, each.rows, batch_size=exam.batch_size, progress=progress)
+            found[each.name] = {"kind": each.kind, "correct": scores.correct}
+        else:
+            found[each.name] = {"kind": each.kind, **_loss(exam, each.rows, model, tokenizer, progress)}
+    return found
 
 
 def _prompts(
-    model: Any, tokenizer: Any, exam: Exam, templates: Mapping[str, str], progress: Progress
-) -> dict[str, Any]:
+    exam: Exam, rows: Sequence[Mapping[str, Any]], templates: Mapping[str, str], model: Any, tokenizer: Any,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
     """Template -> scores, as `lfu probe prompts` has them."""
     from lfu.evaluation import prompts
 
-    assert exam.asked is not None
-    rows = exam.asked[: exam.robust_rows]
     worded = [prompts.fill(template, row) for template in templates.values() for row in rows]
     scores = prompts.prompt_scores(
         model, tokenizer, rows, templates, batch_size=exam.batch_size, max_new_tokens=exam.max_new_tokens,
@@ -163,15 +167,15 @@ def _prompts(
     return {name: {"nll": s.nll, "tokens": s.tokens, "correct": s.correct} for name, s in scores.items()}
 
 
-def _wrap(questions: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any, Mapping[str, Any]], tuple[str, str]]:
+def _wrap(worded: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any, Mapping[str, Any]], tuple[str, str]]:
     """(tokenizer, question and answer) -> (prompt, answer), as a training row of one of the questions would be."""
     from datasets import Dataset
 
     from lfu.data.templates import to_training_rows
 
-    plain = Dataset.from_list([{"question": question, "answer": "a"} for question in questions])
+    plain = Dataset.from_list([{"question": question, "answer": "a"} for question in worded])
     made = to_training_rows(plain, template=exam.template, tokenizer=tokenizer, system=exam.system)
-    known = {question: row["prompt"] for question, row in zip(questions, made)}
+    known = {question: row["prompt"] for question, row in zip(worded, made)}
 
     def wrap(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
         prompt, answer = known[row["question"]], row["answer"]
@@ -181,7 +185,7 @@ def _wrap(questions: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any
     return wrap
 
 
-def _noise(model: Any, tokenizer: Any, exam: Exam, progress: Progress) -> dict[str, Any]:
+def _noise(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
     from lfu.evaluation.noise import noise_similarity
 
     rows = exam.test[: exam.robust_rows]

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lfu.study.choose import Bisection
 from lfu.study.live import Live
 from lfu.study.measure import MEASURES
 from lfu.study.settings import Setting
-from lfu.study.study import Draw, Flags
 from lfu.support.flags import at_least_one, flag, not_negative, rates_of, seeds_of, share_of, some_of, yes_or_no
 
 WHAT, ROWS, MEASURED, HOW = "what is compared", "rows", "what is measured", "how"
 
+Draw = Callable[[str, Sequence[Mapping[str, Any]]], bytes]
 
-@dataclass
+
+@dataclass(frozen=True)
+class Flags:
+    """What is passed to `lfu train`'s parser for every run: flag words, sorted by whom they are for.
+
+    Attributes:
+        training: for all runs.
+        own: for the runs with LfU in them.
+        knobs: (method.knob, value) for the runs with that method in them.
+    """
+
+    training: Sequence[str] = ()
+    own: Sequence[str] = ()
+    knobs: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(kw_only=True)
 class Options:
     """What the user asked for.
 
@@ -28,8 +45,8 @@ class Options:
         skip_larger: leave out the settings with a `data_limit` above the rows there are, if others have one that fits.
         session: the name under which the processes of one command work together.
         say: tells the user one line.
-        live: is told what happens.
-        draw: makes a picture (PNG) of a run's training curve.
+        live: is told what happens in this process.
+        draw: makes a picture (PNG) of a run's training curve, of its title and entries; None: no pictures.
     """
 
     folder: Path

@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from lfu.study.choose import Bisection, best_rate
 from lfu.study.halving import RUNGS, Rung, best_first, passing, scores_of
 from lfu.study.settings import YARDSTICK, Setting
 
+if TYPE_CHECKING:
+    from lfu.study.folder import Place
+
 LEVELS = ("timing", "search", "rung", "full")
-MODES = ("steps", "time")
 TIMING_STEPS = 12
 
 
@@ -36,6 +38,7 @@ class Run:
 
 
 UNTOUCHED = Run(None)
+Find = Callable[[Run], "Place"]  # what is known of a run
 
 
 @dataclass(frozen=True)
@@ -44,33 +47,6 @@ class Task:
 
     run: Run
     level: str
-
-
-class Outcome(Protocol):
-    """What is known of a run."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether it can't be finished."""
-
-    @property
-    def diverged(self) -> bool:
-        """Whether that is because numbers were not finite."""
-
-    def finished(self, level: str) -> bool:
-        """Whether it got that far."""
-
-    @property
-    def validation(self) -> float | None:
-        """Loss on the validation rows, nats per token."""
-
-    @property
-    def kept(self) -> Mapping[str, float] | None:
-        """Set that should not get worse -> loss, or share of errors, on the items that choose."""
-
-    @property
-    def step_seconds(self) -> float | None:
-        """Mean time of a training step, disturbances aside."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +102,7 @@ class Plan:
     whole: bool = True
 
 
-def planned(design: Design, found: Callable[[Run], Outcome]) -> Plan:
+def planned(design: Design, found: Find) -> Plan:
     """The plan, as far as the results allow to see it."""
     plan = Plan(list(design.settings), [Task(UNTOUCHED, "full")])
     if design.halving:
@@ -146,7 +122,7 @@ def planned(design: Design, found: Callable[[Run], Outcome]) -> Plan:
     return plan
 
 
-def _choose_rates(plan: Plan, design: Design, found: Callable[[Run], Outcome]) -> None:
+def _choose_rates(plan: Plan, design: Design, found: Find) -> None:
     for setting in design.settings:
         rates = design.rates_of(setting)
         if len(rates) == 1:
@@ -163,7 +139,7 @@ def _choose_rates(plan: Plan, design: Design, found: Callable[[Run], Outcome]) -
             plan.whole = False
 
 
-def _thin_out(plan: Plan, design: Design, level: str, found: Callable[[Run], Outcome]) -> None:
+def _thin_out(plan: Plan, design: Design, level: str, found: Find) -> None:
     """Settings and their rates by successive halving; the best plain SFT and what survivors are compared with stay."""
     candidates = {(s, rate): f"{s.label} at {rate}" for s in design.settings for rate in design.rates_of(s)}
     by_name = {name: candidate for candidate, name in candidates.items()}
@@ -190,7 +166,7 @@ def _thin_out(plan: Plan, design: Design, level: str, found: Callable[[Run], Out
     plan.settings = [setting for setting in design.settings if setting in plan.rates]
 
 
-def _bisect(plan: Plan, design: Design, bisection: Bisection, found: Callable[[Run], Outcome]) -> None:
+def _bisect(plan: Plan, design: Design, bisection: Bisection, found: Find) -> None:
     """The values that the bisection has come to become settings; each is judged by its first run."""
     bar = found(UNTOUCHED).validation
     visited: dict[float, bool] = {}
@@ -219,24 +195,25 @@ def _add_by_seed(plan: Plan, design: Design, runs: Mapping[Setting, Sequence[Run
         plan.tasks += [Task(each[number], "full") for each in runs.values()]
 
 
-def _same_time(plan: Plan, design: Design, found: Callable[[Run], Outcome]) -> None:
+def _same_time(plan: Plan, design: Design, found: Find) -> None:
     """Each setting gets the wall-clock of its yardstick's run with equal steps, in steps of its own."""
     basis = {setting: _timed(plan, design, setting, rate) for setting, rate in plan.rates.items()}
     if "steps" not in design.equal:
         for setting, runs in basis.items():
             level = "search" if len(design.rates_of(setting)) > 1 else "timing"
             plan.tasks += [Task(run, level) for run in runs]
-    times = {setting: _step_time([found(run) for run in runs]) for setting, runs in basis.items()}
+    times = {setting: _step_time(runs, found) for setting, runs in basis.items()}
+    by_time: dict[Setting, list[Run]] = {}
     for setting, rate in plan.rates.items():
-        ours, theirs = times[setting], times.get(setting.yardstick)
-        if setting.yardstick not in plan.rates or _never(ours) or _never(theirs):
-            continue  # it can't be told what the same time would be
+        ours, theirs = times[setting], times.get(setting.yardstick, math.nan)
         if ours is None or theirs is None:
             plan.whole = False
-            continue
-        steps = max(1, round(design.total_steps(setting) * theirs / ours))
-        plan.runs.setdefault("time", {})[setting] = [Run(setting, seed, rate, steps) for seed in design.seeds]
-    _add_by_seed(plan, design, plan.runs.get("time", {}))
+        elif not math.isnan(ours) and not math.isnan(theirs):
+            steps = max(1, round(design.total_steps(setting) * theirs / ours))
+            by_time[setting] = [Run(setting, seed, rate, steps) for seed in design.seeds]
+    if by_time:
+        plan.runs["time"] = by_time
+        _add_by_seed(plan, design, by_time)
 
 
 def _timed(plan: Plan, design: Design, setting: Setting, rate: str) -> list[Run]:
@@ -246,20 +223,16 @@ def _timed(plan: Plan, design: Design, setting: Setting, rate: str) -> list[Run]
     """
     if "steps" in plan.runs:
         return plan.runs["steps"][setting]
-    steps = design.total_steps(setting)
     if len(design.rates_of(setting)) > 1:
         return [design.first_run(setting, rate)]
-    return [Run(setting, design.seeds[0], rate, min(steps, max(TIMING_STEPS, 1 + design.cycle(setting))))]
+    steps = min(design.total_steps(setting), max(TIMING_STEPS, 1 + design.cycle(setting)))
+    return [Run(setting, design.seeds[0], rate, steps)]
 
 
-def _step_time(outcomes: Sequence[Outcome]) -> float | None:
+def _step_time(runs: Sequence[Run], found: Find) -> float | None:
     """That of the first run that doesn't fail, None until it is known; NaN if all of them fail."""
-    return next((outcome.step_seconds for outcome in outcomes if not outcome.failed), math.nan)
+    return next((place.step_seconds for run in runs if not (place := found(run)).failed), math.nan)
 
 
-def _never(seconds: float | None) -> bool:
-    return seconds is not None and math.isnan(seconds)
-
-
-def _over(outcome: Outcome, level: str) -> bool:
+def _over(outcome: Place, level: str) -> bool:
     return outcome.failed or outcome.finished(level)

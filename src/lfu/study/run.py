@@ -12,12 +12,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from lfu.study import environment, keys
-from lfu.study.folder import TRAINER, Place
+from lfu.study.folder import MODEL, PARTS, TRAINER, Place
 from lfu.study.measure import parts_of
 from lfu.study.plan import UNTOUCHED, Plan, Run, Task
 from lfu.study.study import Study
@@ -68,8 +68,7 @@ def _try(study: Study, task: Task, ahead: Callable[[], str]) -> bool:
             return False
         if study.finished(task) or place.failed:
             return True  # another process has just done it
-        mark = place.marked()
-        if mark and mark["session"] == study.session:
+        if (place.marked() or {}).get("session") == study.session:
             place.fail(Died("the process that worked on it died, perhaps of too little memory"), "", "")
             place.unmark()
             study.say(f"{_name(task.run)}: failed: its process died")
@@ -115,32 +114,19 @@ def _train(study: Study, run: Run, place: Place) -> None:
     )  # fmt: skip
     if place.trained:  # its weights were dropped: the time that equal time goes by stays that of the first training
         result["cost"] = place.trained["cost"]
-    _curve(study, place, run, result["curve"])
+    if study.draw:
+        place.keep_picture("curve.png", study.draw(f"{run.label}, seed {run.seed}", result["curve"]))
     place.keep_trained(result)
 
 
 def _measure(study: Study, task: Task, place: Place) -> None:
     """The parts that aren't measured yet; the record, if all are wanted."""
-    run, untouched = task.run, task.run.setting is None
-    config, model_arguments = study.configs(run)
-    parts = parts_of(study.exam)
+    run, parts = task.run, parts_of(study.exam)
     chooses = bool(study.exam.measures) or study.design.bisection is not None or place.part("validation") is not None
-    wanted = [name for name in parts if name != "validation" or chooses]
-    if task.level != "full":
-        wanted = ["validation", "kept"] if task.level == "rung" else ["validation"]
+    wanted = PARTS.get(task.level) or [name for name in parts if name != "validation" or chooses]
     missing = [name for name in wanted if place.part(name) is None]
     start = time.monotonic()
-    loaded: tuple[Any, Any] | None = None
-
-    def model() -> tuple[Any, Any]:
-        nonlocal loaded
-        if loaded is None:
-            started = (model_arguments, config)
-            loaded = load_start(*started) if untouched else load_tuned(*started, place.model)
-            if environment.device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
-                loaded[0].to("cuda")
-        return loaded
-
+    model = cache(partial(_loaded, study, run, place))
     study.live.stage(run, "measuring", sum(parts[name].items for name in missing))
     for name in missing:
         result = parts[name].measure(*model(), study.live.advance)
@@ -149,40 +135,44 @@ def _measure(study: Study, task: Task, place: Place) -> None:
     if task.level != "full":
         return
     if place.part("about") is None:
-        place.keep_part("about", _about(study, untouched, model()[0]))
+        place.keep_part("about", _about(study, run, model()[0]))
     about = place.part("about")
-    record: dict[str, Any] = {
-        "format": FORMAT,
-        "label": run.label,
-        "method": run.setting.method if run.setting else "",
-        "seed": run.seed,
-        "learning_rate": run.learning_rate,
-        "steps": run.steps,
-        "model": about["model"],
-        "measures": {name: place.part(name) for name in wanted} | {"distance": about["distance"]},
-        "cost": {"measure_seconds": time.monotonic() - start},
-    }
-    if place.trained:
-        trained = {name: value for name, value in place.trained.items() if name != "key"}
-        record |= trained | {"cost": trained["cost"] | record["cost"]}
+    trained = {name: value for name, value in (place.trained or {}).items() if name != "key"}
+    record = {
+        "format": FORMAT, "label": run.label, "method": run.setting.method if run.setting else "", "seed": run.seed,
+        "learning_rate": run.learning_rate, "steps": run.steps, "model": about["model"],
+        "measures": {name: place.part(name) for name in wanted} | {"distance": about["distance"]}, **trained,
+        "cost": trained.get("cost", {}) | {"measure_seconds": time.monotonic() - start},
+    }  # fmt: skip
     place.finish(record, keep_model=study.keep_models)
 
 
-def _about(study: Study, untouched: bool, model: Any) -> dict[str, Any]:
+def _loaded(study: Study, run: Run, place: Place) -> tuple[Any, Any]:
+    """The run's model, where it computes, and its tokenizer."""
+    config, arguments = study.configs(run)
+    loaded = load_tuned(arguments, config, place.model) if run.setting else load_start(arguments, config)
+    if environment.device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
+        loaded[0].to("cuda")
+    return loaded
+
+
+def _about(study: Study, run: Run, model: Any) -> dict[str, Any]:
     """The model's description, and how far it is from the untouched one, as a share of its norm."""
     from lfu.evaluation.drift import weight_drift, weights_on_disk
     from lfu.evaluation.record import describe_model
+    from lfu.model.loading import is_adapter
 
     _, arguments = study.configs(UNTOUCHED)
-    described = describe_model(str(arguments.model_name_or_path), model)
-    if untouched or "distance" not in study.exam.measures or arguments.load_in_4bit or arguments.load_in_8bit:
-        return {"model": described, "distance": None}
-    if _is_plain_lora(model) and not _starts_as_adapter(arguments):
+    name, quantised = str(arguments.model_name_or_path), arguments.load_in_4bit or arguments.load_in_8bit
+    found = {"model": describe_model(name, model), "distance": None}
+    if run.setting is None or "distance" not in study.exam.measures or quantised:
+        return found
+    if _is_plain_lora(model) and not is_adapter(name):
         drift = weight_drift(None, model)
     else:
         with weights_on_disk(_start_weights(study)) as start:
             drift = weight_drift(start, model)
-    return {"model": described, "distance": drift.overall.relative}
+    return found | {"distance": drift.overall.relative}
 
 
 def _start_weights(study: Study) -> Path:
@@ -195,9 +185,9 @@ def _start_weights(study: Study) -> Path:
     with FileLock(study.folder / "runs" / "start.lock"):
         if not path.is_file():
             config, arguments = study.configs(UNTOUCHED)
-            partial = path.with_suffix(".partial")
-            keep_weights(load_start(arguments, config)[0], partial)
-            partial.replace(path)
+            unfinished = path.with_suffix(".partial")
+            keep_weights(load_start(arguments, config)[0], unfinished)
+            unfinished.replace(path)
     return path
 
 
@@ -208,13 +198,7 @@ def _is_plain_lora(model: Any) -> bool:
     return config is not None and config.peft_type == PeftType.LORA
 
 
-def _starts_as_adapter(arguments: Any) -> bool:
-    from lfu.model.loading import is_adapter
-
-    return is_adapter(str(arguments.model_name_or_path))
-
-
-# --- what is left behind -------------------------------------------------------------------------------------------
+# --- what is left behind ---------------------------------------------------------------------------------------------
 
 
 def _drop_losers(study: Study) -> None:
@@ -224,21 +208,19 @@ def _drop_losers(study: Study) -> None:
     plan = study.plan()
     needed = {task.run for task in plan.tasks if task.level == "full"}
     for task in plan.tasks:
-        setting = task.run.setting
-        decided = setting in plan.rates if task.level == "search" else task.level == "rung" and plan.runs
-        if decided and task.run not in needed:
-            place = study.shelf(task.run)
-            if place.has_model and not place.marked():
-                place.drop_model()
+        decided = task.run.setting in plan.rates if task.level == "search" else task.level == "rung" and plan.runs
+        place = study.shelf(task.run)
+        if decided and task.run not in needed and place.has_model and not place.marked():
+            place.drop(MODEL)
 
 
 def tidy(study: Study) -> None:
     """After the last run: what only an unfinished study needs."""
-    if study.keep_models or study.open_tasks(study.plan()):
+    if study.keep_models or study.todo():
         return
     for task in study.plan().tasks:
         if not study.shelf(task.run).any_failure:  # one that failed in measuring is measured again, not trained
-            study.shelf(task.run).drop_model()
+            study.shelf(task.run).drop(MODEL)
     for file in (study.folder / "runs").glob("start-*.safetensors"):
         file.unlink(missing_ok=True)
 
@@ -246,29 +228,16 @@ def tidy(study: Study) -> None:
 def _config_record(study: Study, run: Run) -> dict[str, Any]:
     config, _ = study.configs(run)
     return {
-        "label": run.label,
-        "seed": run.seed,
-        "learning_rate": run.learning_rate,
-        "steps": run.steps,
-        "command": study.words(run),
+        "label": run.label, "seed": run.seed, "learning_rate": run.learning_rate, "steps": run.steps,
+        "command": study.words(run), "everywhere": study.everywhere,
         "config": {name: value for name, value in config.to_dict().items() if name not in keys.NO_MATTER},
-        "everywhere": study.everywhere,
-    }
-
-
-def _curve(study: Study, place: Place, run: Run, curve: Sequence[Mapping[str, Any]]) -> None:
-    """The training curve as a picture in the run's folder."""
-    if study.draw:
-        place.keep_picture("curve.png", study.draw(f"{run.label}, seed {run.seed}", curve))
+    }  # fmt: skip
 
 
 def _refuse_broken(name: str, result: Any) -> None:
     """Raises Diverged for scores that are not finite numbers."""
-    if isinstance(result, Mapping):
-        for value in result.values():
-            _refuse_broken(name, value)
-    elif isinstance(result, list):
-        for value in result:
+    if isinstance(result, Mapping | list):
+        for value in result.values() if isinstance(result, Mapping) else result:
             _refuse_broken(name, value)
     elif isinstance(result, float) and not math.isfinite(result):
         raise Diverged(f"a score is no finite number ({name}): the trained model is broken")

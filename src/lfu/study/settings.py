@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
-from lfu.support.errors import UserError, did_you_mean, one_line
+from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_users
 
 YARDSTICK = "sft"
 Pairs = tuple[tuple[str, str], ...]  # (name, value as text), in the order given
@@ -64,11 +64,7 @@ def parse_setting(text: str) -> Setting:
         UserError: no such method, a name that is neither a knob of it nor a training flag, a value out of range.
     """
     method, *entries = _ENTRY.split(text.strip())
-    pairs = {}
-    for entry in entries:
-        name, _, value = entry.partition("=")
-        pairs[name] = value
-    return make_setting(method, pairs)
+    return make_setting(method, {name: value for name, _, value in (entry.partition("=") for entry in entries)})
 
 
 def make_setting(method: str, pairs: Mapping[str, str]) -> Setting:
@@ -82,20 +78,19 @@ def make_setting(method: str, pairs: Mapping[str, str]) -> Setting:
     known = _knobs(method)
     own, knobs, shared = [], [], []
     for name, value in pairs.items():
+        matching = [knob for knob in known if name in (knob, knob.rpartition(".")[2])]
         if name in lfu_fields() and is_lfu(method):
             own.append((name, value))
-        elif matching := [knob for knob in known if name in (knob, knob.rpartition(".")[2])]:
-            if len(matching) > 1:
-                raise UserError(f"{method}: {name!r} could be {' or '.join(matching)}: say which")
+        elif len(matching) > 1:
+            raise UserError(f"{method}: {name!r} could be {' or '.join(matching)}: say which")
+        elif matching:
             knobs.append((matching[0], value))
         elif name in training_fields():
             shared.append((name, value))
         else:
-            raise UserError(_unknown(method, name, known))
-    try:
+            raise UserError(f"{method}: {_unknown(method, name, known)}")
+    with value_errors_are_the_users():
         methods_of(method, dict(knobs))
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
     return Setting(method, tuple(own), tuple(knobs), tuple(shared))
 
 
@@ -108,11 +103,10 @@ def grid(method: str, params: Mapping[str, Sequence[str]]) -> list[Setting]:
     return [make_setting(method, dict(zip(params, values))) for values in itertools.product(*params.values())]
 
 
-def with_yardsticks(settings: Iterable[Setting]) -> tuple[list[Setting], list[Setting]]:
-    """(all settings with their yardsticks, each once, yardsticks first; the yardsticks that had to be added)."""
-    given = list(dict.fromkeys(settings))
-    needed = list(dict.fromkeys(setting.yardstick for setting in given))
-    return list(dict.fromkeys([*needed, *given])), [each for each in needed if each not in given]
+def with_yardsticks(settings: Iterable[Setting]) -> list[Setting]:
+    """All settings with their yardsticks, each once, yardsticks first."""
+    given = list(settings)
+    return list(dict.fromkeys([*(setting.yardstick for setting in given), *given]))
 
 
 def is_lfu(method: str) -> bool:
@@ -121,13 +115,9 @@ def is_lfu(method: str) -> bool:
     Raises:
         UserError: no such method.
     """
-    from lfu.methods import method_class
     from lfu.methods.lfu import LfU
 
-    try:
-        return any(issubclass(method_class(name.strip()), LfU) for name in method.split("+"))
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    return any(issubclass(one, LfU) for one in _classes(method).values())
 
 
 @cache
@@ -158,27 +148,26 @@ def _names(config: type) -> set[str]:
     return {f.name for f in fields(config)}
 
 
-def _knobs(method: str) -> list[str]:
-    """`gem.beta`, ... of all methods named.
-
-    Raises:
-        UserError: no such method.
-    """
+def _classes(method: str) -> dict[str, type]:
+    """Name -> class of each method that `method` names; UserError if there is none."""
     from lfu.methods import method_class
+
+    with value_errors_are_the_users():
+        return {name.strip(): method_class(name.strip()) for name in method.split("+")}
+
+
+def _knobs(method: str) -> list[str]:
+    """`gem.beta`, ... of all methods named."""
     from lfu.methods.knobs import knobs_of
 
-    try:
-        return [f"{name.strip()}.{f.name}" for name in method.split("+") for f in knobs_of(method_class(name.strip()))]
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    return [f"{name}.{f.name}" for name, one in _classes(method).items() for f in knobs_of(one)]
 
 
 def _unknown(method: str, name: str, knobs: Sequence[str]) -> str:
     if is_reserved(name):
-        return f"{method}: {name!r} is set by the study itself: leave it out"
+        return f"{name!r} is set by the study itself: leave it out"
     if name in lfu_fields():
-        return f"{method}: {name!r} is LfU's own, and {method} has no LfU in it"
+        return f"{name!r} is LfU's own, and {method} has no LfU in it"
     mine = [*knobs, *(sorted(lfu_fields()) if is_lfu(method) else ())]
-    known = [*mine, *training_fields()]
     listed = f"knobs: {', '.join(mine)}" if mine else "it has no knobs of its own"
-    return f"{method}: unknown name {name!r}; {listed}.{did_you_mean(name, known)}"
+    return f"unknown name {name!r}; {listed}.{did_you_mean(name, [*mine, *training_fields()])}"

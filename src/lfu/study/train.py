@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
+from transformers import PrinterCallback, TrainerCallback
+
 from lfu.study.live import Live
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder, write_text
@@ -43,9 +45,11 @@ def train(
         Diverged: the loss came to no finite number.
         UserError, ValueError, RuntimeError: as model, methods and trainer raise them.
     """
+    import torch
     from transformers import set_seed
     from trl import get_peft_config
 
+    from lfu.evaluation.record import machine
     from lfu.model.loading import is_adapter
     from lfu.training.checkpoints import newest, steps_of
 
@@ -60,13 +64,15 @@ def train(
     go_on = is_adapter(str(model_arguments.model_name_or_path))
     trainer, advice = _trained(
         checkpoint, model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
-        peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch.callback(), *readings],
+        peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch, *readings],
     )  # fmt: skip
     trained = time.monotonic()
     entries = read_log(log)
     if not entries or any(entry["loss"] is None for entry in entries):
         raise Diverged("the training loss came to no finite number: a lower learning rate or alpha may help")
-    _save(trainer, tokenizer, out)
+    with new_folder(out) as work:
+        trainer.save_model(str(work))  # the tokenizer too
+    seconds = [entry["seconds"] for entry in entries]
     cycle = trainer.step.cheaper.cycle(config.gradient_accumulation_steps) if trainer.step else 1
     return {
         "steps": entries[-1]["step"],
@@ -76,9 +82,17 @@ def train(
         "advice": advice,
         "curve": [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries],
         "forgetting": [{"step": r.step, **r.figures} for each in readings if each.memory for r in each.memory.readings],
-        "cost": _cost([entry["seconds"] for entry in entries], cycle)
-        | {"prepare_seconds": trained - loaded - watch.spent, "load_seconds": loaded - start}
-        | {"peak_memory": memory.peak(), "memory_of": memory.what},
+        "cost": {
+            "step_seconds": step_time(seconds, cycle),
+            "unsteady": unsteadiness(seconds, cycle),
+            "train_seconds": sum(seconds),
+            "prepare_seconds": trained - loaded - watch.spent,
+            "load_seconds": loaded - start,
+            "peak_memory": memory.peak(),
+            "memory_of": memory.what,
+            # how many threads add up decides the rounding
+            "machine": f"{machine()}, {torch.get_num_threads()} threads",
+        },
     }
 
 
@@ -92,7 +106,7 @@ def _trained(checkpoint: Path | None, **arguments: Any) -> tuple[Any, list[str]]
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", LfUAdvice)
         trainer = LfUTrainer(**arguments)
-        _silence(trainer)
+        trainer.remove_callback(PrinterCallback)  # it would print every step
         if checkpoint and steps_of(checkpoint) >= trainer.args.max_steps:
             trainer._load_from_checkpoint(str(checkpoint))  # Trainer would take one step too many
             trainer.finish()
@@ -101,19 +115,15 @@ def _trained(checkpoint: Path | None, **arguments: Any) -> tuple[Any, list[str]]
     return trainer, [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)]
 
 
-def _cost(seconds: list[float], cycle: int) -> dict[str, Any]:
-    """What the steps took, and where."""
-    import torch
+def _forgetting(share: float, config: Any) -> list[Any]:
+    """The callback that measures what is forgotten on the way, three times in a short run, else eight times; none
+    where `share` is 0."""
+    if not share:
+        return []
+    from lfu.forgetting.callback import ForgettingCallback
 
-    from lfu.evaluation.record import machine
-
-    return {
-        "step_seconds": step_time(seconds, cycle),
-        "unsteady": unsteadiness(seconds, cycle),
-        "train_seconds": sum(seconds),
-        # how many threads add up decides the rounding
-        "machine": f"{machine()}, {torch.get_num_threads()} threads",
-    }
+    every = max(1, round(config.max_steps / (3 if config.max_steps < 40 else 8)))
+    return [ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)]
 
 
 def step_time(seconds: list[float], cycle: int = 1) -> float:
@@ -163,27 +173,23 @@ def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
     from lfu.model.loading import adapter_base, is_adapter, load_tokenizer
 
     if not is_adapter(folder):
-        return _load(str(folder), arguments, config, local=True)
+        return _load(str(folder), arguments, config)
     name = str(arguments.model_name_or_path)
     model, _ = _load(adapter_base(name) if is_adapter(name) else name, arguments, config)
     tokenizer = load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
     return PeftModel.from_pretrained(model, str(folder)), tokenizer
 
 
-def _load(name: str, arguments: Any, config: Any, *, local: bool = False) -> tuple[Any, Any]:
+def _load(name: str, arguments: Any, config: Any) -> tuple[Any, Any]:
     from trl import get_quantization_config
 
     from lfu.model.loading import load_model
 
     return load_model(
-        name,
-        dtype=str(arguments.dtype),
-        revision=None if local else arguments.model_revision,
-        trust_remote_code=config.trust_remote_code,
-        attn_implementation=arguments.attn_implementation,
-        quantization_config=get_quantization_config(arguments),
-        trainable=True,
-    )
+        name, dtype=str(arguments.dtype), trust_remote_code=config.trust_remote_code, trainable=True,
+        revision=arguments.model_revision if name == str(arguments.model_name_or_path) else None,
+        attn_implementation=arguments.attn_implementation, quantization_config=get_quantization_config(arguments),
+    )  # fmt: skip
 
 
 # --- going on with a run that was killed ---------------------------------------------------------------------------
@@ -202,8 +208,17 @@ def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
     return found
 
 
-class Watch:
-    """Writes a line for each step: what was logged, and how many seconds the step took."""
+class Watch(TrainerCallback):
+    """Writes a line for each step: what was logged, and how many seconds the step took.
+
+    Args:
+        path: the log; what is in it after step `done` is cut off.
+        done: the steps of the checkpoint that training goes on from.
+        live: is told of every step.
+
+    Raises:
+        UserError: the log lacks a step before `done`.
+    """
 
     def __init__(self, path: Path, done: int, live: Live | None = None):
         self.path, self.live = path, live or Live()
@@ -213,19 +228,27 @@ class Watch:
                 f"{path} doesn't fit the checkpoint of step {done} beside it: remove the folder {path.parent}"
             )
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self.spent = 0.0
-        self._last = self._step = 0.0
+        self.spent = self._last = self._step = 0.0
 
-    def begins(self) -> None:
-        self._last = self._now()
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The clock starts."""
+        self._last = _now()
 
-    def step_ends(self) -> None:
-        now = self._now()
+    on_step_begin = on_train_begin  # without what other callbacks did since the step before
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The step's time is over."""
+        now = _now()
         self._step, self._last = now - self._last, now
         self.spent += self._step
         self.live.advance()
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        """Passes on what the trainer logged."""
+        self.logged(state.global_step, dict(logs or {}))
+
     def logged(self, step: int, logs: dict[str, Any]) -> None:
+        """Adds a step's line to the log."""
         self.live.logged(step, logs)
         if "loss" not in logs:
             return  # what is forgotten, or the summary at the end
@@ -233,35 +256,17 @@ class Watch:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **entry, "seconds": self._step}) + "\n")
 
-    @staticmethod
-    def _now() -> float:
-        import torch
 
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+def _now() -> float:
+    import torch
 
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
-        watch = self
 
-        class Steps(TrainerCallback):
-            """Passes on what happens."""
-
-            def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                watch.begins()
-
-            def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                watch.begins()  # not what other callbacks did since the step before
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-                watch.step_ends()
-
-            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
-                watch.logged(state.global_step, dict(logs or {}))
-
-        return Steps()
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- what it took --------------------------------------------------------------------------------------------------
@@ -303,35 +308,3 @@ def _trim() -> None:
 
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-# --- small things --------------------------------------------------------------------------------------------------
-
-
-def _silence(trainer: Any) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)  # it would print every step
-
-
-def _save(trainer: Any, tokenizer: Any, out: Path) -> None:
-    """A whole folder or none."""
-    with new_folder(out) as work:
-        trainer.save_model(str(work))  # the tokenizer too
-
-
-def _forgetting(share: float, config: Any) -> list[Any]:
-    """The callback that measures what is forgotten on the way, three times in a short run, else eight times.
-
-    None where `share` is 0.
-    """
-    if not share:
-        return []
-    from lfu.forgetting.callback import ForgettingCallback
-
-    every = max(1, round(config.max_steps / (3 if config.max_steps < 40 else 8)))
-    return [ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)]
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
