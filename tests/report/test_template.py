@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jinja2
 import pytest
 from hypothesis import example, given
@@ -50,6 +52,14 @@ def test_a_value_is_text_wherever_it_stands(value):
     assert found.title == text
     assert found.verdict == ([text] if text else [])
     assert found.blocks == [Heading(f"H{text}"), *([Paragraph(text)] if text else []), Paragraph(f"and {text}".strip())]
+
+
+@pytest.mark.parametrize("path", sorted(Path(template.__file__).parent.glob("*.j2")), ids=lambda path: path.stem)
+def test_a_choice_in_a_text_has_both_sides(path):
+    """`{{ x if y }}` is an error where y is false, which no test might come to."""
+    parsed = jinja2.Environment().parse(path.read_text(encoding="utf-8"))
+    for found in parsed.find_all(jinja2.nodes.CondExpr):
+        assert found.expr2 is not None, f"line {found.lineno}"
 
 
 def test_a_misspelt_name_is_an_error(view_of):

@@ -317,7 +317,7 @@ def test_halving_costs_three_plain_searches_at_most_and_a_third_of_the_full_one(
     study = thinned(METHODS, RATES, seeds=[0])
     plan, done = work_off(study, World(by_rate((LFU, "1e-4"))))
     steps = sum(task.run.steps for task in done if task.run.setting)
-    assert [len(rung.runs) for rung in plan.rungs] == [28, 10]
+    assert [len(runs) for runs in plan.rungs] == [28, 10]
     assert steps <= 3 * 4 * 90
     full = [task for task in done if task.level == "full" and task.run.setting]
     assert {task.run.steps for task in full} == {90}

@@ -527,7 +527,6 @@ def stub(left: int, **more) -> SimpleNamespace:
         ([], 10 * 2**30, 3, "3 of 4 processes at once: a training takes 2.0 GiB"),
         ([], 2**30, 1, "1 of 4 processes"),
         ([], 100 * 2**30, 4, ""),
-        ([], None, 4, ""),
         (["0", "1"], 2**30, 2, "2 processes at once: one a GPU"),
     ],
 )
@@ -591,11 +590,11 @@ def test_a_process_has_one_gpu_of_those_that_there_are(listed, count, shares, mo
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == (shares[0] if count > 1 else listed)
 
 
-@pytest.mark.parametrize(("running", "threads"), [(0, 4), (1, 3), (9, 1)])
-def test_no_more_threads_than_idle_cores(running, threads, monkeypatch):
+@pytest.mark.parametrize(("busy", "threads"), [(0.0, 4), (20.0, 3), (25.0, 3), (100.0, 1)])
+def test_no_more_threads_than_idle_cores(busy, threads, monkeypatch):
     chosen: list[int] = []
-    monkeypatch.setattr(processes, "POLL", 0.0)
-    monkeypatch.setattr(processes, "running_tasks", lambda: running)
+    monkeypatch.setattr(processes.psutil, "cpu_percent", lambda seconds: busy)
+    monkeypatch.setattr(processes.psutil, "cpu_count", lambda: 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
     monkeypatch.setattr("torch.set_num_threads", chosen.append)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lfu.report.compare_text import change, heading, mean_and_spread, metrics_in, value
-from lfu.report.text import and_
 from lfu.study.metrics import Metric
 
 Rows = list[list[str]]
@@ -17,12 +16,28 @@ WORDS = {1: ["better"], -1: ["worse"], 0: []}
 
 
 class Mode:
-    """One mode of a record's results; `name` is `steps` or `time`."""
+    """One mode of a record's results.
+
+    Attributes:
+        name: `steps` or `time`.
+        seeds: label -> how many seeds are finished.
+        fewer_ranked: whether a setting has finished more seeds than are ranked.
+        memory: whose memory was measured.
+        machines: those that the runs were made on.
+        busy: the settings whose steps took unsteady times.
+    """
 
     def __init__(self, results: Mapping[str, Any], name: str):
         self.results, self.name, self.found = results, name, results["modes"][name]
         self.title, self.first = TITLES[name], name == next(iter(results["modes"]))
         self.metrics = metrics_in(results)
+        values, ranks, costs = (self.found.get(what, {}) for what in ("values", "ranks", "cost"))
+        self.seeds = {label: len(one["seeds"]) for label, one in next(iter(values.values()), {}).items()}
+        ranked = [count for label, count in self.seeds.items() if label not in self.found.get("failed", ())]
+        self.fewer_ranked = bool(ranks) and max(ranked) > len(ranks["seeds"])
+        self.memory = next((cost["memory_of"] for cost in costs.values() if cost["memory_of"]), "not known")
+        self.machines = sorted({machine for cost in costs.values() for machine in cost["machines"]})
+        self.busy = [label for label, cost in costs.items() if cost["unsteady"] > UNSTEADY]
 
     def called(self, what: str) -> str:
         """A heading or caption; of the second mode with its name."""
@@ -32,41 +47,17 @@ class Mode:
         """A picture's file name; of the second mode with its name."""
         return stem if self.first else f"{stem}-{self.name}"
 
-    # -- how many seeds ------------------------------------------------------------------------------------------------
-
-    def seeds(self) -> dict[str, int]:
-        """Label -> how many seeds are finished."""
-        return {label: len(one["seeds"]) for label, one in next(iter(self.found["values"].values())).items()}
+    def over(self) -> str:
+        """What the values are a mean over."""
+        counts = set(self.seeds.values())
+        rest = " where no other number is given" if len(counts) > 1 else ""
+        return f"mean ± standard deviation over {max(counts)} seeds{rest}" if max(counts) > 1 else "one seed"
 
     def _named(self, label: str) -> str:
         """A row's name, with its seeds where others have more."""
-        counts = self.seeds()
-        count = counts.get(label, most := max(counts.values()))
+        most = max(self.seeds.values())
+        count = self.seeds.get(label, most)
         return label if count == most else f"{label} ({count} seed{'s' if count > 1 else ''})"
-
-    def over(self) -> str:
-        """What the values are a mean over."""
-        counts = set(self.seeds().values())
-        if max(counts) == 1:
-            return "one seed"
-        rest = " where no other number is given" if len(counts) > 1 else ""
-        return f"mean ± standard deviation over {max(counts)} seeds{rest}"
-
-    def about_rank(self) -> str:
-        """What the column with the ranks is."""
-        categories = ", ".join(self.found["ranks"].get("by_category", ()))
-        return categories and (
-            " rank: the ranks by column (1 is best; ties share the better place), their mean by category "
-            f"({categories}), and the mean of these; it says nothing about size or noise."
-        )
-
-    def about_seeds(self) -> str:
-        """What a row with fewer seeds is left out of."""
-        failed, ranked = self.found["failed"], self.found["ranks"].get("seeds", [])
-        said = f" Not ranked, and not recommended: {and_(failed)}, as a run failed." if failed else ""
-        if ranked and any(count != len(ranked) for label, count in self.seeds().items() if label not in failed):
-            said += f" Ranked over the seeds that all have finished ({', '.join(map(str, ranked))})."
-        return said
 
     # -- tables --------------------------------------------------------------------------------------------------------
 
@@ -77,7 +68,7 @@ class Mode:
         rows = [["", *(["rank"] if ranks else []), *map(heading, self.metrics.values())]]
         base = [value(metric, self.results["untouched"][key]) for key, metric in self.metrics.items()]
         rows.append(["untouched", *rank("untouched"), *base])
-        for label in self.seeds():
+        for label in self.seeds:
             cells = [mean_and_spread(metric, self.found["values"][key][label]) for key, metric in self.metrics.items()]
             rows.append([self._named(label), *rank(label), *cells])
         return rows
@@ -124,18 +115,6 @@ class Mode:
                 known(cost["distance"], ".3f", 100),
             ])  # fmt: skip
         return rows
-
-    def memory(self) -> str:
-        """Whose memory was measured."""
-        return next((cost["memory_of"] for cost in self.found["cost"].values() if cost["memory_of"]), "not known")
-
-    def machines(self) -> list[str]:
-        """Those that the runs were made on."""
-        return sorted({machine for cost in self.found["cost"].values() for machine in cost["machines"]})
-
-    def busy(self) -> list[str]:
-        """The settings whose steps took unsteady times."""
-        return [label for label, cost in self.found["cost"].items() if cost["unsteady"] > UNSTEADY]
 
 
 def _cell(metric: Metric, interval: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from lfu.data.columns import as_dataset
+from lfu.data.learned import tokenised
+from lfu.data.lengths import about_lengths
+from lfu.data.load import BUILT_IN, load_rows
+from lfu.data.templates import to_training_rows
+from lfu.model.loading import context_length, training_tokenizer
+from lfu.step.cheaper import Cheaper, longest_cycle
 from lfu.study.choose import fitting
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
@@ -74,8 +81,6 @@ def steps_of(config: Any, rows: int) -> int:
 
 def _cycle(config: Any) -> int:
     """Updates after which the cost of an update repeats."""
-    from lfu.step.cheaper import Cheaper, longest_cycle
-
     if config.lam == 0:
         return 1
     form = Cheaper(config.every, config.part, config.stale, config.random_layers)
@@ -83,8 +88,6 @@ def _cycle(config: Any) -> int:
 
 
 def _tokenizer(config: Any, model: Any) -> Any:
-    from lfu.model.loading import training_tokenizer
-
     name, trust = str(model.model_name_or_path), config.trust_remote_code
     return training_tokenizer(name, config, revision=model.model_revision, trust=trust)
 
@@ -94,8 +97,6 @@ def _tokenizer(config: Any, model: Any) -> Any:
 
 def _rows(options: Options, data: Any) -> Split:
     """Training rows and those held out, as `lfu train` would read them."""
-    from lfu.data.load import BUILT_IN, load_rows
-
     if options.test_rows and data.eval_data:
         raise UserError("--test_rows splits test rows off, and --eval_data gives them: give one of them")
     if options.validation_rows and options.validation_data:
@@ -116,9 +117,6 @@ def _rows(options: Options, data: Any) -> Split:
 
 def _shaped(parts: Split, data: Any, tokenizer: Any) -> dict[str, Any]:
     """The rows in one of TRL's shapes; all of one shape."""
-    from lfu.data.columns import as_dataset
-    from lfu.data.templates import to_training_rows
-
     found = {}
     for name in ("train", "validation", "test"):
         rows = as_dataset(getattr(parts, name))
@@ -134,8 +132,6 @@ def _shaped(parts: Split, data: Any, tokenizer: Any) -> dict[str, Any]:
 
 def _kept(options: Options, data: Any, tokenizer: Any, parts: Split) -> list[Kept]:
     """What should be kept; what of it is trained on is said."""
-    from lfu.data.load import load_rows
-
     if "forgetting" not in options.measures:
         return []
     sets = built_in(options.retention_limit)
@@ -154,10 +150,6 @@ def _kept(options: Options, data: Any, tokenizer: Any, parts: Split) -> list[Kep
 
 def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any) -> Iterator[str]:
     """Sentences about rows that are cut or too long; those for scoring are not cut."""
-    from lfu.data.learned import tokenised
-    from lfu.data.lengths import about_lengths
-    from lfu.model.loading import context_length
-
     name, trust = str(model.model_name_or_path), config.trust_remote_code
     context, _ = context_length(name, model.model_revision, trust_remote_code=trust)
     for part, rows in shaped.items():

@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from lfu.evaluation.intervals import Interval
 from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 from lfu.support.errors import UserError
+
+T = TypeVar("T")
 
 
 def best_rate(losses: Mapping[str, float | None]) -> str | None:
@@ -54,12 +57,6 @@ class Bisection:
     def setting(self, value: float) -> Setting:
         """The setting with the parameter at that value."""
         return make_setting(self.method, {self.name: f"{float(f'{value:.3g}'):g}"})
-
-    @property
-    def key(self) -> str:
-        """The parameter's full name, as it is in the setting."""
-        setting = self.setting(self.low)
-        return next(iter(setting.values))
 
     def next(self, collapsed: Mapping[float, bool]) -> float | None:
         """The value to try next, given those tried so far; None once the bracket is as narrow as asked for."""
@@ -142,11 +139,8 @@ def candidate(settings: Sequence[Chosen]) -> Chosen | None:
     return min(finite, key=lambda pair: (pair[0], pair[1].method != YARDSTICK), default=(None, None))[1]
 
 
-def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The labels that no other point beats: at least as good on both axes (more is better) and better on one."""
-
-    def beaten(label: str) -> bool:
-        x, y = points[label]
-        return any(a >= x and b >= y and (a > x or b > y) for other, (a, b) in points.items() if other != label)
-
-    return sorted((label for label in points if not beaten(label)), key=lambda label: points[label])
+def pareto_front(points: Mapping[T, tuple[float, float]]) -> list[T]:
+    """The points that no other beats: at least as good on both axes (more is better) and better on one."""
+    beats = lambda other, one: other[0] >= one[0] and other[1] >= one[1] and other != one
+    front = [name for name, one in points.items() if not any(beats(other, one) for other in points.values())]
+    return sorted(front, key=points.__getitem__)

@@ -4,10 +4,9 @@ one by one, as several processes on one machine do."""
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
-from lfu.study.processes import in_rounds
+from lfu.study.processes import in_rounds, worker
 from lfu.study.study import Study
 from lfu.support.errors import UserError, one_line
 
@@ -17,7 +16,7 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
     are in `jobs/` of the study's folder.
 
     Args:
-        command: after the name of the Python interpreter; it is given `--jobs 1 --worker SESSION` beside.
+        command: as for `work_in_processes`.
         options: `cluster` (slurm or local; default: slurm where it is found), and what submitit's `update_parameters`
             takes, as text: `timeout_min=240`, `gpus_per_node=1`, `slurm_partition=gpu`.
 
@@ -27,18 +26,16 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
     """
     import submitit
 
-    given = dict(options)
-    logs = study.folder / "jobs"
+    given, logs = dict(options), study.folder / "jobs"
     try:
         executor = submitit.AutoExecutor(folder=logs, cluster=given.pop("cluster", None))
         executor.update_parameters(**{name: int(v) if v.isdecimal() else v for name, v in given.items()})
     except (NameError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"--submitit: {one_line(error)}") from error
-    worker = [sys.executable, *command, "--jobs", "1", "--worker", study.session]
 
     def start() -> list[int]:
         with executor.batch():
-            found = [executor.submit(subprocess.call, worker) for _ in range(study.useful(jobs))]
+            found = [executor.submit(subprocess.call, worker(study, command)) for _ in range(study.useful(jobs))]
         study.say(f"jobs {', '.join(job.job_id for job in found)}; their logs are in {logs}")
         try:
             return [1 if job.exception() else job.result() for job in found]  # waits

@@ -14,8 +14,7 @@ from lfu.study.study import Study
 def searched(study: Study, plan: Plan) -> dict[str, Any]:
     """label -> what was tried and chosen."""
     found = {}
-    first = plan.rungs[0].runs.values() if plan.rungs else ()
-    short = {(run.setting, run.learning_rate): run for run in first}
+    short = {(run.setting, run.learning_rate): run for runs in plan.rungs[:1] for run in runs}
     for setting in study.design.settings:
         rates = study.design.rates_of(setting)
         if len(rates) > 1:
@@ -33,27 +32,20 @@ def searched(study: Study, plan: Plan) -> dict[str, Any]:
 
 def collapse_of(study: Study, plan: Plan) -> dict[str, Any] | None:
     """What the bisection found: value -> loss on the validation rows and whether that is a collapse."""
-    bisection = study.design.bisection
+    bisection, design = study.design.bisection, study.design
     if bisection is None:
         return None
-    bar = study.shelf(UNTOUCHED).validation
+    loss = lambda setting: study.shelf(design.first_run(setting, plan.rates[setting])).validation
     plain = bisection.setting(bisection.low).yardstick
-    rate = plan.rates.get(plain)
-    sft = study.shelf(study.design.first_run(plain, rate)).validation if rate is not None else None
-    tried: dict[float, Any] = {}
-    for setting in plan.settings:
-        place = study.shelf(study.design.first_run(setting, plan.rates[setting])) if setting in plan.rates else None
-        given = {**dict(setting.own), **dict(setting.knobs)}
-        if place is None or bar is None or setting.method != bisection.method or list(given) != [bisection.key]:
-            continue
-        loss = place.validation
-        if loss is not None or (place.any_failure and place.any_failure["diverged"]):
-            tried[float(given[bisection.key])] = {"loss": loss, "collapsed": loss is None or loss > bar}
-    holds, collapses = bisection.bracket({value: one["collapsed"] for value, one in tried.items()})
+    holds, collapses = bisection.bracket(plan.collapsed)
     return {
-        "name": bisection.name, "method": bisection.method, "untouched": bar, "sft": sft,
-        "holds": holds, "collapses": collapses, "low": bisection.low, "high": bisection.high,
-        "tried": {f"{value:g}": tried[value] for value in sorted(tried)},
+        "name": bisection.name, "method": bisection.method, "low": bisection.low, "high": bisection.high,
+        "holds": holds, "collapses": collapses, "untouched": study.shelf(UNTOUCHED).validation,
+        "sft": loss(plain) if plain in plan.rates else None,
+        "tried": {
+            f"{value:g}": {"loss": loss(bisection.setting(value)), "collapsed": plan.collapsed[value]}
+            for value in sorted(plan.collapsed)
+        },
     }  # fmt: skip
 
 

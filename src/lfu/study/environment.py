@@ -25,9 +25,8 @@ def own() -> dict[str, Any]:
 def noted(folder: Path) -> dict[str, Any] | None:
     """That of the machine that trained last in the study's folder; None if none has."""
     try:
-        found = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return {"device": found["device"], "versions": found["versions"]}
-    except (OSError, ValueError, LookupError, TypeError):
+        return json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
 
 
@@ -42,6 +41,7 @@ def note(folder: Path, environment: dict[str, Any]) -> None:
 
 
 def device() -> str:
+    """`cuda` or `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

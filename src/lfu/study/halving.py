@@ -8,73 +8,53 @@ is, so that any number of processes may work on it, and a killed study goes on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lfu.study.choose import pareto_front
+from lfu.study.settings import YARDSTICK, Setting
 
 if TYPE_CHECKING:
     from lfu.study.folder import Place
-    from lfu.study.plan import Run
 
 RUNGS = (1 / 9, 1 / 3)  # shares of a whole training
 KEPT, LEAST = 1 / 3, 2  # of the candidates of a rung
 
-Scores = Mapping[str, tuple[float, float]]  # candidate -> (loss on the validation rows, loss on what should be kept)
+Candidate = tuple[Setting, str]  # with its learning rate
+Scores = Mapping[Candidate, tuple[float, float]]  # loss on the validation rows, loss on what should be kept
 
 
-@dataclass
-class Rung:
-    """One round.
-
-    Attributes:
-        share: of a whole training.
-        runs: candidate -> its short training.
-        passed: the candidates that go on, best first; empty while the round isn't over.
-    """
-
-    share: float
-    runs: dict[str, Run]
-    passed: list[str] = field(default_factory=list)
-
-
-def scores_of(runs: Mapping[str, Run], found: Callable[[Run], Place], untouched: Place) -> Scores:
+def scores_of(runs: Mapping[Candidate, Place], untouched: Place) -> Scores:
     """The scores of the candidates that did not fail; what was kept as a mean over the sets of loss over untouched."""
-    scores = {}
-    for name, run in runs.items():
-        outcome = found(run)
-        if outcome.failed or outcome.validation is None or not math.isfinite(outcome.validation):
-            continue
-        before = untouched.kept or {}
-        ratios = [loss / before[each] for each, loss in (outcome.kept or {}).items() if before.get(each)]
-        scores[name] = (outcome.validation, fmean(ratios) if ratios else 0.0)
+    scores, before = {}, untouched.kept or {}
+    for candidate, run in runs.items():
+        if not run.failed and run.validation is not None and math.isfinite(run.validation):
+            ratios = [loss / before[name] for name, loss in (run.kept or {}).items() if before.get(name)]
+            scores[candidate] = (run.validation, fmean(ratios) if ratios else 0.0)
     return scores
 
 
-def best_first(scores: Scores) -> list[str]:
+def best_first(scores: Scores) -> list[Candidate]:
     """The candidates by fronts: first those that no other beats at both; within a front by validation loss."""
-    left, order = dict(scores), []
+    left, order = dict(scores), list[Candidate]()
     while left:
-        front = pareto_front({name: (-loss, -kept) for name, (loss, kept) in left.items()})
-        order += sorted(front, key=lambda name: left[name])
-        for name in front:
-            del left[name]
+        front = pareto_front({each: (-loss, -kept) for each, (loss, kept) in left.items()})
+        order += sorted(front, key=left.__getitem__)
+        left = {each: score for each, score in left.items() if each not in front}
     return order
 
 
-def passing(order: Sequence[str], always: Callable[[str], bool]) -> list[str]:
-    """The best third, two at least, best first; and the best that `always` names, should none be among them."""
+def passing(order: Sequence[Candidate]) -> list[Candidate]:
+    """The best third, two at least, best first; and the best plain SFT, should none be among them."""
     kept = list(order[: max(LEAST, math.ceil(len(order) * KEPT))])
-    if not any(always(name) for name in kept):
-        kept += [name for name in order if always(name)][:1]
-    return kept
+    plain = [each for each in order if each[0].method == YARDSTICK]
+    return kept if set(plain) & set(kept) else kept + plain[:1]
 
 
-def told(rungs: Sequence[Rung]) -> str:
-    """One sentence about what was done."""
-    rounds = ", ".join(f"{len(rung.runs)} trained for {rung.share:.0%} of the steps" for rung in rungs)
+def told(rungs: Sequence[Sequence[Any]]) -> str:
+    """What was done, given the runs of each rung."""
+    rounds = ", ".join(f"{len(runs)} trained for {share:.0%} of the steps" for share, runs in zip(RUNGS, rungs))
     return (
         f"Candidates were thinned out with the first seed: {rounds}; the best third of each round went on, by the loss "
         "on the validation rows and by what was kept on the items that choose. Short trainings favour what learns "

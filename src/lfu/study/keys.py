@@ -30,7 +30,7 @@ RESOLVED = {"bf16", "dtype"}
 NAMES = {"model_name_or_path", "model_revision"}  # the files themselves are hashed: they may lie elsewhere
 # Parts of the package that change no result; of the study itself all but what trains and what measures.
 APART = {"report", "cli", "recipes"}
-OF_STUDY = {("train.py",), ("measure.py",), ("rows.py",)}
+OF_STUDY = {"train.py", "measure.py", "rows.py"}
 
 
 def given_in(words: Iterable[str]) -> set[str]:
@@ -73,12 +73,10 @@ def package_code() -> str:
     import lfu
 
     package = Path(lfu.__file__).parent
-    files = (file for file in package.rglob("*") if file.suffix in (".py", ".jsonl", ".yaml"))
-    return of_files(package, (file for file in files if _matters(file.relative_to(package).parts)))
-
-
-def _matters(parts: tuple[str, ...]) -> bool:
-    return parts[0] not in APART and (parts[0] != "study" or parts[1:] in OF_STUDY)
+    parts = {file: file.relative_to(package).parts for file in package.rglob("*")}
+    of_study = lambda file: parts[file][0] != "study" or file.name in OF_STUDY
+    code = (file for file in parts if file.suffix in (".py", ".jsonl", ".yaml") and parts[file][0] not in APART)
+    return of_files(package, filter(of_study, code))
 
 
 def methods_code(method: str) -> str:
@@ -99,12 +97,7 @@ def _files_in_knobs(config: Any) -> list[str]:
     methods = methods_of(config.method, config.method_args)
     values = [getattr(m, f.name) for m in methods for f in knobs_of(m) if not f.metadata["output"]]
     paths = [Path(value).expanduser() for value in values if isinstance(value, str) and value]
-    return [of_files(path, _below(path)) if path.is_dir() else of_files(path.parent, [path])
-            for path in paths if path.exists()]  # fmt: skip
-
-
-def _below(folder: Path) -> list[Path]:
-    return [file for file in folder.iterdir() if file.is_file()]
+    return [_of_path(path) for path in paths if path.exists()]
 
 
 def model_files(name: str, revision: str | None, *, trust_remote_code: bool = False) -> str:
@@ -116,29 +109,33 @@ def model_files(name: str, revision: str | None, *, trust_remote_code: bool = Fa
     Raises:
         UserError: no such model.
     """
+    from transformers import AutoConfig
+
     from lfu.model.embedded import EMBEDDED, embedded_folder
     from lfu.model.loading import adapter_base, is_adapter
 
     folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
-    if folder.is_dir():
-        base = (
-            model_files(adapter_base(folder), None, trust_remote_code=trust_remote_code) if is_adapter(folder) else ""
-        )
-        return digest([of_files(folder, _below(folder)), base])
-    from transformers import AutoConfig
+    if not folder.is_dir():
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return digest([name, getattr(config, "_commit_hash", None)])
+    base = adapter_base(folder) if is_adapter(folder) else None
+    return digest([_of_path(folder), model_files(base, None, trust_remote_code=trust_remote_code) if base else ""])
 
-    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    return digest([name, getattr(config, "_commit_hash", None)])
+
+def _of_path(path: Path) -> str:
+    """Hash of a file, or of the files of a folder."""
+    if not path.is_dir():
+        return of_files(path.parent, [path])
+    return of_files(path, (file for file in path.iterdir() if file.is_file()))
 
 
 def of_files(folder: Path, files: Iterable[Path]) -> str:
     """Hash of names (below `folder`) and contents of files, hidden ones left out; 16 hex digits."""
     found = hashlib.sha256()
-    for file in sorted(files):
-        if not file.name.startswith("."):
-            found.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-            for piece in _pieces(file):
-                found.update(piece)
+    for file in sorted(file for file in files if not file.name.startswith(".")):
+        found.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+        for piece in _pieces(file):
+            found.update(piece)
     return found.hexdigest()[:16]
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lfu.study.choose import Bisection, best_rate
-from lfu.study.halving import RUNGS, Rung, best_first, passing, scores_of
-from lfu.study.settings import YARDSTICK, Setting
+from lfu.study.halving import RUNGS, best_first, passing, scores_of
+from lfu.study.settings import Setting
 
 if TYPE_CHECKING:
     from lfu.study.folder import Place
@@ -90,7 +90,8 @@ class Plan:
         settings: those of the design, and the ones that a bisection has come to.
         rates: setting -> the learning rate that its runs have; absent while it isn't chosen, or if all of them failed.
         runs: mode -> setting -> its runs, one a seed; absent while they aren't known.
-        rungs: the rounds of halving.
+        rungs: the short runs of each round of halving.
+        collapsed: value that a bisection has tried -> whether training collapsed.
         whole: whether no further task can come.
     """
 
@@ -98,7 +99,8 @@ class Plan:
     tasks: list[Task] = field(default_factory=list)
     rates: dict[Setting, str] = field(default_factory=dict)
     runs: dict[str, dict[Setting, list[Run]]] = field(default_factory=dict)
-    rungs: list[Rung] = field(default_factory=list)
+    rungs: list[list[Run]] = field(default_factory=list)
+    collapsed: dict[float, bool] = field(default_factory=dict)
     whole: bool = True
 
 
@@ -141,49 +143,44 @@ def _choose_rates(plan: Plan, design: Design, found: Find) -> None:
 
 def _thin_out(plan: Plan, design: Design, level: str, found: Find) -> None:
     """Settings and their rates by successive halving; the best plain SFT and what survivors are compared with stay."""
-    candidates = {(s, rate): f"{s.label} at {rate}" for s in design.settings for rate in design.rates_of(s)}
-    by_name = {name: candidate for candidate, name in candidates.items()}
-    plain = lambda name: by_name[name][0].method == YARDSTICK
-    ranked, names = list(by_name), list(by_name)
+    left = ranked = [(setting, rate) for setting in design.settings for rate in design.rates_of(setting)]
     for share in RUNGS:
-        short = lambda s, share=share: max(1, round(share * design.total_steps(s)))
-        runs = {name: Run(s, design.seeds[0], rate, short(s)) for name in names for s, rate in [by_name[name]]}
-        rung = Rung(share, runs)
-        plan.rungs.append(rung)
-        plan.tasks += [Task(run, level) for run in runs.values()]
-        if not all(_over(found(run), level) for run in runs.values()):
+        whole = {each: design.first_run(*each) for each in left}
+        short = {each: replace(run, steps=max(1, round(share * run.steps))) for each, run in whole.items()}
+        plan.rungs.append(list(short.values()))
+        plan.tasks += [Task(run, level) for run in short.values()]
+        places = {each: found(run) for each, run in short.items()}
+        if not all(_over(place, level) for place in places.values()):
             plan.whole = False
             return
-        order = best_first(scores_of(runs, found, found(UNTOUCHED)))
-        names = rung.passed = passing(order, plain)
-        ranked = list(dict.fromkeys([*names, *order, *ranked]))
-    for name in names:
-        plan.rates.setdefault(*by_name[name])
+        order = best_first(scores_of(places, found(UNTOUCHED)))
+        left = passing(order)
+        ranked = list(dict.fromkeys([*left, *order, *ranked]))
+    for setting, rate in left:
+        plan.rates.setdefault(setting, rate)
     for setting in list(plan.rates):  # what it is compared with
-        best = next((by_name[name] for name in ranked if by_name[name][0] == setting.yardstick), None)
+        best = next((rate for other, rate in ranked if other == setting.yardstick), None)
         if best:
-            plan.rates.setdefault(*best)
+            plan.rates.setdefault(setting.yardstick, best)
     plan.settings = [setting for setting in design.settings if setting in plan.rates]
 
 
 def _bisect(plan: Plan, design: Design, bisection: Bisection, found: Find) -> None:
     """The values that the bisection has come to become settings; each is judged by its first run."""
-    bar = found(UNTOUCHED).validation
-    visited: dict[float, bool] = {}
-    points: dict[float, Setting] = {}
-    while (value := bisection.next(visited)) is not None:
-        setting = points[value] = bisection.setting(value)
+    bar, points = found(UNTOUCHED).validation, []
+    while (value := bisection.next(plan.collapsed)) is not None:
+        points.append(value)
+        setting = bisection.setting(value)
         run = design.first_run(setting, design.rates_of(setting)[0])
         plan.tasks.append(Task(run, "search"))
-        outcome = found(run)
-        if found(UNTOUCHED).failed or (outcome.failed and not outcome.diverged):
+        place = found(run)
+        if found(UNTOUCHED).failed or (place.failed and not place.diverged):
             break  # nothing can be said about collapse
-        if bar is None or not _over(outcome, "search"):
+        if bar is None or not _over(place, "search"):
             plan.whole = False
             break
-        visited[value] = outcome.diverged or outcome.validation is None or outcome.validation > bar
-    for value in sorted(points):
-        setting = points[value]
+        plan.collapsed[value] = place.diverged or place.validation is None or place.validation > bar
+    for setting in map(bisection.setting, sorted(points)):
         plan.rates[setting] = design.rates_of(setting)[0]
         if setting not in plan.settings:
             plan.settings.append(setting)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+
+import psutil
 
 from lfu.study.study import Study
 from lfu.support.errors import UserError
@@ -17,13 +18,15 @@ HEADROOM = 1.5  # what a training of another method may take, of the first one's
 POLL = 0.5  # seconds between two looks at whether that is known
 
 
+def worker(study: Study, command: Sequence[str]) -> list[str]:
+    """The command of one more process: `command` comes after the name of the Python interpreter."""
+    return [sys.executable, *command, "--jobs", "1", "--worker", study.session]
+
+
 def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
     """Runs a command in `jobs` processes, or as many as memory and GPUs allow, until nothing is left to do.
 
     The first process begins alone; what its first training took at most tells how many there is room for.
-
-    Args:
-        command: after the name of the Python interpreter; it is given `--jobs 1 --worker SESSION` beside.
 
     Raises:
         UserError: a process stopped with an error of the user's.
@@ -34,16 +37,14 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
         study.say(f"{jobs} processes at once: one a GPU")
 
     def begin(number: int) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, *command, "--jobs", "1", "--worker", study.session],
-            env=os.environ | _share(number, jobs), stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        environment = os.environ | _share(number, jobs)
+        return subprocess.Popen(worker(study, command), env=environment, stdout=subprocess.DEVNULL)
 
     def start() -> list[int]:
         room, workers = free_memory(), [begin(0)]
         try:
             useful = min(jobs, study.useful(jobs))
-            if useful > 1:
+            if useful > 1 and not visible_gpus():
                 useful = _fitting(study, useful, room, workers[0])
             workers += [begin(number) for number in range(1, useful)]
             return [worker.wait() for worker in workers]
@@ -55,10 +56,8 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
     in_rounds(study, start, "a process stopped with the error above")
 
 
-def _fitting(study: Study, jobs: int, room: int | None, first: subprocess.Popen) -> int:
-    """How many of `jobs` processes memory holds, by the first training that is over; none waits for it on GPUs."""
-    if room is None or visible_gpus():
-        return jobs
+def _fitting(study: Study, jobs: int, room: int, first: subprocess.Popen) -> int:
+    """How many of `jobs` processes memory holds, by the first training that is over."""
     while (peak := study.peak_memory()) is None and first.poll() is None:
         time.sleep(POLL)
         study.follow()
@@ -71,15 +70,6 @@ def _fitting(study: Study, jobs: int, room: int | None, first: subprocess.Popen)
             f"again, and {room / 2**30:.1f} GiB were free"
         )
     return min(fits, jobs)
-
-
-def free_memory() -> int | None:
-    """Bytes that new processes can have, where the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> None:
@@ -107,15 +97,22 @@ def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> Non
         idle = idle + 1 if len(study.todo()) == before else 0
 
 
+# --- what a process may use ------------------------------------------------------------------------------------------
+
+
+def free_memory() -> int:
+    """Bytes that new processes can have."""
+    return psutil.virtual_memory().available
+
+
 def _share(number: int, jobs: int) -> dict[str, str]:
     """The environment of a process: its share of the threads, and one GPU."""
     import torch
 
     threads = max(1, torch.get_num_threads() // jobs)
     found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    if gpus := visible_gpus():
-        found[VISIBLE] = gpus[number % len(gpus)]
-    return found
+    gpus = visible_gpus()
+    return found | ({VISIBLE: gpus[number % len(gpus)]} if gpus else {})
 
 
 def leave_busy_cores() -> None:
@@ -125,21 +122,9 @@ def leave_busy_cores() -> None:
     """
     import torch
 
-    if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available():
-        return
-    looks = []
-    for _ in range(5):
-        looks.append(running_tasks())
-        time.sleep(POLL / 5)
-    torch.set_num_threads(max(1, torch.get_num_threads() - sorted(looks)[2]))
-
-
-def running_tasks() -> int:
-    """How many tasks of the machine compute at this moment, this one aside; 0 where the system doesn't tell."""
-    try:  # the fourth word: tasks that run now, over all there are
-        return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - 1
-    except (OSError, ValueError, IndexError):
-        return 0
+    if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
+        busy = psutil.cpu_percent(POLL) / 100 * (psutil.cpu_count() or 1)
+        torch.set_num_threads(max(1, torch.get_num_threads() - round(busy)))
 
 
 def keep_one_gpu() -> int:

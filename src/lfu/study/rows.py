@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lfu.support.errors import UserError, one_line
+from lfu.support.files import write_text
 
 SPLIT_SEED = "lfu study split"  # the same rows for all seeds: runs are compared in pairs
 LEAST = 4  # rows of each part: below, a mean says nothing
@@ -39,14 +40,13 @@ class Kept:
     rows: list[Any]
 
 
+Rows = Sequence[Mapping[str, Any]]
+
+
 def split(
-    rows: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]] | None,
-    test: Sequence[Mapping[str, Any]] | None,
-    *,
-    validation_rows: int | None = None,
+    rows: Rows, validation: Rows | None, test: Rows | None, *, validation_rows: int | None = None,
     test_rows: int | None = None,
-) -> Split:
+) -> Split:  # fmt: skip
     """Training, validation and test rows; what isn't given is split off the training rows at random, by a fixed seed.
 
     A training row that is also a validation or test row, word for word, is left out of training; a validation row that
@@ -59,37 +59,34 @@ def split(
         UserError: too few rows.
     """
     said = []
-    given = [dict(row) for row in rows]
     # a row that is there twice is held out once
-    different, _ = _without(list({_text(row): row for row in given}.values()), [*(validation or ()), *(test or ())])
+    left = _without({_text(row): row for row in rows}.values(), [*(validation or ()), *(test or ())])
     wanted = {
-        "test": 0 if test is not None else test_rows or _share(len(different), 5),
-        "validation": 0 if validation is not None else validation_rows or _share(len(different), 10),
+        "test": 0 if test is not None else test_rows or _share(len(left), 5),
+        "validation": 0 if validation is not None else validation_rows or _share(len(left), 10),
     }
-    _need_enough(len(different), wanted, " beside those held out" if validation or test else "")
-    order = list(range(len(different)))
+    _need_enough(len(left), wanted, " beside those held out" if validation or test else "")
+    order = list(range(len(left)))
     random.Random(SPLIT_SEED).shuffle(order)
     parts = {}
     for name, count in wanted.items():
         taken, order = sorted(order[:count]), order[count:]
-        parts[name] = [different[i] for i in taken]
+        parts[name] = [left[i] for i in taken]
         if count:
-            said.append(f"{count} of {len(given)} rows were split off for {name}.")
-    test = parts["test"] if test is None else [dict(row) for row in test]
-    validation = parts["validation"] if validation is None else [dict(row) for row in validation]
-    train, dropped = _without(given, [*validation, *test])
-    if again := len(given) - len({_text(row) for row in given}):
-        said.append(f"{again} of {len(given)} rows are there before, word for word; they stay in training.")
-    if dropped := dropped - sum(wanted.values()):
+            said.append(f"{count} of {len(rows)} rows were split off for {name}.")
+    test = _copied(parts["test"] if test is None else test)
+    validation = _copied(parts["validation"] if validation is None else validation)
+    train, chosen = _without(rows, [*validation, *test]), _without(validation, test)
+    if again := len(rows) - len({_text(row) for row in rows}):
+        said.append(f"{again} of {len(rows)} rows are there before, word for word; they stay in training.")
+    if dropped := len(rows) - len(train) - sum(wanted.values()):
         said.append(f"{dropped} training rows are left out: the same rows are among those held out.")
-    validation, dropped = _without(validation, test)
-    if dropped:
+    if dropped := len(validation) - len(chosen):
         said.append(f"{dropped} validation rows are left out: the same rows are test rows.")
-    for name, part in (("training", train), ("validation", validation), ("test", test)):
-        least = 1 if name == "training" else LEAST
+    for name, part, least in (("training", train, 1), ("validation", chosen, LEAST), ("test", test, LEAST)):
         if len(part) < least:
             raise UserError(f"{len(part)} {name} rows are left: give more data (at least {least} are needed)")
-    return Split(train, validation, test, said)
+    return Split(train, chosen, test, said)
 
 
 def retention(name: str, dataset: Any, where: str, *, template: str, system: str | None, tokenizer: Any) -> Kept:
@@ -104,18 +101,14 @@ def retention(name: str, dataset: Any, where: str, *, template: str, system: str
     from lfu.data.templates import to_training_rows
     from lfu.evaluation.forgetting import choice_rows
 
-    columns = set(dataset.column_names)
-    if {"question", "choices"} <= columns:
-        try:
-            return Kept(name, "choice", choice_rows(dataset))
-        except ValueError as error:
-            raise UserError(f"--retention {where}: {one_line(error)}") from error
     try:
+        if {"question", "choices"} <= set(dataset.column_names):
+            return Kept(name, "choice", choice_rows(dataset))
         rows = to_training_rows(dataset, template=template, tokenizer=tokenizer, system=system)
-    except UserError as error:
-        raise UserError(f"--retention {where}: {error}") from error
+    except (UserError, ValueError) as error:
+        raise UserError(f"--retention {where}: {one_line(error)}") from error
     if rows.column_names == ["text"]:
-        return Kept(name, "text", [row["text"] for row in rows])
+        return Kept(name, "text", list(rows["text"]))
     return Kept(name, "answer", list(rows))
 
 
@@ -189,15 +182,13 @@ def _question_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"question": turns[0]["content"], "answer": turns[1]["content"]}
 
 
-def trained_on(rows: Sequence[Mapping[str, Any]], train: Sequence[Mapping[str, Any]]) -> int:
+def trained_on(rows: Rows, train: Rows) -> int:
     """How many of the rows are training rows, word for word."""
-    return len(rows) - len(_without([dict(row) for row in rows], train)[0])
+    return len(rows) - len(_without(rows, train))
 
 
-def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_rows(rows: Rows, path: Path) -> None:
     """As JSON lines, for `lfu train --data`."""
-    from lfu.support.files import write_text
-
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
@@ -215,10 +206,13 @@ def _need_enough(rows: int, wanted: Mapping[str, int], beside: str) -> None:
         )
 
 
-def _without(rows: list[dict[str, Any]], others: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+def _copied(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(row) for row in rows]
+
+
+def _without(rows: Iterable[Mapping[str, Any]], others: Rows) -> list[dict[str, Any]]:
     known = {_text(row) for row in others}
-    kept = [row for row in rows if _text(row) not in known]
-    return kept, len(rows) - len(kept)
+    return _copied(row for row in rows if _text(row) not in known)
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -16,6 +16,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from filelock import FileLock
+from peft import PeftType
+
+from lfu.evaluation.drift import keep_weights, weight_drift, weights_on_disk
+from lfu.evaluation.record import describe_model
+from lfu.model.loading import is_adapter
 from lfu.study import environment, keys
 from lfu.study.folder import MODEL, PARTS, TRAINER, Place
 from lfu.study.measure import parts_of
@@ -158,10 +165,6 @@ def _loaded(study: Study, run: Run, place: Place) -> tuple[Any, Any]:
 
 def _about(study: Study, run: Run, model: Any) -> dict[str, Any]:
     """The model's description, and how far it is from the untouched one, as a share of its norm."""
-    from lfu.evaluation.drift import weight_drift, weights_on_disk
-    from lfu.evaluation.record import describe_model
-    from lfu.model.loading import is_adapter
-
     _, arguments = study.configs(UNTOUCHED)
     name, quantised = str(arguments.model_name_or_path), arguments.load_in_4bit or arguments.load_in_8bit
     found = {"model": describe_model(name, model), "distance": None}
@@ -177,10 +180,6 @@ def _about(study: Study, run: Run, model: Any) -> dict[str, Any]:
 
 def _start_weights(study: Study) -> Path:
     """The untouched model's weights as they act, written once."""
-    from filelock import FileLock
-
-    from lfu.evaluation.drift import keep_weights
-
     path = study.folder / "runs" / f"start-{study.everywhere['model'][:8]}.safetensors"
     with FileLock(study.folder / "runs" / "start.lock"):
         if not path.is_file():
@@ -192,8 +191,6 @@ def _start_weights(study: Study) -> Path:
 
 
 def _is_plain_lora(model: Any) -> bool:
-    from peft import PeftType
-
     config = getattr(model, "active_peft_config", None)
     return config is not None and config.peft_type == PeftType.LORA
 
@@ -255,8 +252,6 @@ def _imports_out_of_the_way() -> Iterator[None]:
 
 
 def _free() -> None:
-    import torch
-
     gc.collect()  # modules refer to each other in circles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

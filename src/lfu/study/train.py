@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import time
@@ -11,11 +12,20 @@ from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+import torch
+from peft import PeftModel
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import get_peft_config, get_quantization_config
 
+from lfu import LfUTrainer
+from lfu.evaluation.record import machine
+from lfu.forgetting.callback import ForgettingCallback
+from lfu.model.loading import adapter_base, is_adapter, load_model, load_tokenizer
 from lfu.study.live import Live
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder, write_text
+from lfu.training.advice import LfUAdvice
+from lfu.training.checkpoints import newest, steps_of
 
 # Of what the trainer logs: what a resumed run logs alike. Methods' own figures have a slash in their names.
 LOGGED = ("loss", "grad_norm", "learning_rate")
@@ -45,14 +55,6 @@ def train(
         Diverged: the loss came to no finite number.
         UserError, ValueError, RuntimeError: as model, methods and trainer raise them.
     """
-    import torch
-    from transformers import set_seed
-    from trl import get_peft_config
-
-    from lfu.evaluation.record import machine
-    from lfu.model.loading import is_adapter
-    from lfu.training.checkpoints import newest, steps_of
-
     set_seed(config.seed)  # whatever a method draws before the trainer seeds everything
     start = time.monotonic()
     memory = PeakMemory()
@@ -98,10 +100,6 @@ def train(
 
 def _trained(checkpoint: Path | None, **arguments: Any) -> tuple[Any, list[str]]:
     """(an `LfUTrainer` that has trained, from the checkpoint if there is one; the advice that it gave)."""
-    from lfu import LfUTrainer
-    from lfu.training.advice import LfUAdvice
-    from lfu.training.checkpoints import steps_of
-
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", LfUAdvice)
@@ -120,7 +118,6 @@ def _forgetting(share: float, config: Any) -> list[Any]:
     where `share` is 0."""
     if not share:
         return []
-    from lfu.forgetting.callback import ForgettingCallback
 
     every = max(1, round(config.max_steps / (3 if config.max_steps < 40 else 8)))
     return [ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)]
@@ -168,10 +165,6 @@ def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
     Raises:
         UserError: as `load_model`.
     """
-    from peft import PeftModel
-
-    from lfu.model.loading import adapter_base, is_adapter, load_tokenizer
-
     if not is_adapter(folder):
         return _load(str(folder), arguments, config)
     name = str(arguments.model_name_or_path)
@@ -181,10 +174,6 @@ def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
 
 
 def _load(name: str, arguments: Any, config: Any) -> tuple[Any, Any]:
-    from trl import get_quantization_config
-
-    from lfu.model.loading import load_model
-
     return load_model(
         name, dtype=str(arguments.dtype), trust_remote_code=config.trust_remote_code, trainable=True,
         revision=arguments.model_revision if name == str(arguments.model_name_or_path) else None,
@@ -258,8 +247,6 @@ class Watch(TrainerCallback):
 
 
 def _now() -> float:
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -304,7 +291,5 @@ class PeakMemory:
 
 def _trim() -> None:
     """Gives freed memory back to the system, so that one run's doesn't count for the next. glibc alone can."""
-    import ctypes
-
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
