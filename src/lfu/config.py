@@ -1,7 +1,5 @@
 """`LfUConfig`: TRL's `SFTConfig` plus the method and the settings of its step."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass, field, fields

@@ -1,7 +1,5 @@
 """Learning from the Undesirable in any subclass of transformers' `Trainer` that trains on labels."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """Where things are in a causal language model: the decoder, its blocks, their linear layers, the head."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator

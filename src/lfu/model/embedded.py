@@ -3,8 +3,6 @@
 Nothing of those packages is imported or run: only the bytes of their files are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import os
@@ -135,20 +133,14 @@ def _convert(model: Embedded, target: Path) -> None:
             _write_float32(files[0], work)
             return
         whole = work / files[0].name.rpartition(".part")[0]
-        _join(files, whole, model)
+        with whole.open("wb") as file:
+            for part in files:
+                file.write(part.read_bytes())
+        with whole.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != model.sha256:
+                raise UserError(f"the files of the embedded model {model.name} are damaged (SHA-256): {model.install}")
         _write_float32(whole, work)
         whole.unlink()
-
-
-def _join(parts: list[Path], whole: Path, model: Embedded) -> None:
-    found = hashlib.sha256()
-    with whole.open("wb") as file:
-        for part in parts:
-            data = part.read_bytes()
-            found.update(data)
-            file.write(data)
-    if found.hexdigest() != model.sha256:
-        raise UserError(f"the files of the embedded model {model.name} are damaged (SHA-256): {model.install}")
 
 
 def _write_float32(gguf: Path, folder: Path) -> None:

@@ -1,7 +1,5 @@
 """In which precision sums, softmaxes and norms are taken, and how a number is rounded without a bias."""
 
-from __future__ import annotations
-
 import torch
 
 

@@ -3,8 +3,6 @@
 Hooks, because TRL's fused LM head returns no hidden states. Only the answer tokens are kept: N x d a layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any

@@ -1,7 +1,5 @@
 """Randomness: one source for the auxiliaries, and the same dropout masks twice."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

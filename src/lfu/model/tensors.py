@@ -1,7 +1,5 @@
 """Many small tensors at once: a launch, or a walk through PyTorch's dispatcher, costs more than their arithmetic."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """From one GGUF file to an ordinary float32 model folder, by transformers' own reader."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

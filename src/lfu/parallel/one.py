@@ -1,7 +1,5 @@
 """One process: nobody to agree with. What `LfUStep` asks of its processes, and what one process answers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Ways to run several processes that LfU can't work under; each message names what works."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

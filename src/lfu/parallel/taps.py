@@ -1,7 +1,5 @@
 """The two gradients of theta in several processes, where a reducer must find their sum: measured as they arrive."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -9,8 +9,6 @@ gradient goes through `moving`. `Term` sums over tokens, layer by layer. A kind 
 - `ignores`: the settings of the step that play no part with it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar

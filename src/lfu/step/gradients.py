@@ -4,8 +4,6 @@ In the 2F+2B order they come from two backwards, so both are there to see: the r
 that is not finite can be left out: no NaN ever reaches the weights.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The perturbed pass in smaller pieces of rows, where the memory does not hold it whole."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What happened in one micro-batch, and why something was left out of it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The settings of the step, each named, explained and checked once: for `LfUStep`, `LfUConfig` and the command line."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields

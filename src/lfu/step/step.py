@@ -6,8 +6,6 @@ gives both d l/d theta and d l/d aux. That graph is freed; one perturbed forward
 `LfUStep.exact` is the method on one screen.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -8,8 +8,6 @@ then h' - h is mostly rounding: its gradient points elsewhere, and lam="auto" me
 less of lam in proportion keeps the strength (docs/method.md has figures).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from statistics import median

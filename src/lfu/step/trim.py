@@ -4,8 +4,6 @@ A causal model's state at a token depends on what stands before it alone, so the
 through them, are the same numbers. The first pass stays as the user's loss wants it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Live advice: what a run's records say about alpha and lam, once each, as a warning with numbers."""
 
-from __future__ import annotations
-
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Which checkpoint of a run can be gone on from: the newest one that is complete and can be read."""
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

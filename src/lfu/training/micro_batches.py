@@ -1,7 +1,5 @@
 """What a micro-batch is to a `Trainer`: its number in the run, and what the sums over its tokens are divided by."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What a run gained and forgot, as a section of the model card."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,10 @@ Entry = dict[str, Any]
 
 def add_to_card(card: Path, history: Sequence[Entry], method: str) -> None:
     """Puts the section at the end of the card, in place of an earlier one. Does nothing where there is no card."""
-    if not card.is_file():
-        return
-    text = card.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] if begin else ""
-    card.write_text(f"{before.rstrip()}\n\n{section(history, method)}\n{after.lstrip()}", encoding="utf-8")
+    if card.is_file():
+        before, begin, rest = card.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.partition(END)[2] if begin else ""
+        card.write_text(f"{before.rstrip()}\n\n{section(history, method)}\n{after.lstrip()}", encoding="utf-8")
 
 
 def section(history: Sequence[Entry], method: str) -> str:
@@ -27,47 +23,30 @@ def section(history: Sequence[Entry], method: str) -> str:
         history: the trainer's `state.log_history`.
         method: the name of the fine-tuning method.
     """
-    rows = [*_gained(history), *_forgotten(history)]
-    lines = [
-        BEGIN,
-        "## What was gained and what was forgotten",
-        "",
-        f"Trained with the method `{method}` of lfu-tuning.",
-    ]
+    losses = [entry for entry in history if "eval_loss" in entry]
+    readings = [entry for entry in history if "forgetting/known" in entry]
+    rows = [*(_gained(losses) if losses else ()), *(_forgotten(readings[-1]) if readings else ())]
+    lines = [BEGIN, "## What was gained and what was forgotten", ""]
+    lines += [f"Trained with the method `{method}` of lfu-tuning."]
     if rows:
         lines += ["", "| | before | after |", "| --- | --- | --- |", *(f"| {' | '.join(row)} |" for row in rows)]
-    if not _with(history, "forgetting/known"):
+    if not readings:
         lines += ["", "What the model forgot was not measured. `lfu probe forgetting BASE THIS_MODEL` measures it."]
     return "\n".join([*lines, END])
 
 
-def _gained(history: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    found = _with(history, "eval_loss")
-    if not found:
-        return []
+def _gained(found: Sequence[Entry]) -> list[tuple[str, str, str]]:
     first, last = found[0], found[-1]
     start = f"{first['eval_loss']:.3f} (step {first.get('step', 0)})" if len(found) > 1 else "not measured"
     return [("loss on the evaluation rows, nats per token", start, f"{last['eval_loss']:.3f}")]
 
 
-def _forgotten(history: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    found = _with(history, "forgetting/known")
-    if not found:
-        return []
-    last = {name.removeprefix("forgetting/"): value for name, value in found[-1].items()}
-    known = int(last["known"])
-    rows = [
-        (
-            "built-in questions answered rightly",
-            f"{known} of {last['items']:.0f}",
-            f"{known - last['lost'] + last['gained']:.0f} ({last['lost']:.0f} lost, {last['gained']:.0f} gained)",
-        )
-    ]
+def _forgotten(reading: Entry) -> list[tuple[str, str, str]]:
+    last = {name.removeprefix("forgetting/"): value for name, value in reading.items()}
+    known, lost, gained = int(last["known"]), last["lost"], last["gained"]
+    after = f"{known - lost + gained:.0f} ({lost:.0f} lost, {gained:.0f} gained)"
+    rows = [("built-in questions answered rightly", f"{known} of {last['items']:.0f}", after)]
     if "prose_rise" in last:
         loss, rise = last["prose_loss"], last["prose_rise"]
         rows.append(("loss on plain prose, nats per token", f"{loss - rise:.3f}", f"{loss:.3f} ({rise:+.3f})"))
     return rows
-
-
-def _with(history: Sequence[Entry], name: str) -> list[Entry]:
-    return [entry for entry in history if name in entry]

@@ -1,7 +1,5 @@
 """Going on from a checkpoint: the newest that is whole, the methods' state with it, one line for one that misfits."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Checkpoints and models on disk that are whole or not there, whenever the process is killed or the disk is full."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Eq. 2: one normalised gradient-ASCENT step on the auxiliary components."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -62,27 +62,24 @@ class LoRA(Auxiliary):
 
     def bind(self, anatomy: Anatomy) -> None:
         linears, experts = dict(anatomy.linears()), dict(anatomy.experts())
-        if not linears and not experts:
+        have = sorted({name.rsplit(".", 1)[-1] for name in (*linears, *experts)})
+        if not have:
             raise ValueError(
                 f"no linear layer found in the blocks of {type(anatomy.model).__name__}: "
                 "use auxiliary='steering', which needs none"
             )
         if self.targets is not None:
-            have = sorted({name.rsplit(".", 1)[-1] for name in (*linears, *experts)})
             endings = tuple(f".{target}" for target in self.targets)
             linears = {name: site for name, site in linears.items() if f".{name}".endswith(endings)}
             experts = {name: site for name, site in experts.items() if f".{name}".endswith(endings)}
             if not linears and not experts:
-                raise ValueError(
-                    f"no linear layer is called {', '.join(self.targets)}: this model has {', '.join(have)}"
-                )
+                wanted = ", ".join(self.targets)
+                raise ValueError(f"no linear layer is called {wanted}: this model has {', '.join(have)}")
         number: dict[int, int] = {}  # of each weight; one that several layers share (Zamba2's attention) has one pair
-        self.uses, self.sites, self.names, self.groups = [], [], [], {}
-        for name, site in linears.items():
-            self.uses.append((site, number.setdefault(id(weight_of(site)), len(number))))
-            if len(number) > len(self.sites):
-                self.sites.append(site)
-                self.names.append(name)
+        self.uses = [(site, number.setdefault(id(weight_of(site)), len(number))) for site in linears.values()]
+        firsts = {n: (name, site) for (name, site), (_, n) in reversed(list(zip(linears.items(), self.uses)))}
+        self.names, self.sites = ([firsts[n][i] for n in range(len(number))] for i in (0, 1))
+        self.groups = {}
         self.experts = list(experts.values())
         if self.targets is None:
             self._tell_of_uncovered(anatomy)

@@ -1,7 +1,5 @@
 """The `own` auxiliary: theta itself is moved by the ascent and put back (what the authors' code does for LoRA)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """The RepS auxiliary: one steering vector d_l per layer, zero at the start, added to the block's output."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
