@@ -21,15 +21,6 @@ class _Stop(Exception):
     """Raised by the hook on the last compared layer: nothing after it is needed."""
 
 
-def _uncounted() -> saved_tensors_hooks:
-    """Within it autograd keeps its tensors as they are.
-
-    A checkpoint round the whole block (FSDP2's) runs the reading hook too, in the forward but not again in the
-    recompute, and compares how many tensors were saved.
-    """
-    return saved_tensors_hooks(lambda t: t, lambda t: t)
-
-
 def answer_positions(labels: torch.Tensor, which: str = "predict") -> torch.Tensor:
     """Flat indices `(N,)` into the B*T positions of a batch whose representations are compared.
 
@@ -106,7 +97,9 @@ class Reader:
                     return
                 hidden = hidden_of(output)
                 read = hidden.detach() if detach else hidden
-                with _uncounted():
+                # A checkpoint round the whole block (FSDP2's) runs this hook too, in the forward but not again in the
+                # recompute, and compares how many tensors were saved: here autograd keeps them by itself.
+                with saved_tensors_hooks(lambda t: t, lambda t: t):
                     found[layer] = read.flatten(0, 1).index_select(0, positions.to(hidden.device))
                     if visit is not None:
                         visit(layer, hidden, found[layer])
