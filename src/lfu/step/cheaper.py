@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lfu.model.anatomy import Anatomy, whole_shape
 from lfu.model.rng import draws_masks
+from lfu.support.choices import SHARE, check, setting, whole
 
 if TYPE_CHECKING:
     from lfu.step.step import LfUStep
-
-
-def setting(default: Any, help: str, choices: tuple[str, ...] | None = None, shared: bool = False) -> Any:
-    """A dataclass field with its line of help and, for a word, what it may be; `shared`: not the step's alone."""
-    return field(default=default, metadata={"help": help, "words": choices, "shared": shared})
 
 
 @dataclass(frozen=True)
@@ -36,28 +32,25 @@ class Cheaper:
         ValueError: a value outside its range, or two that can't be combined.
     """
 
-    every: int = setting(1, "APPROXIMATE, cheaper: LfU on every k-th update only, with k times the weight.")
+    every: int = setting(1, "APPROXIMATE, cheaper: LfU on every k-th update only, with k times the weight.", whole(1))
     part: float = setting(
         1.0,
         "APPROXIMATE, cheaper: perturbed pass on this share of the answered rows, drawn for each micro-batch. Not with "
         "dropout or embedding noise, which belong to the whole micro-batch, unless same_dropout is off.",
+        SHARE,
     )
     stale: int = setting(
         0,
         "APPROXIMATE, cheaper: an exact step on every k-th micro-batch; those in between reuse its ascent direction, "
         "in the first-order form (2F+1B). 0: off.",
+        whole(2, off=True),
     )
-    random_layers: int = setting(0, "APPROXIMATE, cheaper: compare n neighbouring layers, drawn at random. 0: off.")
+    random_layers: int = setting(
+        0, "APPROXIMATE, cheaper: compare n neighbouring layers, drawn at random. 0: off.", whole(1, off=True)
+    )
 
     def __post_init__(self) -> None:
-        if not (_whole(self.every) and self.every >= 1):
-            raise ValueError(f"every must be a whole number >= 1, got {self.every!r}")
-        if not (isinstance(self.part, (int, float)) and 0 < self.part <= 1):
-            raise ValueError(f"part must be a share > 0 and <= 1 of the rows, got {self.part!r}")
-        if not (_whole(self.stale) and (self.stale == 0 or self.stale >= 2)):
-            raise ValueError(f"stale must be 0 (off) or a whole number >= 2, got {self.stale!r}")
-        if not (_whole(self.random_layers) and self.random_layers >= 0):
-            raise ValueError(f"random_layers must be 0 (off) or a whole number >= 1, got {self.random_layers!r}")
+        check(self)
         if self.stale and self.every > 1:
             raise ValueError(
                 f"stale={self.stale} with every={self.every}: the direction would be several updates old; use one"
@@ -80,10 +73,6 @@ class Cheaper:
         """The settings that are on, as in `every=4, part=0.5`; empty for the exact step."""
         set_ = [f for f in fields(Cheaper) if getattr(self, f.name) != f.default]
         return ", ".join(f"{f.name}={getattr(self, f.name):g}" for f in set_)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 # -- what is drawn -----------------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """The settings of the step, each named, explained and checked once: for `LfUStep`, `LfUConfig` and the command line."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, Union, get_type_hints
 
-from lfu.step.cheaper import Cheaper, setting, within
-from lfu.support.choices import one_of
+from lfu.step.cheaper import Cheaper, within
+from lfu.support.choices import number, one_of, setting, whole
 
 C = TypeVar("C", bound=type)
 
@@ -26,13 +25,15 @@ class StepSettings(Cheaper):
         "auto",
         "Length of each normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer if the hidden "
         "states' dtype is too coarse for it, as in bfloat16; lam is then divided by the same factor.",
+        number(auto=True),
     )
     lam: Union[float, str] = setting(  # noqa: UP007 (as HfArgumentParser reads it)
         5.0,
         "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT, nothing attached; 'auto' keeps the "
         "gradient ratio at `strength`. The first micro-batch only measures.",
+        number(zero=True, auto=True),
     )
-    strength: float = setting(0.5, "Target of lam='auto': ||grad(lam * consistency)|| / ||grad(SFT)||, > 0.")
+    strength: float = setting(0.5, "Target of lam='auto': ||grad(lam * consistency)|| / ||grad(SFT)||, > 0.", number())
     layers: str = setting("all", "Compared layers: all, early, middle, late (thirds), or a range '5-12'.")
     blocks: str | None = setting(
         None,
@@ -45,27 +46,29 @@ class StepSettings(Cheaper):
     positions: str = setting(
         "predict",
         "Compared tokens: predict (positions that predict answer tokens: paper) or answer (code).",
-        ("predict", "answer"),
+        words=("predict", "answer"),
     )
     direction: str = setting(
         "perturbed",
         "Where the consistency gradient flows: perturbed (through h': paper, 2F+2B) or clean (through h, as in the "
         "authors' RepS code, 3F+2B; pulls the model towards the undesirable).",
-        ("perturbed", "clean"),
+        words=("perturbed", "clean"),
     )
     ascent_batch: str = setting(
         "same",
         "Batch for the ascent: same, or independent (drawn from a second shuffle; 3F+3B).",
-        ("same", "independent"),
+        words=("same", "independent"),
     )
     ascent_steps: int = setting(
-        1, "Number of normalised ascent steps (Eq. 2), >= 1; each one after the first costs a forward and a backward."
+        1,
+        "Number of normalised ascent steps (Eq. 2), >= 1; each one after the first costs a forward and a backward.",
+        whole(1),
     )
     ascent_scope: str = setting(
         "global",
         "With several processes, the ascent (LfU's, SAM's) follows the gradient of all of them (global), or each its "
         "own (local).",
-        ("global", "local"),
+        words=("global", "local"),
         shared=True,
     )
     same_dropout: bool = setting(
@@ -86,27 +89,16 @@ class StepSettings(Cheaper):
     on_bad_batch: str = setting(
         "skip",
         "On no labelled token, a zero ascent gradient or non-finite values: skip LfU and record why, or raise.",
-        ("skip", "raise"),
+        words=("skip", "raise"),
     )
     seed: int = setting(42, "Seed of the auxiliary's random parts.", shared=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for f in fields(self):
-            if f.metadata["words"]:
-                one_of(f.name, getattr(self, f.name), f.metadata["words"])
-        if self.alpha != "auto" and not (_is_number(self.alpha) and float(self.alpha) > 0):
-            raise ValueError(f"alpha must be a finite number > 0 or 'auto', got {self.alpha!r}")
-        if not (_is_number(self.strength) and self.strength > 0):
-            raise ValueError(f"strength must be a finite number > 0, got {self.strength!r}")
-        if self.lam != "auto" and not (_is_number(self.lam) and float(self.lam) >= 0):
-            raise ValueError(f"lam must be a finite number >= 0 or 'auto', got {self.lam!r}")
         if self.lam not in ("auto", 0) and self.strength != type(self).strength:
             raise ValueError(
                 f"strength={self.strength:g} is the target of lam='auto', and lam={self.lam:g} is fixed: drop one"
             )
-        if not (isinstance(self.ascent_steps, int) and self.ascent_steps >= 1):
-            raise ValueError(f"ascent_steps must be a whole number of at least 1, got {self.ascent_steps!r}")
         if self.budget is not None:
             within(self.budget, full=True)  # refuses one out of its range
             if not self.exact:
@@ -122,10 +114,6 @@ class StepSettings(Cheaper):
                 if f.name in getattr(part, "ignores", ()) and getattr(self, f.name) != f.default:
                     why = f"as {type(part).__name__} does not use it"
                     raise ValueError(f"{f.name}={getattr(self, f.name)!r} would do nothing, {why}: drop it")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def settled(given: Any, on: bool) -> StepSettings:

@@ -1,11 +1,54 @@
-"""The one way to refuse a word that is not among the choices."""
+"""The one way to refuse a value that a setting can't have: a word not among the choices, a number out of range."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
+from dataclasses import field, fields
+from typing import Any
 
 
 def one_of(name: str, value: object, choices: Collection[str]) -> None:
     """Raises ValueError, naming the setting and what it may be, unless `value` is among the choices."""
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
+Limit = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether it is
+
+
+def setting(
+    default: Any, help: str, limit: Limit | None = None, *, words: tuple[str, ...] = (), shared: bool = False
+) -> Any:
+    """A dataclass field with its line of help and what it may be: a number's `limit`, or one of `words`.
+
+    `shared`: not the step's alone.
+    """
+    return field(default=default, metadata={"help": help, "limit": limit, "words": words, "shared": shared})
+
+
+def whole(low: int, off: bool = False) -> Limit:
+    """A whole number >= `low`; with `off` 0 is one, too."""
+    of_kind = lambda v: isinstance(v, int) and not isinstance(v, bool)
+    text = f"{'0 (off) or ' if off else ''}a whole number >= {low}"
+    return text, lambda v: of_kind(v) and (v >= low or (off and v == 0))
+
+
+def number(zero: bool = False, auto: bool = False) -> Limit:
+    """A finite number > 0, or >= 0; with `auto` that word is one, too."""
+    of_kind = lambda v: isinstance(v, (int, float)) and math.isfinite(v)
+    text = f"a finite number {'>=' if zero else '>'} 0{' or ' + repr('auto') if auto else ''}"
+    return text, lambda v: (auto and v == "auto") or (of_kind(v) and (v > 0 or (zero and v == 0)))
+
+
+SHARE: Limit = ("a share > 0 and <= 1 of the rows", lambda v: isinstance(v, (int, float)) and 0 < v <= 1)
+
+
+def check(settings: Any) -> None:
+    """Raises ValueError for a field of a dataclass, made by `setting`, that is not what it may be."""
+    for f in fields(settings):
+        value, limit = getattr(settings, f.name), f.metadata["limit"]
+        if f.metadata["words"]:
+            one_of(f.name, value, f.metadata["words"])
+        if limit and not limit[1](value):
+            raise ValueError(f"{f.name} must be {limit[0]}, got {value!r}")

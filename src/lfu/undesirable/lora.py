@@ -78,7 +78,8 @@ class LoRA(Auxiliary):
         number: dict[int, int] = {}  # of each weight; one that several layers share (Zamba2's attention) has one pair
         self.uses = [(site, number.setdefault(id(weight_of(site)), len(number))) for site in linears.values()]
         firsts = {n: (name, site) for (name, site), (_, n) in reversed(list(zip(linears.items(), self.uses)))}
-        self.names, self.sites = ([firsts[n][i] for n in range(len(number))] for i in (0, 1))
+        self.names = [firsts[n][0] for n in range(len(number))]
+        self.sites = [firsts[n][1] for n in range(len(number))]
         self.groups = {}
         self.experts = list(experts.values())
         if self.targets is None:
