@@ -346,6 +346,20 @@ def test_a_loss_function_of_the_users_gets_a_count_of_tokens(tmp_path, options):
     assert len({int(n) for n in counts}) <= 2  # one a update
 
 
+def test_labels_that_the_loss_takes_out_of_the_batch_are_left_to_a_method(tmp_path, monkeypatch):
+    """As transformers 5.6 does for a loss function of its own; TRL 0.24's dft is one, and asft adds a KL to it."""
+    usual = SFTTrainer.compute_loss
+
+    def taking(self, model, inputs, *args, **named):
+        labels = inputs.pop("labels")
+        return usual(self, model, {**inputs, "labels": labels}, *args, **named)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", taking)
+    t = trainer(tmp_path, max_steps=1, method="kl")
+    t.train()
+    assert "kl/value" in t.state.log_history[0]
+
+
 def test_a_loss_that_is_a_mean_over_the_micro_batch(tmp_path):
     """`loss_is_scaled_for_ga = False`: Trainer divides it by the accumulation steps, and LfU weighs its term alike."""
 

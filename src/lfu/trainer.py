@@ -182,7 +182,8 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         if layers:
             reading = Reader(self.anatomy, layers).reading(where, detach=False)
         with reading as hidden:
-            loss = super().compute_loss(model, inputs, num_items_in_batch=num_items)
+            # a copy: for a loss function of its own, or of TRL 0.24's dft, Trainer takes the labels out
+            loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items)
         counted = self.counted(num_items)
         items = float(len(where) if counted is None else counted) / self.averaged(counted)
         # a loss that is a mean over the micro-batch Trainer divides by the accumulation steps itself

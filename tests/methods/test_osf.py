@@ -9,6 +9,7 @@ from peft import IA3Config, LoraConfig, PeftModel
 from tiny import tiny_batch, tiny_model
 
 from lfu.methods import methods_of
+from lfu.methods.osf import _start
 
 LORA = dict(r=2, target_modules="all-linear")
 
@@ -55,6 +56,15 @@ def test_it_starts_as_the_untouched_model_and_learns(tmp_path, dtype):
     assert losses[-1] < losses[0]
     assert not torch.allclose(logits(t.model), logits(model(dtype)), atol=1e-2)
     assert "takes the place of the LoRA adapter" in t.notes[0]
+
+
+def test_where_peft_keeps_no_copy_of_the_start_it_is_what_is_there(tmp_path):
+    layers = [m for m in trainer(tmp_path).anatomy.model.modules() if hasattr(m, "osf_svd_params")]
+    for name in ("U_low", "V_low"):
+        kept = [_start(layer, name, "default") for layer in layers]
+        for layer in layers:
+            layer._modules.pop(f"_osf_{name}_init", None)
+        torch.testing.assert_close([_start(layer, name, "default") for layer in layers], kept, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.25, 3])

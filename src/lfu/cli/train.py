@@ -167,6 +167,7 @@ def _checkpoint(wanted: str, folder: Path, *, bare: bool) -> str | None:
 
 
 def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, eval_rows: Dataset | None) -> Any:
+    from transformers import set_seed
     from trl import get_peft_config, get_quantization_config
 
     from lfu import LfUTrainer
@@ -183,6 +184,7 @@ def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, 
     )  # fmt: skip
     if go_on:
         _say(f"training the adapter {name} further: the lora_ flags do not apply")
+    set_seed(config.seed)  # before PEFT draws the adapter, which TRL before 1.15 does not do
     try:
         return LfUTrainer(
             model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,

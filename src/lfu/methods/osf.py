@@ -49,14 +49,20 @@ class OSF(AdapterMethod):
             if self.project == "step":
                 now = layer.osf_svd_params[adapter]
                 U_high, V_high = (dict(fixed.items()).get(adapter) for fixed in (layer._osf_U_high, layer._osf_V_high))
-                self._factors.append(_Factor(now["U_low"], layer._osf_U_low_init[adapter], U_high))
-                V0, V_high = layer._osf_V_low_init[adapter].T, None if V_high is None else V_high.T
+                self._factors.append(_Factor(now["U_low"], _start(layer, "U_low", adapter), U_high))
+                V0, V_high = _start(layer, "V_low", adapter).T, None if V_high is None else V_high.T
                 self._factors.append(_Factor(now["V_low"].T, V0, V_high))
 
     @torch.no_grad()
     def after_update(self, trainer: Trainer) -> None:
         for factor in self._factors:
             factor.project()
+
+
+def _start(layer: OSFLayer, name: str, adapter: str) -> torch.Tensor:
+    """U or V as the decomposition gave it. PEFT 0.18 keeps no copy, and before training it is what is there."""
+    kept = getattr(layer, f"_osf_{name}_init", None)
+    return layer.osf_svd_params[adapter][name].detach().clone() if kept is None else kept[adapter]
 
 
 class _Factor:
