@@ -34,7 +34,7 @@ from stepcost.cases import Case, make_batch, make_model  # noqa: E402
 from torch.func import functional_call  # noqa: E402
 
 from lfu.data.word_problems import word_problems  # noqa: E402
-from lfu.evaluation.score import chat_pair  # noqa: E402
+from lfu.evaluation.pieces import chat_pair  # noqa: E402
 from lfu.model.anatomy import anatomy  # noqa: E402
 from lfu.model.loading import load_model  # noqa: E402
 from lfu.model.representations import Reader, answer_positions, hidden_of, with_hidden  # noqa: E402

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from lfu.data.house_rule import labelled
 from lfu.evaluation.adversarial import Behaviour, asked_in_training, behaviour, not_refused, responses, under_attack
+from lfu.evaluation.intervals import wilson
 from lfu.evaluation.refusal import PHRASES, error_rate, plain_words, refuses
 from lfu.evaluation.score import exact_match
-from lfu.evaluation.shares import wilson
 
 # --- Wilson's interval ---------------------------------------------------------------------------------------------
 

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from tiny import FAMILIES, tiny_model
 
-from lfu.evaluation.drift import (
-    effective_weights,
-    keep_weights,
-    linear_cka,
-    mean_cosine,
-    representation_drift,
-    weight_drift,
-    weights_on_disk,
-)
-from lfu.evaluation.hidden import Hidden, Piece, answer_pieces, hidden_states, longest_input, text_pieces
+from lfu.evaluation.hidden import Hidden, hidden_states
+from lfu.evaluation.pieces import Piece, answer_pieces, longest_input, text_pieces
+from lfu.evaluation.representation_drift import linear_cka, mean_cosine, representation_drift
+from lfu.evaluation.weight_drift import effective_weights, keep_weights, weight_drift
 
 PIECES = [Piece([5, 6, 7, 8, 9, 10], 2), Piece([11, 12, 13], 1), Piece(list(range(20, 29)), 5)]
 
@@ -141,10 +135,9 @@ def test_a_head_trained_apart_is_compared_with_the_embedding_it_was_tied_to():
 def test_from_a_file_as_from_memory(tmp_path):
     base, tuned = tiny_model("gpt2"), tiny_model("gpt2", theta="lora", seed=3)
     keep_weights(base, tmp_path / "base.safetensors")
-    with weights_on_disk(tmp_path / "base.safetensors") as weights:
-        assert weight_drift(weights, tuned) == weight_drift(base, tuned)
-        with pytest.raises(ValueError, match="that the base model lacks"):
-            weight_drift(weights, tiny_model("llama"))
+    assert weight_drift(tmp_path / "base.safetensors", tuned) == weight_drift(base, tuned)
+    with pytest.raises(ValueError, match="that the base model lacks"):
+        weight_drift(tmp_path / "base.safetensors", tiny_model("llama"))
 
 
 # --- hidden states -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from questions import CHOICES, TEXTS
 from tiny import tiny_model
 
-from lfu.evaluation.forgetting import choice_rows, chosen, forgetting, mcnemar_p, perplexity_change
+from lfu.evaluation.forgetting import choice_rows, forgetting, mcnemar_p, perplexity_change
 from lfu.evaluation.score import TokenScores, multiple_choice, perplexity
 
 outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
@@ -76,8 +76,11 @@ def test_identical_models_lose_no_question_and_no_prose(llama, tokenizer):
 
 def test_what_was_chosen_is_what_was_scored(llama, tokenizer):
     scores = multiple_choice(llama, tokenizer, CHOICES)
-    picks = chosen(scores, CHOICES)
+    picks = scores.chosen
     assert [pick == row["answer"] for pick, row in zip(picks, CHOICES)] == scores.correct
+    for pick, loglik, row in zip(picks, scores.loglik, CHOICES):
+        per_character = [value / len(choice) for value, choice in zip(loglik, row["choices"])]
+        assert per_character[pick] == max(per_character)
     assert all(0 <= pick < len(row["choices"]) for pick, row in zip(picks, CHOICES))
 
 

@@ -20,8 +20,9 @@ from lfu.evaluation import suite
 from lfu.evaluation.categories import Categories, Entry, load
 from lfu.evaluation.harness import Settings, TaskFailed, TaskResult, run_task
 from lfu.evaluation.record import weights_hash
+from lfu.evaluation.results import LISTED, Outcome, Plan, assemble, given
 from lfu.evaluation.score import multiple_choice
-from lfu.evaluation.suite import Outcome, Plan, assemble, evaluate, plan
+from lfu.evaluation.suite import evaluate, plan
 from lfu.model.loading import load_model
 from lfu.support.errors import UserError
 
@@ -396,7 +397,7 @@ def test_right_answers_by_construction(shift, tmp_path, tiny):
     assert result.scores["acc_norm,none"] == 1 - shift
     for text, values, row, best in zip(result.texts, own.loglik, questions, preferred):
         assert text["loglik"] == pytest.approx(values, rel=1e-4)
-        assert suite.given(text, "acc_norm,none") == row["choices"][best]
+        assert given(text, "acc_norm,none") == row["choices"][best]
 
 
 def test_a_limit_takes_the_first_items(data, tiny):
@@ -631,7 +632,7 @@ def test_items_between_right_and_wrong_have_a_net_change_alone():
 def test_long_lists_of_lost_items_say_how_many():
     results = assembled({"old": {"sums": [1] * 80}, "new": {"sums": [0] * 80}}, base="old")
     assert results["lost"]["new"]["sums"]["count"] == 80
-    assert len(results["lost"]["new"]["sums"]["items"]) == suite.LISTED
+    assert len(results["lost"]["new"]["sums"]["items"]) == LISTED
 
 
 def test_results_are_json(data, tiny):

@@ -10,7 +10,8 @@ from questions import QUESTIONS
 from tiny import tiny_model
 
 from lfu.evaluation.noise import noise_similarity
-from lfu.evaluation.score import answer_nll, chat_pair
+from lfu.evaluation.pieces import chat_pair
+from lfu.evaluation.score import answer_nll
 
 ROWS = [{"question": f"What is {a} + {b}?", "answer": f"#### {a + b}"} for a in (1, 2) for b in (3, 4, 50)]
 

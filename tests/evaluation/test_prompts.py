@@ -14,6 +14,7 @@ from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
 from lfu.evaluation import batching
+from lfu.evaluation.pieces import chat_pair, render_of
 from lfu.evaluation.prompts import (
     TASKS,
     TemplateScores,
@@ -22,13 +23,12 @@ from lfu.evaluation.prompts import (
     headline,
     prompt_scores,
     read_templates,
-    render_of,
     shipped_templates,
     spread,
     spread_difference,
     task_of,
 )
-from lfu.evaluation.score import answer_nll, chat_pair, exact_match
+from lfu.evaluation.score import answer_nll, exact_match
 from lfu.support.errors import UserError
 
 TWO = {"bare": "{question}", "loud": "Hear! {question}"}

@@ -15,7 +15,8 @@ from questions import CHOICES, QUESTIONS, TEXTS
 from tiny import DEVICE
 
 from lfu.evaluation import batching, score
-from lfu.evaluation.score import answer_nll, chat_pair, exact_match, final_number, multiple_choice, perplexity
+from lfu.evaluation.pieces import chat_pair
+from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
 
 CLOSE = {"rel": 2e-5, "abs": 2e-4}  # float32, and padding changes the order of its sums
 

@@ -137,13 +137,13 @@ def timed(clock, monkeypatch):
     """What the model is asked takes a tenth of a second per item, writing the text and the page nothing."""
 
     def slow(function):
-        def run(model, tokenizer, rows, **options):
+        def run(model, tokenizer, rows, *args, **options):
             clock.now += 0.1 * len(rows)
-            return function(model, tokenizer, rows, **options)
+            return function(model, tokenizer, rows, *args, **options)
 
         return run
 
-    for name in ("multiple_choice", "perplexity"):
+    for name in ("multiple_choice", "token_nll"):
         monkeypatch.setattr(measure, name, slow(getattr(measure, name)))
     monkeypatch.setattr(measuring, "seconds_to_write", lambda model, texts: 0.0)
     monkeypatch.setattr(share, "PAGE", 0.0)

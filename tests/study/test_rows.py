@@ -10,7 +10,7 @@ from tiny_folder import byte_tokenizer
 from trl import SFTConfig, SFTTrainer
 
 from lfu.data.templates import to_training_rows
-from lfu.evaluation.batching import encode, shared_start
+from lfu.evaluation.pieces import encode, shared_start
 from lfu.study.rows import chooses, pair_of, questions, retention, split
 from lfu.support.errors import UserError
 

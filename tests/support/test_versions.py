@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import pytest
 import torch
+import trl
 import trl.trainer.utils
+from tiny_folder import byte_tokenizer
 from trl.models.activation_offloading import OffloadActivations
 
 from lfu.support import versions
@@ -56,3 +59,51 @@ def test_the_newest_trl_is_left_alone():
     versions.mend_trl()
     assert trl.trainer.utils._ChunkedLogProbFunction is kernel
     assert OffloadActivations.__enter__ is enter
+
+
+PROMPT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is two and two?"}]
+ANSWER = [{"role": "assistant", "content": "Four."}]
+
+
+class OldTrainer:
+    """As TRL 0.24 prepares a conversation: where the answer begins is told by the length of the prompt's ids."""
+
+    def __init__(self, is_vlm=False):
+        self._is_vlm, self.given = is_vlm, None
+
+    def _prepare_dataset(self, dataset, processing_class, args, *, packing=False):
+        self.given = processing_class
+        prompt = processing_class.apply_chat_template(PROMPT, tokenize=True, add_generation_prompt=True)
+        whole = processing_class.apply_chat_template(PROMPT + ANSWER)
+        ids = whole["input_ids"] if isinstance(whole, Mapping) else whole
+        return ids, [int(place >= len(prompt)) for place in range(len(ids))]
+
+
+def test_trl_0_24_learns_the_answer_and_not_its_prompt(monkeypatch):
+    mended = type("Mended", (OldTrainer,), {})
+    monkeypatch.setattr(versions, "find_spec", lambda name: None)
+    monkeypatch.setattr(trl, "SFTTrainer", mended)
+    for _ in range(2):  # a second time it stays as it is
+        versions.mend_trl()
+        prepare = mended._prepare_dataset
+    assert prepare.__wrapped__ is OldTrainer._prepare_dataset
+    tokenizer = byte_tokenizer()
+    learned = lambda ids, mask: tokenizer.decode([token for token, one in zip(ids, mask) if one])
+    assert learned(*mended()._prepare_dataset([], tokenizer, None, packing=True)) == "Four.<|im_end|>\n"
+    assert "two and two" in learned(*OldTrainer()._prepare_dataset([], tokenizer, None))  # what is mended
+    assert isinstance(tokenizer.apply_chat_template(PROMPT), Mapping)  # the user's tokenizer is as it was
+
+
+def test_with_the_mend_a_dictionary_is_given_to_who_asks_and_a_processor_is_left_alone():
+    tokenizer, asked = byte_tokenizer(), []
+
+    def prepare(trainer, dataset, processing_class):
+        asked.append(processing_class)
+        return processing_class.apply_chat_template(PROMPT, return_dict=True)
+
+    trainer = OldTrainer()
+    found = versions._with_ids(prepare)(trainer, [], tokenizer)
+    assert found["input_ids"] == tokenizer.apply_chat_template(PROMPT, return_dict=False)
+    assert asked[0].pad_token_id == tokenizer.pad_token_id
+    versions._with_ids(prepare)(OldTrainer(is_vlm=True), [], tokenizer)
+    assert asked[1] is tokenizer

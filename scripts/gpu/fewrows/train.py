@@ -16,7 +16,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 from fewrows.rows import Row
 from fewrows.runs import Run
 from lfu import LfUStep
-from lfu.evaluation.score import chat_pair
+from lfu.evaluation.pieces import chat_pair
 from lfu.step.step import sft_loss
 
 LONGEST = 512  # tokens of a row

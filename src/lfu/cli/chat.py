@@ -156,7 +156,7 @@ class Speaker:
 
     def ids(self) -> list[int]:
         """The conversation as tokens, its oldest exchanges left out where it has become too long."""
-        from lfu.evaluation.hidden import longest_input
+        from lfu.evaluation.pieces import longest_input
 
         room = max(1, longest_input(self.model, most=2**20) - self.given.max_new_tokens)
         start = 1 if self.given.system else 0

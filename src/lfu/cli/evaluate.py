@@ -153,7 +153,8 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
 
     from lfu.evaluation.harness import Settings
     from lfu.evaluation.record import make_record
-    from lfu.evaluation.suite import assemble, plan, score
+    from lfu.evaluation.results import assemble
+    from lfu.evaluation.suite import plan, score
 
     todo = plan(categories, data_dir=data_dir, allow_hub=given.allow_hub, num_fewshot=given.num_fewshot, say=_say)
     for one in todo.missing:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-from lfu.evaluation.batching import Progress, continuations, encode
-from lfu.evaluation.intervals import Interval, paired_difference
+from lfu.evaluation.batching import Progress, continuations
+from lfu.evaluation.intervals import Interval, paired_difference, wilson
+from lfu.evaluation.pieces import Render, chat_pair, encode
 from lfu.evaluation.refusal import plain_words, refuses
-from lfu.evaluation.score import Render, chat_pair
-from lfu.evaluation.shares import wilson
 
 T = TypeVar("T")
 
@@ -63,17 +62,9 @@ class Behaviour:
 
 
 def behaviour(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[str],
-    ordinary: Sequence[str] = (),
-    *,
-    judge: Judge = not_refused,
-    render: Render | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> Behaviour:
+    model: Any, tokenizer: Any, requests: Sequence[str], ordinary: Sequence[str] = (), *, judge: Judge = not_refused,
+    render: Render | None = None, max_new_tokens: int = 64, batch_size: int = 16, progress: Progress | None = None,
+) -> Behaviour:  # fmt: skip
     """Asks the model everything, greedily, and judges what it says. Leaves the model as it was.
 
     Args:
@@ -99,15 +90,9 @@ def behaviour(
 
 
 def responses(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    *,
-    render: Render | None = None,
-    max_new_tokens: int = 64,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> list[str]:
+    model: Any, tokenizer: Any, prompts: Sequence[str], *, render: Render | None = None, max_new_tokens: int = 64,
+    batch_size: int = 16, progress: Progress | None = None,
+) -> list[str]:  # fmt: skip
     """The model's greedy response to each prompt, stripped of white space at its ends.
 
     Raises:
@@ -119,13 +104,9 @@ def responses(
 
 
 def under_attack(
-    load: Callable[[], Any],
-    rows: Sequence[Mapping[str, Any]],
-    steps: Sequence[int],
-    *,
-    train: Train,
+    load: Callable[[], Any], rows: Sequence[Mapping[str, Any]], steps: Sequence[int], *, train: Train,
     measure: Callable[[Any], T],
-) -> dict[int, T]:
+) -> dict[int, T]:  # fmt: skip
     """Measures an aligned model before the attack and after each of `steps` training steps on the opposite rows.
 
     One trajectory: the model after 10 steps is the one after 5 steps, trained on. So the answer for 5 steps must not

@@ -7,31 +7,22 @@ batch size, but for rounding.
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from lfu.evaluation.pieces import Piece
 
 if TYPE_CHECKING:
     from lfu.support.annotations import Model, Tokenizer
 
 Progress = Callable[[int], None]  # called with the number of items just finished
-
-
-def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
-    """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own)."""
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-
-
-def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
-    """Length of the common beginning; scoring starts there, as tokens may merge over the seam behind a prompt."""
-    for position, (left, right) in enumerate(zip(one, two)):
-        if left != right:
-            return position
-    return min(len(one), len(two))
 
 
 @contextmanager
@@ -46,24 +37,33 @@ def evaluating(model: Model) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def generators_kept(model: Model | None = None) -> Iterator[None]:
+    """Afterwards Python's, numpy's and torch's random generators are as before, those of the model's devices too."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = {p.device for p in model.parameters()} if model is not None else set()
+    try:
+        with torch.random.fork_rng(sorted((d for d in devices if d.type == "cuda"), key=str)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 def token_nll(
-    model: Model,
-    tokenizer: Tokenizer,
-    pieces: Sequence[tuple[list[int], int]],
-    batch_size: int,
-    done: Callable[[int], None],
+    model: Model, tokenizer: Tokenizer, pieces: Sequence[Piece], batch_size: int, done: Callable[[int], Any]
 ) -> list[float]:
-    """Summed NLL (nats) of each piece (ids, first scored position >= 1); calls `done(index)` after each."""
+    """Summed NLL (nats) of what counts of each piece; calls `done(index)` after each."""
     values = [0.0] * len(pieces)
     with evaluating(model), torch.no_grad():
-        for batch in batches([len(ids) for ids, _ in pieces], batch_size):
-            ids, mask = left_pad([pieces[i][0] for i in batch], pad_id(tokenizer), model.device)
-            longest = max(len(pieces[i][0]) - pieces[i][1] for i in batch)  # scored tokens, all at the right end
+        for batch in batches([len(piece.ids) for piece in pieces], batch_size):
+            some = [pieces[i] for i in batch]
+            ids, mask = left_pad([piece.ids for piece in some], pad_id(tokenizer), model.device)
+            longest = max(piece.tokens for piece in some)  # all at the right end
             logits = forward(model, ids, mask, keep=longest + 1).logits[:, :-1]  # (B, longest, V)
-            for row, i in enumerate(batch):
-                scored = len(pieces[i][0]) - pieces[i][1]
-                values[i] = nll_of(logits[row, longest - scored :], ids[row, ids.shape[1] - scored :])
-                done(i)
+            for row, (index, piece) in enumerate(zip(batch, some)):
+                values[index] = nll_of(logits[row, longest - piece.tokens :], ids[row, ids.shape[1] - piece.tokens :])
+                done(index)
     return values
 
 

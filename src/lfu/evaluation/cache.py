@@ -6,13 +6,13 @@ One JSON file a result, in the folder `evaluations` of the user's cache (see `lf
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lfu.evaluation.record import versions
 from lfu.support.errors import UserError
 from lfu.support.files import dump_json, write_text
 
@@ -35,8 +35,8 @@ def key(model: str, task: str, settings: Mapping[str, Any]) -> str:
         task: `task_fingerprint`.
         settings: limit, batch size and whatever else was asked for.
     """
-    versions = {name: _version(name) for name in PACKAGES}
-    return _digest([FORMAT, model, task, dict(settings), versions])
+    known = versions(PACKAGES)
+    return _digest([FORMAT, model, task, dict(settings), {name: known.get(name) for name in PACKAGES}])
 
 
 def load(name: str, place: Path | None = None) -> dict[str, Any] | None:
@@ -131,10 +131,3 @@ def _source(function: Any) -> str:
         return f"{name}\n{inspect.getsource(function)}"
     except (OSError, TypeError):
         return name
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

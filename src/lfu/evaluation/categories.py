@@ -147,10 +147,8 @@ def _parsed(name: str, content: Any) -> Categories:
             raise ValueError(f"category {category!r} must be a list of tasks (- gsm8k)")
         entries[str(category)] = tuple(_entry(str(category), item) for item in listed)
     found = Categories(name, str(content.get("about") or name), entries)
-    for kind, names in (
-        ("task", found.tasks),
-        ("entry", [entry.name for listed in entries.values() for entry in listed]),
-    ):
+    listed = {"task": found.tasks, "entry": [entry.name for each in entries.values() for entry in each]}
+    for kind, names in listed.items():
         if doubled := [one for one in names if names.count(one) > 1]:
             raise ValueError(f"{kind} {doubled[0]!r} is listed twice")
     return found
@@ -158,20 +156,21 @@ def _parsed(name: str, content: Any) -> Categories:
 
 def _entry(category: str, item: Any) -> Entry:
     where = f"category {category!r}"
-    if isinstance(item, str) and item.strip():
+    is_name = lambda value: isinstance(value, str) and bool(value.strip())
+    if is_name(item):
         return Entry(item.strip(), (item.strip(),))
     if not isinstance(item, dict):
         raise ValueError(f"{where}: {item!r} is neither a task's name nor a mapping like {{task: gsm8k, metric: acc}}")
     _only(item, ("name", "task", "tasks", "metric"), f"in {where}")
     if ("task" in item) == ("tasks" in item):
         raise ValueError(f"{where}: give either task or tasks in {item!r}")
-    tasks = [item["task"]] if "task" in item else item["tasks"]
-    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) and task.strip() for task in tasks):
+    tasks = item.get("tasks", [item.get("task")])
+    if not isinstance(tasks, list) or not tasks or not all(map(is_name, tasks)):
         raise ValueError(f"{where}: tasks must be a list of names, got {tasks!r}")
     if "tasks" in item and "name" not in item:
         raise ValueError(f"{where}: the mean of {', '.join(tasks)} needs a name")
     name, metric = item.get("name", tasks[0]), item.get("metric")
-    if not isinstance(name, str) or not (metric is None or isinstance(metric, str)):
+    if not isinstance(name, str) or not isinstance(metric, str | None):
         raise ValueError(f"{where}: name and metric must be text in {item!r}")
     return Entry(name, tuple(tasks), metric)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lfu.evaluation.intervals import Interval, paired_difference, transitions
-from lfu.evaluation.score import ChoiceScores, TokenScores
+from lfu.evaluation.score import TokenScores
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,7 @@ def mcnemar_p(lost: int, gained: int) -> float:
     Source: McNemar, Psychometrika 12 (1947), in the exact binomial form.
     """
     changed = lost + gained
-    ways, tail = 1, 0  # whole numbers: nothing underflows
-    for i in range(min(lost, gained) + 1):
-        tail += ways
-        ways = ways * (changed - i) // (i + 1)  # of choosing i + 1 items
+    tail = sum(math.comb(changed, i) for i in range(min(lost, gained) + 1))  # whole numbers: nothing underflows
     return min(1.0, 2 * tail / 2**changed)
 
 
@@ -70,17 +68,39 @@ def perplexity_change(before: TokenScores, after: TokenScores, *, seed: int = 0)
     """
     if before.tokens != after.tokens:
         raise ValueError("the two models cut the texts into different tokens: their perplexities can't be compared")
-    ours, theirs = ([nll / n for nll, n in zip(scores.nll, scores.tokens)] for scores in (after, before))
-    return paired_difference(ours, theirs, [float(n) for n in before.tokens], seed=seed)
+    return paired_difference(after.each, before.each, [float(n) for n in before.tokens], seed=seed)
 
 
-def chosen(scores: ChoiceScores, rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The index of the choice that the model took for each row: what `scores.correct` goes by."""
-    best = []
-    for row, values in zip(rows, scores.loglik):
-        per_character = [value / max(1, len(choice)) for value, choice in zip(values, row["choices"])]
-        best.append(max(range(len(values)), key=per_character.__getitem__))
-    return best
+def against_base(
+    rows: Sequence[Mapping[str, Any]], chosen: Mapping[str, Sequence[int]], texts: Mapping[str, TokenScores], base: str,
+    *, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """The results of a record of the kind `forgetting`: of every model but `base`, what it forgot.
+
+    Args:
+        rows: the questions, as `choice_rows` gives them.
+        chosen: label -> index of the choice taken, per question.
+        texts: label -> scores of plain texts.
+
+    Raises:
+        ValueError: as `perplexity_change`.
+    """
+    right = {label: [one == row["answer"] for one, row in zip(taken, rows)] for label, taken in chosen.items()}
+    tuned = [label for label in chosen if label != base]
+    return {
+        "questions": [{key: row[key] for key in ("question", "choices", "answer")} for row in rows],
+        "chosen": {label: list(taken) for label, taken in chosen.items()},
+        "texts": dict(texts),
+        "forgetting": {label: forgetting(right[base], right[label], seed=seed) for label in tuned},
+        "perplexity": {
+            label: {
+                "before": math.exp(texts[base].mean),
+                "after": math.exp(texts[label].mean),
+                "log_ratio": perplexity_change(texts[base], texts[label], seed=seed),
+            }
+            for label in tuned
+        },
+    }
 
 
 def choice_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from lfu.evaluation.batching import evaluating
+from lfu.evaluation.batching import evaluating, generators_kept
 from lfu.evaluation.tasks import Runnable
-from lfu.evaluation.tasks.quiet import generators_kept, quiet
+from lfu.evaluation.tasks.quiet import quiet
 from lfu.support.errors import UserError, one_line
 
 Progress = Callable[[int, int], None]  # called with requests done, requests altogether
+_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 SHOWN = 1200  # characters of a text that are kept for reading
 
 
@@ -64,23 +66,9 @@ class TaskResult:
     texts: list[dict[str, Any]]
     truncated: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain containers."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, kept: Mapping[str, Any]) -> TaskResult:
-        """From `to_json`."""
-        return cls(**kept)
-
 
 def run_task(
-    model: Any,
-    tokenizer: Any,
-    task: Runnable,
-    settings: Settings | None = None,
-    *,
-    progress: Progress | None = None,
+    model: Any, tokenizer: Any, task: Runnable, settings: Settings | None = None, *, progress: Progress | None = None
 ) -> TaskResult:
     """Scores a model in memory, also a `PeftModel`, on one task.
 
@@ -97,7 +85,7 @@ def run_task(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    with evaluating(model), generators_kept(), quiet() as heard:
+    with evaluating(model), generators_kept(model), quiet() as heard:
         lm = _language_model(model, tokenizer, settings, progress)
         try:
             found = simple_evaluate(
@@ -108,10 +96,7 @@ def run_task(
                 limit=settings.limit,
                 bootstrap_iters=0,
                 apply_chat_template=settings.apply_chat_template,
-                random_seed=settings.seed,
-                numpy_random_seed=settings.seed,
-                torch_random_seed=settings.seed,
-                fewshot_random_seed=settings.seed,
+                **dict.fromkeys(_SEEDS, settings.seed),
             )
         except torch.OutOfMemoryError as error:
             raise UserError(
@@ -128,32 +113,25 @@ def run_task(
 # --- around the harness ----------------------------------------------------------------------------------------------
 
 
-class _Counter:
-    """The harness's hook for finished requests: it counts them."""
-
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.done, self.total = progress, 0, 0
-
-    def add_partial(self, attr: str, request: Any, result: Any) -> None:
-        self.done += 1
-        if self.progress:
-            self.progress(self.done, max(self.done, self.total))
-
-
 def _language_model(model: Any, tokenizer: Any, settings: Settings, progress: Progress | None) -> Any:
     from lm_eval.models.huggingface import HFLM
 
-    counter = _Counter(progress)
+    count = {"done": 0, "total": 0}
+
+    def finished(attr: str, request: Any, result: Any) -> None:
+        count["done"] += 1
+        if progress:
+            progress(count["done"], max(count.values()))
 
     class Counted(HFLM):
         """Says how many requests there are."""
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-            counter.total += len(requests)
+            count["total"] += len(requests)
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            counter.total += len(requests)
+            count["total"] += len(requests)
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     # A copy: the harness may give the tokenizer a padding token, and turns its padding side.
@@ -163,35 +141,24 @@ def _language_model(model: Any, tokenizer: Any, settings: Settings, progress: Pr
         batch_size=settings.batch_size,
         max_length=settings.max_length,
     )
-    lm.set_cache_hook(counter)
+    lm.set_cache_hook(SimpleNamespace(add_partial=finished))  # the harness tells its cache what is done
     return lm
 
 
 # --- from the harness's samples to items -----------------------------------------------------------------------------
 
 
-@dataclass
-class _Leaf:
-    items: dict[str, list[float]] = field(default_factory=dict)
-    texts: list[dict[str, Any]] = field(default_factory=list)
-
-
-def _leaf(task: Any, samples: Sequence[Mapping[str, Any]]) -> _Leaf:
-    """The items of one task, metric by metric; a metric that isn't one number an item is left out."""
-    found = _Leaf()
+def _leaf(task: Any, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
+    """The items of one task, metric by metric, and their texts; a metric that isn't one number an item is left out."""
+    items: dict[str, list[float]] = {}
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     for sample in ordered:
         for metric in sample["metrics"]:
-            found.items.setdefault(f"{metric},{sample['filter']}", []).append(_number(sample[metric]))
-    first = next((sample["filter"] for sample in ordered), None)
-    found.texts = [_text(task, sample) for sample in ordered if sample["filter"] == first]
+            items.setdefault(f"{metric},{sample['filter']}", []).append(_number(sample[metric]))
+    texts = [_text(task, sample) for sample in ordered if sample["filter"] == ordered[0]["filter"]]
     averaged = [name for name, how in task.aggregation().items() if getattr(how, "__name__", "") == "mean"]
-    found.items = {
-        name: values
-        for name, values in found.items.items()
-        if name.partition(",")[0] in averaged and len(values) == len(found.texts) and None not in values
-    }
-    return found
+    sound = lambda name, values: name.partition(",")[0] in averaged and len(values) == len(texts)
+    return {name: v for name, v in items.items() if sound(name, v) and None not in v}, texts
 
 
 def _number(value: Any) -> Any:
@@ -230,16 +197,16 @@ def _end(text: Any) -> str:
     return words if len(words) <= SHOWN else f"... {words[-SHOWN:]}"
 
 
-def _together(task: Runnable, leaves: Sequence[_Leaf], truncated: int) -> TaskResult:
+def _together(task: Runnable, leaves: Sequence[tuple[Any, Any]], truncated: int) -> TaskResult:
     """One task, or the tasks of a group or tag with all their items in a row."""
-    metrics = [metric for metric in leaves[0].items if all(metric in leaf.items for leaf in leaves)]
+    metrics = [metric for metric in leaves[0][0] if all(metric in items for items, _ in leaves)]
     # A group of the harness weighs its tasks by their size, unless its definition says otherwise.
     listed = getattr(task.task, "aggregate_metric_list", None) or []
     alike = bool(listed) and not any(how.weight_by_size for how in listed)
-    weights = [1 / len(leaf.texts) if alike else 1.0 for leaf in leaves for _ in leaf.texts]
-    items = {metric: [value for leaf in leaves for value in leaf.items[metric]] for metric in metrics}
+    weights = [1 / len(texts) if alike else 1.0 for _, texts in leaves for _ in texts]
+    items = {metric: [value for found, _ in leaves for value in found[metric]] for metric in metrics}
     scores = {metric: float(np.average(values, weights=weights)) for metric, values in items.items()}
-    texts = [text for leaf in leaves for text in leaf.texts]
+    texts = [text for _, each in leaves for text in each]
     return TaskResult(task.name, task.num_fewshot, scores, items, weights, texts, truncated)
 
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lfu.evaluation.batching import Progress, batches, encode, evaluating, pad_id, shared_start
-from lfu.evaluation.score import Render, chat_pair
+from lfu.evaluation.batching import Progress, batches, evaluating, pad_id
+from lfu.evaluation.pieces import Piece
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
 
 if TYPE_CHECKING:
     from lfu.support.annotations import Model, Tokenizer
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One sequence: its token ids, and the first one that counts. The positions that predict `ids[start:]` are read."""
-
-    ids: list[int]
-    start: int
-
-    @property
-    def tokens(self) -> int:
-        """How many positions are read."""
-        return len(self.ids) - self.start
 
 
 @dataclass(frozen=True)
@@ -40,61 +27,6 @@ class Hidden:
 
     layers: dict[int, Tensor]
     counts: list[int]
-
-
-def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024) -> list[Piece]:
-    """Plain texts as pieces of at most `window` tokens, nothing cut off.
-
-    The first position of each is left out: there most models park one huge vector that is the same for every text
-    (massive activations, Sun et al. 2024), and a similarity over all positions would measure little else.
-
-    Raises:
-        ValueError: no texts, or a text with fewer than three tokens.
-    """
-    if not texts:
-        raise ValueError("no texts to read")
-    pieces = []
-    for number, text in enumerate(texts, start=1):
-        ids = encode(tokenizer, text, special=True)
-        if len(ids) < 3:
-            raise ValueError(f"text {number} has fewer than three tokens: {text!r}")
-        windows = [ids[start : start + window] for start in range(0, len(ids), window)]
-        pieces += [Piece(piece, 2) for piece in windows if len(piece) > 2]
-    return pieces
-
-
-def answer_pieces(
-    tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, render: Render | None = None, window: int | None = None
-) -> list[Piece]:
-    """Rows as pieces of which the answer's tokens count.
-
-    Args:
-        rows: `{"question", "answer"}`, or whatever `render` reads.
-        render: makes (prompt, answer) of a row. Default: the tokenizer's chat template.
-        window: the longest that a row may be, in tokens.
-
-    Raises:
-        ValueError: no rows; a row that is too long, or whose answer has no token; no chat template and no `render`.
-    """
-    if not rows:
-        raise ValueError("no rows to read")
-    pieces = []
-    for number, row in enumerate(rows, start=1):
-        prompt, answer = (render or chat_pair)(tokenizer, row)
-        ids = encode(tokenizer, prompt + answer)
-        piece = Piece(ids, max(1, shared_start(encode(tokenizer, prompt), ids)))
-        if piece.tokens < 1:
-            raise ValueError(f"row {number} has no answer token to read")
-        if window is not None and len(ids) > window:
-            raise ValueError(f"row {number} has {len(ids)} tokens, more than the {window} that the model reads")
-        pieces.append(piece)
-    return pieces
-
-
-def longest_input(model: Model, most: int = 1024) -> int:
-    """The tokens that the model can read at once, `most` at most."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return min(known, most) if isinstance(known, int) and known > 0 else most
 
 
 def hidden_states(

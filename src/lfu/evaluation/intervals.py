@@ -1,9 +1,12 @@
-"""How sure is a measured mean, and how sure is a difference? Percentile bootstrap over items, seeded."""
+"""How sure is a measured mean, difference or share? Percentile bootstrap over items, seeded; Wilson's interval."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -46,16 +49,14 @@ def mean_interval(
         ValueError: no values; lengths that differ; a level outside (0, 1); weights that aren't positive; NaN.
     """
     v, w = _checked(values, weights)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level!r}")
+    _check_level(level)
     rng = np.random.default_rng(seed)  # a generator of its own: numpy's global one is left alone
     means = np.empty(resamples)
     step = max(1, _CHUNK // len(v))
     for start in range(0, resamples, step):
         drawn = rng.integers(0, len(v), (min(step, resamples - start), len(v)))
         means[start : start + len(drawn)] = (v * w)[drawn].sum(1) / w[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float((v * w).sum() / w.sum()), float(low), float(high), level)
+    return percentiles((v * w).sum() / w.sum(), means, level)
 
 
 def paired_difference(
@@ -86,11 +87,40 @@ def transitions(before: Sequence[bool], after: Sequence[bool]) -> dict[str, int]
     """
     if len(before) != len(after):
         raise ValueError(f"transitions need the same items twice, got {len(before)} and {len(after)}")
-    names = {(True, True): "kept", (True, False): "lost", (False, True): "gained", (False, False): "never"}
-    counts = dict.fromkeys(("kept", "lost", "gained", "never"), 0)
-    for pair in zip(map(bool, before), map(bool, after)):
-        counts[names[pair]] += 1
-    return counts
+    counts = Counter(zip(map(bool, before), map(bool, after)))
+    names = {"kept": (True, True), "lost": (True, False), "gained": (False, True), "never": (False, False)}
+    return {name: counts[pair] for name, pair in names.items()}
+
+
+def wilson(hits: int, items: int, *, level: float = 0.95) -> Interval:
+    """The share `hits / items` with Wilson's score interval, which holds its level where a share is near 0 or 1.
+
+    Source: Wilson, J. Am. Stat. Assoc. 22 (1927).
+
+    Raises:
+        ValueError: no items; more hits than items, or fewer than none; a level outside (0, 1).
+    """
+    if not 0 <= hits <= items or not items:
+        raise ValueError(f"a share needs at least one item, and hits among them; got {hits} of {items}")
+    _check_level(level)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = hits / items, z**2 / items
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / items + spread / (4 * items))
+    # at 0 and 1 the interval ends there exactly; rounding would leave it a hair short
+    low, high = 0.0 if hits == 0 else centre - half, 1.0 if hits == items else centre + half
+    return Interval(share, low, high, level)
+
+
+def percentiles(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
+    """An estimate with the percentile interval of its bootstrap replicates `(resamples,)`."""
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(value), float(low), float(high), level)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level!r}")
 
 
 def _checked(values: Sequence[float], weights: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:

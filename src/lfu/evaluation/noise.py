@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from lfu.evaluation.batching import Progress
-from lfu.evaluation.hidden import Batch, answer_pieces, longest_input, over_batches, parts_of
+from lfu.evaluation.hidden import Batch, over_batches, parts_of
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
-from lfu.evaluation.score import Render
+from lfu.evaluation.pieces import Render, answer_pieces, longest_input
 from lfu.model.rng import generators
 
 if TYPE_CHECKING:

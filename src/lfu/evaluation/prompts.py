@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from lfu.data.templates import TEMPLATES, alpaca_prompt
-from lfu.evaluation.batching import Progress
-from lfu.evaluation.intervals import Interval
-from lfu.evaluation.score import Render, answer_nll, chat_pair, exact_match, final_number
+from lfu.evaluation.batching import Progress, tick
+from lfu.evaluation.intervals import Interval, percentiles
+from lfu.evaluation.pieces import Render, chat_pair
+from lfu.evaluation.score import answer_nll, exact_match, final_number, likeliest
+from lfu.support.choices import one_of
 from lfu.support.files import read_yaml
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def shipped_templates(task: str) -> dict[str, str]:
     Raises:
         ValueError: no such task.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
+    one_of("task", task, TASKS)
     return dict(_shipped()[task])
 
 
@@ -104,11 +104,11 @@ def check_template(text: Any) -> None:
     if not isinstance(text, str):
         raise ValueError(f"is no text but of type {type(text).__name__}")
     try:
-        fields = {name for _, name, form, how in string.Formatter().parse(text) if name is not None}
-        odd = any(form or how for _, name, form, how in string.Formatter().parse(text) if name is not None)
+        found = [field for field in string.Formatter().parse(text) if field[1] is not None]
     except ValueError as error:
         raise ValueError(f"{error}: write {{{{ and }}}} for braces that are meant as such") from error
-    if odd or fields - FIELDS:
+    fields = {name for _, name, _, _ in found if name is not None}
+    if fields - FIELDS or any(form or conversion for _, _, form, conversion in found):
         wrong = min(fields - FIELDS, default="with a conversion")
         raise ValueError(f"unknown field {{{wrong}}}: only {{question}} and {{choices}} are filled in")
     if "question" not in fields:
@@ -124,39 +124,13 @@ def task_of(rows: Sequence[Mapping[str, Any]]) -> str:
     return "word_problems" if numbers else "instruction"
 
 
-def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
-    """How `lfu train` would put a question: `chat`, `alpaca`, `none` (the bare question), or `auto`: chat if the
-    tokenizer has a chat template, else alpaca.
-
-    Raises:
-        ValueError: an unknown template, or `chat` without a chat template.
-    """
-    if template not in TEMPLATES:
-        raise ValueError(f"unknown template {template!r}: use one of {', '.join(TEMPLATES)}")
-    has_chat = bool(getattr(tokenizer, "chat_template", None))
-    if template == "chat" and not has_chat:
-        raise ValueError("template chat: the tokenizer has no chat template: use alpaca or none")
-    if template == "chat" or (template == "auto" and has_chat):
-        return chat_pair
-    prompt = (lambda question: f"{question}\n") if template == "none" else alpaca_prompt
-    # TRL ends an answer that is plain text with the end-of-sequence token, too
-    return lambda tok, row: (prompt(row["question"]), row["answer"] + (tok.eos_token or ""))
-
-
 # --- scores --------------------------------------------------------------------------------------------------------
 
 
 def prompt_scores(
-    model: Model,
-    tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
-    templates: Mapping[str, str],
-    *,
-    batch_size: int = 8,
-    max_new_tokens: int = 128,
-    wrap: Render | None = None,
-    progress: Progress | None = None,
-) -> dict[str, TemplateScores]:
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], templates: Mapping[str, str], *,
+    batch_size: int = 8, max_new_tokens: int = 128, wrap: Render | None = None, progress: Progress | None = None,
+) -> dict[str, TemplateScores]:  # fmt: skip
     """Accuracy and answer NLL of every row under every template.
 
     Word problems: the model writes an answer, greedily; right is the number behind '####', or the last number where
@@ -186,8 +160,17 @@ def prompt_scores(
         asked = [dict(row) | {"question": fill(template, row)} for row in rows]
         if task == "multiple_choice":
             found[name] = _choices(model, tokenizer, asked, batch_size, wrap, progress)
+            continue
+        options: dict[str, Any] = {"batch_size": batch_size, "render": wrap}
+        if task == "instruction":
+            scores = answer_nll(model, tokenizer, asked, progress=progress, **options)
+            found[name] = TemplateScores(scores.nll, scores.tokens, None, [])
         else:
-            found[name] = _answers(model, tokenizer, asked, batch_size, max_new_tokens, task, wrap, progress)
+            scores = answer_nll(model, tokenizer, asked, **options)
+            match = exact_match(
+                model, tokenizer, asked, max_new_tokens=max_new_tokens, progress=progress, **options
+            )  # fmt: skip
+            found[name] = TemplateScores(scores.nll, scores.tokens, match.correct_any, match.text)
     return found
 
 
@@ -197,51 +180,22 @@ def fill(template: str, row: Mapping[str, Any]) -> str:
     return template.format(question=row["question"], choices=choices)
 
 
-def _answers(
-    model: Model, tokenizer: Tokenizer, rows: list[dict[str, Any]], batch_size: int, max_new_tokens: int, task: str,
-    wrap: Render, progress: Progress | None,
-) -> TemplateScores:  # fmt: skip
-    generates = task == "word_problems"
-    scores = answer_nll(
-        model, tokenizer, rows, batch_size=batch_size, render=wrap, progress=None if generates else progress
-    )
-    if not generates:
-        return TemplateScores(scores.nll, scores.tokens, None, [])
-    match = exact_match(
-        model, tokenizer, rows, batch_size=batch_size, max_new_tokens=max_new_tokens, render=wrap, progress=progress
-    )
-    return TemplateScores(scores.nll, scores.tokens, match.correct_any, match.text)
-
-
 def _choices(
-    model: Model,
-    tokenizer: Tokenizer,
-    rows: list[dict[str, Any]],
-    batch_size: int,
-    wrap: Render,
+    model: Model, tokenizer: Tokenizer, rows: list[dict[str, Any]], batch_size: int, wrap: Render,
     progress: Progress | None,
-) -> TemplateScores:
+) -> TemplateScores:  # fmt: skip
     """Every choice is scored as the answer, without the end of the turn: that is no part of any choice."""
-
-    def render(tok: Any, row: Mapping[str, Any]) -> tuple[str, str]:
-        return wrap(tok, row)[0], row["answer"]
-
+    render = lambda tok, row: (wrap(tok, row)[0], row["answer"])
     each = [dict(row) | {"answer": choice} for row in rows for choice in row["choices"]]
     scores = answer_nll(model, tokenizer, each, batch_size=batch_size, render=render)
-    nll, tokens, correct, text = [], [], [], []
-    start = 0
+    every = iter(zip(scores.nll, scores.tokens))
+    found = []
     for row in rows:
-        per_character = [-scores.nll[start + i] / len(choice) for i, choice in enumerate(row["choices"])]
-        best = max(range(len(per_character)), key=per_character.__getitem__)
-        right = start + row["answer"]
-        start += len(per_character)
-        nll.append(scores.nll[right])
-        tokens.append(scores.tokens[right])
-        correct.append(best == row["answer"])
-        text.append(row["choices"][best])
-        if progress is not None:
-            progress(1)
-    return TemplateScores(nll, tokens, correct, text)
+        pairs = [next(every) for _ in row["choices"]]
+        best = likeliest([-nll for nll, _ in pairs], row["choices"])
+        found.append((*pairs[row["answer"]], best == row["answer"], row["choices"][best]))
+        tick(progress)
+    return TemplateScores(*map(list, zip(*found)))
 
 
 # --- spread over the templates -------------------------------------------------------------------------------------
@@ -253,8 +207,7 @@ def headline(models: Sequence[Mapping[str, TemplateScores]], metric: str = "auto
     Raises:
         ValueError: an unknown metric, or accuracy where the task has none.
     """
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: use one of {', '.join(METRICS)}")
+    one_of("metric", metric, METRICS)
     has_accuracy = all(scores.correct is not None for model in models for scores in model.values())
     if metric == "accuracy" and not has_accuracy:
         raise ValueError("these answers are free text, so there is no accuracy: use the metric nll")
@@ -281,21 +234,17 @@ def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int 
     return Spread(
         metric,
         dict(zip(names, values.tolist())),
-        _interval(values.mean(), drawn.mean(1)),
-        _interval(values.std(ddof=1), drawn.std(1, ddof=1)),
-        _interval(worst(values), worst(drawn)),
+        percentiles(values.mean(), drawn.mean(1)),
+        percentiles(values.std(ddof=1), drawn.std(1, ddof=1)),
+        percentiles(worst(values), worst(drawn)),
         names[int(values.argmin() if metric == "accuracy" else values.argmax())],
     )
 
 
 def spread_difference(
-    ours: Mapping[str, TemplateScores],
-    theirs: Mapping[str, TemplateScores],
-    metric: str,
-    *,
-    resamples: int = 10_000,
+    ours: Mapping[str, TemplateScores], theirs: Mapping[str, TemplateScores], metric: str, *, resamples: int = 10_000,
     seed: int = 0,
-) -> dict[str, Interval]:
+) -> dict[str, Interval]:  # fmt: skip
     """`mean` and `std` of ours minus theirs, on the same rows and templates: paired, the same rows drawn for both.
 
     Raises:
@@ -303,11 +252,11 @@ def spread_difference(
     """
     if list(ours) != list(theirs) or {len(s.nll) for s in ours.values()} != {len(s.nll) for s in theirs.values()}:
         raise ValueError("a difference needs the same templates and rows twice")
-    one, two = (_values(scores, metric) for scores in (ours, theirs))
+    values = [_values(scores, metric) for scores in (ours, theirs)]
     drawn = [_resampled(scores, metric, resamples, seed) for scores in (ours, theirs)]
+    statistics = {"mean": lambda v: v.mean(-1), "std": lambda v: v.std(-1, ddof=1)}
     return {
-        "mean": _interval(one.mean() - two.mean(), drawn[0].mean(1) - drawn[1].mean(1)),
-        "std": _interval(one.std(ddof=1) - two.std(ddof=1), drawn[0].std(1, ddof=1) - drawn[1].std(1, ddof=1)),
+        name: percentiles(of(values[0]) - of(values[1]), of(drawn[0]) - of(drawn[1])) for name, of in statistics.items()
     }
 
 
@@ -337,8 +286,3 @@ def _resampled(scores: Mapping[str, TemplateScores], metric: str, resamples: int
         times = np.bincount(rng.integers(0, rows, rows), minlength=rows)  # how often each row was drawn
         found[i] = (over @ times) / (under @ times)
     return found
-
-
-def _interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(value), float(low), float(high), level)

@@ -6,7 +6,8 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -61,15 +62,19 @@ def plain(value: Any) -> Any:
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def describe_model(name: str, model: Any) -> dict[str, Any]:
-    """Name, class, number of parameters, dtype and `weights_hash` of a model in memory."""
+def describe_model(name: str, model: Any, weights: str | None = None) -> dict[str, Any]:
+    """Name, class, number of parameters, dtype and `weights_hash` of a model in memory.
+
+    Args:
+        weights: what to say in place of the hash, which reads all weights.
+    """
     parameters = list(model.parameters())
     return {
         "name": EMBEDDED[name].title if name in EMBEDDED else name,
         "class": type(model).__name__,
         "parameters": sum(p.numel() for p in parameters),
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
-        "weights": weights_hash(model),
+        "weights": weights_hash(model) if weights is None else weights,
     }
 
 
@@ -88,16 +93,14 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def versions() -> dict[str, str]:
-    """Package -> version of what decides the figures, where installed."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Package -> version of what decides the figures, where installed; lfu's and Python's too."""
     import lfu
 
     found = {"lfu": lfu.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
+    for name in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lfu.evaluation.intervals import Interval
-from lfu.evaluation.shares import wilson
+from lfu.evaluation.intervals import Interval, wilson
 
 # Sought anywhere in a response. Written for this project; such lists are common since Zou et al. 2023 (2307.15043).
 PHRASES = (

@@ -9,32 +9,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 
-from lfu.evaluation.batching import (
-    Progress,
-    batches,
-    continuations,
-    encode,
-    evaluating,
-    forward,
-    left_pad,
-    nll_of,
-    pad_id,
-    shared_start,
-    tick,
-    token_nll,
-)
+from lfu.evaluation import batching
+from lfu.evaluation.batching import Progress, batches, continuations, forward, nll_of, tick, token_nll
+from lfu.evaluation.pieces import Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
 
 if TYPE_CHECKING:
     from lfu.support.annotations import Model, Tokenizer
 
-Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text
+Choices = tuple[list[int], list[list[int]]]  # tokens of the prompt that all choices share, and the rest of each choice
 
 
 @dataclass(frozen=True)
@@ -49,16 +39,22 @@ class TokenScores:
         """Mean NLL per token over all items (nats); its exponential is the perplexity."""
         return sum(self.nll) / sum(self.tokens)
 
+    @property
+    def each(self) -> list[float]:
+        """NLL per token of each item."""
+        return [nll / tokens for nll, tokens in zip(self.nll, self.tokens)]
+
 
 @dataclass(frozen=True)
 class ChoiceScores:
-    """Multiple choice: the log-likelihood of every choice (nats), and per item whether the best one is right.
+    """Multiple choice: the log-likelihood of every choice (nats), and per item the choice taken and if it is right.
 
-    `correct` goes by the log-likelihood per character of the choice, as lm-eval's `acc_norm` does; `correct_raw` by
-    the plain sum (`acc`), which favours short choices.
+    `chosen` and `correct` go by the log-likelihood per character of the choice, as lm-eval's `acc_norm` does;
+    `correct_raw` by the plain sum (`acc`), which favours short choices.
     """
 
     loglik: list[list[float]]
+    chosen: list[int]
     correct: list[bool]
     correct_raw: list[bool]
 
@@ -86,18 +82,13 @@ class MatchScores:
         return sum(self.correct) / len(self.correct)
 
 
-# --- the four scores -----------------------------------------------------------------------------------------------
+# --- likelihood ----------------------------------------------------------------------------------------------------
 
 
 def answer_nll(
-    model: Model,
-    tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    batch_size: int = 8,
-    render: Render | None = None,
-    progress: Progress | None = None,
-) -> TokenScores:
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8,
+    render: Render | None = None, progress: Progress | None = None,
+) -> TokenScores:  # fmt: skip
     """NLL of each row's answer given its question; only the answer's tokens are scored.
 
     Args:
@@ -106,27 +97,17 @@ def answer_nll(
         progress: called with the number of rows just finished.
 
     Raises:
-        ValueError: no rows; a tokenizer without chat template and no `render`.
+        ValueError: no rows; an answer without a token; a tokenizer without chat template and no `render`.
     """
-    _need(rows, "rows")
-    pieces = []
-    for row in rows:
-        prompt, answer = (render or chat_pair)(tokenizer, row)
-        whole = encode(tokenizer, prompt + answer)
-        pieces.append((whole, shared_start(encode(tokenizer, prompt), whole)))
+    pieces = answer_pieces(tokenizer, rows, render=render)
     nll = token_nll(model, tokenizer, pieces, batch_size, lambda index: tick(progress))
-    return TokenScores(nll, [len(ids) - start for ids, start in pieces])
+    return TokenScores(nll, [piece.tokens for piece in pieces])
 
 
 def perplexity(
-    model: Model,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    *,
-    batch_size: int = 8,
-    window: int = 1024,
+    model: Model, tokenizer: Tokenizer, texts: Sequence[str], *, batch_size: int = 8, window: int = 1024,
     progress: Progress | None = None,
-) -> TokenScores:
+) -> TokenScores:  # fmt: skip
     """NLL of plain texts; `math.exp(result.mean)` is their perplexity.
 
     The first token of a text follows nothing and isn't scored. A text longer than `window` tokens is read in
@@ -135,39 +116,28 @@ def perplexity(
     Raises:
         ValueError: no texts; a text with fewer than two tokens.
     """
-    _need(texts, "texts")
-    pieces, owner = [], []
-    for number, text in enumerate(texts):
-        ids = encode(tokenizer, text, special=True)
-        if len(ids) < 2:
-            raise ValueError(f"text {number} has fewer than two tokens, so nothing to score: {text!r}")
-        windows = [ids[start : start + window] for start in range(0, len(ids), window)]
-        pieces += [(piece, 1) for piece in windows if len(piece) > 1]
-        owner += [number for piece in windows if len(piece) > 1]
-    left = Counter(owner)  # windows of each text that are still to be read
+    pieces = text_pieces(tokenizer, texts, window, start=1)
+    left = Counter(piece.item for piece in pieces)  # pieces of each text that are still to be read
 
     def done(index: int) -> None:
-        left[owner[index]] -= 1
-        if not left[owner[index]]:
+        left[pieces[index].item] -= 1
+        if not left[pieces[index].item]:
             tick(progress)
 
-    values = token_nll(model, tokenizer, pieces, batch_size, done)
     nll, tokens = [0.0] * len(texts), [0] * len(texts)
-    for number, (piece, _), value in zip(owner, pieces, values):
-        nll[number] += value
-        tokens[number] += len(piece) - 1
+    for piece, value in zip(pieces, token_nll(model, tokenizer, pieces, batch_size, done)):
+        nll[piece.item] += value
+        tokens[piece.item] += piece.tokens
     return TokenScores(nll, tokens)
 
 
+# --- multiple choice -----------------------------------------------------------------------------------------------
+
+
 def multiple_choice(
-    model: Model,
-    tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    batch_size: int = 8,
-    cached: bool = True,
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8, cached: bool = True,
     progress: Progress | None = None,
-) -> ChoiceScores:
+) -> ChoiceScores:  # fmt: skip
     """Which choice does the model find likeliest as the continuation of 'Question: ...\\nAnswer:'?
 
     No chat template: the question is put as plain text, as lm-evaluation-harness does for ARC and PIQA.
@@ -181,100 +151,29 @@ def multiple_choice(
     Raises:
         ValueError: no rows; an answer that is no index into its choices; prompt and choice merged into one token.
     """
-    _need(rows, "rows")
+    _need(rows)
     items = [_choice_ids(tokenizer, row) for row in rows]
     loglik: list[list[float]] = [[] for _ in rows]
-    with evaluating(model), torch.no_grad():
+    with batching.evaluating(model), torch.no_grad():
         for batch in batches([len(prompt) for prompt, _ in items], batch_size):
             some = [items[i] for i in batch]
             found = _choice_batch(model, tokenizer, some) if cached else _whole_choices(model, tokenizer, some)
             for index, values in zip(batch, found):
                 loglik[index] = values
                 tick(progress)
-    best, best_raw = [], []
-    for row, values in zip(rows, loglik):
-        per_character = [value / max(1, len(choice)) for value, choice in zip(values, row["choices"])]
-        best.append(_argmax(per_character) == row["answer"])
-        best_raw.append(_argmax(values) == row["answer"])
-    return ChoiceScores(loglik, best, best_raw)
+    chosen = [likeliest(values, row["choices"]) for row, values in zip(rows, loglik)]
+    correct = [choice == row["answer"] for row, choice in zip(rows, chosen)]
+    return ChoiceScores(loglik, chosen, correct, [likeliest(v) == row["answer"] for row, v in zip(rows, loglik)])
 
 
-def exact_match(
-    model: Model,
-    tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    max_new_tokens: int = 128,
-    batch_size: int = 16,
-    render: Render | None = None,
-    progress: Progress | None = None,
-) -> MatchScores:
-    """Generate an answer to each row's question, greedily, and compare the final number with the reference's.
-
-    Args:
-        rows: `{"question", "answer"}`, the answer ending in '#### n', or whatever `render` reads.
-        max_new_tokens: a generation is cut there; one that hasn't come to its number by then counts as wrong.
-
-    Raises:
-        ValueError: no rows; a reference answer without '#### n'; no chat template and no `render`.
-    """
-    _need(rows, "rows")
-    pairs = [(render or chat_pair)(tokenizer, row) for row in rows]
-    wanted = [final_number(answer) for _, answer in pairs]
-    if None in wanted:
-        raise ValueError(f"reference answer {wanted.index(None)} doesn't end in '#### number'")
-    prompts = [encode(tokenizer, prompt) for prompt, _ in pairs]
-    texts = continuations(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
-    strict = [final_number(text) == number for text, number in zip(texts, wanted)]
-    loose = [final_number(text, anywhere=True) == number for text, number in zip(texts, wanted)]
-    return MatchScores(texts, strict, loose)
+def likeliest(loglik: Sequence[float], choices: Sequence[str] | None = None) -> int:
+    """The index of the largest log-likelihood, or with the choices' texts of the largest per character."""
+    lengths = [1] * len(loglik) if choices is None else [max(1, len(choice)) for choice in choices]
+    values = [value / length for value, length in zip(loglik, lengths)]
+    return max(range(len(values)), key=values.__getitem__)
 
 
-# --- text in, numbers out ------------------------------------------------------------------------------------------
-
-
-def chat_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, str]:
-    """(prompt, answer) of a `{"question", "answer"}` row in the tokenizer's chat template.
-
-    The prompt ends where the assistant's turn begins; the answer includes the end of that turn, as in TRL's
-    prompt-completion data.
-
-    Raises:
-        ValueError: the tokenizer has no chat template, or one that rewrites the prompt once the answer is there.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the tokenizer has no chat template: pass render=, which makes (prompt, answer) of a row")
-    turns = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
-    if not whole.startswith(prompt):
-        raise ValueError("the chat template doesn't keep the prompt in front of the answer: pass render= instead")
-    return prompt, whole[len(prompt) :]
-
-
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_FINAL = re.compile(r"####\s*\$?\s*(-?\d[\d,]*(?:\.\d+)?)")
-
-
-def final_number(text: str, anywhere: bool = False) -> Decimal | None:
-    """The number behind the first '####' of a text, or None; thousands commas are dropped.
-
-    Args:
-        anywhere: where there is no '#### number', take the last number of the text.
-    """
-    found = _FINAL.search(text)
-    if found:
-        return _decimal(found[1])
-    numbers = _NUMBER.findall(text) if anywhere else []
-    return _decimal(numbers[-1]) if numbers else None
-
-
-def _decimal(digits: str) -> Decimal:
-    return Decimal(digits.replace(",", ""))
-
-
-def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[list[int], list[list[int]]]:
-    """(the prompt's tokens that all choices share, the rest of each choice)."""
+def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Choices:
     if not 0 <= row["answer"] < len(row["choices"]):
         raise ValueError(f"answer {row['answer']!r} is no index into the choices of {row['question']!r}")
     text = f"Question: {row['question']}\nAnswer:"
@@ -286,11 +185,10 @@ def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[list[int]
     return prompt[:seam], [whole[seam:] for whole in wholes]
 
 
-def _choice_batch(
-    model: Model, tokenizer: Tokenizer, items: Sequence[tuple[list[int], list[list[int]]]]
-) -> list[list[float]]:
+def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) -> list[list[float]]:
     """Log-likelihood (nats) of every choice of every item: prompts once, then the choices on the shared cache."""
-    ids, mask = left_pad([prompt for prompt, _ in items], pad_id(tokenizer), model.device)
+    filler = batching.pad_id(tokenizer)
+    ids, mask = batching.left_pad([prompt for prompt, _ in items], filler, model.device)
     out = forward(model, ids, mask, keep=1, use_cache=True)
     # the prompt's last position already says how likely each choice's FIRST token is: one-token choices end here
     first = out.logits[:, -1].float().log_softmax(-1)  # (B, V)
@@ -301,32 +199,66 @@ def _choice_batch(
     owner = torch.tensor([row for row, _ in longer], device=ids.device)
     cache = out.past_key_values
     cache.batch_select_indices(owner)
-    tails = [items[row][1][c] for row, c in longer]
+    tails = [torch.tensor(items[row][1][c], device=ids.device) for row, c in longer]
     width = max(len(tail) for tail in tails) - 1
-    fed = torch.full((len(tails), width), pad_id(tokenizer), device=ids.device)
-    seen = torch.zeros_like(fed)
-    for n, tail in enumerate(tails):  # right-padded: what follows a choice's end is never looked at
-        fed[n, : len(tail) - 1] = torch.tensor(tail[:-1], device=ids.device)
-        seen[n, : len(tail) - 1] = 1
+    right_pad = lambda row, value: pad(row, (0, width - len(row)), value=value)  # what follows is never looked at
+    fed = torch.stack([right_pad(tail[:-1], filler) for tail in tails])
+    seen = torch.stack([right_pad(torch.ones_like(tail[:-1]), 0) for tail in tails])
     logits = forward(model, fed, torch.cat([mask[owner], seen], 1), keep=0, past_key_values=cache).logits
     for n, ((row, c), tail) in enumerate(zip(longer, tails)):
-        values[row][c] -= nll_of(logits[n, : len(tail) - 1], torch.tensor(tail[1:], device=ids.device))
+        values[row][c] -= nll_of(logits[n, : len(tail) - 1], tail[1:])
     return values
 
 
-def _whole_choices(
-    model: Model, tokenizer: Tokenizer, items: Sequence[tuple[list[int], list[list[int]]]]
-) -> list[list[float]]:
+def _whole_choices(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) -> list[list[float]]:
     """As `_choice_batch`, in one forward pass and without a cache."""
-    pieces = [(prompt + choice, len(prompt)) for prompt, choices in items for choice in choices]
+    pieces = [Piece(prompt + choice, len(prompt)) for prompt, choices in items for choice in choices]
     values = iter(token_nll(model, tokenizer, pieces, len(pieces), lambda index: None))
     return [[-next(values) for _ in choices] for _, choices in items]
 
 
-def _argmax(values: Sequence[float]) -> int:
-    return max(range(len(values)), key=values.__getitem__)
+# --- exact match ---------------------------------------------------------------------------------------------------
 
 
-def _need(items: Sequence[Any], what: str) -> None:
-    if not items:
-        raise ValueError(f"no {what} to score")
+def exact_match(
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, max_new_tokens: int = 128,
+    batch_size: int = 16, render: Render | None = None, progress: Progress | None = None,
+) -> MatchScores:  # fmt: skip
+    """Generate an answer to each row's question, greedily, and compare the final number with the reference's.
+
+    Args:
+        rows: `{"question", "answer"}`, the answer ending in '#### n', or whatever `render` reads.
+        max_new_tokens: a generation is cut there; one that hasn't come to its number by then counts as wrong.
+
+    Raises:
+        ValueError: no rows; a reference answer without '#### n'; no chat template and no `render`.
+    """
+    _need(rows)
+    pairs = [(render or chat_pair)(tokenizer, row) for row in rows]
+    wanted = [final_number(answer) for _, answer in pairs]
+    if None in wanted:
+        raise ValueError(f"reference answer {wanted.index(None)} doesn't end in '#### number'")
+    prompts = [encode(tokenizer, prompt) for prompt, _ in pairs]
+    texts = continuations(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
+    strict = [final_number(text) == number for text, number in zip(texts, wanted)]
+    loose = [final_number(text, anywhere=True) == number for text, number in zip(texts, wanted)]
+    return MatchScores(texts, strict, loose)
+
+
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
+_FINAL = re.compile(rf"####\s*\$?\s*({_NUMBER})")
+
+
+def final_number(text: str, anywhere: bool = False) -> Decimal | None:
+    """The number behind the first '####' of a text, or None; thousands commas are dropped.
+
+    Args:
+        anywhere: where there is no '#### number', take the last number of the text.
+    """
+    numbers = [found[1]] if (found := _FINAL.search(text)) else re.findall(_NUMBER, text) if anywhere else []
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _need(rows: Sequence[Any]) -> None:
+    if not rows:
+        raise ValueError("no rows to score")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class ItemSet:
 
     name: str
     choice: bool
-    items: Sequence[Any]
+    items: list[Any]
 
 
 def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:
@@ -46,13 +46,9 @@ def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two sets of items are called {name!r}: rename one of the files")
-    return [ItemSet(each.name, each.choice, _shuffled(each.items, seed)) for each in sets]
-
-
-def _shuffled(items: Sequence[Any], seed: int) -> list[Any]:
-    order = list(items)
-    random.Random(seed).shuffle(order)
-    return order
+    for each in sets:
+        random.Random(seed).shuffle(each.items)
+    return sets
 
 
 def _of_file(path: Path) -> ItemSet:
@@ -62,9 +58,8 @@ def _of_file(path: Path) -> ItemSet:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} can't be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
-        ) from error
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ValueError(f"{path} can't be read: {why}") from error
     if path.suffix == ".txt":
         rows: list[Any] = [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
     else:
@@ -85,17 +80,13 @@ def _of_file(path: Path) -> ItemSet:
 
 
 def _json_rows(path: Path, text: str) -> list[Any]:
-    try:
-        if path.suffix == ".json":
-            found = json.loads(text)
-            return found if isinstance(found, list) else [found]
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    rows = []
-    for number, line in lines:
+    whole = path.suffix == ".json"
+    lines = [(f", line {number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows: list[Any] = []
+    for where, part in [("", text)] if whole else lines:
         try:
-            rows.append(json.loads(line))
+            found = json.loads(part)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
+            raise ValueError(f"{path}{where} is not valid JSON: {error}") from error
+        rows += found if whole and isinstance(found, list) else [found]
     return rows

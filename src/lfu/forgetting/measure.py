@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lfu.evaluation.forgetting import chosen
+from lfu.evaluation.batching import token_nll
 from lfu.evaluation.intervals import transitions
-from lfu.evaluation.score import multiple_choice, perplexity
+from lfu.evaluation.pieces import Piece, encode, text_pieces
+from lfu.evaluation.score import multiple_choice
 from lfu.forgetting.deal import Dealer
 from lfu.forgetting.items import PROSE, QUESTIONS, WRITTEN, ItemSet
 from lfu.forgetting.written import Written, divergence
@@ -71,27 +72,19 @@ class Asker:
     def tokens(self, name: str, count: int) -> int:
         """Tokens that are read of the first `count` texts of a set."""
         texts = next(each for each in self.sets if each.name == name).items[:count]
-        return sum(len(self.tokenizer(text, verbose=False)["input_ids"][:LONGEST]) for text in texts)
+        return sum(len(encode(self.tokenizer, text, special=True)[:LONGEST]) for text in texts)
 
     def _choose(self, model: Any, rows: list[Any]) -> list[int]:
-        found = multiple_choice(model, self.tokenizer, rows, batch_size=self.batch_size, cached=self.cached)
-        return chosen(found, rows)
+        return multiple_choice(model, self.tokenizer, rows, batch_size=self.batch_size, cached=self.cached).chosen
 
     def _read(self, model: Any, texts: list[str]) -> list[float]:
-        encode = lambda text: list(self.tokenizer(text, verbose=False)["input_ids"])
-        found = perplexity(model, _Cut(encode, self.tokenizer), texts, batch_size=self.batch_size, window=LONGEST)
-        return [nll / tokens for nll, tokens in zip(found.nll, found.tokens)]
-
-
-class _Cut:
-    """A tokenizer that cuts every text to its first `LONGEST` tokens, so that each is one row of one batch."""
-
-    def __init__(self, encode: Any, tokenizer: Any):
-        self.encode = encode
-        self.pad_token_id, self.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-
-    def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        return {"input_ids": self.encode(text)[:LONGEST]}
+        """Nats per token of the beginnings: one piece of each text, so that all processes make as many passes."""
+        first: dict[int, Piece] = {}
+        for piece in text_pieces(self.tokenizer, texts, LONGEST, start=1):
+            first.setdefault(piece.item, piece)
+        pieces = list(first.values())
+        nll = token_nll(model, self.tokenizer, pieces, self.batch_size, lambda index: None)
+        return [value / piece.tokens for value, piece in zip(nll, pieces)]
 
 
 def compare(before: Answers, after: Answers, sets: Sequence[ItemSet]) -> dict[str, float]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lfu.forgetting.fingerprint import fingerprint
 from lfu.forgetting.items import PROSE, QUESTIONS
 from lfu.forgetting.keep import Reading
-from lfu.forgetting.measure import LONGEST, right
+from lfu.forgetting.measure import LONGEST
 from lfu.forgetting.measuring import Measuring
+from lfu.support.extras import missing
 from lfu.support.files import dump_json, write_text
-
-PACKAGES = ("matplotlib", "jinja2")
 
 
 def line(reading: Reading, budget: Mapping[str, float]) -> str:
@@ -55,61 +51,51 @@ def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any
         kept: the reading whose model is left.
         last_step: of the run.
     """
-    from lfu.evaluation.forgetting import forgetting, perplexity_change
-    from lfu.evaluation.record import make_record
+    from lfu.evaluation.forgetting import against_base
+    from lfu.evaluation.record import describe_model, make_record
     from lfu.evaluation.score import TokenScores
 
     memory, seed = measuring.memory, measuring.seed
-    questions = next(each for each in measuring.sets if each.name == QUESTIONS)
-    now = right(kept.answers, questions)
-    known = right(memory.before, questions)[: len(now)]
-    losses = {"base": memory.before.nll[PROSE][: len(kept.answers.nll[PROSE])], "tuned": kept.answers.nll[PROSE]}
-    scores = {label: TokenScores(nll, [1] * len(nll)) for label, nll in losses.items()}  # texts of equal weight
-    change = asdict(perplexity_change(scores["base"], scores["tuned"], seed=seed))
-    before, after = (math.exp(score.mean) for score in scores.values())
+    questions = next(each for each in measuring.sets if each.name == QUESTIONS).items
+    answers = {"base": memory.before, "tuned": kept.answers}
+    model = measuring.model
+    described = describe_model(
+        getattr(model.config, "_name_or_path", "") or type(model).__name__, model, weights="in training"
+    )
+    asked, read = len(kept.answers.chosen[QUESTIONS]), len(kept.answers.nll[PROSE])
     return make_record(
         "forgetting",
-        models={label: describe(measuring.model) for label in ("base", "tuned")},
+        models=dict.fromkeys(answers, described),
         settings={
             "base": "base",
             "measured": f"while the model was trained, to step {last_step}; the figures are those of step {kept.step}",
-            "questions": f"built-in general knowledge ({len(now)})",
-            "texts": f"built-in prose ({len(losses['tuned'])}), up to {LONGEST} tokens of each",
+            "questions": f"built-in general knowledge ({asked})",
+            "texts": f"built-in prose ({read}), up to {LONGEST} tokens of each",
         },
-        results={
-            "questions": [dict(row) for row in questions.items[: len(now)]],
-            "chosen": {"base": memory.before.chosen[QUESTIONS][: len(now)], "tuned": kept.answers.chosen[QUESTIONS]},
-            "texts": {label: asdict(score) for label, score in scores.items()},
-            "forgetting": {"tuned": asdict(forgetting(known, now, seed=seed))},
-            "perplexity": {"tuned": {"before": before, "after": after, "log_ratio": change}},
+        results=against_base(
+            questions[:asked],
+            {label: said.chosen[QUESTIONS][:asked] for label, said in answers.items()},
+            # texts of equal weight
+            {label: TokenScores(said.nll[PROSE][:read], [1] * read) for label, said in answers.items()},
+            "base",
+            seed=seed,
+        )
+        | {
             "curve": [{"step": r.step, "over": r.over, "shown": r.shown, **r.figures} for r in memory.readings],
             "budget": dict(measuring.budget),
             "kept_step": kept.step,
-            "fingerprint": fingerprint(measuring.model),
+            "fingerprint": fingerprint(model),
         },
         command=" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         seed=seed,
     )
 
 
-def describe(model: Any) -> dict[str, Any]:
-    """As `lfu.evaluation.record.describe_model`, without reading all weights."""
-    parameters = list(model.parameters())
-    return {
-        "name": getattr(model.config, "_name_or_path", "") or type(model).__name__,
-        "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in parameters),
-        "dtype": str(parameters[0].dtype).removeprefix("torch."),
-        "weights": "in training",
-    }
-
-
 def write(made: Mapping[str, Any], folder: Path) -> str:
     """Writes the record, and the page if its packages are there. Returns what to tell."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
+    if packages := missing("report"):
         write_text(folder / "record.json", dump_json(made))
-        return f"numbers in {folder / 'record.json'}; for a page with the curves: pip install {' '.join(missing)}"
+        return f"numbers in {folder / 'record.json'}; for a page with the curves: pip install {' '.join(packages)}"
     from lfu.report.page import write_report
 
     write_report(made, folder)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 
-from lfu.evaluation.batching import evaluating
+from lfu.evaluation.batching import evaluating, generators_kept
 
 # Ways to start an adapter that rewrite the base weights: with the adapter off it isn't the untouched model
 _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")
@@ -21,23 +21,11 @@ _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")
 def unnoticed(model: Any) -> Iterator[None]:
     """Eval mode without gradients; afterwards train flags, `requires_grad` and all random generators are as before."""
     wanted = [(p, p.requires_grad) for p in model.parameters()]
-    python, numpy = random.getstate(), sys.modules.get("numpy")
-    drawn = numpy.random.get_state() if numpy else None
-    devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-    logits = os.environ.get("UNSLOTH_RETURN_LOGITS")
-    if unsloth():
-        os.environ["UNSLOTH_RETURN_LOGITS"] = "1"
+    environment = mock.patch.dict(os.environ, {"UNSLOTH_RETURN_LOGITS": "1"} if unsloth() else {})
     try:
-        with torch.random.fork_rng(devices), evaluating(model), torch.no_grad():
+        with environment, generators_kept(model), evaluating(model), torch.no_grad():
             yield
     finally:
-        if unsloth():
-            os.environ.pop("UNSLOTH_RETURN_LOGITS")
-            if logits is not None:
-                os.environ["UNSLOTH_RETURN_LOGITS"] = logits
-        random.setstate(python)
-        if numpy:
-            numpy.random.set_state(drawn)
         for p, flag in wanted:  # PEFT switches all of an adapter's on when it is enabled again, frozen ones too
             p.requires_grad_(flag)
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfu.evaluation.batching import encode, forward
+from lfu.evaluation.batching import forward
+from lfu.evaluation.pieces import encode
 from lfu.forgetting.deal import Dealer
 
 PROMPT, NEW, TOP = 8, 40, 32  # tokens that a text is started with; that the model adds; kept of each distribution

@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lfu.evaluation.batching import encode, left_pad, pad_id, with_logits
+from lfu.evaluation.batching import left_pad, pad_id, with_logits
+from lfu.evaluation.pieces import encode
 from lfu.evaluation.record import weights_hash
 from lfu.methods.run import Preparation
 from lfu.methods.writing import end_tokens, kept, key_of, length_of, ready_to_write

@@ -10,7 +10,8 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
-from lfu.evaluation.batching import batches, encode, greedy
+from lfu.evaluation.batching import batches, greedy
+from lfu.evaluation.pieces import encode
 from lfu.evaluation.record import weights_hash
 from lfu.methods.agreement import agreed
 from lfu.methods.method import Method, knob

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from peft import PeftType
 
-from lfu.evaluation.drift import keep_weights, weight_drift, weights_on_disk
+from lfu.evaluation.weight_drift import keep_weights, weight_drift
 from lfu.evaluation.record import describe_model
 from lfu.model.loading import is_adapter
 from lfu.study import environment, keys
@@ -170,11 +170,8 @@ def _about(study: Study, run: Run, model: Any) -> dict[str, Any]:
     found = {"model": describe_model(name, model), "distance": None}
     if run.setting is None or "distance" not in study.exam.measures or quantised:
         return found
-    if _is_plain_lora(model) and not is_adapter(name):
-        drift = weight_drift(None, model)
-    else:
-        with weights_on_disk(_start_weights(study)) as start:
-            drift = weight_drift(start, model)
+    in_model = _is_plain_lora(model) and not is_adapter(name)
+    drift = weight_drift(None if in_model else _start_weights(study), model)
     return found | {"distance": drift.overall.relative}
 
 

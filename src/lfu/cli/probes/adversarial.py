@@ -118,7 +118,7 @@ class Adversarial(Probe):
         return training.settings(self, "sft", self.attack_words, "--attack")
 
     def _render(self, tokenizer: Any) -> Any:
-        from lfu.evaluation.prompts import render_of
+        from lfu.evaluation.pieces import render_of
 
         return render_of(tokenizer, self.template)
 

@@ -33,9 +33,10 @@ class Drift(Probe):
         tokenizers = self.tokenizers(names)
         base, *tuned = names
 
-        from lfu.evaluation.drift import keep_weights, representation_drift, weight_drift, weights_on_disk
         from lfu.evaluation.hidden import hidden_states
         from lfu.evaluation.record import describe_model
+        from lfu.evaluation.representation_drift import representation_drift
+        from lfu.evaluation.weight_drift import keep_weights, weight_drift
 
         for label in tuned:
             if pieces_of(tokenizers[label], None) != pieces_of(tokenizers[base], None):
@@ -59,8 +60,7 @@ class Drift(Probe):
 
             def against(label: str) -> Any:
                 def work(model: Any, tokenizer: Any) -> Any:
-                    with weights_on_disk(file) as weights:
-                        distance = weight_drift(weights, model)
+                    distance = weight_drift(file, model)
                     similarity = representation_drift(hidden, states(label, model), seed=self.seed)
                     return describe_model(names[label], model), distance, similarity
 
@@ -82,8 +82,7 @@ class Drift(Probe):
     def _pieces(self) -> tuple[str, Callable[[Any, Any], list[Any]]]:
         """(what is read, in words; (tokenizer, model) -> pieces that fit the model, or any if it is None)."""
         from lfu.data.load import load_rows
-        from lfu.evaluation.hidden import answer_pieces, longest_input, text_pieces
-        from lfu.evaluation.prompts import render_of
+        from lfu.evaluation.pieces import answer_pieces, longest_input, render_of, text_pieces
 
         dataset = load_rows(self.texts, limit=self.limit) if self.texts else None
         if dataset is None or "text" in dataset.column_names:

@@ -9,7 +9,6 @@ was measured then is shown again, with its curves, and no model is loaded."""
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,8 +63,8 @@ class Forgetting(rows.OfQuestions):
         questions, texts = self.choices(), rows.texts_of(self.texts, self.limit)
         _same_tokens(self.tokenizers(names), texts)
 
-        from lfu.evaluation.forgetting import chosen, forgetting
-        from lfu.evaluation.hidden import longest_input
+        from lfu.evaluation.forgetting import against_base
+        from lfu.evaluation.pieces import longest_input
         from lfu.evaluation.score import multiple_choice, perplexity
 
         def score(label: str, model: Any, tokenizer: Any) -> tuple[Any, Any]:
@@ -77,25 +76,16 @@ class Forgetting(rows.OfQuestions):
                 return found, perplexity(model, tokenizer, texts, window=window, progress=tick, **options)
 
         described, scores = self.each(names, score)
-        base, *tuned = names
-        answers, prose = ({label: each[place] for label, each in scores.items()} for place in (0, 1))
-        return Found(
-            described,
-            {
-                "base": base,
-                "questions": f"{self.data or 'built-in general knowledge'} ({len(questions)})",
-                "texts": f"{self.texts or 'built-in prose'} ({len(texts)})",
-            },
-            {
-                "questions": [{key: row[key] for key in ("question", "choices", "answer")} for row in questions],
-                "chosen": {label: chosen(each, questions) for label, each in answers.items()},
-                "texts": prose,
-                "forgetting": {
-                    label: forgetting(answers[base].correct, answers[label].correct, seed=self.seed) for label in tuned
-                },
-                "perplexity": {label: _perplexity(prose[base], prose[label], self.seed) for label in tuned},
-            },
-        )
+        base = next(iter(names))
+        chosen = {label: answers.chosen for label, (answers, _) in scores.items()}
+        prose = {label: read for label, (_, read) in scores.items()}
+        settings = {
+            "base": base,
+            "questions": f"{self.data or 'built-in general knowledge'} ({len(questions)})",
+            "texts": f"{self.texts or 'built-in prose'} ({len(texts)})",
+        }
+        with value_errors_are_the_users():
+            return Found(described, settings, against_base(questions, chosen, prose, base, seed=self.seed))
 
 
 def _same_tokens(tokenizers: dict[str, Any], texts: list[str]) -> None:
@@ -108,12 +98,3 @@ def _same_tokens(tokenizers: dict[str, Any], texts: list[str]) -> None:
                 f"{label} and {base} have different vocabularies, so their perplexities can't be compared: "
                 "give the model that it was fine-tuned from"
             )
-
-
-def _perplexity(before: Any, after: Any, seed: int) -> dict[str, Any]:
-    """Perplexities, and the log of their ratio with its interval."""
-    from lfu.evaluation.forgetting import perplexity_change
-
-    with value_errors_are_the_users():
-        change = perplexity_change(before, after, seed=seed)
-    return {"before": math.exp(before.mean), "after": math.exp(after.mean), "log_ratio": change}

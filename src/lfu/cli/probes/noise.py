@@ -30,7 +30,7 @@ class Noise(rows.OfQuestions):
         tokenizers = self.tokenizers(names)
 
         from lfu.evaluation.noise import NoiseScores, noise_similarity
-        from lfu.evaluation.prompts import render_of
+        from lfu.evaluation.pieces import render_of
 
         with value_errors_are_the_users():
             renders = {label: render_of(tokenizer, self.template) for label, tokenizer in tokenizers.items()}

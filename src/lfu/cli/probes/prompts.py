@@ -33,6 +33,7 @@ class Prompts(rows.OfQuestions):
 
     def measure(self) -> Found:
         from lfu.evaluation import prompts
+        from lfu.evaluation.pieces import render_of
 
         names = models.labelled(self.models)
         asked = self.questions()
@@ -45,14 +46,14 @@ class Prompts(rows.OfQuestions):
             own = self.templates and prompts.read_templates(Path(self.templates))
             templates = own or prompts.shipped_templates(task)
             for tokenizer in self.tokenizers(names).values():
-                prompts.render_of(tokenizer, self.template)
+                render_of(tokenizer, self.template)
         longest = self.max_new_tokens or 128
 
         def score(label: str, model: Any, tokenizer: Any) -> Any:
             with phase(f"{label}: {len(templates)} templates", len(templates) * len(asked)) as tick:
                 return prompts.prompt_scores(
                     model, tokenizer, asked, templates, batch_size=self.batch_size, max_new_tokens=longest,
-                    wrap=prompts.render_of(tokenizer, self.template), progress=tick,
+                    wrap=render_of(tokenizer, self.template), progress=tick,
                 )  # fmt: skip
 
         described, scores = self.each(names, score)

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lfu.evaluation.batching import generators_kept
 from lfu.evaluation.tasks import squad
 from lfu.evaluation.tasks.local import LOCAL, Local, definition, harness_folder, own_settings
-from lfu.evaluation.tasks.quiet import generators_kept, offline, quiet
+from lfu.evaluation.tasks.quiet import offline, quiet
 from lfu.support.errors import UserError, did_you_mean, one_line
 from lfu.support.files import write_text
 

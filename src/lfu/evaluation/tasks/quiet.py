@@ -1,15 +1,13 @@
-"""The harness without its progress bars and log lines, and without traces on random generators."""
+"""The harness without its progress bars and log lines."""
 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 
 
@@ -18,7 +16,8 @@ def quiet() -> Iterator[list[str]]:
     """Inside, lm_eval and datasets say nothing; yields the list of what lm_eval would have warned of.
 
     Nor does lm_eval look for a git repository and for compilers, which it does after each evaluation: the first writes
-    to stderr, the second takes half a second, and records have their own versions.
+    to stderr, the second takes half a second, and records have their own versions. It makes cuDNN deterministic:
+    afterwards that is as it was.
     """
     import datasets
     from tqdm import tqdm
@@ -32,6 +31,8 @@ def quiet() -> Iterator[list[str]]:
     def silent(*args: Any, **options: Any) -> Any:
         return tqdm(*args, **options | {"disable": True})
 
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
     logger, handler = logging.getLogger("lm_eval"), Listen(logging.WARNING)
     propagate, bars = logger.propagate, datasets.are_progress_bars_disabled()
     logger.propagate = False
@@ -47,24 +48,11 @@ def quiet() -> Iterator[list[str]]:
         ):
             yield heard
     finally:
+        cudnn.deterministic, cudnn.benchmark = flags
         logger.removeHandler(handler)
         logger.propagate = propagate
         if not bars:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def generators_kept() -> Iterator[None]:
-    """The harness seeds and uses every generator, and makes cuDNN deterministic; afterwards all is as it was."""
-    python, numpy = random.getstate(), np.random.get_state()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 @contextmanager

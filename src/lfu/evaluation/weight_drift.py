@@ -1,20 +1,17 @@
-"""How far fine-tuning moved a model: its weights, and its hidden states on the same tokens."""
+"""How far fine-tuning moved a model's weights, in all and part by part."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
 
-from lfu.evaluation.hidden import Hidden, parts_of
-from lfu.evaluation.intervals import Interval, mean_interval
+from lfu.evaluation.hidden import parts_of
 
 if TYPE_CHECKING:
     from lfu.support.annotations import Model
@@ -46,31 +43,15 @@ class WeightDrift:
     outside: list[Part]
 
 
-@dataclass(frozen=True)
-class RepresentationDrift:
-    """Similarity of two models' hidden states in layers 1..K, over N tokens of equal weight.
-
-    `cosine` is the mean cosine similarity with its bootstrap interval over the texts; `cka` is linear CKA.
-    """
-
-    tokens: int
-    layers: list[int]
-    cosine: list[Interval]
-    cka: list[float]
-
-
-# --- weights -------------------------------------------------------------------------------------------------------
-
-
-def weight_drift(base: Model | None, tuned: Model) -> WeightDrift:
+def weight_drift(base: Model | Path | None, tuned: Model) -> WeightDrift:
     """`||theta - theta0|| / ||theta0||`, in float64, over all parameters and over groups of them.
 
     Weights count as they act: an adapter as merged (see `effective_weights`). Tied weights count once; a head that is
     tied in `base` and trained apart in `tuned` is compared with the embedding that it started as.
 
     Args:
-        base: theta0: a model; a mapping from parameter name to tensor, as `weights_on_disk` gives; or None: `tuned`, a
-            `PeftModel`, with its adapters off.
+        base: theta0: a model; a file that `keep_weights` wrote, so that two models need not be in memory together; or
+            None: `tuned`, a `PeftModel`, with its adapters off.
         tuned: theta: a model of the same shape.
 
     Raises:
@@ -178,8 +159,10 @@ def _unseen(parameters: Iterable[tuple[str, Tensor]], path: str, seen: set[int])
 
 def _start(base: Any, tuned: Any) -> Mapping[str, Tensor]:
     """theta0 as a mapping."""
-    if isinstance(base, Mapping):
-        return base
+    if isinstance(base, Path):
+        from safetensors.torch import load_file
+
+        return load_file(base)  # mapped into memory, where the system can drop what was read
     if base is not None:
         return dict(effective_weights(base))
     if not hasattr(tuned, "disable_adapter"):
@@ -196,38 +179,11 @@ def _tied_names(model: Model) -> dict[str, str]:
     return {f"{head}.weight": f"{embedding}.weight"}
 
 
-class _OnDisk(Mapping[str, Tensor]):
-    """A safetensors file as a mapping: a tensor is read when it is asked for."""
-
-    def __init__(self, file: Any):
-        self.file, self.names = file, list(file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        return self.file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 def keep_weights(model: Model, path: Path) -> None:
-    """Writes the model's effective weights to a safetensors file, for `weights_on_disk`."""
+    """Writes the model's effective weights to a safetensors file, for `weight_drift`."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.cpu().contiguous() for name, tensor in effective_weights(model)}, path)
-
-
-@contextmanager
-def weights_on_disk(path: Path) -> Iterator[Mapping[str, Tensor]]:
-    """Parameter name -> tensor, each read when asked for: so that base and tuned need not be in memory together."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        yield _OnDisk(file)
 
 
 def _places(model: Model) -> Callable[[str], list[tuple[str, str]]]:
@@ -262,63 +218,3 @@ def _part(name: str, parameters: float, norm: float, distance: float) -> Part:
 
 def _shape(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape))
-
-
-# --- representations -----------------------------------------------------------------------------------------------
-
-
-def representation_drift(base: Hidden, tuned: Hidden, *, seed: int = 0) -> RepresentationDrift:
-    """Compares hidden states that `hidden_states` read on the same pieces, in float64, layer by layer.
-
-    Raises:
-        ValueError: other tokens, layers or widths; fewer than two tokens.
-    """
-    if base.counts != tuned.counts:
-        raise ValueError("the hidden states of the two models were not read at the same tokens")
-    if list(base.layers) != list(tuned.layers):
-        raise ValueError(f"the models have {len(base.layers)} and {len(tuned.layers)} layers: nothing to compare")
-    cosine, cka = [], []
-    for layer, x in base.layers.items():
-        y = tuned.layers[layer]
-        if x.shape != y.shape:
-            raise ValueError(f"the models are {x.shape[1]} and {y.shape[1]} wide: nothing to compare")
-        cosine.append(mean_cosine(x, y, base.counts, seed=seed))
-        cka.append(linear_cka(x, y))
-    return RepresentationDrift(sum(base.counts), list(base.layers), cosine, cka)
-
-
-def mean_cosine(x: Tensor, y: Tensor, counts: list[int], *, seed: int = 0) -> Interval:
-    """Mean over the N rows of the cosine between x and y, both `(N, d)`; the interval draws whole texts.
-
-    Args:
-        counts: how many rows each text has, one text after the other.
-    """
-    per_token = cosine_similarity(x.double(), y.double(), dim=1)
-    per_text = [float(part.mean()) for part in per_token.split(counts)]
-    return mean_interval(per_text, [float(count) for count in counts], seed=seed)
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of x `(N, d)` and y `(N, e)`, 0 to 1, in float64.
-
-    `||Y'X||^2 / (||X'X|| ||Y'Y||)`, Frobenius norms, columns centred over all N rows at once: the feature-space form
-    of Kornblith et al. 2019 (arXiv 1905.00414), not the unbiased estimator over mini-batches. With N not well above d
-    it is biased upwards. Unchanged by orthogonal transforms and by scaling of either.
-
-    Raises:
-        ValueError: different N; fewer than two rows; rows that are all the same.
-    """
-    if len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"CKA needs the same two or more tokens twice, got {len(x)} and {len(y)}")
-    x, y = (z - z.mean(0) for z in (x.double(), y.double()))
-    within = (_cross(x, x) * _cross(y, y)) ** 0.5
-    if not within:
-        raise ValueError("CKA is undefined: all tokens have the same hidden state")
-    return _cross(x, y) / within
-
-
-def _cross(x: Tensor, y: Tensor) -> float:
-    """||Y'X||_F^2 by whichever is smaller: the features' products or the tokens'."""
-    if len(x) < max(x.shape[1], y.shape[1]):
-        return float(((x @ x.T) * (y @ y.T)).sum())
-    return float((y.T @ x).square().sum())

@@ -1,0 +1,137 @@
+"""From rows and texts to token ids, and from where on they count: the pieces that all measures read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lfu.data.templates import TEMPLATES, alpaca_prompt
+from lfu.support.choices import one_of
+
+if TYPE_CHECKING:
+    from lfu.support.annotations import Model, Tokenizer
+
+Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sequence of tokens of text or row number `item`; `ids[start:]` are scored, or what predicts them is read."""
+
+    ids: list[int]
+    start: int
+    item: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens count."""
+        return len(self.ids) - self.start
+
+
+def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024, *, start: int = 2) -> list[Piece]:
+    """Plain texts as consecutive pieces of at most `window` tokens, each beginning anew: nothing is cut off.
+
+    Args:
+        start: the first token of each piece that counts. 1 for a likelihood: the first token follows nothing. 2 for
+            hidden states: at the first position most models park one huge vector that is the same for every text
+            (massive activations, Sun et al. 2024), and a similarity over all positions would measure little else.
+
+    Raises:
+        ValueError: no texts, or a text without a token that counts.
+    """
+    if not texts:
+        raise ValueError("no texts to score")
+    pieces = []
+    for item, text in enumerate(texts):
+        ids = encode(tokenizer, text, special=True)
+        if len(ids) <= start:
+            raise ValueError(f"text {item + 1} has fewer than {('two', 'three')[start - 1]} tokens: {text!r}")
+        windows = [ids[begin : begin + window] for begin in range(0, len(ids), window)]
+        pieces += [Piece(part, start, item) for part in windows if len(part) > start]
+    return pieces
+
+
+def answer_pieces(
+    tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, render: Render | None = None, window: int | None = None
+) -> list[Piece]:
+    """Rows as pieces of which the answer's tokens count.
+
+    Args:
+        rows: `{"question", "answer"}`, or whatever `render` reads.
+        render: makes (prompt, answer) of a row. Default `chat_pair`: the tokenizer's chat template.
+        window: the longest that a row may be, in tokens.
+
+    Raises:
+        ValueError: no rows; a row that is too long, or whose answer has no token; no chat template and no `render`.
+    """
+    if not rows:
+        raise ValueError("no rows to score")
+    pieces = []
+    for item, row in enumerate(rows):
+        prompt, answer = (render or chat_pair)(tokenizer, row)
+        ids = encode(tokenizer, prompt + answer)
+        piece = Piece(ids, max(1, shared_start(encode(tokenizer, prompt), ids)), item)
+        if piece.tokens < 1:
+            raise ValueError(f"row {item + 1} has no answer token to score")
+        if window is not None and len(ids) > window:
+            raise ValueError(f"row {item + 1} has {len(ids)} tokens, more than the {window} that the model reads")
+        pieces.append(piece)
+    return pieces
+
+
+def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
+    """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own)."""
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+
+
+def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
+    """Length of the common beginning; scoring starts there, as tokens may merge over the seam behind a prompt."""
+    shorter = min(len(one), len(two))
+    return next((place for place in range(shorter) if one[place] != two[place]), shorter)
+
+
+def longest_input(model: Model, most: int = 1024) -> int:
+    """The tokens that the model can read at once, `most` at most."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(known, most) if isinstance(known, int) and known > 0 else most
+
+
+# --- rows as text --------------------------------------------------------------------------------------------------
+
+
+def chat_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, str]:
+    """(prompt, answer) of a `{"question", "answer"}` row in the tokenizer's chat template.
+
+    The prompt ends where the assistant's turn begins; the answer includes the end of that turn, as in TRL's
+    prompt-completion data.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or one that rewrites the prompt once the answer is there.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the tokenizer has no chat template: pass render=, which makes (prompt, answer) of a row")
+    turns = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    if not whole.startswith(prompt):
+        raise ValueError("the chat template doesn't keep the prompt in front of the answer: pass render= instead")
+    return prompt, whole[len(prompt) :]
+
+
+def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
+    """How `lfu train` would put a question: `chat`, `alpaca`, `none` (the bare question), or `auto`: chat if the
+    tokenizer has a chat template, else alpaca.
+
+    Raises:
+        ValueError: an unknown template, or `chat` without a chat template.
+    """
+    one_of("template", template, TEMPLATES)
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
+    if template == "chat" and not has_chat:
+        raise ValueError("template chat: the tokenizer has no chat template: use alpaca or none")
+    if template == "chat" or (template == "auto" and has_chat):
+        return chat_pair
+    prompt = (lambda question: f"{question}\n") if template == "none" else alpaca_prompt
+    # TRL ends an answer that is plain text with the end-of-sequence token, too
+    return lambda tok, row: (prompt(row["question"]), row["answer"] + (tok.eos_token or ""))
