@@ -72,45 +72,28 @@ def continuations(
     progress: Progress | None = None,
 ) -> list[str]:  # fmt: skip
     """Greedy continuations of prompts (token ids), in their order, without special tokens."""
+    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
     texts = [""] * len(prompts)
     with evaluating(model), torch.no_grad():
         for batch in batches([len(prompt) for prompt in prompts], batch_size):
-            for index, text in zip(batch, generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)):
-                texts[index] = text
+            rows = greedy(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, sorted(ends))
+            for index, row in zip(batch, rows):
+                texts[index] = tokenizer.decode(row, skip_special_tokens=True)
                 tick(progress)
     return texts
-
-
-def generate(model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-    """Greedy continuations of the prompts, without special tokens."""
-    config = getattr(model, "generation_config", None)
-    stop = getattr(config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
-    out = greedy(model, tokenizer, prompts, max_new_tokens, sorted(ends))
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in out]
 
 
 def greedy(
     model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **more: Any
 ) -> Tensor:
-    """Greedy continuations `(B, new)` of prompts (token ids), padded behind the first of the tokens `ends`.
-
-    `more` goes to `model.generate`.
-    """
+    """Continuations `(B, new)`, padded behind the first of the tokens `ends`; `more` goes to `model.generate`."""
     ids, mask = left_pad(prompts, pad_id(tokenizer), model.device)
+    sampling = dict.fromkeys(("temperature", "top_p", "top_k"))  # a model's own would only raise warnings here
     out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,  # a model's own sampling settings would only raise warnings here
-        top_p=None,
-        top_k=None,
-        eos_token_id=ends or None,
-        pad_token_id=pad_id(tokenizer),
-        **more,
-    )
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+        eos_token_id=ends or None, pad_token_id=pad_id(tokenizer), **sampling, **more,
+    )  # fmt: skip
     return out[:, ids.shape[1] :]
 
 
@@ -188,5 +171,6 @@ def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def tick(progress: Progress | None) -> None:
+    """One more item is finished."""
     if progress is not None:
         progress(1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfu.evaluation.batching import Progress, batches, evaluating, pad_id
+from lfu.evaluation.batching import Progress, batches, evaluating, pad_id, tick
 from lfu.evaluation.pieces import Piece
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
@@ -30,13 +30,9 @@ class Hidden:
 
 
 def hidden_states(
-    model: Model,
-    tokenizer: Tokenizer,
-    pieces: Sequence[Piece],
-    *,
-    batch_size: int = 8,
+    model: Model, tokenizer: Tokenizer, pieces: Sequence[Piece], *, batch_size: int = 8,
     progress: Progress | None = None,
-) -> Hidden:
+) -> Hidden:  # fmt: skip
     """Reads the hidden states of every layer at the positions that count.
 
     Costs N x K x d x 4 bytes of memory for N positions. Works on a `PeftModel`, whose adapters take part. Leaves the
@@ -46,17 +42,17 @@ def hidden_states(
         ValueError: no pieces; prompt tuning; hidden states that aren't finite.
     """
     counts = [piece.tokens for piece in pieces]
-    first = [sum(counts[:i]) for i in range(len(counts))]
     layers: dict[int, Tensor] = {}
 
     def keep(batch: Batch) -> None:
         for layer, hidden in batch.read().items():
             if layer not in layers:
                 layers[layer] = hidden.new_empty((sum(counts), hidden.shape[1]))
+            places = layers[layer].split(counts)  # views
             for index, rows in zip(batch.indices, hidden.split([counts[i] for i in batch.indices])):
-                layers[layer][first[index] : first[index] + counts[index]] = rows
-        if progress is not None:
-            progress(len(batch.indices))
+                places[index].copy_(rows)
+        for _ in batch.indices:
+            tick(progress)
 
     over_batches(model, tokenizer, pieces, batch_size, keep)
     return Hidden(layers, counts)

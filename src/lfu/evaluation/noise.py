@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from lfu.evaluation.batching import Progress
+from lfu.evaluation.batching import Progress, tick
 from lfu.evaluation.hidden import Batch, over_batches, parts_of
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
 from lfu.evaluation.pieces import Render, answer_pieces, longest_input
+from lfu.evaluation.score import TokenScores
 from lfu.model.rng import generators
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class NoiseScores:
 
     def nll_rise(self, *, seed: int = 0) -> Interval:
         """How much the noise raises the answer's NLL (nats per token), row by row."""
-        noisy, clean = ([nll / n for nll, n in zip(sums, self.tokens)] for sums in (self.noisy, self.clean))
+        noisy, clean = (TokenScores(sums, self.tokens).each for sums in (self.noisy, self.clean))
         return paired_difference(noisy, clean, self._weights, seed=seed)
 
     def against(self, other: NoiseScores, *, seed: int = 0) -> Interval:
@@ -74,17 +75,9 @@ class NoiseScores:
 
 
 def noise_similarity(
-    model: Model,
-    tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    alpha: float = 5.0,
-    draws: int = 4,
-    seed: int = 0,
-    batch_size: int = 8,
-    render: Render | None = None,
-    progress: Progress | None = None,
-) -> NoiseScores:
+    model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, alpha: float = 5.0, draws: int = 4,
+    seed: int = 0, batch_size: int = 8, render: Render | None = None, progress: Progress | None = None,
+) -> NoiseScores:  # fmt: skip
     """Clean against noisy hidden states, layer by layer, at the positions that predict answer tokens (paper, Figure 6).
 
     Noise is added to the embedding of every token: uniform on (-1, 1) times `alpha / sqrt(L d)`, with L the tokens of
@@ -128,8 +121,8 @@ def noise_similarity(
                     cosine[layer - 1][index] += float(values.mean()) / draws
             for index, value in zip(batch.indices, _nll(parts, batch, moved[len(cosine)], sizes)):
                 noisy[index] += value / draws
-        if progress is not None:
-            progress(len(batch.indices))
+        for _ in batch.indices:
+            tick(progress)
 
     over_batches(model, tokenizer, pieces, batch_size, compare)
     return NoiseScores(list(range(1, len(cosine) + 1)), cosine, clean, noisy, counts)

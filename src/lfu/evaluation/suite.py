@@ -43,8 +43,8 @@ def plan(
         UserError: an unknown task, a broken file, or no task that can be run.
     """
     categories = categories or load("paper")
-    where = {"data_dir": data_dir, "allow_hub": allow_hub}
-    found, missing = find(categories.tasks, **where, num_fewshot=num_fewshot, say=say)
+    options: dict[str, Any] = {"data_dir": data_dir, "allow_hub": allow_hub, "num_fewshot": num_fewshot}
+    found, missing = find(categories.tasks, say=say, **options)
     if not found:
         more = f"; {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(

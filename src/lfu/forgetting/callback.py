@@ -161,8 +161,7 @@ class ForgettingCallback(TrainerCallback):
         best = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
         if best is None and self.keep_best:
             self.say("no checkpoint was within the budget: the last weights are kept")
-        kept = self._measure(args, state, control, needed=True, step=best)
-        if kept:
+        if kept := self._measure(args, state, control, needed=True, step=best):
             self._report(args, state, kept)
 
     def finished(self, trainer: Any) -> None:
@@ -170,8 +169,8 @@ class ForgettingCallback(TrainerCallback):
         if self.measuring and self.measuring.memory.readings:
             args, state, memory = trainer.args, trainer.state, self.measuring.memory
             memory.readings = [r for r in memory.readings if r.step != state.global_step]
-            kept = self._measure(args, state, trainer.control, needed=True)
-            self._report(args, state, kept)
+            if kept := self._measure(args, state, trainer.control, needed=True):
+                self._report(args, state, kept)
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 

@@ -54,13 +54,9 @@ class Missing:
 
 
 def find(
-    names: Iterable[str],
-    *,
-    data_dir: Path | None = None,
-    allow_hub: bool = False,
-    num_fewshot: int | None = None,
+    names: Iterable[str], *, data_dir: Path | None = None, allow_hub: bool = False, num_fewshot: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Runnable], list[Missing]]:
+) -> tuple[dict[str, Runnable], list[Missing]]:  # fmt: skip
     """Loads the tasks of these names and their items.
 
     Args:
@@ -81,13 +77,17 @@ def find(
     missing: list[Missing] = []
     no_network = False
     for name in dict.fromkeys(names):
-        load = _loader(name, data_dir, allow_hub, num_fewshot, say)
-        if isinstance(load, Missing):
-            missing.append(load)
+        lack = None if data_dir is None else _lack(name, data_dir, num_fewshot, say)
+        if lack and not allow_hub:
+            missing.append(Missing(name, lack))
             continue
         try:
             with generators_kept(), quiet(), squad.lent(), offline(no_network):
-                task, source = load()
+                if data_dir is None or lack:
+                    task = _load(_manager(name, say), name)
+                    source = "hub: " + ", ".join(dict.fromkeys(str(leaf.DATASET_PATH) for leaf in _leaves(task)))
+                else:
+                    task, source = _from_files(LOCAL[name], data_dir)
         except UserError:
             raise
         except Exception as error:  # whatever the hub, the network or a task's own packages raise
@@ -107,24 +107,12 @@ def write_definitions(folder: Path, names: Iterable[str], data_dir: Path) -> Non
 # --- where a task comes from -----------------------------------------------------------------------------------------
 
 
-def _loader(
-    name: str, data_dir: Path | None, allow_hub: bool, num_fewshot: int | None, say: Callable[[str], None]
-) -> Callable[[], tuple[Any, str]] | Missing:
-    """What loads a task and names its source, or why nothing can."""
-    if data_dir is None:
-        return lambda: _from_hub(name, say)
+def _lack(name: str, data_dir: Path, asked: int | None, say: Callable[[str], None]) -> str:
+    """Why the local files do not do: the file that isn't there; an empty text if they do."""
     if name not in LOCAL:
         _manager(name, say)  # is there such a task at all?
-        lack = "no local layout is known for it"
-    else:
-        lack = _lack(LOCAL[name], data_dir, num_fewshot)
-        if not lack:
-            return lambda: _from_files(LOCAL[name], data_dir)
-    return (lambda: _from_hub(name, say)) if allow_hub else Missing(name, lack)
-
-
-def _lack(task: Local, data_dir: Path, asked: int | None) -> str:
-    """The file that isn't there, or an empty text."""
+        return "no local layout is known for it"
+    task = LOCAL[name]
     if not (items := data_dir / task.files[task.items]).is_file():
         return f"{items} is not there"
     own = own_settings(task).get("num_fewshot")
@@ -141,12 +129,6 @@ def _from_files(task: Local, data_dir: Path) -> tuple[Any, str]:
         write_definitions(Path(folder), [task.name], data_dir)
         manager = TaskManager(include_path=folder, include_defaults=False)
         return _load(manager, task.name), task.files[task.items]
-
-
-def _from_hub(name: str, say: Callable[[str], None]) -> tuple[Any, str]:
-    task = _load(_manager(name, say), name)
-    sets = dict.fromkeys(str(leaf.DATASET_PATH) for leaf in _leaves(task))
-    return task, "hub: " + ", ".join(sets)
 
 
 def _load(manager: Any, name: str) -> Any:
