@@ -13,7 +13,7 @@ from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
-from lfu.evaluation import batching
+from lfu.evaluation import score
 from lfu.evaluation.pieces import chat_pair, render_of
 from lfu.evaluation.prompts import (
     TASKS,
@@ -148,8 +148,7 @@ def test_word_problems_score_as_the_plain_functions_on_the_filled_in_questions(l
 
 def test_a_last_number_counts_where_there_is_no_mark(llama, tokenizer, monkeypatch):
     said = iter(["so #### 5", "about 1193", "4", "3 x 4 = 12", "none", *["0"] * 5])
-    monkeypatch.setattr(batching, "generate", lambda model, tok, prompts, limit: [next(said) for _ in prompts])
-    monkeypatch.setattr(batching, "batches", lambda lengths, size: iter([list(range(len(lengths)))]))
+    monkeypatch.setattr(score, "continuations", lambda model, tok, prompts, *more: [next(said) for _ in prompts])
     found = prompt_scores(llama, tokenizer, QUESTIONS, TWO)
     assert found["bare"].correct == [True, True, False, True, False]
     assert found["loud"].correct == [False, False, False, False, True]

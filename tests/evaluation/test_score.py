@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from questions import CHOICES, QUESTIONS, TEXTS
 from tiny import DEVICE
 
-from lfu.evaluation import batching, score
+from lfu.evaluation import score
 from lfu.evaluation.pieces import chat_pair
 from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
 
@@ -126,7 +126,7 @@ def test_exact_match_equals_greedy_one_by_one(model, tokenizer, batch_size):
 
 def test_exact_match_counts_by_the_final_number(llama, tokenizer, monkeypatch):
     said = ["so #### 5", "I say 1193", "#### 4.50", "12", "no idea"]
-    monkeypatch.setattr(batching, "generate", lambda model, tok, prompts, limit: [lookup[tuple(p)] for p in prompts])
+    monkeypatch.setattr(score, "continuations", lambda model, tok, prompts, *more: [lookup[tuple(p)] for p in prompts])
     lookup = {tuple(encode(tokenizer, chat_pair(tokenizer, row)[0])): text for row, text in zip(QUESTIONS, said)}
     got = exact_match(llama, tokenizer, QUESTIONS, batch_size=2)
     assert got.text == said
