@@ -20,8 +20,8 @@ import torch
 from filelock import FileLock
 from peft import PeftType
 
-from lfu.evaluation.weight_drift import keep_weights, weight_drift
 from lfu.evaluation.record import describe_model
+from lfu.evaluation.weight_drift import keep_weights, weight_drift
 from lfu.model.loading import is_adapter
 from lfu.study import environment, keys
 from lfu.study.folder import MODEL, PARTS, TRAINER, Place
