@@ -32,7 +32,8 @@ def pytest_configure(config):
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def pytest_collection_finish(session):
+@pytest.fixture(autouse=True, scope="module")
+def _what_was_imported_stays():
     """Each training ends with a full garbage collection: it need not go through all imported packages every time."""
     gc.collect()
     gc.freeze()
