@@ -90,7 +90,7 @@ class DataArguments:
     )  # fmt: skip
     system: str | None = option(None, "System message (chat), or a text that replaces Alpaca's first paragraph.")
     careful: bool | None = option(
-        None, "Choose method, length, held-out rows and checkpoints by the number of rows. Default: true if no flag "
+        None, "Choose rate, length, held-out rows and checkpoints by the number of rows. Default: true if no flag "
         "says how to train.",
     )  # fmt: skip
     show_rows: int = option(
