@@ -42,7 +42,7 @@ REFUSED: dict[tuple[str, str], str] = {
 }
 
 if find_spec("peft.tuners.lora.intruders") is None:  # what `make ranges` has for LLaMA-Factory
-    REFUSED["intruders", "lora"] = "needs PEFT"
+    REFUSED |= {("intruders", theta): "needs PEFT" for theta in THETA}
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 import trl
 import trl.trainer.utils
+from datasets import Dataset
 from tiny_folder import byte_tokenizer
 from trl.models.activation_offloading import OffloadActivations
 
@@ -107,3 +108,9 @@ def test_with_the_mend_a_dictionary_is_given_to_who_asks_and_a_processor_is_left
     assert asked[0].pad_token_id == tokenizer.pad_token_id
     versions._with_ids(prepare)(OldTrainer(is_vlm=True), [], tokenizer)
     assert asked[1] is tokenizer
+
+
+def test_rows_that_lost_their_whole_answer_are_left_out_as_by_newer_trl():
+    rows = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [[-100, -100], [-100, 4]]})
+    made = versions._with_ids(lambda *given: rows)(OldTrainer(), [], byte_tokenizer())
+    assert list(made["input_ids"]) == [[3, 4]]

@@ -106,6 +106,8 @@ class _Writing:
         self.by_turns = answers and not marked
         self.args = copy.copy(args)
         self.args.max_length, self.args.shuffle_dataset = None, False
+        if "text" not in columns and args.dataset_text_field in columns:  # TRL 0.24 ends no text of another name
+            self.rows, self.args.dataset_text_field = rows.rename_column(args.dataset_text_field, "text"), "text"
         self.args.assistant_only_loss = marked
         self.arguments_as_text = "messages" in columns or "tools" in columns
         self.arguments_as_text = self.arguments_as_text and _wants_text(tokenizer, template)

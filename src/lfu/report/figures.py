@@ -6,10 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")  # no display needed
-from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -40,16 +37,16 @@ DPI = 160
 
 
 def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> bytes:
-    """A figure of that size in inches, painted in the house style, as PNG."""
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=size, layout="constrained")
-        try:
-            paint(figure)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=DPI)
-        finally:
-            plt.close(figure)
-        return buffer.getvalue()
+    """A figure of that size in inches, painted in the house style, as PNG.
+
+    Without pyplot, whose backend is the user's: a notebook that draws after a report has been written still shows it.
+    """
+    buffer = io.BytesIO()
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
 
 
 def look(models: Iterable[str]) -> dict[str, dict[str, Any]]:

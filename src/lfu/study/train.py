@@ -100,7 +100,6 @@ def train(
 
 def _trained(checkpoint: Path | None, **arguments: Any) -> tuple[Any, list[str]]:
     """(an `LfUTrainer` that has trained, from the checkpoint if there is one; the advice that it gave)."""
-    set_seed(arguments["args"].seed)  # before PEFT draws the adapter, which TRL before 1.15 does not do
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", LfUAdvice)

@@ -73,7 +73,7 @@ def _with_ids(prepare: Any) -> Any:
     """`SFTTrainer._prepare_dataset` of TRL 0.24, with a tokenizer that writes a conversation as a list of ids.
 
     Transformers 5 gives a dictionary unless it is told otherwise. TRL 0.24 takes its length, 2, for the prompt's, and
-    would have most of the prompt learned.
+    would have most of the prompt learned. Rows whose whole answer was cut off are left out, as newer TRL does.
     """
 
     @wraps(prepare)
@@ -82,7 +82,10 @@ def _with_ids(prepare: Any) -> Any:
             writer = copy.copy(processing_class)
             writer.apply_chat_template = partial(_ids, processing_class)
             processing_class = writer
-        return prepare(self, dataset, processing_class, *args, **options)
+        made = prepare(self, dataset, processing_class, *args, **options)
+        if "labels" in (getattr(made, "column_names", None) or ()):
+            made = made.filter(lambda row: any(label != -100 for label in row["labels"]))
+        return made
 
     return prepared
 
