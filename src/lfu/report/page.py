@@ -68,11 +68,7 @@ def check_record(record: Any) -> None:
 
 
 def view_of(record: Mapping[str, Any]) -> View:
-    """What the record's own kind makes of it.
-
-    Raises:
-        UserError: no kind of that name.
-    """
+    """What the record's own kind makes of it. Raises UserError: no kind of that name."""
     kind = record["kind"]
     module = f"lfu.report.{kind.replace('-', '_')}_view"
     try:
@@ -159,11 +155,7 @@ def numeric_columns(table: Table) -> list[bool]:
 
 
 def png_width(png: bytes) -> int:
-    """Width in pixels.
-
-    Raises:
-        ValueError: not a PNG.
-    """
+    """Width in pixels. Raises ValueError: not a PNG."""
     if not png.startswith(PNG) or len(png) < 24:
         raise ValueError("a figure's bytes are not a PNG picture")
     return struct.unpack(">I", png[16:20])[0]

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lfu.evaluation.intervals import Interval
-from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 from lfu.support.errors import UserError
+
+if TYPE_CHECKING:
+    from lfu.study.rows import Split
 
 T = TypeVar("T")
 
@@ -49,8 +51,6 @@ class Bisection:
             raise UserError(
                 f"--bisect {self.name}: the ends must be numbers, 0 < LOW < HIGH, got {self.low} and {self.high}"
             )
-        if self.steps < 0:
-            raise UserError(f"--bisect_steps must be 0 or more, got {self.steps}")
         if self.setting(self.low).shared:  # an unknown name shows here, too
             raise UserError(f"--bisect {self.name}: that is no knob of {self.method}, plain SFT has it too")
 

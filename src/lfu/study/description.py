@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lfu.methods import method_class
 from lfu.study import halving
 from lfu.study.choose import compared_with, edge_of
 from lfu.study.plan import LEVELS, UNTOUCHED, Plan, Run
-from lfu.study.settings import Setting
+from lfu.study.settings import Setting, is_lfu, lfu_fields
 from lfu.study.study import Study
 
 
@@ -51,8 +52,6 @@ def collapse_of(study: Study, plan: Plan) -> dict[str, Any] | None:
 
 def described(study: Study, setting: Setting, plan: Plan) -> dict[str, Any]:
     """What makes this setting differ from plain SFT, with the command that trains it."""
-    from lfu.methods import method_class
-
     names = [name.strip() for name in setting.method.split("+")]
     rate = plan.rates.get(setting, study.design.rates_of(setting)[0])
     run = study.design.first_run(setting, rate)
@@ -90,8 +89,6 @@ def _training(study: Study, setting: Setting, config: Any) -> dict[str, str]:
 
 def _differs(ours: Any, theirs: Any) -> dict[str, str]:
     """The fields of the config that aren't the yardstick's."""
-    from lfu.study.settings import is_lfu, lfu_fields
-
     mine, other = ours.to_dict(), theirs.to_dict()
     skip = {"learning_rate"} | (set() if is_lfu(ours.method) else lfu_fields())
     return {name: str(value) for name, value in mine.items() if name not in skip and value != other.get(name)}

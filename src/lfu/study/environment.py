@@ -10,6 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lfu.evaluation.record import versions
 from lfu.support.files import dump_json, write_text
 
 NOTE = "environment.json"  # in the study's folder
@@ -17,8 +20,6 @@ NOTE = "environment.json"  # in the study's folder
 
 def own() -> dict[str, Any]:
     """This machine's."""
-    from lfu.evaluation.record import versions
-
     return {"device": device(), "versions": versions()}
 
 
@@ -31,17 +32,11 @@ def noted(folder: Path) -> dict[str, Any] | None:
 
 
 def note(folder: Path, environment: dict[str, Any]) -> None:
-    """Leaves it for those that plan and report.
-
-    Raises:
-        OSError: the folder can't be written.
-    """
+    """Leaves it for those that plan and report. Raises OSError: the folder can't be written."""
     if noted(folder) != environment:
         write_text(folder / NOTE, dump_json(environment))
 
 
 def device() -> str:
     """`cuda` or `cpu`."""
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,6 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
+import lfu
+from lfu.methods import method_class, methods_of
+from lfu.methods.knobs import knobs_of
+from lfu.model.embedded import EMBEDDED, embedded_folder
+from lfu.model.loading import adapter_base, is_adapter
+
 FORMAT = 1  # raise it when what a run keeps changes: older runs are then done anew
 WHOLE = 2**26  # bytes; of larger files 64 pieces of a mebibyte are read
 # Fields of the config that change what is written or shown, not what is computed.
@@ -70,8 +78,6 @@ def digest(value: Any) -> str:
 @cache
 def package_code() -> str:
     """Hash of the code and data of this package, what only writes reports left out."""
-    import lfu
-
     package = Path(lfu.__file__).parent
     parts = {file: file.relative_to(package).parts for file in package.rglob("*")}
     of_study = lambda file: parts[file][0] != "study" or file.name in OF_STUDY
@@ -81,8 +87,6 @@ def package_code() -> str:
 
 def methods_code(method: str) -> str:
     """Hash of the files of methods that are not in this package."""
-    from lfu.methods import method_class
-
     files = {inspect.getsourcefile(method_class(name.strip())) for name in method.split("+")}
     outside = sorted(Path(file) for file in files if file and "lfu/methods" not in Path(file).as_posix())
     return digest([file.read_text(encoding="utf-8") for file in outside])
@@ -91,9 +95,6 @@ def methods_code(method: str) -> str:
 def _files_in_knobs(config: Any) -> list[str]:
     """Hashes of the files that the methods' knobs name as something to read: the general data of replay, the texts of
     CorDA. SDFT's cache fills while it runs, and what is in it is what the run would write."""
-    from lfu.methods import methods_of
-    from lfu.methods.knobs import knobs_of
-
     methods = methods_of(config.method, config.method_args)
     values = [getattr(m, f.name) for m in methods for f in knobs_of(m) if not f.metadata["output"]]
     paths = [Path(value).expanduser() for value in values if isinstance(value, str) and value]
@@ -109,11 +110,6 @@ def model_files(name: str, revision: str | None, *, trust_remote_code: bool = Fa
     Raises:
         UserError: no such model.
     """
-    from transformers import AutoConfig
-
-    from lfu.model.embedded import EMBEDDED, embedded_folder
-    from lfu.model.loading import adapter_base, is_adapter
-
     folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
     if not folder.is_dir():
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

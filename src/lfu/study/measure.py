@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from datasets import Dataset
+
+from lfu.data.templates import to_training_rows
+from lfu.evaluation import prompts
+from lfu.evaluation.noise import noise_similarity
+from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
+from lfu.study.options import Options
 from lfu.study.rows import Kept, Split, pair_of, questions
 
-if TYPE_CHECKING:
-    from lfu.study.options import Options
-
 Progress = Callable[[int], None]  # called with the number of items just scored
-
-MEASURES = ("gain", "forgetting", "prompts", "noise", "distance")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Exam:
         validation, test: rows in one of TRL's shapes.
         asked: test rows as questions, to be put into other words; None where they can't be.
         kept: what should not become worse.
-        measures: which of `MEASURES` are wanted.
+        measures: which of `lfu.study.options.MEASURES` are wanted.
         matched: whether the answers end in '#### n', so that what a model writes can be judged.
         template, system: what is put round a question, as in training.
         match_rows, robust_rows: how many test rows are answered in the model's own words; reworded and disturbed.
@@ -66,8 +68,6 @@ def make_exam(
     Raises:
         ValueError: a chat template that answers can't be told apart in.
     """
-    from lfu.evaluation.score import final_number
-
     validation, test = list(shaped["validation"]), list(shaped["test"])
     left_out: dict[str, str] = {}
     matched, asked = False, None
@@ -108,8 +108,6 @@ def parts_of(exam: Exam) -> dict[str, Part]:
     if "forgetting" in exam.measures:
         parts["kept"] = Part(sum(len(each.rows) for each in exam.kept), partial(_kept, exam))
     if "prompts" in exam.measures and robust:
-        from lfu.evaluation import prompts
-
         asked = list(exam.asked or ())[:robust]
         templates = prompts.shipped_templates(prompts.task_of(asked))
         parts["prompts"] = Part(robust * len(templates), partial(_prompts, exam, asked, templates))
@@ -120,8 +118,6 @@ def parts_of(exam: Exam) -> dict[str, Part]:
 
 def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
     """NLL of the answers, or of whole texts."""
-    from lfu.evaluation.score import answer_nll, perplexity
-
     texts = [row if isinstance(row, str) else row.get("text") for row in rows]
     if texts[0] is not None:
         return asdict(perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress))
@@ -130,8 +126,6 @@ def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress:
 
 
 def _match(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
-    from lfu.evaluation.score import exact_match
-
     return asdict(exact_match(
         model, tokenizer, exam.test[: exam.match_rows], max_new_tokens=exam.max_new_tokens,
         batch_size=exam.batch_size, render=pair_of, progress=progress,
@@ -140,8 +134,6 @@ def _match(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[s
 
 def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
     """Set -> its kind and its scores."""
-    from lfu.evaluation.score import multiple_choice
-
     found: dict[str, Any] = {}
     for each in exam.kept:
         if each.kind == "choice":
@@ -157,8 +149,6 @@ def _prompts(
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Template -> scores, as `lfu probe prompts` has them."""
-    from lfu.evaluation import prompts
-
     worded = [prompts.fill(template, row) for template in templates.values() for row in rows]
     scores = prompts.prompt_scores(
         model, tokenizer, rows, templates, batch_size=exam.batch_size, max_new_tokens=exam.max_new_tokens,
@@ -169,10 +159,6 @@ def _prompts(
 
 def _wrap(worded: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any, Mapping[str, Any]], tuple[str, str]]:
     """(tokenizer, question and answer) -> (prompt, answer), as a training row of one of the questions would be."""
-    from datasets import Dataset
-
-    from lfu.data.templates import to_training_rows
-
     plain = Dataset.from_list([{"question": question, "answer": "a"} for question in worded])
     made = to_training_rows(plain, template=exam.template, tokenizer=tokenizer, system=exam.system)
     known = {question: row["prompt"] for question, row in zip(worded, made)}
@@ -186,8 +172,6 @@ def _wrap(worded: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any, M
 
 
 def _noise(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
-    from lfu.evaluation.noise import noise_similarity
-
     rows = exam.test[: exam.robust_rows]
     scores = noise_similarity(model, tokenizer, rows, batch_size=exam.batch_size, render=pair_of, progress=progress)
     return {"layers": scores.layers, "cosine": scores.cosine, "tokens": scores.tokens}

@@ -10,10 +10,10 @@ from typing import Any
 
 from lfu.study.choose import Bisection
 from lfu.study.live import Live
-from lfu.study.measure import MEASURES
 from lfu.study.settings import Setting
 from lfu.support.flags import at_least_one, flag, not_negative, rates_of, seeds_of, share_of, some_of, yes_or_no
 
+MEASURES = ("gain", "forgetting", "prompts", "noise", "distance")
 WHAT, ROWS, MEASURED, HOW = "what is compared", "rows", "what is measured", "how"
 
 Draw = Callable[[str, Sequence[Mapping[str, Any]]], bytes]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import psutil
+import torch
 
 from lfu.study.study import Study
 from lfu.support.errors import UserError
@@ -107,8 +108,6 @@ def free_memory() -> int:
 
 def _share(number: int, jobs: int) -> dict[str, str]:
     """The environment of a process: its share of the threads, and one GPU."""
-    import torch
-
     threads = max(1, torch.get_num_threads() // jobs)
     found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     gpus = visible_gpus()
@@ -120,8 +119,6 @@ def leave_busy_cores() -> None:
 
     Not where OMP_NUM_THREADS says how many.
     """
-    import torch
-
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         busy = psutil.cpu_percent(POLL) / 100 * (psutil.cpu_count() or 1)
         torch.set_num_threads(max(1, torch.get_num_threads() - round(busy)))
@@ -141,8 +138,6 @@ def keep_one_gpu() -> int:
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    import torch
-
     count = torch.cuda.device_count()
     listed = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     return listed[:count] if listed else [str(number) for number in range(count)]

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfu.data.columns import as_dataset
+from lfu.data.probes import general_knowledge, plain_text
+from lfu.data.templates import to_training_rows
+from lfu.evaluation.forgetting import choice_rows
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import write_text
 
@@ -98,9 +102,6 @@ def retention(name: str, dataset: Any, where: str, *, template: str, system: str
     Raises:
         UserError: rows of no known shape, or without answers.
     """
-    from lfu.data.templates import to_training_rows
-    from lfu.evaluation.forgetting import choice_rows
-
     try:
         if {"question", "choices"} <= set(dataset.column_names):
             return Kept(name, "choice", choice_rows(dataset))
@@ -114,8 +115,6 @@ def retention(name: str, dataset: Any, where: str, *, template: str, system: str
 
 def built_in(limit: int | None) -> list[Kept]:
     """General knowledge and prose, as shipped."""
-    from lfu.data.probes import general_knowledge, plain_text
-
     return [
         Kept("knowledge", "choice", general_knowledge()[:limit]),
         Kept("prose", "text", [row["text"] for row in plain_text()][:limit]),
@@ -154,10 +153,6 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
 
 def questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]] | None:
     """Raw rows as `{"question", "answer"}`, or multiple choice, to be put in other words; None where they can't be."""
-    from lfu.data.columns import as_dataset
-    from lfu.data.templates import to_training_rows
-    from lfu.evaluation.forgetting import choice_rows
-
     columns = {column for row in rows for column in row}
     if {"question", "choices"} <= columns:
         return choice_rows(rows)

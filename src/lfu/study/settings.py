@@ -68,11 +68,7 @@ def parse_setting(text: str) -> Setting:
 
 
 def make_setting(method: str, pairs: Mapping[str, str]) -> Setting:
-    """A setting of `method`, each name sorted to where it belongs.
-
-    Raises:
-        UserError: as `parse_setting`.
-    """
+    """A setting of `method`, each name sorted to where it belongs. Errors as `parse_setting`."""
     from lfu.methods import methods_of
 
     known = _knobs(method)
@@ -110,11 +106,7 @@ def with_yardsticks(settings: Iterable[Setting]) -> list[Setting]:
 
 
 def is_lfu(method: str) -> bool:
-    """Whether LfU is among the methods that `method` names.
-
-    Raises:
-        UserError: no such method.
-    """
+    """Whether LfU is among the methods that `method` names. Raises UserError: no such method."""
     from lfu.methods.lfu import LfU
 
     return any(issubclass(one, LfU) for one in _classes(method).values())

@@ -151,11 +151,7 @@ def _cycle_means(seconds: list[float], cycle: int) -> list[float]:
 
 
 def load_start(arguments: Any, config: Any) -> tuple[Any, Any]:
-    """The untouched model, as `lfu train` loads it, and its tokenizer.
-
-    Raises:
-        UserError: as `load_model`.
-    """
+    """The untouched model, as `lfu train` loads it, and its tokenizer. Errors as `load_model`."""
     return _load(str(arguments.model_name_or_path), arguments, config)
 
 

@@ -27,11 +27,7 @@ def next_of(names: Sequence[str]) -> list[str]:
 
 
 def words_of(name: str, verb: str) -> list[str]:
-    """A preset, by name or path, as flags of `verb`.
-
-    Raises:
-        UserError: no such preset, or one for the other verb.
-    """
+    """A preset, by name or path, as flags of `verb`. Raises UserError: no such preset, or one for the other verb."""
     presets, path = shipped(), Path(name).expanduser()
     found = presets.get(name) or (path if path.is_file() else None)
     if found is None:
