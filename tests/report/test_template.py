@@ -43,6 +43,7 @@ def test_what_there_is_nothing_to_show_of_leaves_no_trace(view_of):
 @given(st.text(st.sampled_from("#\n ab\ue0001{}<"), max_size=12))
 @example("## x")
 @example("\ue0000\ue000")
+@example("\n\n\ue0000\ue000\n\n")
 def test_a_value_is_text_wherever_it_stands(value):
     with pytest.MonkeyPatch.context() as patch:
         loader = jinja2.DictLoader({"x.md.j2": "# {{ v }}\n\n{{ v }}\n\n## H{{ v }}\n\n{{ v }}\n\nand {{ v }}"})

@@ -49,7 +49,7 @@ def _same_time(results: Mapping[str, Any], metrics: Mapping[str, Metric], label:
 def _yardsticks(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[tuple[str, str, str, bool]]:
     """(plain SFT's name, what it learned, what it forgot, whether that was measured), against the untouched model: was
     there anything to save? The first three."""
-    against = next((mode["against_untouched"] for mode in results["modes"].values()), {})
+    against: Mapping[str, Any] = next((mode["against_untouched"] for mode in results["modes"].values()), {})
     found = []
     for label in [label for label, one in results["settings"].items() if one["yardstick"] == label]:
         changes = {key: each[label] for key, each in against.items() if label in each}

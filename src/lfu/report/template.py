@@ -21,6 +21,10 @@ FILTERS = {"and_": and_, "estimate": estimate, "number": number, "p_value": p_va
 MARK = "\ue000"  # of a block's number; in front of a value, it says that no markup begins there
 
 
+class Place(str):
+    """Where a block goes: the only value that is filled in as it is."""
+
+
 def templates(**options: Any) -> jinja2.Environment:
     """The templates of this folder; a name that a template misspells is an error."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -39,7 +43,7 @@ def view_of_template(kind: str, record: Mapping[str, Any], **more: Any) -> View:
 
     def show(block: Block) -> str:
         made.append(block)
-        return f"\n\n{MARK}{len(made) - 1}{MARK}\n\n"
+        return Place(f"\n\n{MARK}{len(made) - 1}{MARK}\n\n")
 
     def table(rows: Sequence[Sequence[str]], caption: str = "", note: str = "") -> str:
         """The first row names the columns."""
@@ -61,7 +65,7 @@ def view_of_template(kind: str, record: Mapping[str, Any], **more: Any) -> View:
 
 def _plain(value: Any) -> Any:
     """A filled-in value in one line, but for a block's place."""
-    if not isinstance(value, str) or value.startswith("\n\n" + MARK):
+    if not isinstance(value, str) or isinstance(value, Place):
         return value
     text = " ".join(value.replace(MARK, "").split())
     return MARK + text if text.startswith("#") else text

@@ -27,6 +27,7 @@ from lfu.study import environment, keys
 from lfu.study.folder import MODEL, PARTS, TRAINER, Place
 from lfu.study.measure import parts_of
 from lfu.study.plan import UNTOUCHED, Plan, Run, Task
+from lfu.study.settings import Setting
 from lfu.study.study import Study
 from lfu.study.train import Diverged, load_start, load_tuned, train
 from lfu.support.errors import UserError, one_line
@@ -94,7 +95,7 @@ def _perform(study: Study, task: Task, place: Place, ahead: Callable[[], str]) -
         place.begin(_config_record(study, run))
         if run.setting is not None and not (place.trained and place.has_model):
             phase = "training"
-            _train(study, run, place)
+            _train(study, run, run.setting, place)
         trained = time.monotonic()
         if task.level != "timing":
             phase = "measuring"
@@ -111,10 +112,10 @@ def _perform(study: Study, task: Task, place: Place, ahead: Callable[[], str]) -
         _free()
 
 
-def _train(study: Study, run: Run, place: Place) -> None:
+def _train(study: Study, run: Run, setting: Setting, place: Place) -> None:
     config, model_arguments = study.parsed(run, place.path / TRAINER)
     study.live.stage(run, "training", run.steps)
-    rows = study.shaped["train"].select(range(study.limit(run.setting)))
+    rows = study.shaped["train"].select(range(study.limit(setting)))
     result = train(
         config, model_arguments, rows, study.shaped["validation"], log=place.log, out=place.model,
         forgetting=study.watch_forgetting, live=study.live,

@@ -121,9 +121,9 @@ def _category(metric: Metric) -> str:
 
 def _fronts(against_base: Mapping[str, ByLabel], known: list[Metric]) -> dict[str, Any]:
     """Gain against what was kept, as changes against the untouched model, more is better; one picture per kept set."""
-    gain = next((metric for metric in known if metric.key == "loss"), None)
     fronts = {}
-    for kept in (metric for metric in known if gain and metric.group == "kept"):
+    pairs = ((gain, kept) for gain in known for kept in known if gain.key == "loss" and kept.group == "kept")
+    for gain, kept in pairs:
         points = {
             label: (gain.sign * against_base[gain.key][label].value, kept.sign * change.value)
             for label, change in against_base[kept.key].items()
