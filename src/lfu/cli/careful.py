@@ -31,8 +31,9 @@ def wanted(data: DataArguments) -> bool:
 def choices(rows: int, given: Collection[str] = ()) -> list[str]:
     """The flags for so many rows, to put in front of the user's, without the `given` ones.
 
-    They hold rows out, measure loss and forgetting after each epoch, keep the best checkpoint within the budget, and
-    take some 60 updates of 8 rows by plain fine-tuning, which is what docs/results-models.md found best.
+    They hold rows out, measure the loss after each epoch and forgetting as often as a twentieth of the time allows,
+    keep the best checkpoint within the budget, and take some 60 updates of 8 rows by plain fine-tuning, which is what
+    docs/results-models.md found best.
     """
     flags = lengths(rows) | {"method": "sft"}
     if rows <= FEW and "use_peft" not in given:

@@ -49,14 +49,12 @@ class TokenScores:
 class ChoiceScores:
     """Multiple choice: the log-likelihood of every choice (nats), and per item the choice taken and if it is right.
 
-    `chosen` and `correct` go by the log-likelihood per character of the choice, as lm-eval's `acc_norm` does;
-    `correct_raw` by the plain sum (`acc`), which favours short choices.
+    Taken is the choice with the largest log-likelihood per character, as in lm-eval's `acc_norm`.
     """
 
     loglik: list[list[float]]
     chosen: list[int]
     correct: list[bool]
-    correct_raw: list[bool]
 
     @property
     def accuracy(self) -> float:
@@ -163,7 +161,7 @@ def multiple_choice(
                 tick(progress)
     chosen = [likeliest(values, row["choices"]) for row, values in zip(rows, loglik)]
     correct = [choice == row["answer"] for row, choice in zip(rows, chosen)]
-    return ChoiceScores(loglik, chosen, correct, [likeliest(v) == row["answer"] for row, v in zip(rows, loglik)])
+    return ChoiceScores(loglik, chosen, correct)
 
 
 def likeliest(loglik: Sequence[float], choices: Sequence[str] | None = None) -> int:
