@@ -96,8 +96,8 @@ class Share:
         part = self._fitting(left / max(1.0, to_come))
         if part < self.part or part > 1.5 * self.part:
             self.part = part
-        fit = max(fewest, int(left / self.seconds()))
-        return fit >= to_come or (useful and (step - self.last) * fit >= steps - self.last)
+        fit = int(left / self.seconds())
+        return fit >= to_come or (useful and (step - self.last) * max(fewest, fit) >= steps - self.last)
 
     def _fitting(self, seconds: float) -> float:
         """The largest part that is asked in so many seconds; 0 where none is."""
