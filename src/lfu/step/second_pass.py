@@ -114,7 +114,7 @@ def read(step: LfUStep, micro: Micro, rows: Rows) -> Hidden:
     else:
         batch, where = micro.second if rows.batch is micro.batch else smaller(step, rows)
     reading = micro.reader.reading(where, detach=False, stop=True)
-    with micro.replay(), step.autocast(), step.second_pass(), reading as found:
+    with micro.replay(), step.autocast(), step.offload(), reading as found:
         step.processes.through(batch, lambda: micro.reader.run(batch))
     return found
 

@@ -29,7 +29,7 @@ from lfu.step.record import BadBatch, Record, Skip
 from lfu.step.second_pass import Batch, Micro
 from lfu.step.settings import StepSettings
 from lfu.step.strength import PAPER, Reach, Strength
-from lfu.undesirable import Auxiliary, LoRA, Own, Steering, ascend, auxiliary_of
+from lfu.undesirable import Auxiliary, ascend, auxiliary_of
 
 Loss = Callable[[nn.Module, Batch, "float | torch.Tensor"], torch.Tensor]
 FirstPass = Callable[[], torch.Tensor]
@@ -99,15 +99,15 @@ class LfUStep:
     ):
         self.settings = s = replace(settings or StepSettings(), **named)
         self.model, self.loss_fn, self.backward, self.autocast = model, loss_fn, backward, autocast
-        self.second_pass, self.grad_scaler = second_pass, grad_scaler
+        self.offload, self.grad_scaler = second_pass, grad_scaler
         self.processes = processes_of(model, s.ascent_scope)
         self.anatomy = anatomy(self.processes.unwrapped(model), s.blocks)
         self.anatomy.refuse_compiled(model)
         self.auxiliary = auxiliary_of(auxiliary)
         self.auxiliary.bind(self.anatomy)
-        self.ascends_theta = isinstance(self.auxiliary, Own)  # the micro-batch's own gradient must stand alone
+        self.ascends_theta = self.auxiliary.of_theta  # the micro-batch's own gradient must stand alone
         frozen_head = not any(p.requires_grad for p in self.anatomy.model.get_output_embeddings().parameters())
-        head_stays = isinstance(self.auxiliary, (LoRA, Steering)) or (self.ascends_theta and frozen_head)
+        head_stays = self.auxiliary.in_blocks or (self.ascends_theta and frozen_head)
         self.term = Term(consistency_of(consistency), self.anatomy, head_stays, autocast)
         s.refuse_ignored(self.auxiliary, self.term.consistency)
         depth, logits = len(self.anatomy.blocks), self.term.reads_logits

@@ -33,6 +33,8 @@ class Auxiliary(ABC):
     name: ClassVar[str]
     settings: ClassVar[Mapping[str, str]] = {}
     ignores: ClassVar[Sequence[str]] = ()
+    of_theta: ClassVar[bool] = False  # what the ascent moves is theta itself
+    in_blocks: ClassVar[bool] = False  # the components lie in the blocks: the head stays as it is
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):

@@ -41,6 +41,7 @@ class LoRA(Auxiliary):
     """
 
     name: ClassVar[str] = "lora"
+    in_blocks = True
 
     settings = {"aux_rank": "rank", "aux_scaling": "scaling", "aux_targets": "targets"}  # noqa: RUF012
 

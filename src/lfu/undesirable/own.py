@@ -24,6 +24,7 @@ class Own(Auxiliary):
     """
 
     name: ClassVar[str] = "own"
+    of_theta = True
 
     def __init__(self) -> None:
         self.anatomy: Anatomy | None = None

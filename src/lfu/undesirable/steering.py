@@ -21,6 +21,7 @@ class Steering(Auxiliary):
     """
 
     name: ClassVar[str] = "steering"
+    in_blocks = True
     settings = {"steering_norm": "preserve_norm"}  # noqa: RUF012
 
     def __init__(self, preserve_norm: bool = False):
