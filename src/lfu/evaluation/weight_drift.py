@@ -68,11 +68,9 @@ def weight_drift(base: Model | Path | None, tuned: Model) -> WeightDrift:
         start = theta0[known]
         if start.shape != theta.shape:
             raise ValueError(f"{name} is {_shape(start)} in the base model and {_shape(theta)} in the tuned one")
-        squares = _squares(start, theta)
+        added = (theta.numel(), *_squares(start, theta))
         for group in (("overall", "all"), *place(name)):
-            total = sums.setdefault(group, [0, 0.0, 0.0])
-            for i, value in enumerate((theta.numel(), *squares)):
-                total[i] += value
+            sums[group] = [a + b for a, b in zip(sums.get(group, (0, 0.0, 0.0)), added)]
     if left:
         raise ValueError(f"the base model has a parameter that the tuned model lacks: {min(left)}")
     parts = {group: _part(group[1], *total) for group, total in sums.items()}

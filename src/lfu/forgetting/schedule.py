@@ -31,17 +31,16 @@ class Schedule:
             return self.every
         return math.inf if self.at_evaluations(args) else max(1, round(state.max_steps / TIMES))
 
-    def readings(self, args: Any, state: Any) -> float:
-        """About how many readings the whole run will have."""
-        if not math.isinf(interval := self.interval(args, state)):
-            return state.max_steps / interval
-        if setting(args.eval_strategy) == "steps":
-            return state.max_steps / max(1, state.eval_steps or 1)
-        return max(1.0, float(args.num_train_epochs))
-
     def still_to_come(self, args: Any, state: Any) -> float:
-        """Of these, with the one that is due."""
-        return max(1.0, self.readings(args, state) * (1 - state.global_step / max(1, state.max_steps)) + 1)
+        """About how many readings the rest of the run would like to have, with the one that is due."""
+        interval = self.interval(args, state)
+        if not math.isinf(interval):
+            whole = state.max_steps / interval
+        elif setting(args.eval_strategy) == "steps":
+            whole = state.max_steps / max(1, state.eval_steps or 1)
+        else:
+            whole = max(1.0, float(args.num_train_epochs))
+        return max(1.0, whole * (1 - state.global_step / max(1, state.max_steps)) + 1)
 
 
 def check_best(args: Any) -> None:
