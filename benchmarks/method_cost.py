@@ -155,8 +155,8 @@ def main() -> None:
         return
     costs = measure(options)
     if options.write and options.write.exists():  # each ratio is of a pair of its own: what is not measured now stays
-        known = json.loads(options.write.read_text())["ratio"] | costs["ratio"]
-        costs["ratio"] = {name: known[name] for name in REGISTRY if name in known}
+        old, new = json.loads(options.write.read_text())["ratio"], costs["ratio"]
+        costs["ratio"] = {name: old.get(name, {}) | new.get(name, {}) for name in REGISTRY if name in (*old, *new)}
     if options.write:
         write_text(options.write, dump_json(costs) + "\n")
     else:
