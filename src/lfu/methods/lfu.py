@@ -71,7 +71,7 @@ class LfU(Method):
 
     def training_step(self, trainer: Trainer, micro: Micro) -> torch.Tensor:
         """One micro-batch; returns its part of Eq. 6 (detached), scaled as SFTTrainer scales its loss."""
-        step = self.step
+        step = trainer.step
         if step is None:
             return micro.run()
         if several(trainer) and getattr(step.processes, "wrapper", None) is not micro.model:
