@@ -43,7 +43,7 @@ class LineParser(argparse.ArgumentParser):
     """argparse, but a mistake is a `UserError` instead of usage lines and an exit. Flags can't be abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        more = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        more: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(*args, **more | options)
 
     def error(self, message: str) -> NoReturn:
@@ -68,7 +68,7 @@ def read(options: type[T], prog: str, about: str | None, argv: Sequence[str]) ->
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     """Adds the flags of a dataclass to a parser, in the groups that it has or in new ones."""
     groups = {group.title: group for group in parser._action_groups}
-    for one in fields(options):  # type: ignore[arg-type]
+    for one in fields(options):
         more = dict(one.metadata)
         if "help" not in more:
             continue
@@ -83,7 +83,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
 
 def given_flags(options: type, given: argparse.Namespace) -> dict[str, Any]:
     """Field -> value of those fields that are flags or arguments."""
-    return {one.name: getattr(given, one.name) for one in fields(options) if "help" in one.metadata}  # type: ignore[arg-type]
+    return {one.name: getattr(given, one.name) for one in fields(options) if "help" in one.metadata}
 
 
 # --- types of values -------------------------------------------------------------------------------------------------
