@@ -14,7 +14,13 @@ def facts(results: Mapping[str, Any]) -> dict[str, Any]:
     """What the template asks for beside the results."""
     metrics, best = metrics_in(results), results["recommended"]
     losses = [one["loss"] for one in results["validation"].get("settings", {}).values()]
+    ahead = results["ahead"] or {"comparisons": 0, "settings": {}}
     found = {
+        "ahead": [
+            f"{label} is {by_axis(metrics, dict.fromkeys(changes, 1), changes)}"
+            for label, changes in ahead["settings"].items()
+        ],
+        "comparisons": ahead["comparisons"] if ahead["comparisons"] > len(metrics) else 0,  # of more than one setting
         "sft": _sft,
         "runs": results["runs"],
         "failed": [run for run in results["runs"] if run["state"] == "failed"],

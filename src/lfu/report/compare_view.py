@@ -39,11 +39,11 @@ def _loss(found: float | None) -> str:
 
 
 def _collapse(found: Mapping[str, Any]) -> list[list[str]]:
-    rows = [["plain SFT", _loss(found["sft"]), "-"]]
-    for text, one in reversed(found["tried"].items()):
+    rows = [[found["name"], "loss on the validation rows", "collapsed"]]
+    for text, one in found["tried"].items():
         loss = "no finite number" if one["loss"] is None else _loss(one["loss"])
-        rows.insert(0, [text, loss, "yes" if one["collapsed"] else "no"])
-    return [[found["name"], "loss on the validation rows", "collapsed"], *rows]
+        rows.append([text, loss, "yes" if one["collapsed"] else "no"])
+    return [*rows, ["plain SFT", _loss(found["sft"]), "-"]]
 
 
 def _search(search: Mapping[str, Any]) -> list[list[str]]:

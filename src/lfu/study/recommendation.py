@@ -53,6 +53,35 @@ class Recommendation:
     runner_up: dict[str, Any] | None
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """Where settings are ahead of the plain SFT that each is compared with.
+
+    Attributes:
+        comparisons: settings that are compared, times metrics.
+        level: of the intervals, 1 - 0.05 / comparisons (Bonferroni).
+        settings: label -> metric -> the difference, of those that are ahead beyond it.
+    """
+
+    comparisons: int
+    level: float
+    settings: dict[str, dict[str, Interval]]
+
+
+def ahead_of_sft(scores: Scores, against_sft: Mapping[str, Mapping[str, Any]]) -> Ahead:
+    """Where any setting is ahead; `against_sft` is metric -> label -> the difference at 95 %."""
+    comparisons = sum(map(len, against_sft.values()))
+    level = 1 - 0.05 / max(1, comparisons)
+    found: dict[str, dict[str, Interval]] = {}
+    for metric, read in scores.readers.items():
+        for label in [label for label, change in against_sft[metric.key].items() if metric.turn(change) > 0]:
+            rival = compared_with(next(one for one in scores.settings if one.label == label), scores.settings)
+            change = rival and scores.difference(label, rival.label, read, level)
+            if change and metric.turn(asdict(change)) > 0:
+                found.setdefault(label, {})[metric.key] = change
+    return Ahead(comparisons, level, found)
+
+
 def validation(scores: Scores) -> Validation | None:
     """What the choice goes by; None where the untouched model has no scores. A setting of which a run failed is not
     chosen."""

@@ -17,7 +17,7 @@ from lfu.study import metrics
 from lfu.study.choose import compared_with, pareto_front
 from lfu.study.metrics import Metric, metrics_of
 from lfu.study.plan import Plan
-from lfu.study.recommendation import recommended, validation
+from lfu.study.recommendation import ahead_of_sft, recommended, validation
 from lfu.study.rows import chooses
 from lfu.study.scores import Record, Records, Scores
 
@@ -35,22 +35,24 @@ def outcome(
         failed: mode -> the labels of the settings of which a run failed.
     """
     if base is None:
-        return {"metrics": {}, "untouched": {}, "modes": {}, "validation": {}, "recommended": None}
+        return {"metrics": {}, "untouched": {}, "modes": {}, "validation": {}, "recommended": None, "ahead": None}
     every = [record for records in gathered.values() for each in records.values() for record in each.values()]
     readers = metrics_of([base, *every])
     scores = {mode: Scores(plan.settings, base, records, failed[mode], readers) for mode, records in gathered.items()}
     modes = {mode: _results(each) for mode, each in scores.items()}
-    chosen = best = None
+    chosen = best = ahead = None
     if scores:
         main = "steps" if "steps" in scores else "time"  # the mode whose runs choose
         chosen = validation(scores[main])
         best = chosen and recommended(scores[main], chosen, modes[main]["against_sft"], plan.rates, main)
+        ahead = ahead_of_sft(scores[main], modes[main]["against_sft"])
     return {
         "metrics": {metric.key: asdict(metric) for metric in readers},
         "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()},
         "modes": modes,
         "validation": asdict(chosen) if chosen else {},
         "recommended": asdict(best) if best else None,
+        "ahead": asdict(ahead) if ahead else None,
     }
 
 

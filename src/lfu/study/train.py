@@ -46,14 +46,12 @@ def train(
         rows, eval_rows: in one of TRL's shapes.
         log: a file with one JSON line per step; a resumed run goes on with it.
         forgetting: the share of the time in which to measure what is forgotten on the way; 0: not at all.
-        live: is told of every step.
 
     Returns:
         What happened, JSON-ready: `cost` holds all that depends on the machine.
 
     Raises:
-        Diverged: the loss came to no finite number.
-        UserError, ValueError, RuntimeError: as model, methods and trainer raise them.
+        Diverged: the loss came to no finite number. Other errors are those of model, methods and trainer.
     """
     set_seed(config.seed)  # whatever a method draws before the trainer seeds everything
     start = time.monotonic()
