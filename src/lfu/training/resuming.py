@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,6 +14,9 @@ from lfu.support.errors import one_line
 from lfu.training.advice import LfUAdvice
 from lfu.training.checkpoints import STATE_FILE, CheckpointError, newest
 from lfu.training.saving import SavesWhole
+
+if TYPE_CHECKING:
+    from lfu.methods.method import Method
 
 _MISFITS = (
     AssertionError, RuntimeError, ValueError, KeyError, OSError, EOFError, UnpicklingError, SafetensorError
@@ -54,7 +57,7 @@ def fits(checkpoint: Any) -> Iterator[None]:
 class Resumes(SavesWhole):
     """Checkpoints with the state of `methods` in them, and a CheckpointError for whatever misfits."""
 
-    methods: Any
+    methods: "list[Method]"
 
     def save_beside(self, folder: Path) -> None:
         """The methods' state."""
