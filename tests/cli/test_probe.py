@@ -253,7 +253,7 @@ WRONG = [
     (["forgetting", "base", "tuned", "--texts", "pairs.jsonl"], "columns question, answer; needed is one called text"),
     (["drift", "base", "tuned", "--texts", "blank.jsonl"], "texts blank.jsonl: row 2 has no text"),
     (["drift", "base", "tuned", "--texts", "short.jsonl"], "text 1 has fewer than three tokens"),
-    (["noise", "base", "--data", "blank.jsonl"], "columns text; needed are question and answer"),
+    (["noise", "base", "--data", "blank.jsonl"], "no column of questions among text; accepted: question, prompt"),
     (["noise", "base", "--data", "unanswered.jsonl"], "data unanswered.jsonl, row 2 has no answer"),
     (["noise", "base", "--noise_alpha", "-1"], "--noise_alpha: must be a finite number from 0"),
     (["noise", "base", "--draws", "0"], "--draws: must be a whole number from 1"),

@@ -18,10 +18,13 @@ from lfu.report.adversarial_view import view
 from lfu.report.blocks import Items, Table
 from lfu.report.page import html, report_md
 
-FAST = (
-    "--keep house_rule,limit=4 --break house_rule,limit=6 --limit 2 --max_new_tokens 6 "
-    "--train '--num_train_epochs 1 --learning_rate 1e-2 --gradient_accumulation_steps 1 --warmup_steps 0' "
+ATTACK = (
+    "--break house_rule,limit=6 --limit 2 --max_new_tokens 6 "
     "--attack '--learning_rate 0.05 --gradient_accumulation_steps 1 --per_device_train_batch_size 2'"
+)
+FAST = (
+    f"{ATTACK} --keep house_rule,limit=4 "
+    "--train '--num_train_epochs 1 --learning_rate 1e-2 --gradient_accumulation_steps 1 --warmup_steps 0'"
 )
 
 
@@ -121,7 +124,7 @@ def adapter(tiny, tmp_path, monkeypatch) -> str:
 
 def test_an_aligned_adapter_is_attacked_as_it_is(tiny, adapter, tmp_path):
     before = bytes_of(adapter)
-    words = shlex.split(f"{tiny} {adapter} --steps 1 {FAST} --output_dir out")
+    words = shlex.split(f"{tiny} {adapter} --steps 1 {ATTACK} --output_dir out")
     assert probe(*words) == 0
     record = record_in(tmp_path / "out")
     assert list(record["results"]["attacked"]) == ["mine"]
@@ -201,7 +204,7 @@ def test_own_sets_with_a_filter_and_an_own_judge(tiny, here):
         ("--keep sensitive.jsonl,limit=0", "limit must be a whole number from 1"),
         ("--keep sensitive.jsonl,true", "'true' is not of the form KEY=VALUE"),
         ("--break empty.jsonl", "empty, there is no row in it"),
-        ("--break unanswered.jsonl", "row 2 of those chosen has no answer text"),
+        ("--break unanswered.jsonl", "--break unanswered.jsonl, row 2 has no answer"),
         ("--requests other.csv", "no column of questions among a, b; accepted: question, prompt, instruction, goal"),
         ("--judge judging", "write it as MODULE:FUNCTION"),
         ("--judge nowhere_at_all:f", "can't be imported (ModuleNotFoundError"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lfu.cli import main
+from lfu.cli.screen import Screen
 
 FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no"]
 
@@ -30,6 +31,18 @@ def test_five_lines_then_one_per_step_in_80_columns(here, model, capsys):
     assert re.search(r"held-out \d\.\d{3}", steps[-1])
     assert "%|" not in out + err
     assert "{'" not in out + err
+
+
+@pytest.mark.parametrize(("steps", "each"), [(60, 60.0), (1000, 9.0), (99_999, 3600.0)])
+def test_a_line_fits_80_columns_however_long_the_run(monkeypatch, steps, each):
+    screen = object.__new__(Screen)
+    screen.awaited, screen.started, screen.first_step = {"eval_loss"}, 0.0, 0
+    screen.shown = {"loss": 1.372, "eval_loss": 12.379, "forgetting/net_lost": -0.123, "learning_rate": 3.3e-5}
+    monkeypatch.setattr("lfu.cli.screen.time.monotonic", lambda: 3 * each)
+    line = screen.line(3, steps)
+    assert len(line) <= 80
+    assert "held-out 12.379" in line
+    assert line.endswith(" left")
 
 
 def test_every_figure_goes_to_a_file(here, model):

@@ -394,6 +394,16 @@ CHEAP = {  # found before the model is loaded: flags, and what the one line says
     "half a pair": ("--data pair.jsonl", "data row 2: column 'answer' holds half a surrogate pair"),
     "a picture": ("--data picture.jsonl", "data row 1: column 'messages', turn 1 has a part of type 'image_url'"),
     "nothing to evaluate": ("--eval_strategy epoch", "give --eval_data"),
+    "rank of no adapter": (
+        "--use_peft false --lora_r 4",
+        "--lora_r is for an adapter, and --use_peft false trains all",
+    ),
+    "4 bit, of none": ("--bnb_4bit_quant_type fp4", "--bnb_4bit_quant_type is for weights of 4 bits"),
+    "limit of nothing": ("--eval_limit 3", "--eval_limit is for evaluation rows that are given"),
+    "split of a file": ("--data_split test", "rows.jsonl is a single file: drop it"),
+    "configuration of a file": ("--data_config main", "--data_config is for data sets on the hub"),
+    "measured, and not": ("--forgetting false --forgetting_every 2", "--forgetting false measures nothing"),
+    "template of conversations": ("--data chat.jsonl --template alpaca", "--template alpaca is for questions"),
     "4 bit, all weights": ("--load_in_4bit --use_peft false", "quantised weights can't be trained"),
 }
 
@@ -408,6 +418,8 @@ def test_cheap_checks_come_first_and_say_one_line(here, model, case, capsys, mon
     Path("broken.jsonl").write_text('{"question": "q", "answer": "a"}\n{"question"\n')
     Path("other.jsonl").write_text('{"questoin": "q", "answer": "a"}\n')
     written("text.jsonl", {"text": "abc"})
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    written("chat.jsonl", {"messages": talk})
     written("pair.jsonl", {"question": "q", "answer": "a"}, {"question": "q", "answer": "a\ud800"})
     part = {"type": "image_url", "image_url": {"url": "x"}}
     written("picture.jsonl", {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]})

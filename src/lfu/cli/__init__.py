@@ -1,4 +1,8 @@
-"""The command `lfu`: one file a verb, imported when the verb is used, so that `lfu --help` need not wait for torch."""
+"""The command `lfu`: one file per verb, imported when the verb is used, so that `lfu --help` need not wait for torch.
+
+What the user can put right is a `UserError`, wherever it is found in this room: before anything is written, if that is
+possible. A `KeyboardInterrupt` has the way to go on as its message.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,16 @@ from lfu.support.extras import COMMANDS, explained, need
 
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {
-    "train": "fine-tune a model with LfU or another method: lfu train --config smollm2",
-    "chat": "talk to a model, with the untouched one beside it: lfu chat RUN --beside",
-    "compare": "find the best method for your model and data: lfu compare --model M --data D --methods sft,gem,lfu",
-    "doctor": "show what is installed, what each command still needs, GPU and memory: lfu doctor",
-    "evaluate": "score models on many tasks, and show what they forgot: lfu evaluate runs/mine --data_dir DIR",
-    "export": "merge an adapter into its base model: lfu export ADAPTER_DIR OUT_DIR",
-    "methods": "list the fine-tuning methods with source and cost, or show one: lfu methods gem",
-    "probe": "measure forgetting, drift, prompt wording, noise and more: lfu probe forgetting BASE TUNED",
-    "recipes": "list the shipped recipes, or print one: lfu recipes gsm8k",
-    "sweep": "find the best strength: lfu sweep --model M --data D --method lfu --param alpha=0.01,0.1",
+    "train": "fine-tune a model on your rows, and see what it forgets",
+    "chat": "talk to a model, with the untouched one beside it",
+    "compare": "find the best method for your model and rows",
+    "doctor": "show versions, GPU, memory, and what each command still needs",
+    "evaluate": "score models on many tasks, and show what they forgot",
+    "export": "merge an adapter into its base model",
+    "methods": "list the fine-tuning methods with source and cost, or show one",
+    "probe": "measure one thing: forgetting, drift, prompts, noise, attacks",
+    "recipes": "list the shipped recipes (files of flags), or print one",
+    "sweep": "find the best strength of a method",
 }
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 # Of several processes the first tells of a mistake, and the launcher then ends the others. One that alone has met an
@@ -69,13 +73,11 @@ def _main(argv: list[str]) -> int:
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
             return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
     except UserError as error:
-        _tell(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}")
-        return USER_ERROR
+        return _tell(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}")
     except ModuleNotFoundError as error:
         if not (line := explained(f"lfu {verb}", error)):
             raise
-        _tell(f"lfu {verb}: error: {line}")
-        return USER_ERROR
+        return _tell(f"lfu {verb}: error: {line}")
     except BrokenPipeError:  # `lfu recipes | head`: whoever read has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
@@ -99,19 +101,26 @@ def _of_the_machine(error: OSError | MemoryError) -> str:
     return f"{where}{what}: mend that and run the same command again; what was finished is kept"
 
 
-def _tell(line: str) -> None:
+def _tell(line: str) -> int:
     if not leading():
         time.sleep(FIRST_SPEAKS)
         line = f"[process {os.environ.get('RANK')}] {line}"
     print(line, file=sys.stderr)
+    return USER_ERROR
 
 
 def _help() -> str:
     verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
     return f"""usage: lfu VERB ...
 
-Learning from the Undesirable: fine-tune a language model without making it forget.
+Fine-tune a language model on little data without making it dumber.
 
 {verbs}
 
-  lfu VERB --help shows more; lfu --version prints the version."""
+To begin with:
+
+  lfu train --model smollm2 --data my_rows.jsonl --output_dir runs/mine
+  lfu chat runs/mine --beside
+  lfu compare --model smollm2 --data my_rows.jsonl --methods sft,l2sp
+
+lfu VERB --help shows the flags of a verb; lfu --version prints the version."""

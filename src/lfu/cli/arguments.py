@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -17,7 +17,7 @@ from lfu.data.templates import TEMPLATES
 from lfu.support.errors import UserError, did_you_mean, one_line
 from lfu.support.flags import LineParser, option
 
-USAGE = "lfu train [--config RECIPE[,RECIPE...]] --model_name_or_path MODEL --data DATA [--FLAG VALUE ...]"
+USAGE = "lfu train --model MODEL --data DATA [--config RECIPE,...] [--FLAG VALUE]"
 DESCRIPTION = """Fine-tune a model with Learning from the Undesirable, or another --method (see: lfu methods). --config
 takes shipped recipes or YAML files of flags, merged from left to right (see: lfu recipes); flags given here win. Every
 field of trl.SFTConfig and lfu.LfUConfig is a flag."""
@@ -100,8 +100,9 @@ class DataArguments:
     verbose: bool = option(False, "Also show the libraries' own progress bars, notes and metrics.")
     overwrite_output_dir: bool = option(False, "Replace the model and the checkpoints of an earlier run in output_dir.")
 
-    # the names of all fields that a flag or a recipe has set; what is not among them may be chosen for the user
+    # the fields that a flag or a recipe has set: what is not among them may be chosen for the user; those of a flag
     given: frozenset[str] = field(default=frozenset(), init=False)
+    typed: frozenset[str] = field(default=frozenset(), init=False)
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -130,12 +131,31 @@ class TrainParser(TrlParser):
         return {flag.lstrip("-"): action.dest for action in actions for flag in action.option_strings}
 
 
+class TrainHelp(argparse.ArgumentDefaultsHelpFormatter):
+    """Each flag in one spelling, and defaults where there are some."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spelled = [flag for flag in action.option_strings if "-" not in flag.lstrip("-")]
+        kept, action.option_strings = action.option_strings, spelled or action.option_strings
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = kept
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def make_parser(*more: type) -> TrainParser:
     """Every flag of `lfu train`, and those of `more` dataclasses."""
     parser = TrainParser(
         (LfUConfig, ModelArguments, DataArguments, *more), prog="lfu train", usage=USAGE, description=DESCRIPTION,
-        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False, formatter_class=TrainHelp,
     )  # fmt: skip
+    for action in parser._actions:
+        action.metavar = "true|false" if action.const is True else action.metavar
+        if len(listed := ", ".join(map(str, action.choices or ()))) > 60:  # a line of its own would not be broken
+            action.metavar, action.help = action.dest.upper(), f"{action.help} One of {listed}."
     # assistant_only_loss None: of a conversation the answers are learned, whether or not its chat template marks them
     parser.set_defaults(
         output_dir="lfu-output", dataloader_pin_memory=torch.cuda.is_available(), assistant_only_loss=None
@@ -147,8 +167,7 @@ def parse(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
     """Reads recipes and flags: a `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags.
 
     Raises:
-        UserError: for an unknown flag or recipe key (with the closest ones), a value out of its range, or a flag that
-            would do nothing beside the others.
+        UserError: for an unknown flag or recipe key (with the closest ones), or a value out of its range.
     """
     early = LineParser(prog="lfu train", add_help=False)
     early.add_argument("--config", action="append", default=[])
@@ -162,8 +181,7 @@ def parse(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
         config, model, data, *others = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except REFUSED as error:
         raise UserError(one_line(error)) from error
-    _refuse_unused(_named(rest, names), model, data)
-    data.given = _named(flags, names)
+    data.given, data.typed = _named(flags, names), _named(rest, names)
     config.assistant_only_loss = None if config.assistant_only_loss else config.assistant_only_loss
     return config, model, data, *others
 
@@ -174,7 +192,7 @@ def _named(words: Sequence[str], names: dict[str, str]) -> frozenset[str]:
     return frozenset(names.get(flag, flag) for flag in flags)
 
 
-def _refuse_unused(typed: Collection[str], model: ModelArguments, data: DataArguments) -> None:
+def refuse_unused(model: ModelArguments, data: DataArguments) -> None:
     """Refuses a flag on the command line that would do nothing. What a recipe says beside is for other models, too."""
     from lfu.data.load import check_part
 
@@ -186,11 +204,11 @@ def _refuse_unused(typed: Collection[str], model: ModelArguments, data: DataArgu
         unused |= dict.fromkeys(("bnb_", "use_bnb"), "weights of 4 bits: give --load_in_4bit true, too")
     if not data.eval_data:
         unused["eval_limit"] = "evaluation rows that are given: give --eval_data or --eval_split, too"
-    for name in sorted(typed):
+    for name in sorted(data.typed):
         if start := next((start for start in unused if name.startswith(start)), None):
             raise UserError(f"--{name} is for {unused[start]}")
-    check_part(str(data.data), "data_", typed)
-    check_part(str(data.eval_data), "eval_", typed)
+    check_part(str(data.data), "data_", data.typed)
+    check_part(str(data.eval_data), "eval_", data.typed)
 
 
 def _settings(specs: list[str], known: dict[str, str]) -> dict[str, Any]:

@@ -42,11 +42,7 @@ class Chat(Loading):
 
 
 def run(argv: list[str]) -> int:
-    """Answers line after line, until the end of the input.
-
-    Raises:
-        UserError: a model that can't be loaded, or no base to put beside it.
-    """
+    """Answers line after line, until the end of the input."""
     speaking = speakers(read(Chat, "lfu chat", __doc__, argv))
     for prompt in _prompts(sys.stdin.isatty()):
         if prompt in ("/quit", "/exit"):

@@ -15,12 +15,7 @@ from lfu.support.flags import flag
 
 
 def run(argv: list[str]) -> int:
-    """Trains, measures, writes the report, and prints what was found.
-
-    Raises:
-        UserError: for anything the user can put right before training; or every run failed.
-        KeyboardInterrupt: after Ctrl-C, with the way to go on as its message.
-    """
+    """Trains, measures, writes the report, and prints what was found."""
     return run_study("compare", Compare, argv, __doc__)
 
 
@@ -34,11 +29,7 @@ class Compare(Command):
     )  # fmt: skip
 
     def settings(self, rates: list[str]) -> dict[str, Any]:
-        """The settings that --methods names.
-
-        Raises:
-            UserError: none; an unknown method or knob; one named twice.
-        """
+        """The settings that --methods names."""
         from lfu.study.settings import parse_setting
 
         texts = [text for words in self.methods for text in words.split(",") if text.strip()]

@@ -73,12 +73,7 @@ class Evaluate(models.Loading):
 
 
 def run(argv: list[str]) -> int:
-    """Scores, writes record.json, index.html, report.md and pictures, and prints what was found.
-
-    Raises:
-        UserError: for anything the user can put right; nothing is written then.
-        KeyboardInterrupt: after Ctrl-C, with the way to go on as its message.
-    """
+    """Scores, writes record.json, index.html, report.md and pictures, and prints what was found."""
     given = read(Evaluate, "lfu evaluate", __doc__, argv)
     if given.allow_hub and not given.data_dir:
         raise UserError("--allow_hub goes with --data_dir: without it every task comes from the hub")

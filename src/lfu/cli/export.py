@@ -10,6 +10,7 @@ from lfu.cli.models import DTYPES
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder, os_errors_only
 from lfu.support.flags import argument, option, read, switch
+from lfu.support.quiet import quiet_libraries
 
 
 @dataclass
@@ -23,15 +24,11 @@ class Export:
 
 
 def run(argv: list[str]) -> int:
-    """Merges and saves.
-
-    Raises:
-        UserError: if ADAPTER_DIR is no adapter, OUT_DIR holds something or can't be written, or the merge fails.
-    """
+    """Merges and saves."""
     given = read(Export, "lfu export", __doc__, argv)
     adapter, out = Path(given.adapter), Path(given.out)
     _check(adapter, out)
-    with output.no_empty_leftovers(out):
+    with output.no_empty_leftovers(out), quiet_libraries():
         merge(adapter, out, dtype=given.dtype, trust_remote_code=given.trust_remote_code)
     print(f"Merged {adapter} into {out}")
     return 0
@@ -51,11 +48,7 @@ def _check(adapter: Path, out: Path) -> None:
 
 
 def merge(adapter: Path, out: Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> None:
-    """Writes the merged model beside `out`, then renames it, so that `out` is complete or not there.
-
-    Raises:
-        UserError: if the base model or the adapter can't be loaded, or the merged weights are not finite.
-    """
+    """Writes the merged model beside `out`, then renames it, so that `out` is complete or not there."""
     from lfu.model.loading import load_model
 
     model, tokenizer = load_model(str(adapter), dtype=dtype, trust_remote_code=trust_remote_code)

@@ -45,9 +45,6 @@ class ForgettingArguments:
 
         Args:
             given: the flags that were given, by name.
-
-        Raises:
-            UserError: a flag's value, or a file, that can't be used.
         """
         asked = sorted(name for name in given if name.startswith("forgetting_"))
         if asked and "forgetting" in given and not self.forgetting:

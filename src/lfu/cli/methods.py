@@ -18,11 +18,7 @@ class Methods:
 
 
 def run(argv: list[str]) -> int:
-    """Prints the list, or one method.
-
-    Raises:
-        UserError: if there is no method of that name.
-    """
+    """Prints the list, or one method."""
     name = read(Methods, "lfu methods", __doc__, argv).name
     if name and name not in REGISTRY:
         raise UserError(unknown_method(name))

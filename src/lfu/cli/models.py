@@ -37,11 +37,7 @@ class Loading:
         return self.dtype or ("auto" if torch.cuda.is_available() else "float32")
 
     def load(self, name: str, *, dtype: str | None = None) -> tuple[Any, Any]:
-        """(model, tokenizer), the model on the GPU if there is one.
-
-        Raises:
-            UserError: if it can't be loaded.
-        """
+        """(model, tokenizer), the model on the GPU if there is one."""
         import torch
 
         from lfu.model.loading import load_model
@@ -59,11 +55,7 @@ class Loading:
             return work(model, tokenizer)
 
     def tokenizers(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """Label -> tokenizer: small, and a name that is wrong shows before any model is loaded.
-
-        Raises:
-            UserError: as `load_tokenizer`.
-        """
+        """Label -> tokenizer: small, and a name that is wrong shows before any model is loaded."""
         from lfu.model.loading import load_tokenizer
 
         return {label: load_tokenizer(name, trust_remote_code=self.trust_remote_code) for label, name in names.items()}
@@ -85,11 +77,7 @@ class Loading:
 
 
 def base_and_tuned(values: Sequence[str], kind: str) -> dict[str, str]:
-    """Label -> name of BASE, called `base` if it has no label of its own, and of the TUNED models after it.
-
-    Raises:
-        UserError: a single model that isn't an adapter; two of one label.
-    """
+    """Label -> name of BASE, called `base` if it has no label of its own, and of the TUNED models after it."""
     from lfu.model.loading import adapter_base, is_adapter
 
     if len(values) == 1:
@@ -102,11 +90,7 @@ def base_and_tuned(values: Sequence[str], kind: str) -> dict[str, str]:
 
 
 def labelled(values: Sequence[str]) -> dict[str, str]:
-    """Label -> name of models given as MODEL or LABEL=MODEL; the default label is the last part of the name.
-
-    Raises:
-        UserError: two models of one label.
-    """
+    """Label -> name of models given as MODEL or LABEL=MODEL; the default label is the last part of the name."""
     found: dict[str, str] = {}
     for label, name in map(_split, values):
         label = label or Path(name).name or name

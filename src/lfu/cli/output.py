@@ -56,14 +56,7 @@ def remove(entries: list[Path]) -> None:
 
 
 def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | None = None) -> View:
-    """Writes the report of a record, and prints its tables, what was found, and where it lies.
-
-    Args:
-        tables: the first so many; None: all.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    """Writes the report of a record; prints its first `tables` (None: all), what was found, and where it lies."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as Drawn

@@ -25,11 +25,7 @@ PROBES = {
 
 
 def run(argv: list[str]) -> int:
-    """Measures, writes record.json, index.html, report.md and pictures, and prints what was found.
-
-    Raises:
-        UserError: for anything the user can put right; nothing is written then.
-    """
+    """Measures, writes record.json, index.html, report.md and pictures, and prints what was found."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0

@@ -25,11 +25,7 @@ class Recipes:
 
 
 def run(argv: list[str]) -> int:
-    """Prints the list, or one recipe's text.
-
-    Raises:
-        UserError: if there is no recipe of that name.
-    """
+    """Prints the list, or one recipe's text."""
     name = read(Recipes, "lfu recipes", __doc__, argv).name
     print((launches().get(name) or find(name)).read_text(encoding="utf-8").rstrip() if name else _listing())
     return 0

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,17 @@ class Screen(TrainerCallback):
             print(self.line(state.global_step, state.max_steps), flush=True)
 
     def line(self, step: int, steps: int) -> str:
-        """The line of one logging step; 80 columns hold it."""
+        """The line of one logging step, without the learning rate where 80 columns don't hold all of it."""
         parts = [f"step {step:>{len(str(steps))}}/{steps}"]
         for heading, names, form in COLUMNS:
             value = next((self.shown[name] for name in names if name in self.shown), None)
             if value is not None or names[0] in self.awaited:
                 parts.append(f"{heading} {'-':<5}" if value is None else f"{heading} {form.format(value)}")
-        if step > self.first_step and step < steps:
+        if self.first_step < step < steps:
             left = (time.monotonic() - self.started) / (step - self.first_step) * (steps - step)
             parts.append(f"{duration(left)} left")
-        return "  ".join(parts)
+        line = "  ".join(parts)
+        return line if len(line) <= 80 else "  ".join(part for part in parts if not part.startswith("rate "))
 
     def _keep(self, numbers: Mapping[str, float], state: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -104,13 +105,12 @@ def show(facts: Mapping[str, str]) -> None:
         sys.stdout.flush()
 
 
-def facts(trainer: Any, data: str, given: Collection[str]) -> dict[str, str]:
+def facts(trainer: Any, data: str) -> dict[str, str]:
     """What a run is about, before its first step: rows, tokens, trained parameters, method, memory and time expected.
 
     Args:
         trainer: ready to train.
         data: where the rows come from.
-        given: the flags that the user, a recipe or the careful choice has set.
     """
     from lfu.cli.estimate import expected, parameters, tokens_of
 
@@ -122,12 +122,11 @@ def facts(trainer: Any, data: str, given: Collection[str]) -> dict[str, str]:
     held_out = f"{len(eval_rows):,} held out" if eval_rows is not None else "none held out (--eval_data FILE)"
     theta = f"an adapter of {trained:,}" if hasattr(trainer.model, "peft_config") else f"{trained:,}"
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    knobs = f" ({args.method_args})" if args.method_args and "method_args" in given else ""
     return {
         "Rows": f"{len(trainer.train_dataset):,} to train on from {data}, {held_out}",
         "Tokens": f"{about}{total:,} per epoch, {learned / max(total, 1):.0%} of them learned; longest row {longest:,}",
         "Trains": f"{theta} of {everything:,} parameters, {length}, {_batch(args)} rows per step",
-        "Method": f"{args.method}{knobs} at learning rate {args.learning_rate:g} (--method, --learning_rate)",
+        "Method": f"{args.method} at learning rate {args.learning_rate:g} (--method, --learning_rate)",
         "Needs": f"roughly {memory / 2**30:.1f} GiB of memory and {duration(seconds)}",
     }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfu.cli import INTERRUPTED, output
-from lfu.cli.study_flags import refuse_unused, sort_flags, with_presets
+from lfu.cli.study_flags import refuse_unused_knobs, sort_flags, with_presets
 from lfu.study.options import HOW, MEASURED, ROWS, WHAT, Options
 from lfu.support.errors import UserError
 from lfu.support.extras import need
@@ -51,11 +51,7 @@ class Command:
         return self.jobs == 1 and self.submitit is None and not self.worker
 
     def settings(self, rates: list[str]) -> dict[str, Any]:
-        """What is compared, as fields of `Options`; `rates` are the learning rates that are tried.
-
-        Raises:
-            UserError: nothing is, or what can't be.
-        """
+        """What is compared, as fields of `Options`; `rates` are the learning rates that are tried."""
         raise NotImplementedError
 
 
@@ -134,12 +130,14 @@ def _study(
     verb: str, command: Command, given: argparse.Namespace, words: list[str], folder: Path, board: Board
 ) -> Study:
     """The study that the flags ask for; nothing is written if there is a mistake in them."""
-    from lfu.cli.arguments import parse
+    from lfu.cli.arguments import parse, refuse_unused
     from lfu.report.compare_figures import one_curve
     from lfu.study.build import build
 
     flags = sort_flags(words, verb)
-    parse(list(flags.training))  # unknown flags, no model, no data: said as lfu train says it
+    _, model, data = parse(list(flags.training))  # unknown flags, no model, no data: said as lfu train says it
+    if not command.preset:  # what a preset says beside is for other flags than these, too
+        refuse_unused(model, data)
     options = Options(
         folder=folder,
         flags=flags,
@@ -150,7 +148,7 @@ def _study(
         **given_flags(Options, given),
         **command.settings(given.learning_rates),
     )
-    refuse_unused(options, flags)
+    refuse_unused_knobs(options, flags)
     with output.no_empty_leftovers(folder):
         study = build(options, parse)
     if not command.worker:

@@ -18,11 +18,7 @@ STRENGTHS = ("base", "instruct", "reps")  # presets of lfu train
 
 
 def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(the study's flags, the words left for lfu train), presets merged under what was given.
-
-    Raises:
-        UserError: --learning_rate beside --learning_rates; no such preset.
-    """
+    """(the study's flags, the words left for lfu train), presets merged under what was given."""
     from lfu.study import presets
 
     given, rest = parser.parse_known_args(argv)
@@ -45,11 +41,7 @@ def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) ->
 
 
 def sort_flags(words: Sequence[str], verb: str) -> Flags:
-    """The words, sorted by whom they are for. What a recipe says about a single training's affairs is left out.
-
-    Raises:
-        UserError: a flag that the study sets itself, knobs without their method's name.
-    """
+    """The words, sorted by whom they are for. What a recipe says about a single training's affairs is left out."""
     from lfu.cli.arguments import DataArguments, ModelArguments, TrainParser
     from lfu.config import LfUConfig
     from lfu.study.options import Flags
@@ -78,16 +70,15 @@ def _with_recipes(words: Sequence[str]) -> list[tuple[str, list[str], bool]]:
     """(name, its words, whether a recipe has it) of each flag, in order; --config replaced by what its recipes say."""
     from lfu import recipes
 
+    name_of = lambda flag: flag[0].lstrip("-").partition("=")[0]
     found: list[tuple[str, list[str], bool]] = []
     for flag in _split(words):
-        name, equals, value = flag[0].lstrip("-").partition("=")
-        if name == "config":
-            for spec in [value] if equals else flag[1:]:
-                for _, settings in recipes.parts(spec):
-                    more = _split(recipes.as_flags(settings))
-                    found = [*((each[0].lstrip("-").partition("=")[0], each, True) for each in more), *found]
-        else:
-            found.append((name, flag, False))
+        if name_of(flag) != "config":
+            found.append((name_of(flag), flag, False))
+            continue
+        for spec in [flag[0].partition("=")[2]] if "=" in flag[0] else flag[1:]:
+            for _, settings in recipes.parts(spec):
+                found = [*((name_of(each), each, True) for each in _split(recipes.as_flags(settings))), *found]
     return found
 
 
@@ -96,9 +87,8 @@ def _split(words: Sequence[str]) -> list[list[str]]:
     flags: list[list[str]] = []
     for word in words:
         if word.startswith("--") or not flags:
-            flags.append([word])
-        else:
-            flags[-1].append(word)
+            flags.append([])
+        flags[-1].append(word)
     return flags
 
 
@@ -108,11 +98,7 @@ def _reserved(field: str, verb: str) -> str:
 
 
 def _knobs(text: str) -> dict[str, str]:
-    """`gem.beta=0.5,kl.weight=0.1` by full name.
-
-    Raises:
-        UserError: a knob without its method.
-    """
+    """`gem.beta=0.5,kl.weight=0.1` by full name."""
     pairs = {}
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
@@ -124,8 +110,8 @@ def _knobs(text: str) -> dict[str, str]:
     return pairs
 
 
-def refuse_unused(options: Options, flags: Flags) -> None:
-    """A knob that no method has would be dropped without a word."""
+def refuse_unused_knobs(options: Options, flags: Flags) -> None:
+    """Refuses a knob that no method has, which would be dropped without a word."""
     from lfu.study.settings import is_lfu
 
     methods = [setting.method for setting in options.settings]

@@ -16,11 +16,7 @@ from lfu.support.flags import flag, not_negative
 
 
 def run(argv: list[str]) -> int:
-    """Trains, measures, writes the report, and prints what was found.
-
-    Raises:
-        UserError, KeyboardInterrupt: as `lfu compare`.
-    """
+    """Trains, measures, writes the report, and prints what was found."""
     return run_study("sweep", Sweep, argv, __doc__)
 
 
@@ -61,11 +57,7 @@ class Sweep(Command):
     )
 
     def settings(self, rates: list[str]) -> dict[str, Any]:
-        """The settings of the grid, and the bisection.
-
-        Raises:
-            UserError: neither was asked for; an unknown method or name.
-        """
+        """The settings of the grid, and the bisection."""
         from lfu.study.choose import Bisection
         from lfu.study.settings import YARDSTICK, Setting, grid
 

@@ -25,30 +25,25 @@ if TYPE_CHECKING:
 
 
 def run(argv: list[str]) -> int:
-    """Trains, saves, and prints a summary.
-
-    Raises:
-        UserError: for anything the user can put right before training, and the output folder is then as it was; or no
-            room or memory is left, and what was saved is still there.
-        KeyboardInterrupt: after Ctrl-C, with the way to resume as its message.
-    """
+    """Trains, saves, and prints a summary."""
     if {"-h", "--help"} & set(argv):
         from lfu.cli import train_help
 
         return train_help.show()
     from lfu.cli import careful
-    from lfu.cli.arguments import parse
+    from lfu.cli.arguments import parse, refuse_unused
     from lfu.cli.forgetting import ForgettingArguments
     from lfu.cli.screen import folded
     from lfu.cli.training_rows import load_data, read
 
     config, model, data, watch = parse(argv, ForgettingArguments)
+    refuse_unused(model, data)
     raw = None
     if careful.wanted(data):
         raw = read(data)
         chosen = careful.choices(len(raw), data.given)
         config, model, data, watch = parse([*chosen, *argv], ForgettingArguments)
-        _say(f"chosen for {len(raw)} rows: {' '.join(chosen)} (your own flags win; --careful false turns this off)")
+        _say(careful.told(len(raw), chosen))
     callback = watch.callback(_say if data.verbose else _say_what_the_screen_does_not, config, data.given)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data.overwrite_output_dir)
@@ -70,7 +65,7 @@ def _run(
     from lfu.data.show import shown
 
     done_before = _state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
-    show(facts(trainer, str(data.data), data.given))
+    show(facts(trainer, str(data.data)))
     if leading():
         for line in shown(trainer, data.show_rows, colour=sys.stdout.isatty() and not os.getenv("NO_COLOR")):
             print(line)

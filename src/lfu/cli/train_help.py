@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import lfu
@@ -26,33 +27,17 @@ def show() -> int:
         from lfu.cli.forgetting import ForgettingArguments
 
         text = make_parser(ForgettingArguments).format_help()
-        _keep(kept, text)
+        with suppress(OSError):  # no place to keep it: made anew each time
+            for old in kept.parent.glob("train-help-*.txt"):
+                old.unlink(missing_ok=True)
+            write_text(kept, text)
     sys.stdout.write(text)
     return 0
 
 
 def _key() -> str:
     """Changes with whatever the text depends on."""
-    root = Path(lfu.__file__).parent
-    files = sorted((str(path), path.stat().st_mtime_ns) for path in root.rglob("*.py"))
-    width, environment = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
-    return hashlib.sha256(repr((files, [_version(name) for name in SOURCES], width, environment)).encode()).hexdigest()[
-        :16
-    ]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _keep(kept: Path, text: str) -> None:
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        for old in kept.parent.glob("train-help-*.txt"):
-            old.unlink(missing_ok=True)
-        write_text(kept, text)
-    except OSError:
-        pass  # no place to keep it: made anew each time
+    sources = sorted((str(path), path.stat().st_mtime_ns) for path in Path(lfu.__file__).parent.rglob("*.py"))
+    installed = [version(name) for name in SOURCES]
+    around = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
+    return hashlib.sha256(repr((sources, installed, around)).encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lfu.support.errors import UserError, one_line
 
@@ -25,14 +25,12 @@ def load_data(
 
     Args:
         raw: the training rows, if they were read already.
-
-    Raises:
-        UserError: rows that can't be read or learned, settings that leave none of them, or that need a package which
-            is not installed.
     """
     from lfu.data.learned import tokenised
     from lfu.data.show import rule
     from lfu.data.templates import check_chat_template, to_training_rows
+    from lfu.methods import methods_of
+    from lfu.methods.method import Method
     from lfu.model.loading import training_tokenizer
 
     _check_packages(config, model)
@@ -54,19 +52,17 @@ def load_data(
         say(line)
     learned = [tokenised(each, tokenizer, config, tell) for each in rows]
     _about_lengths(learned, config, _fit_the_context(config, model, say), say)
-    if not _labels_itself(config):
+    methods = methods_of(config.method, config.method_args)
+    if not any("labels" in method.places for method in methods):
         say(f"note: {rule(rows[0][0], config)}")
-    if not _reads_rows(config):
+    if all(type(method).rows is Method.rows for method in methods):
+        # else a method changes the rows: it gets them as texts, and the trainer tokenises them anew
         rows, config.assistant_only_loss = learned, False  # which TRL refuses beside labels that are there
     return rows[0], rows[1] if len(rows) > 1 else None
 
 
 def read(data: DataArguments) -> Dataset:
-    """The training rows as they are in their file.
-
-    Raises:
-        UserError: they can't be read.
-    """
+    """The training rows as they are in their file."""
     from lfu.data.load import load_rows
 
     return load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)
@@ -138,29 +134,8 @@ def _about_lengths(learned: list[Dataset], config: LfUConfig, context: int | Non
             say(f"warning: {out} of {len(rows)} {what} are left out: max_length cuts off their whole answer")
 
 
-def _methods(config: LfUConfig) -> list[Any]:
-    from lfu.methods import methods_of
-
-    return methods_of(config.method, config.method_args)
-
-
-def _reads_rows(config: LfUConfig) -> bool:
-    """Whether a method changes the rows, so that it must get them as texts, and the trainer tokenises them anew."""
-    from lfu.methods.method import Method
-
-    return any(type(method).rows is not Method.rows for method in _methods(config))
-
-
-def _labels_itself(config: LfUConfig) -> bool:
-    return any("labels" in method.places for method in _methods(config))
-
-
 def _check_packages(config: LfUConfig, model: ModelArguments) -> None:
-    """Refuses settings that need a package which is not installed, before anything is loaded.
-
-    Raises:
-        UserError: with the setting and the package.
-    """
+    """Refuses settings that need a package which is not installed, before anything is loaded."""
     from importlib.util import find_spec
 
     config.report_to = [name.strip() for each in config.report_to for name in each.split(",") if name.strip()]
@@ -169,12 +144,12 @@ def _check_packages(config: LfUConfig, model: ModelArguments) -> None:
             raise UserError(f"--report_to {name}: {lacking}")
     optim = str(getattr(config.optim, "value", config.optim))
     needed = {
-        "--use_liger_kernel": (config.use_liger_kernel, "liger_kernel"),
-        "--load_in_4bit or --load_in_8bit": (model.load_in_4bit or model.load_in_8bit, "bitsandbytes"),
-        f"--optim {optim}": (next((package for part, package in _OPTIMIZERS.items() if part in optim), None),) * 2,
+        "--use_liger_kernel": config.use_liger_kernel and "liger_kernel",
+        "--load_in_4bit or --load_in_8bit": (model.load_in_4bit or model.load_in_8bit) and "bitsandbytes",
+        f"--optim {optim}": next((package for part, package in _OPTIMIZERS.items() if part in optim), None),
     }
-    for flag, (wanted, package) in needed.items():
-        if wanted and find_spec(str(package)) is None:
+    for flag, package in needed.items():
+        if package and find_spec(package) is None:
             raise UserError(
                 f"{flag} needs the package {package}, which is not installed: pip install it, or drop the flag"
             )

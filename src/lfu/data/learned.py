@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,8 +19,9 @@ from datasets.iterable_dataset import ExamplesIterable
 from trl import SFTTrainer
 from trl.data_utils import maybe_apply_chat_template
 
+from lfu.data.checking import IGNORED, Checking
 from lfu.data.columns import is_exact
-from lfu.data.turns import Message, is_learned
+from lfu.data.turns import Message, is_learned, said
 from lfu.support.errors import UserError, one_line
 from lfu.support.versions import mend_trl
 
@@ -30,9 +30,7 @@ try:
 except ImportError:  # TRL 0.24 has no templates of its own for training
     chat_template_utils = None
 mend_trl()
-IGNORED = -100
 MARK = "QzXjWvMark"  # stands where an answer stands; no template and no text has it
-CHECKED = ("role", "content", "tool_calls", "weight")  # keys of a message that are checked or acted on
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CHUNK = 1000  # rows that are held as Python lists at a time
 Row = Mapping[str, Any]
@@ -55,7 +53,7 @@ def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], No
         UserError: the chat template fails on a row, or leaves an answer out; with the number of the row.
     """
     writing = _Writing(rows, tokenizer, args)
-    checking = _Checking(tokenizer, pairs=writing.trainer.completion_only_loss)
+    checking = Checking(tokenizer, pairs=writing.trainer.completion_only_loss)
     chunks: list[pa.Table] = []
     found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for number, (row, ids, labels) in enumerate(writing, start=1):
@@ -109,8 +107,7 @@ class _Writing:
         if "text" not in columns and args.dataset_text_field in columns:  # TRL 0.24 ends no text of another name
             self.rows, self.args.dataset_text_field = rows.rename_column(args.dataset_text_field, "text"), "text"
         self.args.assistant_only_loss = marked
-        self.arguments_as_text = "messages" in columns or "tools" in columns
-        self.arguments_as_text = self.arguments_as_text and _wants_text(tokenizer, template)
+        self.arguments_as_text = bool({"messages", "tools"} & {*columns}) and _wants_text(tokenizer, template)
         completion = "completion" in columns if args.completion_only_loss is None else args.completion_only_loss
         self.trainer: Any = SFTTrainer.__new__(SFTTrainer)  # no model is needed; this is all that is read of a trainer
         self.trainer._tokenizer, self.trainer._is_vlm = tokenizer, False
@@ -153,11 +150,10 @@ class _Writing:
 
     def _answers_of_text(self, row: Row, ids: list[int]) -> list[int]:
         """Labels of a conversation that is written as a text: of its completion, and of the answers in its prompt."""
-        labels = [IGNORED] * len(ids)
-        spans = [*row["answers"], (len(row["prompt"]), None)]
-        for places in spans:
-            upto = (None if place is None else self.tokenizer(row["prompt"][:place])["input_ids"] for place in places)
-            start, end = (len(ids) if written is None else _common(written, ids) for written in upto)
+        labels, prompt = [IGNORED] * len(ids), row["prompt"]
+        upto = lambda place: _common(self.tokenizer(prompt[:place])["input_ids"], ids)
+        spans = [(upto(start), upto(end)) for start, end in row["answers"]]
+        for start, end in [*spans, (upto(len(prompt)), len(ids))]:
             labels[start:end] = ids[start:end]
         return labels
 
@@ -184,14 +180,12 @@ class _Writing:
 
     def _end_of(self, row: Row, index: int, ids: list[int]) -> int:
         marked = [*row["messages"]]
-        marked[index] = {"role": "assistant", "content": MARK}
+        marked[index] = said("assistant", MARK)
         end = len(ids) - _common(self._write(row, marked)[::-1], ids[::-1])
-        while end < len(ids) and ids[end] in self.tokenizer.all_special_ids and not self._begins_turn(ids[end]):
+        ending = set(self.tokenizer.all_special_ids) - {self.tokenizer.bos_token_id}
+        while end < len(ids) and ids[end] in ending:
             end += 1
         return end
-
-    def _begins_turn(self, token: int) -> bool:
-        return token == self.tokenizer.bos_token_id
 
     def _write(self, row: Row, messages: list[Message], **more: Any) -> list[int]:
         if not messages:
@@ -222,7 +216,7 @@ def _common(ids: list[int], others: list[int]) -> int:
 def _wants_text(tokenizer: Any, template: str | None) -> bool:
     """Whether the chat template takes the arguments of a tool call as JSON text alone (DeepSeek-V3's does)."""
     call = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
-    turns = [_said("user", "a"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    turns = [said("user", "a"), {"role": "assistant", "content": "", "tool_calls": [call]}]
     try:
         tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template)
     except TypeError:
@@ -232,167 +226,12 @@ def _wants_text(tokenizer: Any, template: str | None) -> bool:
     return False
 
 
-def _said(role: str, content: str) -> Message:
-    return {"role": role, "content": content}
-
-
 def _with_text(messages: list[Message]) -> list[Message]:
     written = copy.deepcopy(messages)
     for call in (call for message in written for call in message.get("tool_calls") or []):
         if not isinstance(call["function"].get("arguments", ""), str):
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     return written
-
-
-# -- checks ---------------------------------------------------------------------------------------------------------
-
-
-class _Checking:
-    """Compares what the chat template wrote with what the rows say."""
-
-    def __init__(self, tokenizer: Any, *, pairs: bool):
-        self.tokenizer, self.pairs = tokenizer, pairs
-        self.odd: dict[str, tuple[int, int]] = {}  # what is told -> rows, first of them
-        template = tokenizer.chat_template
-        self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
-
-    def check(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
-        """Refuses a row whose answers are not learned; notes what else the template leaves out.
-
-        Raises:
-            UserError: with the number of the row.
-        """
-        if not isinstance(next(iter(row.values())), list):
-            self._check_text(row, ids, labels, number)
-            return
-        learned = self._learned(ids, labels)
-        last = row["messages"] if "messages" in row else row["completion"]
-        answers = [message for message in last if is_learned(message)]
-        place = 0
-        for message in answers:
-            place = self._answer(message, learned, place, number)
-        whole = self._decode(ids)
-        odd: set[str] = set()
-        for message in [*(row.get("prompt") or []), *last]:
-            given = [key for key, value in message.items() if value not in (None, "", [], {}) and key not in CHECKED]
-            unknown = [key for key in given if key not in self.template]
-            odd |= {f"{_word(key)}: the chat template does not use the key {key!r} of messages" for key in unknown}
-            text = after_thinking(message.get("content", "")).strip()
-            if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:
-                odd.add(f"warning: the chat template leaves out what the {message['role']} says")
-        names = [str((tool.get("function") or tool).get("name") or "") for tool in row.get("tools") or []]
-        if any(name not in whole for name in names):
-            odd.add("warning: the chat template leaves out the tools")
-        for what in odd:
-            self._count(what, number)
-
-    def _check_text(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
-        if self.pairs and "completion" in row and not row.get("answers"):
-            start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-            if _plain(self._decode(ids[start : start + 8]))[:4] != _plain(row["completion"])[:4]:
-                self._count(
-                    "warning: a token goes over the border of prompt and answer (end prompts with a line break)", number
-                )
-
-    def _count(self, what: str, number: int) -> None:
-        rows, first = self.odd.get(what, (0, number))
-        self.odd[what] = (rows + 1, first)
-
-    def report(self, tell: Callable[[str], None]) -> None:
-        for what, (rows, first) in self.odd.items():
-            tell(f"{what} in {rows} row{'s' * (rows > 1)} (first: row {first})")
-
-    def _learned(self, ids: list[int], labels: list[int]) -> str:
-        """The learned tokens as text, a break where tokens between them are not learned."""
-        runs: list[list[int]] = [[]]
-        for token, label in zip(ids, labels):
-            if label != IGNORED:
-                runs[-1].append(token)
-            elif runs[-1]:
-                runs.append([])
-        return "\0".join(self._decode(run) for run in runs if run)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-    def _answer(self, message: Message, learned: str, place: int, number: int) -> int:
-        """Where the answer ends in the learned text."""
-        content = message.get("content", "")
-        least = after_thinking(content)
-        ends = [place]
-        if content.strip():
-            end = self._find(content, learned, place)
-            if end < 0:
-                end = self._find(least.strip(), learned, place)
-                if end < 0:
-                    self._refuse(number, f"the answer {_short(content)}")
-                if content.strip() == least.strip():
-                    word = "warning" if content[:1].isspace() else "note"  # code loses its indentation
-                    self._count(f"{word}: the chat template takes the white space around answers off", number)
-            ends.append(end)
-        for call in message.get("tool_calls") or []:
-            function, arguments = call["function"], call["function"].get("arguments")
-            for needle in [str(function.get("name") or ""), *_leaves(arguments)]:
-                end = self._find(needle, learned, place)
-                if end < 0 or (isinstance(arguments, str) and arguments not in learned):  # quoted, so encoded twice
-                    self._refuse(number, f"the tool call {_short(json.dumps(function, ensure_ascii=False))}")
-                ends.append(end)
-        return max(ends)
-
-    def _refuse(self, number: int, what: str) -> None:
-        raise UserError(
-            f"data row {number}: the chat template leaves out, or changes, {what}: take a model whose template writes "
-            "it, give another with --chat_template_path, or leave such rows out"
-        )
-
-    def _find(self, needle: str, text: str, start: int) -> int:
-        """Where the needle ends in the text, or -1; as the tokenizer reads it, if that changes texts."""
-        place = text.find(needle, start)
-        if place >= 0:
-            return place + len(needle)
-        if needle != needle.strip():
-            return -1
-        back = self._decode(self.tokenizer(needle, add_special_tokens=False, verbose=False)["input_ids"])
-        if any(_plain(one) in _plain(text) for one in (needle, back)):
-            return start
-        return -1
-
-
-def after_thinking(content: str) -> str:
-    """An answer without its reasoning, which templates leave out of earlier turns."""
-    return content.rpartition("</think>")[2]
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    """The texts that a tool call's arguments must show: names and values, each in some spelling."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, str):
-        yield value
-    elif value is not None and not isinstance(value, bool):
-        yield json.dumps(value)
-
-
-def _plain(text: str) -> str:
-    """A text without what tokenizers and JSON change: white space, case, compatibility forms, escapes."""
-    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
-    text = re.sub(r"\\[nrt]", "", text).replace("\\", "")
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _word(key: str) -> str:
-    """How much it matters that a key of a message is not used."""
-    return "note" if key in ("name", "id", "tool_call_id") else "warning"
-
-
-def _short(text: str) -> str:
-    text = one_line(text)
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 # -- in the trainer -------------------------------------------------------------------------------------------------

@@ -29,14 +29,12 @@ def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: 
         context: tokens that the model was made for; None: any number.
     """
     found = lengths(rows)
-    beyond = lambda limit: sum(length > limit for length in found)
-    if max_length is not None and (cut := beyond(max_length)):
+    longer = lambda limit: sum(length > limit for length in found)
+    if max_length is not None and (cut := longer(max_length)):
         yield f"{cut} of {len(rows)} {what} are longer than max_length {max_length} and are cut there"
-    if context is None or (max_length is not None and max_length <= context):
-        return
-    if more := beyond(context):
+    if context is not None and (max_length is None or max_length > context) and (beyond := longer(context)):
         yield (
-            f"{more} of {len(rows)} {what} are longer than the {context} tokens that the model was made for; "
+            f"{beyond} of {len(rows)} {what} are longer than the {context} tokens that the model was made for; "
             f"--max_length {context} cuts training rows there"
         )
 
@@ -58,13 +56,14 @@ def left_out(rows: Dataset, what: str, args: Any, *, packed: bool = False) -> in
         return 0
     from_start = packed or getattr(args, "truncation_mode", "keep_start") == "keep_start"  # TRL 0.24: always
     kept = slice(None, limit) if from_start else slice(-limit, None)
-    long = [row for row, length in enumerate(lengths(rows)) if length > limit]
+    found = lengths(rows)
+    long = [row for row, length in enumerate(found) if length > limit]
     labels = [row["labels"] for row in rows.select(long)] if long else []
     out = sum(all(label == -100 for label in row[kept][1:]) for row in labels)  # nothing foretells the first token
     if out == len(rows):
         need = min(next(i for i, label in enumerate(row) if label != -100) + 2 for row in labels)
         raise UserError(
             f"no row is left of the {len(rows)} {what}: max_length {limit} cuts off every answer. The first answer "
-            f"to be reached needs --max_length {need}; the longest row has {max(lengths(rows))} tokens"
+            f"to be reached needs --max_length {need}; the longest row has {max(found)} tokens"
         )
     return out

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +115,13 @@ def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     if not wanted:
         named = ", ".join(sorted(filter(None, by_split))) or "none"
         raise UserError(f"data {folder}: no file for split {split!r}; splits by file name: {named}")
-    for file in wanted:
-        yield from _file_rows(file)
+    return chain.from_iterable(map(_file_rows, wanted))
 
 
 def _split_of(file: Path) -> str:
     """`train` for train.jsonl, train-00000-of-00002.parquet or gsm8k_train.csv; an empty text where no split shows."""
-    words = file.stem.lower().replace("_", "-").replace(".", "-").split("-")
-    return next((split for split, names in SPLIT_NAMES.items() if set(words) & set(names)), "")
+    words = set(re.split(r"[-_.]", file.stem.lower()))
+    return next((split for split, names in SPLIT_NAMES.items() if words & set(names)), "")
 
 
 def _file_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -141,19 +141,24 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8-sig") as file:  # -sig: a byte order mark is skipped
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _parse_object(line, f"{path}, line {number}")
+                row = _parsed(line, f"{path}, line {number}", ": mend or remove the line")
+                if not isinstance(row, dict):
+                    what = f'a row must be an object {{"column": value}}, this is a {type(row).__name__}'
+                    raise UserError(f"data {path}, line {number}: {what}")
+                yield row
 
 
-def _parse_object(text: str, where: str) -> dict[str, Any]:
+class _NotJson(UserError):
+    """A text that is no JSON."""
+
+
+def _parsed(text: str, where: str, hint: str = "") -> Any:
     try:
-        row = json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object)
     except _TwiceNamed as error:
         raise UserError(f"data {where}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"data {where}: not valid JSON ({one_line(error)}): mend or remove the line") from error
-    if not isinstance(row, dict):
-        raise UserError(f'data {where}: a row must be an object {{"column": value}}, this is a {type(row).__name__}')
-    return row
+        raise _NotJson(f"data {where}: not valid JSON ({one_line(error)}){hint}") from error
 
 
 class _TwiceNamed(ValueError):
@@ -163,28 +168,26 @@ class _TwiceNamed(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _TwiceNamed(f"an object has the key {twice!r} twice: rename or remove one")
+        raise _TwiceNamed(f"an object has the key {_twice([name for name, _ in pairs])!r} twice: rename or remove one")
     return found
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     text = path.read_text(encoding="utf-8-sig")
     try:
-        content = json.loads(text, object_pairs_hook=_object)
-    except _TwiceNamed as error:
-        raise UserError(f"data {path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith("{"):  # one object a line under the name .json is common
-            yield from _jsonl_rows(path)
-            return
-        raise UserError(f"data {path}: not valid JSON ({one_line(error)})") from error
+        content = _parsed(text, str(path))
+    except _NotJson:
+        if not text.lstrip().startswith("{"):
+            raise
+        yield from _jsonl_rows(path)  # one object a line under the name .json is common
+        return
     if isinstance(content, dict):
-        lists = [
-            value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)
-        ]
         # {"data": [rows]} is common; else a file that is one object is a file of one row.
+        lists = [each for each in content.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
         content = lists[0] if len(content) == 1 and lists else [content]
     if not isinstance(content, list):
         raise UserError(f"data {path}: must hold a list of rows, this is a {type(content).__name__}")
@@ -197,23 +200,19 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
 _BEYOND = "\0beyond the header"  # where csv puts fields that the header does not name
 
 
-def _refuse_twice_named(header: Sequence[str], path: Path) -> None:
-    if twice := next((name for name in header if name and list(header).count(name) > 1), None):
-        raise UserError(f"data {path}: the header names column {twice!r} twice: rename or remove one")
-
-
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # long answers: the default is 128 KiB a field
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey=_BEYOND, strict=True)
         try:
-            _refuse_twice_named(reader.fieldnames or [], path)
+            header = list(reader.fieldnames or [])
+            if twice := _twice([name for name in header if name]):
+                raise UserError(f"data {path}: the header names column {twice!r} twice: rename or remove one")
             for row in reader:
                 if _BEYOND in row or None in row.values():
-                    columns = len(reader.fieldnames or [])
                     raise UserError(
-                        f"data {path}, line {reader.line_num}: the row does not have the header's {columns} fields: "
-                        "put texts with commas or line breaks in double quotes"
+                        f"data {path}, line {reader.line_num}: the row does not have the header's {len(header)} "
+                        "fields: put texts with commas or line breaks in double quotes"
                     )
                 row.pop("", None)  # the row numbers that pandas writes have no name
                 yield row
@@ -245,33 +244,30 @@ def _table(rows: Iterable[dict[str, Any]], limit: int | None, where: Path) -> Da
 
 
 def _from_hub(name: str, split: str, config: str | None, limit: int | None) -> Dataset:
-    rows = _download(name, split, config)
-    if not len(rows):
-        raise UserError(f"data {name}: split {split!r} is empty")
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
-
-
-def _download(name: str, split: str, config: str | None) -> Dataset:
     from datasets import load_dataset
     from datasets.exceptions import DatasetBuildError, DatasetsError
 
+    wrong = (OSError, ValueError, KeyError, DatasetsError)
     try:
-        return load_dataset(name, config, split=split)
+        rows = load_dataset(name, config, split=split)
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise UserError(f"data {name}: {one_line(error)}") from error
+        # A loading script would be code from the hub; the hub's own copy of the same set as parquet is data only.
+        try:
+            rows = load_dataset(name, config, split=split, revision="refs/convert/parquet")
+        except (RuntimeError, *wrong) as error:
+            raise UserError(
+                f"data {name}: comes as a loading script, which is not run, and has no parquet copy "
+                f"({one_line(error)}): download the file and give its path"
+            ) from error
     except DatasetBuildError as error:  # it is there, and broken; its cause says more than it does
         raise UserError(f"data {name}: can't be read ({one_line(error.__cause__ or error)})") from error
-    except (OSError, ValueError, KeyError, DatasetsError) as error:
+    except wrong as error:
         raise UserError(
             f"data {name}: no file of that name here, and from the hub: {one_line(error)}. "
             "Check the name, --data_config and --data_split; without a network give a local file or word_problems"
         ) from error
-    # A loading script would be code from the hub; the hub's own conversion of the same set to parquet is data only.
-    try:
-        return load_dataset(name, config, split=split, revision="refs/convert/parquet")
-    except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
-        raise UserError(
-            f"data {name}: comes as a loading script, which is not run, and has no parquet copy ({one_line(error)}): "
-            "download the file and give its path"
-        ) from error
+    if not len(rows):
+        raise UserError(f"data {name}: split {split!r} is empty")
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))

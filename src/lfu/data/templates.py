@@ -1,9 +1,4 @@
-"""From the shapes that data sets come in to what TRL trains on: prompt and completion, or a conversation.
-
-    instruction (+ input, history), output    Alpaca, Dolly (also `context`, `response`)
-    question, answer                          GSM8K; with `choices` as well ARC, MMLU and other multiple choice
-    conversations                             LIMA (texts in turn), ShareGPT (`from`, `value`)
-    messages; prompt, completion; text        TRL's own
+"""Rows of any shape as what TRL trains on: prompt and completion, or a conversation; through which template.
 
 A question becomes the prompt and its answer the completion; a conversation becomes `messages`. `system`, `tools` and
 `chat_template_kwargs` go with it. Every other column is dropped, and named.
@@ -11,24 +6,12 @@ A question becomes the prompt and its answer the completion; a conversation beco
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lfu.data.turns import (
-    Blank,
-    Message,
-    a,
-    check_turns,
-    is_learned,
-    kwargs_of,
-    messages_of,
-    parsed,
-    text_of,
-    tools_of,
-)
-from lfu.support.errors import UserError, did_you_mean, one_line
+from lfu.data.shapes import INPUTS, SYSTEMS, Row, Shape, ends_in_a_question, shape_of
+from lfu.data.turns import Blank, Message, is_learned, kwargs_of, said, text_of, tools_of
+from lfu.support.errors import UserError, one_line
 
 if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not wait for
     from datasets import Dataset
@@ -36,15 +19,7 @@ if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not
     from lfu.support.annotations import Tokenizer
 
 TEMPLATES = ("auto", "chat", "alpaca", "none")
-ACCEPTED = (
-    "messages; prompt and completion; instruction (and input) and output; question and answer (and choices); "
-    "conversations; text"
-)
-INPUTS, OUTPUTS, SYSTEMS = ("input", "context"), ("output", "response"), ("system", "system_prompt")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-_KNOWN = {"messages", "prompt", "completion", "instruction", *INPUTS, *OUTPUTS, "question", "answer", "answerKey"} | {
-    "choices", "conversations", "text", "tools", "chat_template_kwargs", "history", *SYSTEMS
-}  # fmt: skip
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]", "{}")
 # What changes a row's meaning, so that leaving it out is a warning and no note.
 _MEANT = {*SYSTEMS, *INPUTS, "tools", "history", "chat_template_kwargs"}
@@ -54,8 +29,6 @@ ALPACA_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request."
 )
-
-Row = dict[str, Any]
 
 
 def to_training_rows(
@@ -96,7 +69,7 @@ def to_training_rows(
     _refuse_media(dataset)
     typed = [name for name in names if not is_exact(dataset, name)]
     rows = [row | {name: without_nulls(row[name]) for name in typed} for row in dataset]
-    shape = _shape(rows, names, text_field)
+    shape = shape_of(rows, names, text_field)
     if system is not None and shape.own:
         what = " and ".join(shape.columns)
         raise UserError(f"a system message can't be added to {what} rows: put it into the rows themselves")
@@ -108,13 +81,15 @@ def to_training_rows(
             f"column {shape.columns[-1]!r} holds conversations, and the tokenizer has no chat template: use an "
             "instruct model, --chat_template_path, or give instruction and output columns"
         )
-    if "conversations" in shape.columns and (open_ended := sum(_ends_in_a_question(row) for row in rows)):
-        tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
-    _tell_left_out(rows, names, {*shape.columns, *(shape.beside if conversational else shape.beside_texts)}, tell)
     if shape.own and conversational and template not in ("auto", "chat"):
-        tell(
-            f"note: the rows are conversations and go through the chat template; --template {template} is for questions"
+        raise UserError(
+            f"--template {template} is for questions, and the rows are conversations, which go through the chat "
+            "template: drop it"
         )
+    if "conversations" in shape.columns and (open_ended := sum(ends_in_a_question(row) for row in rows)):
+        tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
+    beside = (*SYSTEMS, "tools", "chat_template_kwargs") if conversational else () if shape.own else SYSTEMS
+    _tell_left_out(rows, names, {*shape.columns, *beside}, tell)
     if not conversational:
         _begin_once(made, tokenizer, tell)
     filled = {key for row in made for key, value in row.items() if value}  # tools and options: where some row has them
@@ -136,174 +111,6 @@ def _chosen(template: str, has_chat: bool) -> str:
             "template chat: the tokenizer has no chat template: use --template alpaca, or an instruct model"
         )
     return ("chat" if has_chat else "alpaca") if template == "auto" else template
-
-
-# -- shapes ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What the columns of a data set are, and how a row of it is read.
-
-    Attributes:
-        columns: those that make the shape.
-        read: a row -> `messages` of `prompt` and `completion` as lists of messages, or texts (TRL's own shapes alone);
-            `input` beside them is the text that goes with an instruction.
-        own: whether the shape is TRL's, which no template of ours touches.
-        beside: the other columns that are used where the rows become conversations.
-        beside_texts: ... and where they become texts.
-    """
-
-    columns: tuple[str, ...]
-    read: Callable[[Row], Row]
-    own: bool = False
-    beside: tuple[str, ...] = (*SYSTEMS, "tools", "chat_template_kwargs")
-    beside_texts: tuple[str, ...] = SYSTEMS
-
-
-def _shape(rows: list[Row], names: list[str], text_field: str) -> Shape:
-    columns = set(names)
-    if "messages" in columns:
-        return Shape(("messages",), _read_messages, own=True)
-    if {"prompt", "completion"} <= columns:
-        return Shape(("prompt", "completion"), _read_pair, own=True, beside_texts=())
-    texts = Shape((text_field,), lambda row: _read_text(row, text_field), own=True, beside=(), beside_texts=())
-    if text_field in columns and text_field != "text":
-        return texts
-    output = next((name for name in OUTPUTS if name in columns), None)
-    if "instruction" in columns and output:
-        return _instruction(columns, output, any(row.get("history") for row in rows))
-    answer = next((name for name in ("answer", "answerKey") if name in columns), None)
-    if {"question", "choices"} <= columns and answer:
-        return Shape(("question", "choices", answer), lambda row: _read_choice(row, answer))
-    if {"question", "answer"} <= columns:
-        return Shape(("question", "answer"), lambda row: _asked(row, "question", "answer"))
-    if "conversations" in columns:
-        return Shape(("conversations",), _read_conversation)
-    if text_field in columns and not columns & {"instruction", "question"}:
-        return texts
-    unknown = {name: did_you_mean(name, _KNOWN - columns) for name in names if name not in _KNOWN}
-    hints = "".join(f" Column {name!r}:{hint}" for name, hint in unknown.items() if hint)
-    field = "" if text_field == "text" else f" There is no column {text_field!r} (--dataset_text_field)."
-    raise UserError(f"data columns {', '.join(names)} are of no known shape. Accepted: {ACCEPTED}.{field}{hints}")
-
-
-def _instruction(columns: set[str], output: str, history: bool) -> Shape:
-    extra = next((name for name in INPUTS if name in columns), None)
-    columns_ = ("instruction", *([extra] if extra else []), *(["history"] if "history" in columns else []), output)
-
-    def read(row: Row) -> Row:
-        asked = _asked(row, "instruction", output)
-        text = text_of(row.get(extra), f"column {extra!r}") if extra else ""
-        asked["input"] = text if text.strip() else ""
-        if not history:
-            return asked
-        earlier = [text for pair in _history(row.get("history")) for text in pair]
-        turns = messages_of(earlier, "history") if earlier else []
-        return {"messages": turns + asked["prompt"] + asked["completion"], "input": asked["input"]}
-
-    return Shape(columns_, read)
-
-
-def _history(value: Any) -> list[list[str]]:
-    pairs = parsed(value, "column 'history'") or []
-    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"column 'history' is {a(value)}, and must be a list of pairs, question and answer")
-    return pairs
-
-
-def _asked(row: Row, question: str, answer: str) -> Row:
-    asked, answered = (text_of(row[name], f"column {name!r}") for name in (question, answer))
-    if not asked.strip():
-        raise Blank(question, "text")
-    if not answered.strip():
-        raise Blank(answer)
-    return _pair(asked, answered)
-
-
-def _pair(question: str, answer: str) -> Row:
-    return {"prompt": [_said("user", question)], "completion": [_said("assistant", answer)]}
-
-
-def _said(role: str, text: str) -> Message:
-    return {"role": role, "content": text}
-
-
-def _read_choice(row: Row, answer_column: str) -> Row:
-    """ARC as on the hub (`choices` {text, label}, `answerKey`), or texts with the index of the right one."""
-    choices, answer = parsed(row["choices"], "column 'choices'"), row[answer_column]
-    question = text_of(row["question"], "column 'question'")
-    if isinstance(choices, dict):
-        texts, labels = choices.get("text") or [], [str(label) for label in choices.get("label") or []]
-    else:
-        texts, labels = choices or [], []
-    texts = [text_of(text, "column 'choices'") for text in texts]
-    letters = string.ascii_uppercase[: len(texts)]
-    wanted = text_of(answer, f"column {answer_column!r}").strip()
-    if not question.strip():
-        raise Blank("question", "text")
-    if not wanted:
-        raise Blank(answer_column)
-    # A label (some ARC rows are labelled 1 to 4), else an index from 0, else a letter.
-    found = labels.index(wanted) if wanted in labels else int(wanted) if wanted.isdecimal() else letters.find(wanted)
-    if not 0 <= found < len(texts):
-        raise ValueError(f"answer {answer!r} is none of the {len(texts)} choices")
-    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts))
-    return _pair(f"{question}\n{listed}", f"{letters[found]}. {texts[found]}")
-
-
-def _read_conversation(row: Row) -> Row:
-    """Texts in turn or ShareGPT's turns; a last question without an answer teaches nothing, and is left out."""
-    messages = messages_of(parsed(row["conversations"], "column 'conversations'"), "conversations")
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    roles = [message["role"] for message in messages if message["role"] != "system"]
-    if roles[:1] == ["assistant"] or ("tool" not in roles and roles != ["user", "assistant"] * (len(roles) // 2)):
-        raise ValueError("turns must alternate, human first: use the messages shape for anything else")
-    if not messages or any(not message["content"].strip() and not message.get("tool_calls") for message in messages):
-        raise ValueError("needs at least a question and an answer, none of them blank")
-    check_turns(messages, "conversations")
-    return {"messages": messages}
-
-
-def _ends_in_a_question(row: Row) -> bool:
-    turns = parsed(row["conversations"], "column 'conversations'")
-    last = turns[-1]
-    return last.get("from", last.get("role")) in ("human", "user") if isinstance(last, dict) else len(turns) % 2 == 1
-
-
-def _read_messages(row: Row) -> Row:
-    messages = messages_of(parsed(row["messages"], "column 'messages'"), "messages")
-    check_turns(messages, "messages")
-    return {"messages": messages}
-
-
-def _read_pair(row: Row) -> Row:
-    read: Row = {}
-    for column in ("prompt", "completion"):
-        value = row[column]
-        if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & set(value[0]):
-            read[column] = messages_of(value, column)
-            continue
-        if value == []:
-            raise Blank(column, "text" if column == "prompt" else "answer")
-        read[column] = text_of(value, f"column {column!r}")
-        if not read[column].strip():
-            raise Blank(column, "text" if column == "prompt" else "answer")
-    if isinstance(read["prompt"], str) != isinstance(read["completion"], str):
-        raise ValueError("one of prompt and completion is a text and the other a conversation: make both the same")
-    if not isinstance(read["completion"], str):
-        check_turns(read["completion"], "completion")
-        if any(message.get("weight") == 0 for message in read["completion"]):
-            raise ValueError("column 'completion' has an answer with weight 0: use the messages shape for that")
-    return read
-
-
-def _read_text(row: Row, column: str) -> Row:
-    text = text_of(row[column], f"column {column!r}")
-    if not text.strip():
-        raise Blank(column, "text")
-    return {column: text}
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
@@ -347,13 +154,13 @@ def _rendered(read: Row, row: Row, template: str, system: str | None, end: str) 
     own = _system(row)
     extra = read.pop("input", "")
     where = "messages" if "messages" in read else "prompt"
-    said = own or system or ""
-    if said.strip():
+    message = own or system or ""
+    if message.strip():
         if read[where][0]["role"] == "system":
             if own:
                 raise ValueError("the row has a system message in column 'system', and another as its first turn")
         else:
-            read[where] = [_said("system", said), *read[where]]
+            read[where] = [said("system", message), *read[where]]
     if template != "chat":
         return as_text(read.get("messages") or read["prompt"] + read["completion"], template, end, extra)
     if extra:
@@ -395,10 +202,10 @@ def as_text(messages: list[Message], template: str, end: str, extra: str = "") -
         (messages[i]["content"], messages[i + 1]["content"]) for i in range(0, len(messages), 2)
     ]
     prompt, answers = "", []
-    for asked, said in earlier:
+    for asked, answered in earlier:
         prompt += _question(asked, "", template, head, first=not prompt)
-        answers.append([len(prompt), len(prompt + said + end)])
-        prompt += f"{said}{end}" + ("\n\n" if template == "alpaca" else "\n")
+        answers.append([len(prompt), len(prompt + answered + end)])
+        prompt += f"{answered}{end}" + ("\n\n" if template == "alpaca" else "\n")
     prompt += _question(question, extra, template, head, first=not prompt)
     return {"prompt": prompt, "completion": answer} | ({"answers": answers} if answers else {})
 
@@ -444,12 +251,11 @@ def _refuse_media(dataset: Dataset) -> None:
 
 def _tell_left_out(rows: list[Row], names: list[str], used: set[str], tell: Callable[[str], None]) -> None:
     left = [name for name in names if name not in used and any(row[name] not in _NOTHING for row in rows)]
-    meant = [name for name in left if name in _MEANT]
-    for which, word in ((meant, "warning"), ([name for name in left if name not in _MEANT], "note")):
-        if which:
-            listed = f"column{'s' * (len(which) > 1)} {', '.join(map(repr, which))}"
-            why = ": rows of this shape, in this template, have no place for it" if word == "warning" else ""
-            tell(f"{word}: {listed} of the data {'are' if len(which) > 1 else 'is'} left out{why}")
+    why = ": rows of this shape, in this template, have no place for it"
+    for word, which, more in (("warning", _MEANT & {*left}, why), ("note", {*left} - _MEANT, "")):
+        if listed := ", ".join(repr(name) for name in left if name in which):
+            columns, are = ("columns", "are") if len(which) > 1 else ("column", "is")
+            tell(f"{word}: {columns} {listed} of the data {are} left out{more}")
 
 
 def check_chat_template(tokenizer: Tokenizer) -> None:

@@ -1,7 +1,8 @@
 """Conversations in the ways that data sets write them, as the one that TRL and chat templates read.
 
 Texts in turn (LIMA), `from` and `value` (ShareGPT), and `role` and `content` become messages of `role`, `content` and
-whatever else the turn has. Nothing is stripped, and no text is changed.
+whatever else the turn has. Nothing is stripped, and no text is changed. What can't be read is a ValueError that says
+where; the caller knows the row.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ SPEAKERS = {
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
 TEXT_PARTS = ("text", "input_text", "output_text")
+WORDED = ("reasoning_content", "thinking", "name")  # further texts of a message
+KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false", int: "a number", float: "a number"}
 
 
 class Blank(ValueError):
@@ -29,6 +32,11 @@ class Blank(ValueError):
         self.column, self.what = column, what
 
 
+def said(role: str, text: str) -> Message:
+    """A message."""
+    return {"role": role, "content": text}
+
+
 def text_of(value: Any, where: str) -> str:
     """A cell as text: a text is left as it is, a number is spelled as JSON does, and parts of text are joined.
 
@@ -37,8 +45,7 @@ def text_of(value: Any, where: str) -> str:
         where: the column's name, for the message.
 
     Raises:
-        ValueError: anything else, such as an image part, an infinite number, or half a surrogate pair, which no
-            tokenizer reads.
+        ValueError: anything else: an image part, an infinite number, half a surrogate pair, which no tokenizer reads.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -53,32 +60,18 @@ def text_of(value: Any, where: str) -> str:
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(isinstance(part, Mapping) and _kind(part) for part in parts):
         raise ValueError(f"{where} is {a(value)}, and must be a text")
-    return "".join(text_of(_part(part, where), where) for part in parts)
+    if other := next((_kind(part) for part in parts if _kind(part) not in TEXT_PARTS), None):
+        raise ValueError(f"{where} has a part of type {other!r}: only text can be learned; leave such rows out")
+    return "".join(text_of(part.get("text"), where) for part in parts)
 
 
 def _kind(part: Mapping[str, Any]) -> str:
     return str(part.get("type") or ("text" if "text" in part else ""))
 
 
-def _part(part: Mapping[str, Any], where: str) -> Any:
-    if _kind(part) not in TEXT_PARTS:
-        raise ValueError(f"{where} has a part of type {_kind(part)!r}: only text can be learned; leave such rows out")
-    return part.get("text")
-
-
 def a(value: Any) -> str:
     """What a value is, in JSON's words."""
-    if isinstance(value, Mapping):
-        return "an object"
-    kinds = {
-        list: "a list",
-        str: "a text",
-        type(None): "null",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-    }
-    return kinds.get(type(value), f"a {type(value).__name__}")
+    return "an object" if isinstance(value, Mapping) else KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def messages_of(turns: Any, column: str) -> list[Message]:
@@ -86,16 +79,15 @@ def messages_of(turns: Any, column: str) -> list[Message]:
 
     Raises:
         Blank: there is none.
-        ValueError: a turn that can't be read; the message says which.
+        ValueError: a turn that can't be read.
     """
     if turns is None or turns == []:
         raise Blank(column)
     if not isinstance(turns, list):
         raise ValueError(f"column {column!r} is {a(turns)}, and must be a list of turns")
-    if not isinstance(turns[0], Mapping):
-        roles = ("user", "assistant")
-        return [{"role": roles[i % 2], "content": text_of(turn, _turn(column, i))} for i, turn in enumerate(turns)]
-    return [_message(turn, _turn(column, i)) for i, turn in enumerate(turns)]
+    if isinstance(turns[0], Mapping):
+        return [_message(turn, _turn(column, i)) for i, turn in enumerate(turns)]
+    return [said(("user", "assistant")[i % 2], text_of(turn, _turn(column, i))) for i, turn in enumerate(turns)]
 
 
 def _turn(column: str, index: int) -> str:
@@ -105,14 +97,12 @@ def _turn(column: str, index: int) -> str:
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{where} is {a(turn)}, and the first is an object: make them all alike")
-    if "role" in turn:
-        kept = {key: value for key, value in turn.items() if value is not None}
-        if not isinstance(kept.get("role"), str):
-            raise ValueError(f"{where}: role is {a(turn['role'])}, and must be a text")
-    elif "from" in turn:
-        kept = _sharegpt(turn, where)
-    else:
+    kept = _sharegpt(turn, where) if "from" in turn and "role" not in turn else dict(turn)
+    kept = {key: value for key, value in kept.items() if value is not None}
+    if "role" not in turn and "from" not in turn:
         raise ValueError(f"{where} has neither role and content nor from and value")
+    if not isinstance(kept.get("role"), str):
+        raise ValueError(f"{where}: role is {a(turn['role'])}, and must be a text")
     if "function_call" in kept and not kept.get("tool_calls"):  # OpenAI's old form
         kept["tool_calls"] = [kept.pop("function_call")]
     if kept["role"] == "function":
@@ -123,13 +113,9 @@ def _message(turn: Any, where: str) -> Message:
     if kept["role"] == "assistant" and weight == 0:
         kept["weight"] = 0
     kept["content"] = text_of(kept.get("content"), where)
-    for key in ("reasoning_content", "thinking", "name"):
-        if key in kept:
-            kept[key] = text_of(kept[key], f"{where}, {key}")
-    if not kept.get("tool_calls"):
-        kept.pop("tool_calls", None)
-    else:
-        kept["tool_calls"] = _calls(kept["tool_calls"], where)
+    kept |= {key: text_of(kept[key], f"{where}, {key}") for key in WORDED if key in kept}
+    if calls := kept.pop("tool_calls", None):
+        kept["tool_calls"] = _calls(calls, where)
     return kept
 
 
@@ -137,7 +123,7 @@ def _sharegpt(turn: Mapping[str, Any], where: str) -> Message:
     speaker = turn["from"]
     if speaker not in SPEAKERS:
         raise ValueError(f"{where} is from {speaker!r}, and must be from one of {', '.join(SPEAKERS)}")
-    rest = {key: value for key, value in turn.items() if key not in ("from", "value") and value is not None}
+    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if speaker == "function_call":
         return {"role": "assistant", "tool_calls": parsed(turn.get("value"), where), **rest}
     return {"role": SPEAKERS[speaker], "content": turn.get("value"), **rest}
@@ -156,23 +142,16 @@ def _calls(calls: Any, where: str) -> list[Any]:
 def _function(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise ValueError(f"{where}: a tool call's function is {a(call)}, and must be an object")
-    call = dict(call)
-    if isinstance(call.get("arguments"), str):
-        try:
-            arguments = json.loads(call["arguments"])
-        except (ValueError, RecursionError):
-            return call
-        if isinstance(arguments, dict):
-            call["arguments"] = arguments
-    return call
+    arguments = call.get("arguments")
+    try:
+        arguments = parsed(arguments, where)
+    except ValueError:
+        return dict(call)
+    return dict(call) | ({"arguments": arguments} if isinstance(arguments, dict) else {})
 
 
 def parsed(value: Any, where: str) -> Any:
-    """What a JSON text says; anything else as it is.
-
-    Raises:
-        ValueError: a text that is not JSON.
-    """
+    """What a JSON text says; anything else as it is."""
     if not isinstance(value, str):
         return value
     try:
@@ -182,11 +161,7 @@ def parsed(value: Any, where: str) -> Any:
 
 
 def tools_of(value: Any) -> list[Any] | None:
-    """A row's tools: a list of objects, or the same written as JSON; None where there is none.
-
-    Raises:
-        ValueError: anything else.
-    """
+    """A row's tools: a list of objects, or the same written as JSON; None where there is none."""
     where = "column 'tools'"
     tools = None if isinstance(value, str) and not value.strip() else parsed(value, where)
     if not tools:
@@ -200,11 +175,7 @@ def tools_of(value: Any) -> list[Any] | None:
 
 
 def kwargs_of(value: Any) -> dict[str, Any]:
-    """A row's `chat_template_kwargs`; empty where it has none.
-
-    Raises:
-        ValueError: anything but an object.
-    """
+    """A row's `chat_template_kwargs`, an object or one written as JSON; empty where it has none."""
     where = "column 'chat_template_kwargs'"
     found = parsed(value, where) or {}
     if not isinstance(found, Mapping):

@@ -69,9 +69,8 @@ class Template:
         """One problem `{"question": str, "answer": str}` with its slots filled from `rng`."""
         (name, she), (friend, _) = rng.sample(PEOPLE, 2)
         numbers = self.shape.draw(rng)
-        slots: dict[str, object] = {"name": name, "she": she, "She": she.capitalize(), "friend": friend, **numbers}
-        for slot, choices in self.words.items():
-            slots[slot] = rng.choice(choices)
+        slots: dict[str, Any] = {"name": name, "she": she, "She": she.capitalize(), "friend": friend, **numbers}
+        slots |= {slot: rng.choice(choices) for slot, choices in self.words.items()}
         lines = [line.format(**slots) for line in self.work]
         return {"question": self.scene.format(**slots), "answer": "\n".join([*lines, f"#### {numbers['n']}"])}
 
@@ -106,15 +105,11 @@ def _distinct(templates: tuple[Template, ...], rng: Random) -> Iterator[dict[str
     """Problems with no question twice; ends where MAX_REPEATS draws in a row were repeats."""
     seen: set[str] = set()
     repeats = 0
-    while True:
+    while repeats < MAX_REPEATS:
         # Every round takes each template once, so that all skills are about equally frequent in any prefix.
         for template in rng.sample(templates, len(templates)):
             row = template.render(rng)
-            if row["question"] not in seen:
+            repeats = repeats + 1 if row["question"] in seen else 0
+            if not repeats:
                 seen.add(row["question"])
-                repeats = 0
                 yield row
-                continue
-            repeats += 1
-            if repeats >= MAX_REPEATS:
-                return

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder
+from lfu.support.quiet import quiet_libraries
 
 FORMAT_VERSION = 1  # raise it when what the conversion writes changes: older cache folders are then left alone
 
@@ -127,7 +128,7 @@ def _convert(model: Embedded, target: Path) -> None:
     how_long = "a minute or two" if model.sha256 else "some ten seconds"
     print(f"lfu: converting the embedded model once, {how_long} (kept in {target})", file=sys.stderr)
     # a `target` is there already only where somebody took files out of it
-    with new_folder(target) as work:
+    with new_folder(target) as work, quiet_libraries():
         files = model.files()
         if not model.sha256:
             _write_float32(files[0], work)

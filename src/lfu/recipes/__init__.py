@@ -34,12 +34,9 @@ def find(name: str) -> Path:
     Raises:
         UserError: if there is neither, with the closest names.
     """
-    recipes = shipped()
-    if name in recipes:
-        return recipes[name]
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    recipes, path = shipped(), Path(name).expanduser()
+    if name in recipes or path.is_file():
+        return recipes.get(name, path)
     raise UserError(
         f"recipe {name}: no such file, and no shipped recipe (see: lfu recipes).{did_you_mean(name, recipes)}"
     )
@@ -52,8 +49,7 @@ def read(path: Path) -> dict[str, Any]:
         UserError: if it can't be read or is no YAML mapping.
     """
     settings = read_yaml(path, "recipe")
-    if settings is None:
-        return {}
+    settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(
             f"recipe {path}: must be a mapping (`learning_rate: 2e-4`), this is a {type(settings).__name__}"
@@ -70,8 +66,7 @@ def parts(spec: str) -> list[tuple[Path, dict[str, Any]]]:
     names = [spec] if Path(spec).expanduser().is_file() else [name.strip() for name in spec.split(",") if name.strip()]
     if not names:
         raise UserError("recipe: the name is empty (see: lfu recipes)")
-    paths = [find(name) for name in names]
-    return [(path, read(path)) for path in paths]
+    return [(path, read(path)) for path in map(find, names)]
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
@@ -79,13 +74,11 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     flags: list[str] = []
     for key, value in settings.items():
         if isinstance(value, list):
-            flags += [f"--{key}", *(_word(item) for item in value)]
+            flags += [f"--{key}", *map(_word, value)]
         elif value is not None:
             flags.append(f"--{key}={_word(value)}")
     return flags
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return json.dumps(value) if isinstance(value, bool | dict | list) else str(value)

@@ -22,12 +22,11 @@ WRITING = ".writing-"
 YAML_VALUES = 100_000  # values in a YAML file, those that aliases repeat counted each time
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path`, making its folder; a kill in between leaves the old file or none.
+# All below raise OSError where a folder can't be made or written, or a file can't be renamed.
 
-    Raises:
-        OSError: the folder can't be made or written.
-    """
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path`, making its folder; a kill in between leaves the old file or none."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -50,9 +49,6 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder beside `target`, which takes the place of `target` if the block ends well.
 
     What a killed process left of an earlier attempt at `target` is cleared: only one may write to it at a time.
-
-    Raises:
-        OSError: the folder can't be made or written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     restore(target.parent, glob.escape(target.name))
@@ -73,9 +69,6 @@ def swap_in(work: Path, target: Path) -> None:
     """Renames the folder `work` to `target`; an older `target` is moved out of the way first, then deleted.
 
     A kill between the two renames hides the older one: `restore` gives it its name back.
-
-    Raises:
-        OSError: it can't be renamed.
     """
     if not target.exists():
         os.replace(work, target)
@@ -99,9 +92,6 @@ def moved_in(folder: Path, last: re.Pattern[str]) -> Iterator[Path]:
     Args:
         last: names without which the others can't be used: the old ones are removed first and the new ones come last,
             so that a kill in between never leaves old and new files that are taken for one set.
-
-    Raises:
-        OSError: a file can't be written or moved.
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"{WRITING}set-", dir=folder))
@@ -118,11 +108,7 @@ def moved_in(folder: Path, last: re.Pattern[str]) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Deletes a folder under another name, so that a kill in between leaves no half of it under its own.
-
-    Raises:
-        OSError: it can't be renamed.
-    """
+    """Deletes a folder under another name, so that a kill in between leaves no half of it under its own."""
     gone = path.with_name(f"{WRITING}gone-{path.name}")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(path, gone)
@@ -152,11 +138,7 @@ _SAVING_FAILED = re.compile(r"os error|no space left|file too large|inline_conta
 
 @contextmanager
 def os_errors_only(folder: Path) -> Iterator[None]:
-    """Turns what safetensors and torch raise when a file can't be written into the `OSError` it was.
-
-    Raises:
-        OSError: with `folder` as its file name.
-    """
+    """Turns what safetensors and torch raise when a file can't be written into the `OSError` it was, of `folder`."""
     try:
         yield
     except OSError:
@@ -198,31 +180,22 @@ def _fits(value: Any, limit: int) -> bool:
     while waiting and seen <= limit:
         one = waiting.pop()
         seen += 1
-        waiting += (
-            list(one.values()) if isinstance(one, dict) else list(one) if isinstance(one, list | set | tuple) else []
-        )
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list | set | tuple) else []
     return not waiting
 
 
 def not_utf8(path: Path) -> str:
     """What to say of a text file in another encoding: the first line that is not UTF-8, and a guess at which it is."""
-    # read again: what a decoder says of the place counts from the chunk that it had
-    with path.open("rb") as file:
-        start = file.read(4)
-        file.seek(0)
-        where = next((f"line {n}, byte {byte}; " for n, line in enumerate(file, 1) if (byte := _not_utf8(line))), "")
-    marks = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-    guess = next((name for mark, name in marks.items() if start.startswith(mark)), "Latin-1 or Windows-1252, perhaps")
-    return f"not UTF-8 text ({where}{guess}): save it as UTF-8"
-
-
-def _not_utf8(line: bytes) -> int:
-    """Which byte of a line, counted from 1, is not UTF-8; 0 if all are."""
+    data = path.read_bytes()
     try:
-        line.decode("utf-8")
+        data.decode("utf-8")
+        where = ""
     except UnicodeDecodeError as error:
-        return error.start + 1
-    return 0
+        line, byte = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
+        where = f"line {line}, byte {byte}; "
+    marks = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+    guess = next((name for mark, name in marks.items() if data.startswith(mark)), "Latin-1 or Windows-1252, perhaps")
+    return f"not UTF-8 text ({where}{guess}): save it as UTF-8"
 
 
 def dump_json(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import field, fields
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -39,12 +40,19 @@ def argument(metavar: str, help: str, **more: Any) -> Any:
     return field(default=None, metadata={"help": help, "metavar": metavar, "place": True, **more})
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Fills the description to the terminal's width, each paragraph by itself."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(super(Paragraphs, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
+
+
 class LineParser(argparse.ArgumentParser):
     """argparse, but a mistake is a `UserError` instead of usage lines and an exit. Flags can't be abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        more: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        super().__init__(*args, **more | options)
+        usual: dict[str, Any] = {"allow_abbrev": False, "formatter_class": Paragraphs}
+        super().__init__(*args, **usual | options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{one_line(message)} (see: {self.prog} --help)")
@@ -77,6 +85,8 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         if more.pop("place", False):
             parser.add_argument(one.name, **more)
         else:
+            if more.get("type") is yes_or_no:
+                more["metavar"] = "true|false"
             group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
             group.add_argument(f"--{one.name.rstrip('_')}", dest=one.name, default=default, **more)
 
@@ -89,24 +99,20 @@ def given_flags(options: type, given: argparse.Namespace) -> dict[str, Any]:
 # --- types of values -------------------------------------------------------------------------------------------------
 
 
-def at_least_one(text: str) -> int:
-    """A whole number from 1."""
-    return _whole(text, 1)
+def _number(make: Callable[[str], Any], fits: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        with suppress(ValueError):
+            if fits(found := make(text)):
+                return found
+        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
+
+    return parse
 
 
-def not_negative(text: str) -> int:
-    """A whole number from 0."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text!r}")
-    return number
+at_least_one = _number(int, lambda number: number >= 1, "a whole number from 1")
+not_negative = _number(int, lambda number: number >= 0, "a whole number from 0")
+from_zero = _number(float, lambda number: 0 <= number < math.inf, "a finite number from 0")
+share_of = _number(float, lambda number: 0 <= number < 1, "a number from 0 to below 1")
 
 
 def yes_or_no(text: str) -> bool:
@@ -114,26 +120,6 @@ def yes_or_no(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
     return text.lower() == "true"
-
-
-def share_of(text: str) -> float:
-    """A number from 0 to below 1."""
-    return _number(text, 1, "a number from 0 to below 1")
-
-
-def from_zero(text: str) -> float:
-    """A finite number from 0."""
-    return _number(text, math.inf, "a finite number from 0")
-
-
-def _number(text: str, below: float, what: str) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        found = -1.0
-    if not 0 <= found < below:
-        raise argparse.ArgumentTypeError(f"must be {what}, got {text!r}")
-    return found
 
 
 def seeds_of(text: str) -> list[int]:

@@ -13,16 +13,14 @@ from contextlib import contextmanager
 def quiet_libraries() -> Iterator[None]:
     """The libraries' own bars and notes are off inside; errors still come through."""
     import datasets
-    import transformers
+    from transformers.utils import logging as notes
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    shown = transformers.utils.logging.is_progress_bar_enabled()
-    level = transformers.utils.logging.get_verbosity()
     trl = logging.getLogger("trl")
-    trl_level = trl.level
+    shown, levels = notes.is_progress_bar_enabled(), (notes.get_verbosity(), trl.level)
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    notes.disable_progress_bar()
+    notes.set_verbosity_error()
     trl.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -30,7 +28,7 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         datasets.enable_progress_bars()
-        transformers.utils.logging.set_verbosity(level)
-        trl.setLevel(trl_level)
+        notes.set_verbosity(levels[0])
+        trl.setLevel(levels[1])
         if shown:
-            transformers.utils.logging.enable_progress_bar()
+            notes.enable_progress_bar()

@@ -36,11 +36,7 @@ class Probe(Loading):
         return None
 
     def measure(self) -> Found:
-        """Measures, one model in memory at a time.
-
-        Raises:
-            UserError: models, data or flags that can't be used.
-        """
+        """Measures, one model in memory at a time."""
         raise NotImplementedError
 
 

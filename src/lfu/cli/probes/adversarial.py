@@ -96,26 +96,18 @@ class Adversarial(Probe):
         self.sets = pairs.load_sets({name.rstrip("_"): getattr(self, name) for name in pairs.SETS}, self.limit)
         self.judging = load_judge(self.judge) if self.judge else None
         self.trained: dict[str, dict[str, Any]] = {}
-        with tempfile.TemporaryDirectory(
-            prefix="lfu-probe-"
-        ) as self.folder:  # a trainer wants one; nothing stays in it
-            self.alignments = {method: training.words_of(self.train, "--train", methods, method) for method in methods}
-            self.attack_words = [
-                *CONSTANT, *training.words_of(self.attack, "--attack", refused=("max_steps", "num_train_epochs")),
-                "--max_steps", str(self.steps[-1]),
-            ]  # fmt: skip
-            settings = self._settings(methods)  # whatever can be refused is, before a model is loaded
+        with tempfile.TemporaryDirectory(prefix="lfu-probe-") as folder:  # a trainer wants one; nothing stays in it
+            self.folder = folder
+            words = {method: training.words_of(self.train, "--train", methods, method) for method in methods}
+            self.aligning = {method: training.Training(self, method, words[method], "--train") for method in methods}
+            own = training.words_of(self.attack, "--attack", refused=("max_steps", "num_train_epochs"))
+            last = ["--max_steps", str(self.steps[-1])]
+            self.attacking = training.Training(self, "sft", [*CONSTANT, *own, *last], "--attack")
+            settings = self._settings()  # whatever can be refused is, before a model is loaded
             for tokenizer in self.tokenizers({"untouched": self.base, **aligned}).values():
                 with value_errors_are_the_users():
                     self._render(tokenizer)
             return Found(*self._run(methods, aligned, settings))
-
-    def _alignment(self, method: str) -> tuple[Any, Any]:
-        """Settings of the alignment by a method, new ones at every call."""
-        return training.settings(self, method, self.alignments[method], "--train")
-
-    def _attack(self) -> tuple[Any, Any]:
-        return training.settings(self, "sft", self.attack_words, "--attack")
 
     def _render(self, tokenizer: Any) -> Any:
         from lfu.evaluation.pieces import render_of
@@ -159,22 +151,19 @@ class Adversarial(Probe):
 
     def _align(self, method: str) -> dict[str, Any]:
         """Weights of the base model once it is aligned by a method, on the CPU."""
-        config, model_arguments = self._alignment(method)
+        aligning = self.aligning[method]
 
         def work(model: Any, tokenizer: Any) -> dict[str, Any]:
-            data = training.rows(self.sets.keep, tokenizer, self.template)
-            fitted = self._fit(f"{method}: align", model, tokenizer, data, config, model_arguments)
+            fitted = aligning.fit(f"{method}: align", model, tokenizer, self.sets.keep)
             self.trained[method] = {"align": fitted.log, "said": fitted.said}
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in fitted.model.state_dict().items()}
 
-        return self.with_model(self.base, work, dtype=self._dtype(model_arguments))
+        return self.with_model(self.base, work, dtype=aligning.dtype)
 
     def _attacked(self, label: str, name: str, state: dict[str, Any] | None) -> tuple[dict[str, Any], dict[int, Any]]:
         """(description of the aligned model, steps -> behaviour). `state`: weights to put into the model first."""
         from lfu.evaluation.adversarial import under_attack
         from lfu.evaluation.record import describe_model
-
-        config, model_arguments = self._attack()
 
         def work(model: Any, tokenizer: Any) -> Any:
             model = training.plain(model)
@@ -183,33 +172,14 @@ class Adversarial(Probe):
             description = describe_model(name, model)
 
             def train(model: Any, rows: Any, steps: Sequence[int], visit: Any) -> None:
-                data = training.rows(rows, tokenizer, self.template)
                 on_step = lambda n, current: visit(n, current) if n in steps else None
-                fitted = self._fit(f"{label}: attack", model, tokenizer, data, config, model_arguments, on_step)
+                fitted = self.attacking.fit(f"{label}: attack", model, tokenizer, rows, on_step)
                 self.trained.setdefault(label, {})["attack"] = fitted.log
 
             ask = self._asking(label, tokenizer)
             return description, under_attack(lambda: model, self.sets.break_, self.steps, train=train, measure=ask)
 
-        return self.with_model(name, work, dtype=self._dtype(model_arguments))
-
-    def _dtype(self, model_arguments: Any) -> str | None:
-        """What a model is loaded as that will be trained: float32 for full fine-tuning, as in `lfu train`."""
-        return self.dtype or (None if model_arguments.use_peft else "float32")
-
-    def _fit(
-        self, title: str, model: Any, tokenizer: Any, data: Any, config: Any, more: Any, on_step: Any = None
-    ) -> Any:
-        from lfu.study.build import steps_of
-
-        with phase(title, steps_of(config, len(data))) as tick:
-
-            def step(n: int, current: Any) -> None:
-                tick(1)
-                if on_step is not None:
-                    on_step(n, current)
-
-            return training.fit(training.plain(model), tokenizer, data, config, more, step)
+        return self.with_model(name, work, dtype=self.attacking.dtype)
 
     def _asking(self, label: str, tokenizer: Any) -> Callable[[Any], Any]:
         """A function: model -> behaviour."""
@@ -229,15 +199,15 @@ class Adversarial(Probe):
 
     # -- what goes into the record -------------------------------------------------------------------------------------
 
-    def _settings(self, methods: Sequence[str]) -> dict[str, Any]:
-        trained = {method: training.described(*self._alignment(method)) for method in methods}
+    def _settings(self) -> dict[str, Any]:
+        trainings = {**self.aligning, "attack": self.attacking}
         return {
             **self.sets.names,
             "judge": self.judge or "broken unless it refuses, by a list of phrases",
             "steps": self.steps,
             "template": self.template,
             "max_new_tokens": self.max_new_tokens,
-            "training": trained | {"attack": training.described(*self._attack())},
+            "training": {name: each.described() for name, each in trainings.items()},
             "flags": {"--train": self.train, "--attack": self.attack},
         }
 
@@ -255,11 +225,7 @@ def _measured(found: Any) -> dict[str, Any]:
 
 
 def load_judge(spec: str) -> Callable[[str, str], bool]:
-    """The function that MODULE:FUNCTION names, wrapped so that its failures are told in one line.
-
-    Raises:
-        UserError: no such module or function.
-    """
+    """The function that MODULE:FUNCTION names, wrapped so that its failures are told in one line."""
     module, _, name = spec.partition(":")
     if not module or not name:
         raise UserError(f"--judge {spec!r}: write it as MODULE:FUNCTION, as in my_judge:breaks_the_rule")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfu.cli.probes.rows import pairs_of
 from lfu.data import house_rule
 from lfu.support.errors import UserError, did_you_mean
 
 HOUSE_RULE = "house_rule"
 SETS = ("keep", "break_", "requests", "ordinary")
 HELD_OUT = ("requests", "ordinary")
-QUESTIONS = ("question", "prompt", "instruction", "goal")
-ANSWERS = ("answer", "response", "completion", "output", "target")
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,6 @@ def load_sets(specs: Mapping[str, str | None], limit: int | None) -> Sets:
     Args:
         specs: flag -> what the user gave.
         limit: of each held-out set.
-
-    Raises:
-        UserError: a set that can't be read, or is of no known shape.
     """
     found: dict[str, list[dict[str, str]]] = {}
     for name, spec in specs.items():
@@ -55,9 +51,6 @@ def load_pairs(spec: str, which: str) -> list[dict[str, str]]:
     Args:
         spec: what the user gave.
         which: the flag it was given to, without dashes.
-
-    Raises:
-        UserError: as `load_rows`; no column for questions or answers; a row without text; no row left.
     """
     argument = f"--{which}"
     name, options = _split_spec(spec, argument)
@@ -65,21 +58,15 @@ def load_pairs(spec: str, which: str) -> list[dict[str, str]]:
     if limit and not (limit.isdecimal() and int(limit)):
         raise UserError(f"{argument}: limit must be a whole number from 1, got {limit!r}")
     data = _read(name, which, options)
-    kept = [row for row in data if all(_matches(row, key, value, argument) for key, value in options.items())]
-    kept = kept[: int(limit) if limit else None]
+    for column in options:
+        if column not in data.column_names:
+            raise UserError(f"{argument}: there is no column {column!r}.{did_you_mean(column, data.column_names)}")
+    matches = lambda row: all(str(row[key]).casefold() == value.casefold() for key, value in options.items())
+    kept = [number for number, row in enumerate(data) if matches(row)][: int(limit) if limit else None]
     if not kept:
         wanted = ", ".join(f"{key}={value}" for key, value in options.items())
         raise UserError(f"{argument} {name}: no row has {wanted}")
-    wanted_columns = {"question": QUESTIONS} | ({"answer": ANSWERS} if which not in HELD_OUT else {})
-    columns = {key: _column(data.column_names, known, f"{key}s", argument) for key, known in wanted_columns.items()}
-    pairs = []
-    for number, row in enumerate(kept, start=1):
-        pair = {key: row[column] for key, column in columns.items()}
-        for key, text in pair.items():
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"{argument} {name}: row {number} of those chosen has no {key} text: fill or remove it")
-        pairs.append({"answer": ""} | {key: text.strip() for key, text in pair.items()})
-    return pairs
+    return pairs_of(data.select(kept), f"{argument} {name}", answers=which not in HELD_OUT)
 
 
 def _read(name: str, which: str, options: dict[str, str]) -> Any:
@@ -105,16 +92,3 @@ def _split_spec(spec: str, argument: str) -> tuple[str, dict[str, str]]:
             raise UserError(f"{argument} {spec}: {part!r} is not of the form KEY=VALUE")
         options[key.strip()] = value.strip()
     return name, options
-
-
-def _matches(row: Mapping[str, Any], column: str, value: str, argument: str) -> bool:
-    if column not in row:
-        raise UserError(f"{argument}: there is no column {column!r}.{did_you_mean(column, row)}")
-    return str(row[column]).casefold() == value.casefold()
-
-
-def _column(columns: Sequence[str], known: Sequence[str], what: str, argument: str) -> str:
-    found = next((name for name in known if name in columns), None)
-    if found is None:
-        raise UserError(f"{argument}: no column of {what} among {', '.join(columns)}; accepted: {', '.join(known)}")
-    return found

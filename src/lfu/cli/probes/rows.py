@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lfu.cli.probes import Probe
+from lfu.data.turns import text_of
 from lfu.support.errors import UserError, one_line
 from lfu.support.flags import option
 
 Row = dict[str, Any]
 
-PAIRS = (("question", "answer"), ("instruction", "output"), ("instruction", "response"))
-QUESTION_SHAPES = "question and answer, instruction (and input) and output, or question, choices and answer"
+QUESTIONS = ("question", "prompt", "instruction", "goal")
+ANSWERS = ("answer", "response", "completion", "output", "target")
 
 
 def data(default: str) -> Any:
@@ -49,21 +51,13 @@ class OfQuestions(Probe):
         return load_rows(str(self.data), split=self.data_split or "test", config=self.data_config, limit=self.limit)
 
     def choices(self) -> list[Row]:
-        """`{"question", "choices", "answer"}` rows; by default the built-in general knowledge.
-
-        Raises:
-            UserError: rows that aren't multiple choice.
-        """
+        """`{"question", "choices", "answer"}` rows; by default the built-in general knowledge."""
         from lfu.data.probes import general_knowledge
 
         return general_knowledge()[: self.limit] if self.data is None else _choices(self.loaded(), self.data)
 
     def questions(self) -> list[Row]:
-        """Rows, each `{"question", "answer"}` or multiple choice; by default the built-in word problems.
-
-        Raises:
-            UserError: rows of another shape, or without a question or an answer.
-        """
+        """Rows, each `{"question", "answer"}` or multiple choice; by default the built-in word problems."""
         if self.data is not None:
             return question_rows(self.loaded(), self.data)
         from lfu.data.word_problems import word_problems
@@ -78,14 +72,42 @@ class OfQuestions(Probe):
 
 def question_rows(dataset: Any, name: str) -> list[Row]:
     """The rows of a loaded data set in the shapes of `OfQuestions.questions`."""
-    columns = set(dataset.column_names)
-    if {"question", "choices"} <= columns:
+    if {"question", "choices"} <= set(dataset.column_names):
         return _choices(dataset, name)
-    found = next((pair for pair in PAIRS if columns.issuperset(pair)), None)
-    if found is None:
-        raise UserError(f"data {name}: columns {', '.join(dataset.column_names)}; needed are {QUESTION_SHAPES}")
-    extra = next((column for column in ("input", "context") if column in columns and found[0] == "instruction"), "")
-    return [_pair(row, found, extra, f"data {name}, row {number}") for number, row in enumerate(dataset, start=1)]
+    return pairs_of(dataset, f"data {name}")
+
+
+def pairs_of(dataset: Any, where: str, *, answers: bool = True) -> list[Row]:
+    """`{"question", "answer"}` rows, the texts without white space at their ends; what `input` holds is put behind.
+
+    Args:
+        where: what the set is called, for messages.
+        answers: whether there must be some; else they are empty.
+    """
+    columns = {"question": _column(dataset, QUESTIONS, where)} | (
+        {"answer": _column(dataset, ANSWERS, where)} if answers else {}
+    )
+    more = [
+        name for name in ("input", "context") if name in dataset.column_names and columns["question"] == "instruction"
+    ]
+    pairs = []
+    for number, row in enumerate(dataset, start=1):
+        try:
+            pair = {key: text_of(row[column], f"column {column!r}").strip() for key, column in columns.items()}
+        except ValueError as error:
+            raise UserError(f"{where}, row {number}: {one_line(error)}") from error
+        if blank := [key for key, text in pair.items() if not text]:
+            raise UserError(f"{where}, row {number} has no {blank[0]}: fill or remove it")
+        extra = str((more and row[more[0]]) or "").strip()
+        pairs.append({"answer": ""} | pair | ({"question": f"{pair['question']}\n\n{extra}"} if extra else {}))
+    return pairs
+
+
+def _column(dataset: Any, known: Sequence[str], where: str) -> str:
+    names = dataset.column_names
+    if found := next((name for name in known if name in names), None):
+        return found
+    raise UserError(f"{where}: no column of {known[0]}s among {', '.join(names)}; accepted: {', '.join(known)}")
 
 
 def answered(rows: list[Row]) -> list[Row]:
@@ -94,11 +116,7 @@ def answered(rows: list[Row]) -> list[Row]:
 
 
 def texts_of(name: str | None, limit: int | None) -> list[str]:
-    """The column text of a file; by default the built-in prose.
-
-    Raises:
-        UserError: no column text, or a row without one.
-    """
+    """The column text of a file; by default the built-in prose."""
     from lfu.data.load import load_rows
     from lfu.data.probes import plain_text
 
@@ -121,11 +139,3 @@ def _choices(dataset: Any, name: str) -> list[Row]:
         return choice_rows(dataset)
     except ValueError as error:
         raise UserError(f"data {name}: {one_line(error)}") from error
-
-
-def _pair(row: Row, columns: tuple[str, str], extra: str, where: str) -> Row:
-    question, answer = (str("" if row[column] is None else row[column]).strip() for column in columns)
-    if not question or not answer:
-        raise UserError(f"{where} has no {'answer' if question else 'question'}: fill or remove it")
-    more = str(row.get(extra) or "").strip()
-    return {"question": f"{question}\n\n{more}" if more else question, "answer": answer}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lfu.cli.progress import phase
 from lfu.study.settings import is_reserved
 from lfu.support.errors import UserError, one_line
 from lfu.support.quiet import quiet_libraries
@@ -33,11 +34,7 @@ class Fitted:
 
 
 def method_list(text: str) -> list[str]:
-    """The comma list of --methods.
-
-    Raises:
-        UserError: no such method; one named twice.
-    """
+    """The comma list of --methods."""
     from lfu.methods import methods_of
 
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -63,9 +60,6 @@ def words_of(
 
     Args:
         refused: flags that this argument can't have, beside those that the probe sets.
-
-    Raises:
-        UserError: quotes that don't close, a flag that the probe sets itself, a method that isn't compared.
     """
     found: list[str] = []
     for value in values:
@@ -85,33 +79,70 @@ def words_of(
     return found
 
 
-def settings(probe: Any, method: str, flags: Sequence[str], argument: str) -> tuple[Any, Any]:
-    """(LfUConfig, ModelArguments) for one training, fresh ones at every call.
+@dataclass(frozen=True)
+class Training:
+    """How the probe trains: by a method, with flags of `lfu train`; the settings are read anew for each training.
 
-    Args:
+    Attributes:
         probe: with a base, a folder and a seed.
+        method: as `--method` takes it.
         flags: the user's, given to `argument`.
-
-    Raises:
-        UserError: as `lfu train` for its flags.
     """
-    from lfu.cli.arguments import parse
 
-    own = {"model_name_or_path": probe.base, "data": "-", "method": method, "output_dir": probe.folder,
-           "seed": str(probe.seed), "trust_remote_code": str(probe.trust_remote_code).lower()}  # fmt: skip
-    try:
-        config, model_arguments, _ = parse([*flags, *(f"--{name}={value}" for name, value in own.items()), *QUIET])
-    except UserError as error:
-        raise UserError(f"{argument} for method {method}: {error}") from error
-    return config, model_arguments
+    probe: Any
+    method: str
+    flags: Sequence[str]
+    argument: str
 
+    def settings(self) -> tuple[Any, Any]:
+        """(LfUConfig, ModelArguments); a mistake is told as `lfu train` tells it."""
+        from lfu.cli.arguments import parse
 
-def described(config: Any, model_arguments: Any) -> dict[str, Any]:
-    """What decided a training, JSON-ready."""
-    shown = {name: getattr(config, name) for name in SHOWN}
-    plain_values = {name: getattr(value, "value", value) for name, value in shown.items()}  # an enum as its text
-    adapter = f"LoRA r {model_arguments.lora_r}, alpha {model_arguments.lora_alpha}"
-    return plain_values | {"trained": adapter if model_arguments.use_peft else "all weights"}
+        probe = self.probe
+        own = {"model_name_or_path": probe.base, "data": "-", "method": self.method, "output_dir": probe.folder,
+               "seed": str(probe.seed), "trust_remote_code": str(probe.trust_remote_code).lower()}  # fmt: skip
+        words = [f"--{name}={value}" for name, value in own.items()]
+        try:
+            config, model_arguments, _ = parse([*self.flags, *words, *QUIET])
+        except UserError as error:
+            raise UserError(f"{self.argument} for method {self.method}: {error}") from error
+        return config, model_arguments
+
+    def described(self) -> dict[str, Any]:
+        """What decides the training, JSON-ready."""
+        config, model_arguments = self.settings()
+        shown = {name: getattr(config, name) for name in SHOWN}
+        plain_values = {name: getattr(value, "value", value) for name, value in shown.items()}  # an enum as its text
+        adapter = f"LoRA r {model_arguments.lora_r}, alpha {model_arguments.lora_alpha}"
+        return plain_values | {"trained": adapter if model_arguments.use_peft else "all weights"}
+
+    @property
+    def dtype(self) -> str | None:
+        """What a model is loaded as that will be trained: float32 for full fine-tuning, as in `lfu train`."""
+        return self.probe.dtype or (None if self.settings()[1].use_peft else "float32")
+
+    def fit(
+        self, title: str, model: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]],
+        visit: OnStep = lambda step, model: None,
+    ) -> Fitted:  # fmt: skip
+        """Trains a model in place, with a new adapter or all of its weights, and shows how far it is.
+
+        Args:
+            model: its adapter, if it has one, is merged first.
+            pairs: `{"question", "answer"}` rows.
+            visit: called after every optimizer step, with a model that may have its adapter attached.
+        """
+        from lfu.study.build import steps_of
+
+        config, model_arguments = self.settings()
+        data = rows(pairs, tokenizer, self.probe.template)
+        with phase(title, steps_of(config, len(data))) as tick:
+
+            def on_step(step: int, current: Any) -> None:
+                tick(1)
+                visit(step, current)
+
+            return fit(plain(model), tokenizer, data, config, model_arguments, on_step)
 
 
 def rows(pairs: Sequence[Mapping[str, Any]], tokenizer: Any, template: str) -> Any:
@@ -130,16 +161,7 @@ def plain(model: Any) -> Any:
 
 
 def fit(model: Any, tokenizer: Any, data: Any, config: Any, model_arguments: Any, on_step: OnStep) -> Fitted:
-    """Trains the model in place with a new adapter, or all of its weights, as the arguments say.
-
-    Args:
-        model: a plain model, without adapter.
-        data: what `rows` gives.
-        on_step: called after every optimizer step, with a model that may have its adapter attached.
-
-    Raises:
-        ValueError: settings that a method can't work with.
-    """
+    """Trains a plain model on what `rows` gives; `on_step` is called after every optimizer step."""
     from transformers import PrinterCallback, TrainerCallback, set_seed
     from trl import get_peft_config
 

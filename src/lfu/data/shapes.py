@@ -1,0 +1,175 @@
+"""The shapes that data sets come in: which one the columns are, and how a row of it is read.
+
+instruction (+ input, history), output    Alpaca, Dolly (also `context`, `response`)
+question, answer                          GSM8K; with `choices` as well ARC, MMLU and other multiple choice
+conversations                             LIMA (texts in turn), ShareGPT (`from`, `value`)
+messages; prompt, completion; text        TRL's own
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lfu.data.turns import Blank, a, check_turns, is_blank, messages_of, parsed, said, text_of
+from lfu.support.errors import UserError, did_you_mean
+
+Row = dict[str, Any]
+
+ACCEPTED = (
+    "messages; prompt and completion; instruction (and input) and output; question and answer (and choices); "
+    "conversations; text"
+)
+INPUTS, OUTPUTS, SYSTEMS = ("input", "context"), ("output", "response"), ("system", "system_prompt")
+_KNOWN = {"messages", "prompt", "completion", "instruction", *INPUTS, *OUTPUTS, "question", "answer", "answerKey"} | {
+    "choices", "conversations", "text", "tools", "chat_template_kwargs", "history", *SYSTEMS
+}  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """What the columns of a data set are, and how a row of it is read.
+
+    Attributes:
+        columns: those that make the shape.
+        read: a row -> `messages`, or `prompt` and `completion`, as lists of messages, or texts (TRL's own shapes
+            alone); `input` beside them is the text that goes with an instruction.
+        own: whether the shape is TRL's, which no template of ours touches.
+    """
+
+    columns: tuple[str, ...]
+    read: Callable[[Row], Row]
+    own: bool = False
+
+
+def shape_of(rows: list[Row], names: list[str], text_field: str) -> Shape:
+    """The shape of rows with these columns; UserError where it is none of those above."""
+    first = lambda known: next((name for name in known if name in names), None)
+    output, extra, answer = first(OUTPUTS), first(INPUTS), first(("answer", "answerKey"))
+    texts = Shape((text_field,), lambda row: _read_text(row, text_field), own=True)
+    if "messages" in names:
+        return Shape(("messages",), _read_messages, own=True)
+    if {"prompt", "completion"} <= {*names}:
+        return Shape(("prompt", "completion"), _read_pair, own=True)
+    if text_field in names and text_field != "text":
+        return texts
+    if "instruction" in names and output:
+        columns = [name for name in ("instruction", extra, "history", output) if name in names]
+        history = any(row.get("history") for row in rows)
+        return Shape(tuple(filter(None, columns)), lambda row: _read_instruction(row, extra, output, history))
+    if "question" in names and "choices" in names and answer:
+        return Shape(("question", "choices", answer), lambda row: _read_choice(row, answer))
+    if "question" in names and "answer" in names:
+        return Shape(("question", "answer"), lambda row: _asked(row, "question", "answer"))
+    if "conversations" in names:
+        return Shape(("conversations",), _read_conversation)
+    if text_field in names and not {"instruction", "question"} & {*names}:
+        return texts
+    unknown = {name: did_you_mean(name, _KNOWN - {*names}) for name in names if name not in _KNOWN}
+    hints = "".join(f" Column {name!r}:{hint}" for name, hint in unknown.items() if hint)
+    field = "" if text_field == "text" else f" There is no column {text_field!r} (--dataset_text_field)."
+    raise UserError(f"data columns {', '.join(names)} are of no known shape. Accepted: {ACCEPTED}.{field}{hints}")
+
+
+def _read_instruction(row: Row, extra: str | None, output: str, history: bool) -> Row:
+    asked = _asked(row, "instruction", output)
+    text = text_of(row.get(extra), f"column {extra!r}") if extra else ""
+    asked["input"] = text if text.strip() else ""
+    if not history:
+        return asked
+    pairs = parsed(row.get("history"), "column 'history'") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            f"column 'history' is {a(row.get('history'))}, and must be a list of pairs, question and answer"
+        )
+    earlier = [text for pair in pairs for text in pair]
+    turns = messages_of(earlier, "history") if earlier else []
+    return {"messages": turns + asked["prompt"] + asked["completion"], "input": asked["input"]}
+
+
+def _asked(row: Row, question: str, answer: str) -> Row:
+    asked, answered = (text_of(row[name], f"column {name!r}") for name in (question, answer))
+    if not asked.strip():
+        raise Blank(question, "text")
+    if not answered.strip():
+        raise Blank(answer)
+    return _pair(asked, answered)
+
+
+def _pair(question: str, answer: str) -> Row:
+    return {"prompt": [said("user", question)], "completion": [said("assistant", answer)]}
+
+
+def _read_choice(row: Row, answer_column: str) -> Row:
+    """ARC as on the hub (`choices` {text, label}, `answerKey`), or texts with the index of the right one."""
+    choices: Any = parsed(row["choices"], "column 'choices'") or []
+    labels: list[str] = []
+    if isinstance(choices, dict):
+        choices, labels = choices.get("text") or [], [str(label) for label in choices.get("label") or []]
+    texts = [text_of(text, "column 'choices'") for text in choices]
+    question = text_of(row["question"], "column 'question'")
+    wanted = text_of(row[answer_column], f"column {answer_column!r}").strip()
+    if not question.strip():
+        raise Blank("question", "text")
+    if not wanted:
+        raise Blank(answer_column)
+    letters = string.ascii_uppercase[: len(texts)]
+    # A label (some ARC rows are labelled 1 to 4), else an index from 0, else a letter.
+    found = labels.index(wanted) if wanted in labels else int(wanted) if wanted.isdecimal() else letters.find(wanted)
+    if not 0 <= found < len(texts):
+        raise ValueError(f"answer {row[answer_column]!r} is none of the {len(texts)} choices")
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts))
+    return _pair(f"{question}\n{listed}", f"{letters[found]}. {texts[found]}")
+
+
+def _read_conversation(row: Row) -> Row:
+    """Texts in turn or ShareGPT's turns; a last question without an answer teaches nothing, and is left out."""
+    messages = messages_of(parsed(row["conversations"], "column 'conversations'"), "conversations")
+    while messages and messages[-1]["role"] != "assistant":
+        messages.pop()
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    if roles[:1] == ["assistant"] or ("tool" not in roles and roles != ["user", "assistant"] * (len(roles) // 2)):
+        raise ValueError("turns must alternate, human first: use the messages shape for anything else")
+    if not messages or any(map(is_blank, messages)):
+        raise ValueError("needs at least a question and an answer, none of them blank")
+    check_turns(messages, "conversations")
+    return {"messages": messages}
+
+
+def ends_in_a_question(row: Row) -> bool:
+    """Whether the last turn of `conversations` is a question, which nobody answers."""
+    turns = messages_of(parsed(row["conversations"], ""), "conversations")
+    return turns[-1]["role"] == "user"
+
+
+def _read_messages(row: Row) -> Row:
+    messages = messages_of(parsed(row["messages"], "column 'messages'"), "messages")
+    check_turns(messages, "messages")
+    return {"messages": messages}
+
+
+def _read_pair(row: Row) -> Row:
+    read: Row = {}
+    for column, what in (("prompt", "text"), ("completion", "answer")):
+        value = row[column]
+        if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & set(value[0]):
+            read[column] = messages_of(value, column)
+            continue
+        read[column] = "" if value == [] else text_of(value, f"column {column!r}")
+        if not read[column].strip():
+            raise Blank(column, what)
+    prompt, completion = read["prompt"], read["completion"]
+    if isinstance(prompt, str) != isinstance(completion, str):
+        raise ValueError("one of prompt and completion is a text and the other a conversation: make both the same")
+    if not isinstance(completion, str):
+        check_turns(completion, "completion")
+        if any(message.get("weight") == 0 for message in completion):
+            raise ValueError("column 'completion' has an answer with weight 0: use the messages shape for that")
+    return read
+
+
+def _read_text(row: Row, column: str) -> Row:
+    text = text_of(row[column], f"column {column!r}")
+    if not text.strip():
+        raise Blank(column, "text")
+    return {column: text}
