@@ -105,13 +105,15 @@ def test_what_is_ahead_and_not_recommended_is_told_too():
     gem, dft = several(1.1, measures=forgetful(7, 14)), several(1.3, measures=forgetful(7, 20))
     results = made_results({"steps": {"sft": several(1.0, measures=forgetful(7, 14)), "gem": gem, "dft": dft}})
     assert results["recommended"]["label"] == "sft"
-    start = "Of all settings, beyond the 98.75 % interval that 4 comparisons with plain SFT ask for (Bonferroni): "
+    start = (
+        "Of the other settings, beyond the 98.75 % interval that 4 comparisons with plain SFT ask for (Bonferroni): "
+    )
     (told,) = [sentence for sentence in said(results) if sentence.startswith(start)]
     assert told.removeprefix(start).startswith("dft is ahead on other skills (general knowledge +30.0 [")
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1), "dft": several(1.3)}})
     assert f"{start}none is ahead." in said(results)
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1)}})
-    assert not any("Of all settings" in sentence for sentence in said(results))
+    assert not any("Of the other settings" in sentence for sentence in said(results))
 
 
 def test_the_next_best_is_told_with_its_distance():

@@ -19,6 +19,7 @@ def facts(results: Mapping[str, Any]) -> dict[str, Any]:
         "ahead": [
             f"{label} is {by_axis(metrics, dict.fromkeys(changes, 1), changes)}"
             for label, changes in ahead["settings"].items()
+            if not best or label != best["candidate"]  # of which the first sentence tells
         ],
         "comparisons": ahead["comparisons"] if ahead["comparisons"] > len(metrics) else 0,  # of more than one setting
         "sft": _sft,
