@@ -21,13 +21,17 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Leaves out what differs from run to run without saying anything: progress bars, warnings, times."""
+    """Leaves out what differs from run to run without saying anything: progress bars and warnings."""
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
                 lines = [line for line in output.text.splitlines() if "\r" not in line and "%|" not in line]
-                output.text = "\n".join(line for line in lines if "Warning" not in line and line.strip()) + "\n"
+                if output.name == "stderr":  # a warning is a line with its place, and an indented one of source
+                    lines = [line for line in lines if "Warning" not in line and line.strip() == line.rstrip()]
+                output.text = "\n".join(lines).strip("\n")
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text]
 
 
 def main() -> int:
