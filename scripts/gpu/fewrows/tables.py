@@ -8,6 +8,7 @@ One base model: the draws of rows tell how much a figure hangs on the rows, not 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections import defaultdict
@@ -77,11 +78,13 @@ def chosen(found: dict[tuple[Any, ...], dict[int, Record]]) -> str:
         cells = []
         for column in COLUMNS.values():
             pairs = [column(found[key][d]) - column(plain[d]) for d in draws]
-            if group[3] == "sft":
+            if any(map(math.isnan, pairs)) or not pairs:
+                cells.append("")
+            elif group[3] == "sft":
                 cells.append(f"{statistics.fmean(column(found[key][d]) for d in draws):.3f}")
             else:
-                error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
-                cells.append(f"{statistics.fmean(pairs):+.3f} ± {error:.3f}" if pairs else "")
+                error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else NAN
+                cells.append(f"{statistics.fmean(pairs):+.3f} ± {error:.3f}")
         lines.append(_line([*map(_short, (*group, *key[4:7])), str(len(draws)), *cells]))
     return "\n".join(lines)
 
