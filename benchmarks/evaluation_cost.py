@@ -102,7 +102,7 @@ def report(name: str, tokens: int, work: Any, floor_tokens: int, floor: Any, rou
     ours, theirs = (1000 * statistics.median(column) for column in zip(*pairs))
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(
-        f"{name:16} {ours:7.2f} ms a token, floor {theirs:6.2f}: {middle:.2f} x ({low:.2f} to {high:.2f})", flush=True
+        f"{name:16} {ours:7.2f} ms per token, floor {theirs:6.2f}: {middle:.2f} x ({low:.2f} to {high:.2f})", flush=True
     )
 
 

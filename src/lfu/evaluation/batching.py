@@ -161,13 +161,18 @@ def pad_id(tokenizer: Tokenizer) -> int:
     return next(token for token in found if token is not None)
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths (little padding), the longest first (too big a batch fails at once)."""
+def batches(lengths: Sequence[int], size: int, tokens: int = 0) -> Iterator[list[int]]:
+    """Indices in batches of like lengths (little padding), the longest first (too big a batch fails at once).
+
+    Of short rows a batch holds more than `size`, up to so many `tokens`: then short passes don't cost more per token.
+    """
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, got {size}")
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    while order:
+        count = max(size, tokens // max(1, lengths[order[0]]))
+        yield order[:count]
+        order = order[count:]
 
 
 def tick(progress: Progress | None) -> None:

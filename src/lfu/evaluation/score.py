@@ -24,6 +24,7 @@ from lfu.evaluation.pieces import Piece, Render, answer_pieces, chat_pair, encod
 if TYPE_CHECKING:
     from lfu.support.annotations import Model, Tokenizer
 
+SHORT = 64  # tokens of a question; of shorter ones more are read at a time
 Choices = tuple[list[int], list[list[int]]]  # tokens of the prompt that all choices share, and the rest of each choice
 
 
@@ -142,7 +143,7 @@ def multiple_choice(
 
     Args:
         rows: `{"question": str, "choices": list of str, "answer": index of the right one}`.
-        batch_size: questions per forward pass.
+        batch_size: questions per forward pass, more of those with fewer than `SHORT` tokens.
         cached: read each prompt once; its choices continue from the key-value cache. False: read every choice with its
             whole prompt. Slower, but the number of forward passes follows from the number of rows alone.
 
@@ -153,7 +154,7 @@ def multiple_choice(
     items = [_choice_ids(tokenizer, row) for row in rows]
     loglik: list[list[float]] = [[] for _ in rows]
     with batching.evaluating(model), torch.no_grad():
-        for batch in batches([len(prompt) for prompt, _ in items], batch_size):
+        for batch in batches([len(prompt) for prompt, _ in items], batch_size, SHORT * batch_size if cached else 0):
             some = [items[i] for i in batch]
             found = _choice_batch(model, tokenizer, some) if cached else _whole_choices(model, tokenizer, some)
             for index, values in zip(batch, found):
