@@ -48,6 +48,11 @@ def load_data(
 
     shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
     rows = [to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape) for each in sets]
+    if data.template in ("alpaca", "none") and not isinstance(next(iter(rows[0][0].values())), str):
+        what = f"--template {data.template} is for questions, and conversations go through the chat template"
+        if "template" in data.typed:
+            raise UserError(f"{what}: drop it")
+        say(f"note: {what}")  # a recipe's
     for line in _about_rows(*rows):
         say(line)
     learned = [tokenised(each, tokenizer, config, tell) for each in rows]

@@ -81,11 +81,6 @@ def to_training_rows(
             f"column {shape.columns[-1]!r} holds conversations, and the tokenizer has no chat template: use an "
             "instruct model, --chat_template_path, or give instruction and output columns"
         )
-    if shape.own and conversational and template not in ("auto", "chat"):
-        raise UserError(
-            f"--template {template} is for questions, and the rows are conversations, which go through the chat "
-            "template: drop it"
-        )
     if "conversations" in shape.columns and (open_ended := sum(ends_in_a_question(row) for row in rows)):
         tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
     beside = (*SYSTEMS, "tools", "chat_template_kwargs") if conversational else () if shape.own else SYSTEMS
