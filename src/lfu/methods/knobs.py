@@ -20,8 +20,10 @@ def knob(default: Any, help: str, *, low: float | None = None, above: float | No
 
     Args:
         default: its type is the knob's; "auto" takes that word, or a number.
-        low, high: bounds that the value may reach.
-        above, below: bounds that it may not.
+        low: the value is at least this.
+        above: the value is above this.
+        high: the value is at most this.
+        below: the value is below this.
         choices: the words to choose from.
         output: it names a folder that the method writes to, whose content changes no result.
     """
