@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from lfu.evaluation.intervals import Interval
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 from lfu.support.errors import UserError
 
 if TYPE_CHECKING:
+    from lfu.evaluation.intervals import Interval
     from lfu.study.rows import Split
 
 T = TypeVar("T")
