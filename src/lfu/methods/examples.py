@@ -65,6 +65,9 @@ def losses_before_training(trainer: Trainer, method: str) -> dict[bytes, torch.T
             nll[places.cpu()] = in_pieces(lambda h, y: nll_of(logits_of(h), y), last, labels[places]).to(nll)
             found += [(key, nll[place.cpu()]) for key, place in examples_of(batch)]
     losses = {b"": torch.empty(0)}  # a row without tokens
-    for key, nll in gather_object(found) if accelerator.num_processes > 1 else found:
+    if accelerator.num_processes > 1:  # as plain numbers: a tensor's pickle hangs on the dtype that is the default
+        told = gather_object([(key, nll.tolist()) for key, nll in found])
+        found = [(key, torch.tensor(nll)) for key, nll in told]
+    for key, nll in found:
         losses[key] = torch.where(nll.isnan(), losses.get(key, nll), nll)  # another row may have other labels
     return losses
