@@ -65,7 +65,7 @@ def run(tool: Tool, lender: str, folder: Path) -> str:
     python = environment(folder / "venv", lender)
     torch = folder / "torch.txt"
     torch.write_text("torch==" + ask(python, "import importlib.metadata as m; print(m.version('torch'))"))
-    pip_install(python, "-c", str(torch), tool.package)
+    pip_install(python, "-c", str(torch), tool.package, "matplotlib")  # which the page asks for
     without_cuda_builds(packages(python))
     before = freeze(python)
     install_this(python)

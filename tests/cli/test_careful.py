@@ -50,6 +50,13 @@ def test_the_rate_is_that_of_an_adapter_on_few_rows():
     assert "--learning_rate" not in choices(FEW, {"use_peft"})  # all weights want another
 
 
+def test_a_short_run_has_time_to_measure_more_than_one_checkpoint():
+    chosen = choices(FEW)
+    assert chosen[chosen.index("--forgetting_share") + 1] == "0.2"
+    assert "--forgetting_share" not in choices(FEW + 1)
+    assert "--forgetting_share" not in choices(FEW, {"forgetting_share"})
+
+
 def test_nothing_is_measured_against_the_users_word():
     assert not [word for word in choices(40, {"forgetting"}) if word.startswith("--forgetting")]
     assert "--eval_share" not in choices(40, {"eval_data"})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from lfu.cli import main
-from lfu.cli.screen import Screen
+from lfu.cli.screen import Screen, _kept
 
 FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no"]
 
@@ -43,6 +44,24 @@ def test_a_line_fits_80_columns_however_long_the_run(monkeypatch, steps, each):
     assert len(line) <= 80
     assert "held-out 12.379" in line
     assert line.endswith(" left")
+
+
+@pytest.mark.parametrize(
+    ("budgeted", "best", "said"),
+    [
+        (True, 1, "step 1, the best on the held-out rows (loss 1.000) of those measured and within the budget of "
+         "forgetting; step 3 had 0.300"),
+        (True, 3, "step 3, the best on the held-out rows"),
+        (False, 1, "step 1, the best on the held-out rows"),
+    ],
+)  # fmt: skip
+def test_which_weights_are_saved_is_said(budgeted, best, said):
+    history = [{"step": step, "eval_loss": loss} for step, loss in ((1, 1.0), (2, 0.5), (3, 0.3), (4, 0.4))]
+    state = SimpleNamespace(best_global_step=best, global_step=4, log_history=history)
+    callbacks = SimpleNamespace(callbacks=[SimpleNamespace(keep_best=budgeted), object()])
+    args = SimpleNamespace(load_best_model_at_end=True)
+    trainer = SimpleNamespace(state=state, args=args, callback_handler=callbacks)
+    assert _kept(trainer) == f": the weights of {said}"
 
 
 def test_every_figure_goes_to_a_file(here, model):

@@ -140,7 +140,7 @@ def test_no_checkpoint_within_the_budget_leaves_the_last_weights_and_says_so(tmp
     run = trainer("plain", tmp_path, [callback], **best)
     run.train()
     assert run.state.best_model_checkpoint is None
-    assert "no checkpoint was within the budget: the last weights are kept" in lines
+    assert any(line.startswith("no checkpoint was within the budget: the last weights are kept") for line in lines)
 
 
 def test_keep_best_says_which_arguments_are_missing(tmp_path):

@@ -23,6 +23,7 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 200  # a share of the rows, and the most of them
 BATCH, MICRO = 8, 4  # rows per update, and per forward pass
 UPDATES, EPOCHS = 60, (3, 15)  # updates to aim at, within so many epochs
 FEW, RATE = 128, "3e-4"  # an adapter's learning rate for few rows: at the paper's 1e-4, 60 updates learn too little
+SHORT = "0.2"  # of so short a run's time for measuring: a twentieth leaves one or two checkpoints to choose from
 
 
 def wanted(data: DataArguments) -> bool:
@@ -33,9 +34,9 @@ def wanted(data: DataArguments) -> bool:
 def choices(rows: int, given: Collection[str] = ()) -> list[str]:
     """The flags for so many rows, to put in front of the user's, without the `given` ones.
 
-    They hold rows out, measure the loss after each epoch and forgetting as often as a twentieth of the time allows,
-    keep the best checkpoint within the budget, and take some 60 updates of 8 rows by plain fine-tuning, which is what
-    docs/results-models.md found best.
+    They hold rows out, measure the loss after each epoch and forgetting as often as a twentieth of the time allows (a
+    fifth, with few rows), keep the best checkpoint within the budget, and take some 60 updates of 8 rows by plain
+    fine-tuning, which is what docs/results-models.md found best.
     """
     flags = lengths(rows) | {"method": "sft"}
     if rows <= FEW and "use_peft" not in given:
@@ -44,6 +45,7 @@ def choices(rows: int, given: Collection[str] = ()) -> list[str]:
         del flags["num_train_epochs"]
     if "forgetting" not in given:
         flags["forgetting_budget"] = "0.02"
+        flags |= {"forgetting_share": SHORT} if rows <= FEW else {}
     if rows >= FEWEST and not {"eval_data", "eval_split"} & set(given):
         flags["eval_share"] = f"{min(HELD_OUT, MOST_HELD_OUT / rows):.3g}"
     if rows >= FEWEST:

@@ -62,9 +62,12 @@ class Screen(TrainerCallback):
         trainer.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.started, self.first_step = time.monotonic(), state.global_step
+        self.started, self.first_step = 0.0, state.global_step
         if self.often:
             state.logging_steps = max(1, min(state.logging_steps, state.max_steps // 20))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.started = self.started or time.monotonic()  # after what is measured once, before the first step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **more: Any) -> None:
         if not state.is_world_process_zero or not logs:
@@ -176,7 +179,18 @@ def _rows_seen(trainer: Any, done_before: int) -> str:
 
 
 def _kept(trainer: Any) -> str:
-    """Which weights were saved, where they are not the last ones."""
+    """Which weights were saved, where they are not the last ones, and what the budget of forgetting cost."""
     state = trainer.state
     step = getattr(state, "best_global_step", None) if trainer.args.load_best_model_at_end else None
-    return f": the weights of step {step:,}, the best on the held-out rows" if step and step < state.global_step else ""
+    if not step or step >= state.global_step:
+        return ""
+    best = f": the weights of step {step:,}, the best on the held-out rows"
+    held_out = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+    budgeted = any(getattr(callback, "keep_best", False) for callback in trainer.callback_handler.callbacks)
+    if not budgeted or step not in held_out or held_out[step] <= min(held_out.values()):
+        return best
+    lowest = min(held_out, key=lambda at: held_out[at])
+    return (
+        f"{best} (loss {held_out[step]:.3f}) of those measured and within the budget of forgetting; step {lowest:,} "
+        f"had {held_out[lowest]:.3f}"
+    )

@@ -160,7 +160,10 @@ class ForgettingCallback(TrainerCallback):
             return
         best = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
         if best is None and self.keep_best:
-            self.say("no checkpoint was within the budget: the last weights are kept")
+            self.say(
+                "no checkpoint was within the budget: the last weights are kept. A lower learning rate or fewer steps "
+                "forget less"
+            )
         if kept := self._measure(args, state, control, needed=True, step=best):
             self._report(args, state, kept)
 
