@@ -12,7 +12,7 @@ from trl import SFTConfig
 from lfu.methods import REGISTRY, methods_of, written_out
 from lfu.step.consistency import KINDS as CONSISTENCIES
 from lfu.step.settings import StepSettings, settled, with_fields_of
-from lfu.support.choices import one_of
+from lfu.support.choices import one_of, refuse_unread
 from lfu.undesirable import KINDS as AUXILIARIES
 
 KINDS: dict[str, Any] = {"auxiliary": AUXILIARIES, "consistency": CONSISTENCIES}
@@ -153,10 +153,7 @@ class LfUConfig(SFTConfig):
             shared = {f.name for f in fields(StepSettings) if f.metadata["shared"]}
             names = {f.name for f in fields(self)} - {f.name for f in fields(SFTConfig)} - shared - NOT_OF_THE_STEP
             unread = dict.fromkeys(names, f"method={self.method!r} takes no LfU step")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name in unread and value not in (None, f.default, SETTLED.get(f.name)):
-                raise ValueError(f"{f.name}={value!r} would do nothing, as {unread[f.name]}: drop it")
+        refuse_unread(self, unread, SETTLED)
 
 
 def _refuse_deepspeed(given: Any) -> None:

@@ -44,10 +44,16 @@ def told(tmp_path_factory):
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
 def test_two_processes_read_what_one_reads(told, case, monkeypatch):
+    wrapper = "FSDP" if CASES[case][0] == "fsdp2" else "DistributedDataParallel"
+    assert told[0][0][case]["wrapper"].startswith(wrapper)
+    read_what_one_reads(told, case, CASES[case], monkeypatch)
+
+
+def read_what_one_reads(told, case, named, monkeypatch):
+    """Both processes of a case: one curve, that of one process before training; one writes; the weights are SFT's."""
     (one, other), folder = told[0], told[1]
-    wrapper, name = CASES[case]
+    setting, name = named
     one, other = one[case], other[case]
-    assert one["wrapper"].startswith("FSDP" if wrapper == "fsdp2" else "DistributedDataParallel")
     assert one["curve"] == other["curve"]
     assert [point["step"] for point in one["curve"]] == [0, 2, 4]
     assert one["lines"]
@@ -59,4 +65,4 @@ def test_two_processes_read_what_one_reads(told, case, monkeypatch):
     for point, wanted in zip(one["curve"][:1], alone):  # before training the model is the same
         assert point == pytest.approx(wanted, rel=1e-4)
     assert one["curve"][-1]["forgetting/kl"] > 0
-    assert (folder / f"{wrapper} {name}" / "forgetting" / "index.html").is_file()
+    assert (folder / f"{setting} {name}" / "forgetting" / "index.html").is_file()

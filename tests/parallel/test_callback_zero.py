@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import PartialState
 from forgetting.runs import curve, few, trainer
-from test_callback_processes import measured as by_one
+from test_callback_processes import read_what_one_reads
 from trainers import launched
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from two import both
@@ -60,19 +59,5 @@ def told(tmp_path_factory):
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
 def test_two_processes_under_deepspeed_read_what_one_reads(told, case, monkeypatch):
-    (one, other), folder = told[0], told[1]
-    stage, name = CASES[case]
-    one, other = one[case], other[case]
-    assert one["wrapper"] == "DeepSpeedEngine"
-    assert one["curve"] == other["curve"]
-    assert [point["step"] for point in one["curve"]] == [0, 2, 4]
-    assert one["lines"]
-    assert not other["lines"]
-    for process in (one, other):
-        assert all(torch.equal(a, b) for a, b in zip(process["with"], process["without"], strict=True))
-    few(monkeypatch.setattr)
-    alone = by_one(folder, None, name)["curve"]
-    for point, wanted in zip(one["curve"][:1], alone):  # before training the model is the same
-        assert point == pytest.approx(wanted, rel=1e-4)
-    assert one["curve"][-1]["forgetting/kl"] > 0
-    assert (folder / f"{stage} {name}" / "forgetting" / "index.html").is_file()
+    assert told[0][0][case]["wrapper"] == "DeepSpeedEngine"
+    read_what_one_reads(told, case, CASES[case], monkeypatch)

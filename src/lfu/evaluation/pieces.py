@@ -112,10 +112,21 @@ def chat_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, str]:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template: pass render=, which makes (prompt, answer) of a row")
     turns = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    return last_answer(tokenizer, turns, {}, hint=": pass render= instead")
+
+
+def last_answer(
+    tokenizer: Tokenizer, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any], hint: str = ""
+) -> tuple[str, str]:
+    """(prompt, answer) of a conversation whose last turn is the answer; `options` are the chat template's.
+
+    Raises:
+        ValueError: a template that doesn't keep the prompt in front of the answer; `hint` ends the message.
+    """
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, **options)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     if not whole.startswith(prompt):
-        raise ValueError("the chat template doesn't keep the prompt in front of the answer: pass render= instead")
+        raise ValueError(f"the chat template doesn't keep the prompt in front of the answer{hint}")
     return prompt, whole[len(prompt) :]
 
 

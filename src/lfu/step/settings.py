@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, Union, get_type_hints
 
 from lfu.step.cheaper import Cheaper, within
-from lfu.support.choices import number, one_of, setting, whole
+from lfu.support.choices import number, one_of, refuse_unread, setting, whole
 
 C = TypeVar("C", bound=type)
 
@@ -109,11 +109,10 @@ class StepSettings(Cheaper):
 
     def refuse_ignored(self, *parts: Any) -> None:
         """Raises ValueError for a setting that this auxiliary or consistency `ignores`."""
-        for part in parts:
-            for f in fields(self):
-                if f.name in getattr(part, "ignores", ()) and getattr(self, f.name) != f.default:
-                    why = f"as {type(part).__name__} does not use it"
-                    raise ValueError(f"{f.name}={getattr(self, f.name)!r} would do nothing, {why}: drop it")
+        unread = {
+            name: f"{type(part).__name__} does not use it" for part in parts for name in getattr(part, "ignores", ())
+        }
+        refuse_unread(self, unread)
 
 
 def settled(given: Any, on: bool) -> StepSettings:

@@ -13,6 +13,7 @@ from lfu.data.columns import as_dataset
 from lfu.data.probes import general_knowledge, plain_text
 from lfu.data.templates import to_training_rows
 from lfu.evaluation.forgetting import choice_rows
+from lfu.evaluation.pieces import last_answer
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import write_text
 
@@ -140,11 +141,7 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
         tools = row.get("tools")
         options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
         options |= row.get("chat_template_kwargs") or {}
-        prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, **options)
-        whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
-        if not whole.startswith(prompt):
-            raise ValueError("the chat template doesn't keep the prompt in front of the answer")
-        return prompt, whole[len(prompt) :]
+        return last_answer(tokenizer, turns, options)
     # what the tokenizer and TRL put round a plain text
     first = tokenizer("a", verbose=False)["input_ids"][:1]
     begin = tokenizer.bos_token if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, fields
 from typing import Any
 
@@ -52,3 +52,16 @@ def check(settings: Any) -> None:
             one_of(f.name, value, f.metadata["words"])
         if limit and not limit[1](value):
             raise ValueError(f"{f.name} must be {limit[0]}, got {value!r}")
+
+
+def refuse_unread(settings: Any, unread: Mapping[str, str], settled: Mapping[str, Any] | None = None) -> None:
+    """Raises ValueError for a field of a dataclass that is set and that nothing reads.
+
+    Args:
+        unread: name of such a field -> why nothing reads it.
+        settled: name -> a second value, beside the default, that says nothing was chosen.
+    """
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in unread and value not in (None, f.default, (settled or {}).get(f.name)):
+            raise ValueError(f"{f.name}={value!r} would do nothing, as {unread[f.name]}: drop it")
