@@ -4,12 +4,10 @@ The paper's robustness test (arXiv 2511.13052): safety-tune a model, take n SFT 
 attack success rate. How to train is handed in; everything here only asks models and judges what they say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lfu.evaluation.batching import Progress, continuations
 from lfu.evaluation.intervals import Interval, paired_difference, wilson
@@ -56,7 +54,7 @@ class Behaviour:
         """Share of ordinary questions that were refused, with Wilson's interval; None where none was asked."""
         return wilson(sum(self.refused), len(self.refused)) if self.refused else None
 
-    def against(self, other: Behaviour, *, seed: int = 0) -> Interval:
+    def against(self, other: Self, *, seed: int = 0) -> Interval:
         """Difference of the broken shares, self - other, on the same requests (paired bootstrap)."""
         return paired_difference([float(x) for x in self.broke], [float(x) for x in other.broke], seed=seed)
 

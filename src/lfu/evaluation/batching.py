@@ -4,13 +4,11 @@ All of it leaves the model's train/eval state and every random generator as they
 batch size, but for rounding.
 """
 
-from __future__ import annotations
-
 import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lfu.evaluation.pieces import Piece
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
+from lfu.support.annotations import Model, Tokenizer
 
 Progress = Callable[[int], None]  # called with the number of items just finished
 

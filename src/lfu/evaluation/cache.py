@@ -3,8 +3,6 @@
 One JSON file a result, in the folder `evaluations` of the user's cache (see `lfu.model.embedded.cache_folder`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

@@ -9,8 +9,6 @@ categories:
     - {name: arc, tasks: [arc_easy, arc_challenge]}   # their mean counts as one
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

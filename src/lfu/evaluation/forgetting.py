@@ -1,7 +1,5 @@
 """What fine-tuning gained and what it forgot: the same items, right or wrong before and after it."""
 
-from __future__ import annotations
-
 import math
 import string
 from collections.abc import Iterable, Mapping, Sequence

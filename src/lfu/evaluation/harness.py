@@ -1,7 +1,5 @@
 """lm-evaluation-harness on a model in memory: its tasks, its numbers, and each item, leaving the model as it was."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,8 @@
 """Hidden states of an in-memory model on chosen tokens: what drift and noise compare, layer by layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +11,7 @@ from lfu.evaluation.batching import Progress, batches, evaluating, pad_id, tick
 from lfu.evaluation.pieces import Piece
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
+from lfu.support.annotations import Model, Tokenizer
 
 
 @dataclass(frozen=True)

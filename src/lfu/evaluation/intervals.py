@@ -1,7 +1,5 @@
 """How sure is a measured mean, difference or share? Percentile bootstrap over items, seeded; Wilson's interval."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,11 +1,9 @@
 """How steady are a model's representations when its input is noisy? Noise of NEFTune's strength on the embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +15,7 @@ from lfu.evaluation.intervals import Interval, mean_interval, paired_difference
 from lfu.evaluation.pieces import Render, answer_pieces, longest_input
 from lfu.evaluation.score import TokenScores
 from lfu.model.rng import generators
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
+from lfu.support.annotations import Model, Tokenizer
 
 _DRAWS_APART = 2**24  # sequences that may be numbered within one draw
 
@@ -55,7 +51,7 @@ class NoiseScores:
         noisy, clean = (TokenScores(sums, self.tokens).each for sums in (self.noisy, self.clean))
         return paired_difference(noisy, clean, self._weights, seed=seed)
 
-    def against(self, other: NoiseScores, *, seed: int = 0) -> Interval:
+    def against(self, other: Self, *, seed: int = 0) -> Interval:
         """Mean cosine over all layers minus the other model's, on the same rows.
 
         Raises:

@@ -1,16 +1,12 @@
 """From rows and texts to token ids, and from where on they count: the pieces that all measures read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lfu.data.templates import TEMPLATES, alpaca_prompt
+from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
 
 Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text
 

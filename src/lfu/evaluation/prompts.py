@@ -1,14 +1,12 @@
 """Does a model still do the task when the prompt is worded differently? Scores under several prompt templates."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -17,11 +15,9 @@ from lfu.evaluation.batching import Progress, tick
 from lfu.evaluation.intervals import Interval, percentiles
 from lfu.evaluation.pieces import Render, chat_pair
 from lfu.evaluation.score import answer_nll, exact_match, final_number, likeliest
+from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
 from lfu.support.files import read_yaml
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
 
 TASKS = ("word_problems", "multiple_choice", "instruction")
 METRICS = ("auto", "accuracy", "nll")

@@ -1,7 +1,5 @@
 """The paper's rank of a method: the mean of its ranks by category (arXiv 2511.13052, Table 1)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 

@@ -1,7 +1,5 @@
 """The record of an evaluation: one JSON object with what was measured, on what, by which command and versions."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import os

@@ -1,7 +1,5 @@
 """Does a response refuse? A list of phrases, and how often it is wrong on responses labelled by hand."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

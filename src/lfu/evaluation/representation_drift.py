@@ -1,7 +1,5 @@
 """How far fine-tuning moved a model's hidden states on the same tokens: cosine similarity and linear CKA."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """From what models did on tasks to the results of a record: averages by category, ranks, what was gained and lost."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

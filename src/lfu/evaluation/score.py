@@ -5,14 +5,12 @@ every random generator as they found them, and return one number per item, so th
 items can be compared in pairs (see `intervals`). A score doesn't depend on the batch size, but for rounding.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -20,9 +18,7 @@ from torch.nn.functional import pad
 from lfu.evaluation import batching
 from lfu.evaluation.batching import Progress, batches, continuations, forward, nll_of, tick, token_nll
 from lfu.evaluation.pieces import Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
+from lfu.support.annotations import Model, Tokenizer
 
 SHORT = 64  # tokens of a question; of shorter ones more are read at a time
 Choices = tuple[list[int], list[list[int]]]  # tokens of the prompt that all choices share, and the rest of each choice

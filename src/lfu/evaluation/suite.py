@@ -1,12 +1,10 @@
 """Runs several models on the tasks of several categories, and keeps what is finished."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lfu.evaluation import cache
 from lfu.evaluation.categories import Categories, load
@@ -14,10 +12,8 @@ from lfu.evaluation.harness import Settings, TaskFailed, TaskResult, run_task
 from lfu.evaluation.record import describe_model
 from lfu.evaluation.results import Outcome, Plan, assemble
 from lfu.evaluation.tasks import Runnable, find
+from lfu.support.annotations import Model, Tokenizer
 from lfu.support.errors import UserError
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model, Tokenizer
 
 
 class Watch:

@@ -1,20 +1,16 @@
 """How far fine-tuning moved a model's weights, in all and part by part."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lfu.evaluation.hidden import parts_of
-
-if TYPE_CHECKING:
-    from lfu.support.annotations import Model
+from lfu.support.annotations import Model
 
 _CHUNK = 2**24  # weights taken to float64 at a time
 

@@ -19,8 +19,6 @@ budget at all its readings is stopped with a probability of at most ALPHA, howev
   less the budget, L in units of 1 / the root mean square of x, which the signs of x don't enter.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

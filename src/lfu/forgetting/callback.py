@@ -1,7 +1,5 @@
 """`ForgettingCallback`: what a run forgets, seen while it happens, in any trainer of transformers."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

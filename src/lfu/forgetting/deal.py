@@ -1,7 +1,5 @@
 """Items dealt over the processes of a run: each measures its part, and all learn the whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """A few numbers that tell whether a saved model is the one that was measured, without reading all of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is asked again and again: built-in questions and prose, and files of the user's own."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable, Mapping

@@ -1,11 +1,9 @@
 """The callback's memory, in one small file: what the untouched model said, and every reading so far."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from lfu.forgetting.measure import Answers
 from lfu.forgetting.written import Written
@@ -65,7 +63,7 @@ class Memory:
         write_bytes(path, save(vars(self.written), {"memory": json.dumps(plain)}))
 
     @classmethod
-    def load(cls, path: Path, step: int) -> Memory | None:
+    def load(cls, path: Path, step: int) -> Self | None:
         """What was known at `step`; None where there is no such file, or it can't be read."""
         from safetensors import SafetensorError, safe_open
 

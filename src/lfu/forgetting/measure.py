@@ -1,7 +1,5 @@
 """One measurement: every set of items through the model, and what it says against the untouched model's answers."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The measurements of one run: the untouched model once, then one reading after another."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path

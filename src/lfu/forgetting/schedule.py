@@ -1,7 +1,5 @@
 """When a run is measured, by its own settings."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

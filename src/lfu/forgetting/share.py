@@ -1,7 +1,5 @@
 """How many items are asked, and at which readings, so that measuring takes at most a share of the run's time."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What people see of it: one line a reading, and at the end a record and its page."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The trainer that calls a callback. transformers doesn't pass it on, and trackers can't be reached without it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """To look at a model in the middle of its training and leave no trace."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Text that the untouched model wrote itself, and how far a model has moved from it there: KL divergence."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `forgetting:` watches what the run forgets, with any trainer of axolotl; `lfu:` trains by Learning from the Undesirable.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

@@ -12,6 +12,7 @@ from torch import nn
 
 from lfu.methods.tokens import in_pieces
 from lfu.model.precision import wide
+from lfu.support.annotations import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from lfu.parallel.one import OneProcess
     from lfu.step.record import Record
     from lfu.step.step import LfUStep
-    from lfu.support.annotations import Tokenizer
     from lfu.undesirable import Auxiliary
 
 

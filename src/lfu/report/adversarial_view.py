@@ -1,7 +1,5 @@
 """The report of `lfu probe adversarial`: how much of an alignment survives training on its opposite."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

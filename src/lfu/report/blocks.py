@@ -3,8 +3,6 @@
 A kind of record has its view in `report/<kind>_view.py`: `view(record) -> View`, from the record alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The pictures of a comparison, each from the record alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any

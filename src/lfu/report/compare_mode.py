@@ -1,7 +1,5 @@
 """The results of a comparison at equal steps, or at equal time: rows of its tables, and remarks on them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How a comparison's numbers are written: values, spreads and differences of each kind of metric."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from statistics import stdev
 from typing import Any

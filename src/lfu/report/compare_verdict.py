@@ -1,7 +1,5 @@
 """What a comparison found, as the template `verdict.md.j2` tells it: which axes a setting is ahead on, and how sure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

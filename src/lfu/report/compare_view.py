@@ -1,7 +1,5 @@
 """The report of `lfu compare` and `lfu sweep`: which method, how sure, at what cost, and what was alike."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any

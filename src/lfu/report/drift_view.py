@@ -1,7 +1,5 @@
 """The report of `lfu probe drift`: how far weights and hidden states moved, by block, kind of module and layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

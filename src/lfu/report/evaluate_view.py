@@ -1,7 +1,5 @@
 """The report of `lfu evaluate`: scores by category and task, the rank, what was gained and lost, what is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

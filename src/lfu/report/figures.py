@@ -1,7 +1,5 @@
 """What all pictures have in common: the house style, colours, lines, intervals, and the bytes of a PNG."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

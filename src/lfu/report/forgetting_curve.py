@@ -1,7 +1,5 @@
 """The curves of a run that was measured while it trained: questions, prose, KL, and files of the user's own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The report of `lfu probe forgetting`: questions gained and lost, to read too, and the perplexity of prose."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A report's blocks as markdown (CommonMark with tables): every text stays the text it was."""
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Iterable, Sequence

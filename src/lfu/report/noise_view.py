@@ -1,7 +1,5 @@
 """The report of `lfu probe noise`: cosine similarity of clean and noisy hidden states by layer, one line per model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A record's report in a folder: record.json, one self-contained index.html, and report.md with its pictures."""
 
-from __future__ import annotations
-
 import base64
 import importlib
 import json

@@ -1,7 +1,5 @@
 """The report of `lfu probe prompts`: scores under each template, their spread, and what was written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ the verdict. `{{ table(...) }}`, `{{ figure(...) }}` and `{{ items(...) }}` plac
 leave no trace where there is nothing to show. A value that is filled in stays plain text, whatever it holds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

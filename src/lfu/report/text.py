@@ -1,7 +1,5 @@
 """Numbers and lists as reports write them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

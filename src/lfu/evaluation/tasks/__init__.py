@@ -1,7 +1,5 @@
 """Which tasks can be run here: the harness's own definitions, over local files or over the hub."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

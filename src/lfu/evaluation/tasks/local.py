@@ -3,8 +3,6 @@
 A definition here is a YAML text for the harness that includes the harness's own file and replaces the data set alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """MMLU as one task over all subjects, with the prompts of the harness's 57: made from their shared template."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import Any
 

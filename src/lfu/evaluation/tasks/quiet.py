@@ -1,7 +1,5 @@
 """The harness without its progress bars and log lines."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

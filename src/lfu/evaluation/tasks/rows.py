@@ -4,8 +4,6 @@ Each function takes one row, in the local layout or already in the hub's, and re
 definition of the task uses. A row that is neither raises KeyError, TypeError or ValueError.
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

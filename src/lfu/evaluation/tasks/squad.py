@@ -4,8 +4,6 @@ Source: Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and the 2.0 evalu
 normalising agrees with an empty one alone.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 import string
