@@ -2,6 +2,7 @@
 
     python benchmarks/bed.py run                                      # a small version: make study
     python benchmarks/bed.py run --plan study --bases 24 --draws 3    # the one in docs/results.md, on a GPU
+    python benchmarks/bed.py run --plan updates lora field            # parts of it that came later; see testbed/plan.py
     python benchmarks/bed.py report runs/testbed                      # tables and picture of what is there
     python benchmarks/bed.py directions --bases 12 --draws 1          # where the methods' gradients point
 
@@ -38,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run", help="fine-tune and score every setting of a plan")
     runs.add_argument("--out", type=Path, default=Path("runs/testbed"), help="folder for bases and runs")
-    runs.add_argument("--plan", choices=PLANS, default="small", help="which settings")
+    runs.add_argument(
+        "--plan", choices=PLANS, nargs="+", default=["small"], help="which settings, one plan after another"
+    )
     runs.add_argument("--bases", type=int, default=4, help="base models")
     runs.add_argument("--draws", type=int, default=2, help="draws of rows a base")
     runs.add_argument("--base_steps", type=int, default=3000, help="steps in which a base learns all skills")
@@ -112,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
         say(f"CUDA graphs: {'in use' if graphs.use_graphs else 'no'}")
     path = options.out / RUNS
     done = {Setting.from_json(entry["setting"]).key for entry in entries(path)}
-    todo = [s for s in PLANS[options.plan]() if s.key not in done]
+    listed = dict.fromkeys(s for plan in options.plan for s in PLANS[plan]())
+    todo = [s for s in listed if s.key not in done]
     machine = torch.cuda.get_device_name() if bed.device.type == "cuda" else "CPU"
     say(f"{len(bed.seeds)} runs at once on {machine}: {len(todo)} settings to do, {len(done)} done")
     if not path.is_file():
@@ -136,16 +140,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def graphs_agree(bed: Bed) -> bool:
-    """Whether training by a CUDA graph ends where plain updates end, to a hundredth of the way."""
-    setting = Setting(16, 10, 1e-3, auxiliary="own", strength=0.5, share=0.5)
-    captured = bed.run(setting)
-    kept, graphs.use_graphs = graphs.use_graphs, False
-    plain = bed.run(setting)
-    graphs.use_graphs = kept
-    start = runs_of(bed.base, bed.which)
-    apart = norm([captured[name] - plain[name] for name in plain])
-    way = norm([plain[name] - start[name] for name in plain])
-    return bool((apart < 0.01 * way).all()) and kept
+    """Whether training by a CUDA graph ends where plain updates end, to a hundredth of the way, with either theta."""
+    start, kept, agree = runs_of(bed.base, bed.which), graphs.use_graphs, True
+    for setting in (Setting(16, 10, 1e-3, auxiliary="own", strength=0.5, share=0.5), Setting(16, 10, 2e-3, lora=True)):
+        captured = bed.run(setting)
+        graphs.use_graphs = False
+        plain = bed.run(setting)
+        graphs.use_graphs = kept
+        apart = norm([captured[name] - plain[name] for name in plain])
+        way = norm([plain[name] - start[name] for name in plain])
+        agree = agree and bool((apart < 0.01 * way).all())
+    return agree and kept
 
 
 def entries(path: Path) -> list[dict]:

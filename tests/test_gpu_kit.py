@@ -71,16 +71,18 @@ def test_what_is_chosen_by_default_runs_beside_plain_sft_and_goes_on(tmp_path, m
     worded = json.loads(rows_file(tmp_path).read_text())["train"]
     rows = dict.fromkeys(("train", "validation", "test", "gsm8k"), worded) | {"lambada": [{"text": "The sea is wet."}]}
     monkeypatch.setattr(careful, "picked", lambda data, task: rows)
-    monkeypatch.setattr(careful, "ROWS", 4)
     out = tmp_path / "records.jsonl"
-    flags = [".", str(out), "--draws", "2", "--rates", "1e-2", "--share", "0.9", "--device", "cpu"]
+    flags = [".", str(out), "--rows", "4", "--draws", "2", "--rates", "1e-2", "--share", "0.9", "--device", "cpu"]
     flags += ["--model", save_model(tmp_path / "model")]
-    careful.main(flags)
+    careful.main([*flags, "--seconds", "0"])
+    assert not out.exists()
+    for part in ("1/2", "2/2"):
+        careful.main([*flags, "--part", part])
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(one["method"], one["weight"], one["updates"]) for one in records] == [
-        ("start", 0.0, 0), *[("sft", 0.0, 15), ("l2sp", 0.9, 15)] * 2
+        ("start", 0.0, 0), *[("sft", 0.0, 15)] * 2, *[("l2sp", 0.9, 15)] * 2
     ]  # fmt: skip
-    start, sft, l2sp = (one["test"] for one in records[:3])
+    start, sft, l2sp = (records[n]["test"] for n in (0, 1, 3))
     assert sft < l2sp < start  # learned; and held back, which a share of 0.9 does
     before = out.read_text()
     careful.main(flags)
@@ -99,7 +101,7 @@ def test_measures_of_an_untouched_model(tmp_path):
     assert record["exact"] == 0
 
 
-@pytest.mark.parametrize("script", ["one.sh", "two.sh", "setup.sh", "pack.sh"])
+@pytest.mark.parametrize("script", ["one.sh", "two.sh", "bed.sh", "setup.sh", "pack.sh"])
 def test_scripts_are_sound_bash(script):
     assert subprocess.run(["bash", "-n", KIT / script]).returncode == 0
 

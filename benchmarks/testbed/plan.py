@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from testbed.setting import Setting
 
 RATES = (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3)
+LORA_RATES = (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
 # Updates by number of rows: half, once and four times (twice at 256) the usual length.
 LENGTHS: dict[int, Sequence[int]] = {4: (15, 60, 240), 16: (30, 60, 240), 64: (60, 120, 480), 256: (120, 240, 480)}
 
@@ -30,22 +32,62 @@ def small() -> list[Setting]:
 
 
 def updates() -> list[Setting]:
-    """One strength of the pull for every number of rows and length: its share falls with the root of the updates."""
-    places = [(rows, usual(rows)) for rows in (256, 64, 16, 4)]
-    places += [(rows, steps) for rows in LENGTHS for steps in LENGTHS[rows] if steps != usual(rows)]
-    return [Setting(rows, steps, 1e-3, share=round(0.1 * (60 / steps) ** 0.5, 4)) for rows, steps in places]
+    """One strength of the pull for every number of rows and length, each beside SFT of the same rate and length."""
+    places = [(rows, steps) for rows in (64, 256, 16, 4) for steps in LENGTHS[rows]]
+    return [
+        s for rows, steps in places for s in (Setting(rows, steps, 1e-3, share=auto(steps)), Setting(rows, steps, 1e-3))
+    ]
+
+
+def auto(steps: int, at_60: float = 0.1) -> float:
+    """The share that `weight=auto` ends at: it falls with the root of the updates."""
+    return round(at_60 * (60 / steps) ** 0.5, 4)
 
 
 def sizes() -> list[Setting]:
-    """What matters most of the study, for models of another size (`--width`)."""
+    """What matters most of the study, for models of another size (`--width`): 16 rows, then 64."""
+    pulls = lambda rows: [
+        *_each("share", tuple(auto(usual(rows), x) for x in (0.1, 0.3))),
+        *_each("pull", (0.003, 0.01, 0.03)),
+    ]
     found = [
-        *_surface((16, 64), slice(1, 2)),
-        *_at((16, 64), (1e-3,), *_each("pull", (0.003, 0.01, 0.03)), *_each("share", (0.3, 0.6, 1.2))),
-        *_at((16, 64), (5e-4, 1e-3), dict(auxiliary="own", strength=0.5)),
-        *_surface((16, 64), slice(2, 3), RATES[1:5]),
-        *_surface((16, 64), slice(0, 1), RATES[3:]),
+        s
+        for rows in (16, 64)
+        for s in (
+            *_surface((rows,), slice(1, 2)),
+            *_at((rows,), (1e-3, 2e-3), *pulls(rows)),
+            *_surface((rows,), slice(2, 3), RATES[1:5]),
+            *_surface((rows,), slice(0, 1), RATES[3:]),
+            *_at((rows,), (5e-4, 1e-3), dict(auxiliary="own", strength=0.5)),
+        )
     ]
     return list(dict.fromkeys(found))
+
+
+def sft() -> list[Setting]:
+    """All that plain SFT reaches: the yardstick."""
+    return [
+        *_surface((256,), slice(0, 1), RATES[2:]),
+        *_surface((256,), slice(2, 3), RATES[:5]),
+        *_surface((4,), slice(0, 1), RATES[2:]),
+        *_surface((4,), slice(2, 3), RATES[:5]),
+        *_surface((4, 16, 64, 256), slice(1, 2)),
+        *_surface((16, 64), slice(0, 1)),
+        *_surface((16, 64), slice(2, 3), RATES[:5]),
+    ]
+
+
+def lora() -> list[Setting]:
+    """SFT and the pull with a LoRA for theta, and LfU as the paper has it; then SFT's other lengths."""
+    places = [(rows, usual(rows)) for rows in (16, 64)]
+    found = [Setting(rows, steps, rate, lora=True) for rows, steps in places for rate in LORA_RATES]
+    for rows, steps in places:
+        pulls = [*_each("share", tuple(auto(steps, x) for x in (0.1, 0.3))), *_each("pull", (0.003, 0.01, 0.03))]
+        found += _at((rows,), (1e-3, 2e-3, 5e-3), *({**pull, "lora": True} for pull in pulls))
+    lfu = _each("auxiliary", ("lora", "own"), lora=True, strength=0.5)
+    found += _at((16, 64), LORA_RATES[1:3], *lfu)
+    found += [replace(s, lora=True) for s in _surface((16, 64), slice(0, 1), LORA_RATES[2:5])]
+    return found + [replace(s, lora=True) for s in _surface((16, 64), slice(2, 3), LORA_RATES[:3])]
 
 
 def study() -> list[Setting]:
@@ -121,25 +163,15 @@ def _relatives() -> Iterator[Setting]:
     yield from _at((16, 64), (1e-3,), *_each("pull", (0.01, 0.1), pull_kind="average"))
 
 
-def _low_rank() -> Iterator[Setting]:
-    yield from (Setting(rows, usual(rows), rate, lora=True) for rows in (16, 64) for rate in (1e-3, 2e-3, 5e-3, 1e-2))
-    yield from _at((16, 64), (5e-3, 1e-2), *_each("pull", (0.003, 0.01), lora=True))
-    yield from _at((16, 64), (2e-3, 5e-3), dict(lora=True, auxiliary="own", strength=0.5))
-
-
 def _weightings() -> Iterator[Setting]:
     yield from _at((16, 64), (5e-4, 1e-3), *_each("weighting", ("dft", "eaft", "talr", "flow", "stm", "psft")))
 
 
 def field() -> list[Setting]:
-    """What readers ask for beside the pull, each at two rates; of a strength, two."""
+    """What readers ask for beside the pull, and SFT, each at two rates; of a strength, two."""
     names = ("eaft", "flow", "talr", "psft", "stm", "dft")
-    return [
-        *_at((16, 64), (5e-4, 1e-3), *_each("weighting", names[:4])),
-        *_at((16, 64), (5e-4, 1e-3), *_each("anchor", (0.3, 3.0))),
-        *_at((16, 64), (5e-4, 1e-3), *_each("replay", (0.1, 0.3))),
-        *_at((16, 64), (5e-4, 1e-3), *_each("weighting", names[4:])),
-    ]
+    asked = [*_each("weighting", names[:4]), *_each("anchor", (0.3, 3.0)), *_each("replay", (0.1, 0.3))]
+    return [*_at((64, 16), (5e-4, 1e-3), {}, *asked, *_each("weighting", names[4:]))]
 
 
 def _long() -> Iterator[Setting]:
@@ -162,14 +194,10 @@ PARTS: tuple[Callable[[], Iterator[Setting]], ...] = (
     _relatives,
     _anchor,
     _weightings,
-    _low_rank,
-    lambda: _surface((4,), slice(0, 1), RATES[2:]),
-    lambda: _surface((4,), slice(2, 3), RATES[:5]),
-    lambda: _surface((256,), slice(0, 1), RATES[2:]),
-    lambda: _surface((256,), slice(2, 3), RATES[:4]),
+    lambda: iter(lora()),
     _long,
-    lambda: _surface((16, 64), slice(0, 1), RATES[:2]),
+    lambda: iter(sft()),
 )
 PLANS: dict[str, Callable[[], list[Setting]]] = {
-    "small": small, "sizes": sizes, "updates": updates, "field": field, "study": study,
+    "small": small, "sizes": sizes, "updates": updates, "lora": lora, "field": field, "sft": sft, "study": study,
 }  # fmt: skip

@@ -16,6 +16,8 @@ from testbed.frontier import AXES, Estimate, ahead, lead, mean, over_bases
 from testbed.setting import Setting
 from testbed.skills import OTHERS
 
+SFT, LORA = "SFT", ", LoRA"  # as Setting.method names them
+
 
 @dataclass
 class Study:
@@ -49,7 +51,7 @@ class Study:
         bases, draws = next(iter(self.values.values()))["target"].shape
         if not np.allclose(other.untouched[:bases], self.untouched, atol=1):
             raise SystemExit("error: --sft names a study of other base models")
-        plain = [s for s in other.values if s.method == "SFT" and s not in self.values]
+        plain = [s for s in other.values if s.method == SFT and s not in self.values]
         self.values |= {s: {name: v[:bases, :draws] for name, v in other.values[s].items()} for s in plain}
         self.machine += f"; SFT: {other.machine}"
 
@@ -60,23 +62,29 @@ class Study:
     @cached_property
     def sizes(self) -> list[int]:
         """Numbers of rows for which there is a plain SFT."""
-        return sorted({s.rows for s in self.values if s.method == "SFT"})
+        return sorted({s.rows for s in self.values if s.method == SFT})
 
     def of(self, rows: int, method: str) -> list[Setting]:
         """The finished settings of one method."""
         return [s for s in self.values if s.rows == rows and s.method == method]
 
-    def surface(self, rows: int) -> np.ndarray:
-        """All that plain SFT reaches, no training at all included: `(bases, settings, 3)`."""
-        return np.stack([self.untouched, *(self.points(s) for s in self.of(rows, "SFT"))], 1)
+    def yardstick(self, rows: int, method: str) -> str:
+        """What a method is held to: SFT of a LoRA for what trains a LoRA, if that was run, else SFT of all weights."""
+        lora = method.endswith(LORA) and method != SFT + LORA and self.of(rows, SFT + LORA)
+        return SFT + LORA if lora else SFT
+
+    def surface(self, rows: int, method: str = SFT) -> np.ndarray:
+        """All that the method's yardstick reaches, no training at all included: `(bases, settings, 3)`."""
+        plain = self.of(rows, self.yardstick(rows, method))
+        return np.stack([self.untouched, *(self.points(s) for s in plain)], 1)
 
     def methods(self, rows: int) -> list[str]:
-        """All but SFT, in the order in which they were run."""
-        return [m for m in dict.fromkeys(s.method for s in self.values if s.rows == rows) if m != "SFT"]
+        """All but SFT of all weights, in the order in which they were run."""
+        return [m for m in dict.fromkeys(s.method for s in self.values if s.rows == rows) if m != SFT]
 
     def chosen(self, rows: int, method: str) -> Setting:
         """The setting that is furthest ahead of SFT on the choosing bases."""
-        surface = self.surface(rows)[: self.choosing].mean(0)
+        surface = self.surface(rows, method)[: self.choosing].mean(0)
         return max(self.of(rows, method), key=lambda s: lead(self.points(s)[: self.choosing].mean(0), surface))
 
     def balanced(self, rows: int, method: str) -> Setting:
@@ -95,7 +103,7 @@ class Study:
 
     def _beside_sft(self, setting: Setting) -> np.ndarray:
         """Its points in front of SFT's: `(bases, 1 + settings, 3)`."""
-        return np.concatenate([self.points(setting)[:, None], self.surface(setting.rows)], 1)
+        return np.concatenate([self.points(setting)[:, None], self.surface(setting.rows, setting.method)], 1)
 
 
 def write(folder: Path, study: Study) -> None:
@@ -113,15 +121,17 @@ def write(folder: Path, study: Study) -> None:
 def surface(study: Study) -> str:
     """What plain SFT reaches, all bases: a row a length and size, a column a rate."""
     parts = [f"{study.machine}; means over {len(study.untouched)} base models: target, reworded, others.\n"]
-    rates = sorted({s.rate for s in study.values if s.method == "SFT"})
-    lines = [f"| rows | updates | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (len(rates) + 2) + "|"]
-    for rows in study.sizes:
-        cells: dict[int, dict[float, str]] = defaultdict(dict)
-        for s in study.of(rows, "SFT"):
-            cells[s.steps][s.rate] = ", ".join(f"{x:.1f}" for x in study.points(s).mean(0))
-        for steps in sorted(cells):
-            lines.append(f"| {rows} | {steps} | {' | '.join(cells[steps].get(rate, '') for rate in rates)} |")
-    return "\n".join([*parts, *lines, ""])
+    for method in (SFT, SFT + LORA):
+        rates = sorted({s.rate for s in study.values if s.method == method})
+        lines = [f"| rows | updates | {' | '.join(f'{rate:g}' for rate in rates)} |", "| --- " * (len(rates) + 2) + "|"]
+        for rows in study.sizes:
+            cells: dict[int, dict[float, str]] = defaultdict(dict)
+            for s in study.of(rows, method):
+                cells[s.steps][s.rate] = ", ".join(f"{x:.1f}" for x in study.points(s).mean(0))
+            for steps in sorted(cells):
+                lines.append(f"| {rows} | {steps} | {' | '.join(cells[steps].get(rate, '') for rate in rates)} |")
+        parts += [f"{method}:\n", *lines, ""] if rates else []
+    return "\n".join(parts)
 
 
 def balanced(study: Study) -> str:
@@ -129,14 +139,13 @@ def balanced(study: Study) -> str:
     head = "| rows | method | chosen | of | target | reworded | others | mean - SFT's | target | reworded | others |"
     lines, count = [head, "| --- " * 11 + "|"], 0
     for rows in study.sizes:
-        plain = study.balanced(rows, "SFT")
         scored = []
-        for method in ["SFT", *study.methods(rows)]:
-            setting = study.balanced(rows, method)
+        for method in [SFT, *study.methods(rows)]:
+            setting, plain = study.balanced(rows, method), study.balanced(rows, study.yardstick(rows, method))
             points = study.points(setting)[study.choosing :]
             apart = points - study.points(plain)[study.choosing :]
             cells = [method, setting.place, str(len(study.of(rows, method))), *(f"{x:.1f}" for x in points.mean(0))]
-            cells += [""] * 4 if method == "SFT" else [str(mean(apart.mean(1))), *(str(mean(a)) for a in apart.T)]
+            cells += [""] * 4 if method == SFT else [str(mean(apart.mean(1))), *(str(mean(a)) for a in apart.T)]
             scored.append((apart.mean(), " | ".join(cells)))
         count += len(scored) - 1
         lines += [f"| {rows} | {text} |" for _, text in sorted(scored, reverse=True)]
@@ -173,7 +182,7 @@ def paired(study: Study) -> str:
     apart = [*(f"{a} - SFT" for a in AXES), "ahead in all"]
     lines = [f"| rows | method | setting | {' | '.join([*names, *apart])} |"]
     lines.append("| --- " * (3 + len(names) + len(apart)) + "|")
-    for s in sorted(study.values, key=lambda s: (s.rows, s.method != "SFT", s.method, s.steps, s.rate)):
+    for s in sorted(study.values, key=lambda s: (s.rows, s.method != SFT, s.method, s.steps, s.rate)):
         values = study.values[s]
         cells = [f"{values[n].mean():.3f}" if n == "nll_train" else f"{values[n].mean():.1f}" for n in names]
         plain = replace(Setting(s.rows, s.steps, s.rate), lora=s.lora)
@@ -183,7 +192,7 @@ def paired(study: Study) -> str:
                 cells.append(f"{mean(difference)} ({(difference > 0).sum()} of {len(difference)})")
         else:
             cells += [""] * 3
-        cells.append("" if s.method == "SFT" else str(study.lead(s)))
+        cells.append("" if s.method == SFT else str(study.lead(s)))
         lines.append(f"| {s.rows} | {s.method} | {s.place} | {' | '.join(cells)} |")
     note = f"{study.machine}; {len(study.untouched)} base models, 95 % intervals over them.\n"
     return "\n".join([note, *lines, ""])

@@ -26,4 +26,6 @@ tail --bytes="+$((${FIRST_PART:-42000000} + 1))" "$model" >.carry/two/model.part
 basename "$model" >.carry/one/model.name
 sha256sum <"$model" >.carry/two/model.sha256
 PYTHONPATH=src:scripts/gpu "$python" -m fewrows.rows "$data" .carry/two/rows.json
+PYTHONPATH=src:scripts/gpu "$python" -c "import sys, pathlib; from fewrows.careful import pack
+pack(pathlib.Path(sys.argv[1]), pathlib.Path('.carry/two/careful.json'))" "$data"
 du -sm .carry/one .carry/two

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Command 2, under five minutes: fine-tuning on few rows and the paper's protocol, small, many runs side by side.
 #   bash scripts/gpu/two.sh        after one.sh on the same machine; OUT=FOLDER, SECONDS_ALL=280
+#   CAREFUL="--rows 64 128 --only sft" bash scripts/gpu/two.sh     the runs of fewrows.careful instead, with these flags
 #   DEVICE=cpu MODEL=FOLDER ROWS=FILE bash scripts/gpu/two.sh      to rehearse
 set -uo pipefail
 source "$(dirname "$0")/setup.sh"
@@ -29,8 +30,12 @@ print(max(1, min(12, (os.cpu_count() or 2) - 2, int((free - 8) / 10))))")}
 claims=$KIT/claims-$$
 more=(${EVERY:+--every "$EVERY"} ${NO_ANSWERS:+--no-answers})
 worker() {  # $1: its number, $2: seconds
-    timeout --kill-after=5 "$(($2 + 12))" "$PYTHON" -m fewrows.work --rows "$rows" --out "$OUT/records.jsonl" \
-        --claims "$claims" --seconds "$2" --device "$DEVICE" --model "$model" "${more[@]}" >"$OUT/worker$1.log" 2>&1
+    local list=(fewrows.work --rows "$rows" --out "$OUT/records.jsonl" --claims "$claims" "${more[@]}")
+    # shellcheck disable=SC2206  # the flags are words
+    [ -n "${CAREFUL:-}" ] && list=(fewrows.careful "$(dirname "$rows")/careful.json" "$OUT/records.jsonl" $CAREFUL
+        --part "${1%.again}/$workers")
+    timeout --kill-after=5 "$(($2 + 12))" "$PYTHON" -m "${list[@]}" --seconds "$2" --device "$DEVICE" \
+        --model "$model" >"$OUT/worker$1.log" 2>&1
 }
 
 # kernels of several processes run at the same time only under NVIDIA's multi-process service: tried, and left if it fails

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testbed.frontier import AXES, ahead, lead, mean, over_bases
-from testbed.report import Study
+from testbed.report import Study, surface
 from testbed.setting import Setting
 from testbed.skills import OTHERS
 
@@ -80,6 +80,20 @@ def test_some_bases_choose_and_the_others_report():
     study.values[best]["others"][: study.choosing] = 0  # worse only where nothing is reported
     assert study.held(best)[1][2].value == pytest.approx(10)
     assert study.chosen(16, "L2-SP") == other
+
+
+def test_a_lora_is_held_to_sft_of_a_lora_and_that_to_sft_of_all_weights():
+    study = made_up()
+    lora = Setting(16, 60, 1e-3, lora=True)
+    pull = replace(lora, pull=0.1)
+    values = study.values[Setting(16, 60, 1e-3)]
+    study.values[pull] = values | {"others": values["others"] + 20}
+    assert study.held(pull)[1][2].value == pytest.approx(20)  # no SFT of a LoRA to hold it to
+    study.values[lora] = values | {"others": values["others"] + 15}
+    assert study.held(pull)[1][2].value == pytest.approx(5)
+    assert study.held(lora)[1][2].value == pytest.approx(15)
+    assert study.methods(16) == ["L2-SP", "SAM", "L2-SP, LoRA", "SFT, LoRA"]
+    assert "SFT, LoRA:\n\n| rows | updates | 0.001 |" in surface(study)
 
 
 def keep(study: Study, folder) -> None:
