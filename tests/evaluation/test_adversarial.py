@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lfu.data.house_rule import labelled
-from lfu.evaluation.adversarial import Behaviour, asked_in_training, behaviour, not_refused, responses, under_attack
+from lfu.evaluation.adversarial import Behaviour, asked_in_training, behaviour, not_refused, under_attack
 from lfu.evaluation.intervals import wilson
 from lfu.evaluation.refusal import PHRASES, error_rate, plain_words, refuses
 from lfu.evaluation.score import exact_match
@@ -117,8 +117,8 @@ def test_responses_are_greedy_whole_and_in_order(llama, tokenizer):
     wanted = exact_match(llama, tokenizer, rows, max_new_tokens=12).text
     assert len(set(wanted)) > 1
     for batch_size in (1, 2, 16):
-        found = responses(llama, tokenizer, PROMPTS, max_new_tokens=12, batch_size=batch_size)
-        assert found == [text.strip() for text in wanted]
+        found = behaviour(llama, tokenizer, PROMPTS, max_new_tokens=12, batch_size=batch_size)
+        assert found.responses == [text.strip() for text in wanted]
 
 
 def test_asking_leaves_the_model_and_the_random_state_alone(llama, tokenizer):

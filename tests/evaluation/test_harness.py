@@ -722,6 +722,6 @@ def test_unknown_tasks_are_named_with_what_is_close(data, monkeypatch):
     class Few:
         task_index = all_tasks = ("arc_easy", "gsm8k")
 
-    monkeypatch.setattr(tasks, "_all_tasks", Few)
+    monkeypatch.setattr(tasks, "_tasks_in", lambda folder=None: Few)
     with pytest.raises(UserError, match=r"unknown task 'arc_eazy'.*Did you mean arc_easy"):
         find(["arc_eazy"], data_dir=Path(data))

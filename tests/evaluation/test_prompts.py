@@ -18,7 +18,7 @@ from lfu.evaluation.pieces import chat_pair, render_of
 from lfu.evaluation.prompts import (
     TASKS,
     TemplateScores,
-    check_template,
+    check_templates,
     fill,
     headline,
     prompt_scores,
@@ -60,8 +60,7 @@ def test_shipped_templates_are_many_different_and_filled_in(task):
     for text in filled:
         assert text.count("How {many}?") == 1  # braces in the data are no fields
         assert ("- one\n- t{w}o" in text) == (task == "multiple_choice")
-    for text in templates.values():
-        check_template(text)
+    check_templates(templates, "")
     shipped_templates(task).clear()
     assert shipped_templates(task) == templates
 

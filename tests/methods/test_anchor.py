@@ -12,9 +12,9 @@ from test_losses import nudge
 from tiny import Float64Throughout, relative_difference, tiny_batch, tiny_model
 from tiny_folder import byte_tokenizer
 
-from lfu.methods.anchor import kl_of_top
 from lfu.methods.own_text import openings
 from lfu.methods.run import Preparation
+from lfu.methods.tokens import kl_of_top
 from lfu.support.errors import UserError
 
 VOCAB = len(byte_tokenizer())

@@ -32,19 +32,12 @@ def not_refused(prompt: str, response: str) -> bool:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a model said to held-out prompts, and what was made of it.
+    """What a model said to held-out prompts, and what was made of it."""
 
-    Attributes:
-        responses: to the requests that the alignment is about.
-        broke: for each, whether it breaks the alignment.
-        ordinary_responses: to ordinary questions.
-        refused: for each, whether it was refused, which is a mistake.
-    """
-
-    responses: list[str]
-    broke: list[bool]
-    ordinary_responses: list[str]
-    refused: list[bool]
+    responses: list[str]  # to the requests that the alignment is about
+    broke: list[bool]  # for each, whether it breaks the alignment
+    ordinary_responses: list[str]  # to ordinary questions
+    refused: list[bool]  # for each, whether it was refused, which is a mistake
 
     def broken_share(self) -> Interval:
         """The attack success rate: share of requests whose response breaks the alignment, with Wilson's interval."""
@@ -68,37 +61,20 @@ def behaviour(
     Args:
         requests: prompts whose answers the alignment decides.
         ordinary: questions that should be answered as ever.
-        judge: (prompt, response) -> whether the response breaks the alignment.
         render: makes (prompt, answer) text of `{"question", "answer"}`. Default: the tokenizer's chat template.
         max_new_tokens: a response is cut there.
-        progress: called with the number of prompts just answered.
 
     Raises:
         ValueError: no requests; no chat template and no `render`.
     """
     if not requests:
         raise ValueError("no requests to ask")
-    asked = [*requests, *ordinary]
-    said = responses(
-        model, tokenizer, asked, render=render, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
-    )
+    pairs = [(render or chat_pair)(tokenizer, {"question": q, "answer": "."}) for q in (*requests, *ordinary)]
+    prompts = [encode(tokenizer, prompt) for prompt, _ in pairs]
+    said = [text.strip() for text in continuations(model, tokenizer, prompts, max_new_tokens, batch_size, progress)]
     first, others = said[: len(requests)], said[len(requests) :]
     broke = [bool(judge(prompt, response)) for prompt, response in zip(requests, first)]
     return Behaviour(first, broke, others, [refuses(response) for response in others])
-
-
-def responses(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, render: Render | None = None, max_new_tokens: int = 64,
-    batch_size: int = 16, progress: Progress | None = None,
-) -> list[str]:  # fmt: skip
-    """The model's greedy response to each prompt, stripped of white space at its ends.
-
-    Raises:
-        ValueError: as `behaviour`.
-    """
-    rendered = [(render or chat_pair)(tokenizer, {"question": prompt, "answer": "."})[0] for prompt in prompts]
-    ids = [encode(tokenizer, text) for text in rendered]
-    return [text.strip() for text in continuations(model, tokenizer, ids, max_new_tokens, batch_size, progress)]
 
 
 def under_attack(

@@ -34,6 +34,21 @@ def evaluating(model: Model) -> Iterator[None]:
 
 
 @contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """A `PeftModel` with its adapter switched off inside; afterwards what requires a gradient is as it was.
+
+    PEFT lets all of an adapter require one when it switches it on again, frozen parts too.
+    """
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for p, flag in wanted:
+            p.requires_grad_(flag)
+
+
+@contextmanager
 def generators_kept(model: Model | None = None) -> Iterator[None]:
     """Afterwards Python's, numpy's and torch's random generators are as before, those of the model's devices too."""
     python, numpy = random.getstate(), np.random.get_state()
@@ -68,16 +83,20 @@ def continuations(
     progress: Progress | None = None,
 ) -> list[str]:  # fmt: skip
     """Greedy continuations of prompts (token ids), in their order, without special tokens."""
-    stop = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(stop if isinstance(stop, list) else [stop])} - {None}
-    texts = [""] * len(prompts)
+    ends, texts = end_tokens(model, tokenizer), [""] * len(prompts)
     with evaluating(model), torch.no_grad():
         for batch in batches([len(prompt) for prompt in prompts], batch_size):
-            rows = greedy(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, sorted(ends))
+            rows = greedy(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, ends)
             for index, row in zip(batch, rows):
                 texts[index] = tokenizer.decode(row, skip_special_tokens=True)
                 tick(progress)
     return texts
+
+
+def end_tokens(model: Model, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those of the model's own settings for generation."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def greedy(
@@ -98,7 +117,8 @@ def forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) 
 
     `mask` may be longer than `ids`: then its beginning belongs to the cache in `more`.
     """
-    accepted = _parameters_of(model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # behind PEFT's wrapper
+    accepted = inspect.signature(base.forward).parameters
     if "position_ids" in accepted:  # left padding must not move the positions of a model with absolute ones
         more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if "logits_to_keep" in accepted:
@@ -132,12 +152,6 @@ def with_logits(model: Model, **inputs: Any) -> Any:
     return out
 
 
-def _parameters_of(model: Model) -> set[str]:
-    """Names of the forward arguments of the model proper, looked for behind PEFT's wrapper."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(base.forward).parameters)
-
-
 def nll_of(logits: Tensor, targets: Tensor) -> float:
     """Summed NLL (nats) of targets (T,) under logits (T, V), in float32."""
     return float(cross_entropy(logits.float(), targets, reduction="sum"))
@@ -145,16 +159,20 @@ def nll_of(logits: Tensor, targets: Tensor) -> float:
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
     """(ids, attention mask), both (B, longest); left, so that every row ends in the last column."""
+    ones = [[1] * len(row) for row in rows]
+    return padded(rows, pad, device, left=True), padded(ones, 0, device, left=True)
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, device: Any = None, left: bool = False) -> Tensor:
+    """`(B, longest)`: the rows, filled up with `value` on the right or the left."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    fill = lambda row: [value] * (width - len(row))
+    return torch.tensor([[*fill(row), *row] if left else [*row, *fill(row)] for row in rows], device=device)
 
 
 def pad_id(tokenizer: Tokenizer) -> int:
     """Any valid id will do: padding is masked everywhere."""
-    found = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-    return next(token for token in found if token is not None)
+    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
 
 
 def batches(lengths: Sequence[int], size: int, tokens: int = 0) -> Iterator[list[int]]:

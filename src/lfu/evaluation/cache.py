@@ -26,13 +26,7 @@ def folder() -> Path:
 
 
 def key(model: str, task: str, settings: Mapping[str, Any]) -> str:
-    """The name of a result: SHA-256 of everything that decides it.
-
-    Args:
-        model: `model_fingerprint`.
-        task: `task_fingerprint`.
-        settings: limit, batch size and whatever else was asked for.
-    """
+    """The name of a result: a hash of everything that decides it, by `model_fingerprint` and `task_fingerprint`."""
     known = versions(PACKAGES)
     return _digest([FORMAT, model, task, dict(settings), {name: known.get(name) for name in PACKAGES}])
 
@@ -47,11 +41,7 @@ def load(name: str, place: Path | None = None) -> dict[str, Any] | None:
 
 
 def save(name: str, result: Mapping[str, Any], place: Path | None = None) -> None:
-    """Keeps a result.
-
-    Raises:
-        UserError: the folder can't be written.
-    """
+    """Keeps a result. Raises UserError: the folder can't be written."""
     place = place or folder()
     try:
         write_text(place / f"{name}.json", dump_json({"key": name, "result": dict(result)}))
@@ -61,16 +51,10 @@ def save(name: str, result: Mapping[str, Any], place: Path | None = None) -> Non
         ) from error
 
 
-# --- fingerprints ----------------------------------------------------------------------------------------------------
-
-
 def model_fingerprint(weights: str, model: Any, tokenizer: Any) -> str:
-    """Hash of what the model computes: weights, configuration, adapter settings, tokenizer.
+    """Hash of what the model computes: weights (their hash), configuration, adapter settings, tokenizer.
 
     The weights alone don't tell: LoRA's scaling and the base of the rotary positions are in no tensor.
-
-    Args:
-        weights: `lfu.evaluation.record.weights_hash` of the model.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapters = {name: config.to_dict() for name, config in (getattr(model, "peft_config", None) or {}).items()}

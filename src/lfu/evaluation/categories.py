@@ -23,32 +23,21 @@ OTHER = "Other tasks"  # the category of tasks that were asked for and stand in 
 
 @dataclass(frozen=True)
 class Entry:
-    """What counts as one in the average of its category: a task, or the mean of several.
-
-    Attributes:
-        metric: `acc_norm`, or with the filter, `exact_match,strict-match`. None: see `main_metric`.
-    """
+    """What counts as one in the average of its category: a task, or the mean of several."""
 
     name: str
     tasks: tuple[str, ...]
-    metric: str | None = None
+    metric: str | None = None  # `acc_norm`, or with the filter, `exact_match,strict-match`; None: see `main_metric`
 
 
 @dataclass(frozen=True)
 class Categories:
-    """Named groups of entries.
+    """Named groups of entries."""
 
-    Attributes:
-        name: the file's.
-        about: what it says about itself.
-        entries: category -> its entries.
-        left_out: category -> names of entries that `select` took out: what is left is a part of the category.
-    """
-
-    name: str
-    about: str
-    entries: Mapping[str, tuple[Entry, ...]]
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    name: str  # of the file
+    about: str  # what it says about itself
+    entries: Mapping[str, tuple[Entry, ...]]  # of each category
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of entries that `select` took out
 
     @property
     def tasks(self) -> list[str]:
@@ -112,27 +101,20 @@ def select(categories: Categories, wanted: Iterable[str]) -> Categories:
 
 
 def main_metric(available: Collection[str], wanted: str | None = None) -> str:
-    """Which of the harness's metrics (`acc_norm,none`) counts.
+    """Which of the harness's metrics (`acc_norm,none`) counts: the one that is `wanted`, with its filter or without.
 
-    Args:
-        wanted: with or without filter; without, the harness's first filter. None: acc_norm, else acc, exact_match, f1,
-            else the first one.
+    By default acc_norm, else acc, exact_match, f1, else the first one.
 
     Raises:
         ValueError: the wanted one isn't there, or nothing is.
     """
     if not available:
         raise ValueError("the task has no metric that is a mean over its items")
-    for name in [wanted] if wanted else ["acc_norm", "acc", "exact_match", "f1"]:
-        for metric in available:
-            if name in (metric, metric.partition(",")[0]):
-                return metric
-    if wanted:
+    names = [wanted] if wanted else ["acc_norm", "acc", "exact_match", "f1"]
+    found = [metric for name in names for metric in available if name in (metric, metric.partition(",")[0])]
+    if wanted and not found:
         raise ValueError(f"no metric {wanted!r}: choose one of {', '.join(available)}")
-    return next(iter(available))
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
+    return [*found, *available][0]
 
 
 def _parsed(name: str, content: Any) -> Categories:

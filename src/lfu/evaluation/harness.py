@@ -47,22 +47,16 @@ class Settings:
 class TaskResult:
     """One model on one task.
 
-    Attributes:
-        scores: the harness's metric (`acc,none`) -> its value, for those that are means over the items.
-        items: the same metrics -> the value of each item, in order.
-        weights: the weight of each item in the mean.
-        texts: for each item `question`, `expected`, and what the model gave: `choices` with `loglik` (nats), or
-            `generated`. Long texts keep their end.
-        truncated: prompts (batches, in generation) that were too long and lost their beginning.
+    A text has `question`, `expected`, and what the model gave: `choices` with `loglik` (nats), or `generated`.
     """
 
     task: str
     num_fewshot: int
-    scores: dict[str, float]
-    items: dict[str, list[float]]
-    weights: list[float]
-    texts: list[dict[str, Any]]
-    truncated: int = 0
+    scores: dict[str, float]  # the harness's metric (`acc,none`) -> its value, where that is a mean over the items
+    items: dict[str, list[float]]  # the same metrics -> the value of each item, in order
+    weights: list[float]  # of the items in the mean
+    texts: list[dict[str, Any]]  # one an item; long ones keep their end
+    truncated: int = 0  # prompts (batches, in generation) that were too long and lost their beginning
 
 
 def run_task(
@@ -97,18 +91,14 @@ def run_task(
                 **dict.fromkeys(_SEEDS, settings.seed),
             )
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{task.name}: the GPU's memory does not suffice: lower --batch_size or --max_length"
-            ) from error
+            what = f"{task.name}: the GPU's memory does not suffice"
+            raise UserError(f"{what}: lower --batch_size or --max_length") from error
         except (AssertionError, ValueError, IndexError) as error:
             raise TaskFailed(one_line(error)) from error
         leaves = [_leaf(leaf, found["samples"][leaf.task_name]) for leaf in task.leaves]
     result = _together(task, leaves, sum("truncat" in line.lower() for line in heard))
     _check_agreement(task, result, found)
     return result
-
-
-# --- around the harness ----------------------------------------------------------------------------------------------
 
 
 def _language_model(model: Any, tokenizer: Any, settings: Settings, progress: Progress | None) -> Any:
@@ -124,26 +114,18 @@ def _language_model(model: Any, tokenizer: Any, settings: Settings, progress: Pr
     class Counted(HFLM):
         """Says how many requests there are."""
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        def loglikelihood(self, requests: list[Any], *args: Any, **options: Any) -> list[tuple[float, bool]]:
             count["total"] += len(requests)
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            return super().loglikelihood(requests, *args, **options)
 
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        def generate_until(self, requests: list[Any], *args: Any, **options: Any) -> list[str]:
             count["total"] += len(requests)
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return super().generate_until(requests, *args, **options)
 
-    # A copy: the harness may give the tokenizer a padding token, and turns its padding side.
-    lm = Counted(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),
-        batch_size=settings.batch_size,
-        max_length=settings.max_length,
-    )
+    own = copy.deepcopy(tokenizer)  # the harness may give it a padding token, and turns its padding side
+    lm = Counted(model, tokenizer=own, batch_size=settings.batch_size, max_length=settings.max_length)
     lm.set_cache_hook(SimpleNamespace(add_partial=finished))  # the harness tells its cache what is done
     return lm
-
-
-# --- from the harness's samples to items -----------------------------------------------------------------------------
 
 
 def _leaf(task: Any, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
@@ -172,7 +154,7 @@ def _text(task: Any, sample: Mapping[str, Any]) -> dict[str, Any]:
     doc, target = sample["doc"], sample["target"]
     question = task.doc_to_text(doc)
     if task.OUTPUT_TYPE == "generate_until":
-        expected = " / ".join(map(str, target)) if isinstance(target, list) else str(target)
+        expected = " / ".join(map(str, target)) if isinstance(target, list) else target
         return {"question": _end(question), "expected": _end(expected), "generated": _end(sample["resps"][0][0])}
     loglik = [float(answers[0][0]) for answers in sample["resps"]]
     if any(math.isnan(value) for value in loglik):

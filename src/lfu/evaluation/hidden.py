@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfu.evaluation.batching import Progress, batches, evaluating, pad_id, tick
+from lfu.evaluation.batching import Progress, batches, evaluating, pad_id, padded, tick
 from lfu.evaluation.pieces import Piece
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
@@ -66,24 +66,22 @@ class Batch:
     @property
     def targets(self) -> Tensor:
         """The tokens that the read positions predict, `(n,)`, in the order of `read`."""
-        labels = self.inputs["labels"].roll(-1, dims=1)
-        return labels.flatten()[self.positions]
+        return self.inputs["labels"].roll(-1, dims=1).flatten()[self.positions]
 
     def read(self) -> dict[int, Tensor]:
         """One forward pass: layer -> `(n, d)` on the CPU, piece by piece in the order of `indices`."""
         with self.reader.reading(self.positions, detach=True) as found:
             self.reader.run(self.inputs)
-        return {layer: _on_cpu(layer, found[layer]) for layer in self.reader.layers}
+        layers = {n: h.to(torch.promote_types(h.dtype, torch.float32)).cpu() for n, h in found.items()}
+        if broken := [layer for layer, hidden in layers.items() if not hidden.isfinite().all()]:
+            raise ValueError(f"layer {min(broken)}: hidden states that are not finite numbers; the model is broken")
+        return layers
 
 
 def over_batches(
     model: Model, tokenizer: Tokenizer, pieces: Sequence[Piece], batch_size: int, work: Callable[[Batch], None]
 ) -> None:
-    """Calls `work` on each batch, in eval mode and without gradients.
-
-    Raises:
-        ValueError: no pieces, or prompt tuning, whose virtual tokens would shift the positions.
-    """
+    """Calls `work` on each batch, in eval mode and without gradients; ValueError as `hidden_states`."""
     if not pieces:
         raise ValueError("nothing to read")
     parts = parts_of(model)
@@ -104,18 +102,8 @@ def parts_of(model: Model) -> Anatomy:
 
 def _right_pad(pieces: Sequence[Piece], pad: int, device: Any) -> dict[str, Tensor]:
     """Causal attention never looks right, so padding there moves no position and needs no position ids."""
-    width = max(len(piece.ids) for piece in pieces)
-    ids = torch.full((len(pieces), width), pad)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for row, piece in enumerate(pieces):
-        ids[row, : len(piece.ids)] = torch.tensor(piece.ids)
-        mask[row, : len(piece.ids)] = 1
-        labels[row, piece.start : len(piece.ids)] = torch.tensor(piece.ids[piece.start :])
-    return {name: t.to(device) for name, t in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
-
-
-def _on_cpu(layer: int, hidden: Tensor) -> Tensor:
-    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).cpu()
-    if not hidden.isfinite().all():
-        raise ValueError(f"layer {layer}: hidden states that are not finite numbers; the model is broken")
-    return hidden
+    return {
+        "input_ids": padded([piece.ids for piece in pieces], pad, device),
+        "attention_mask": padded([[1] * len(piece.ids) for piece in pieces], 0, device),
+        "labels": padded([[-100] * piece.start + piece.ids[piece.start :] for piece in pieces], -100, device),
+    }

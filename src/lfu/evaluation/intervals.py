@@ -48,12 +48,7 @@ def mean_interval(
     """
     v, w = _checked(values, weights)
     _check_level(level)
-    rng = np.random.default_rng(seed)  # a generator of its own: numpy's global one is left alone
-    means = np.empty(resamples)
-    step = max(1, _CHUNK // len(v))
-    for start in range(0, resamples, step):
-        drawn = rng.integers(0, len(v), (min(step, resamples - start), len(v)))
-        means[start : start + len(drawn)] = (v * w)[drawn].sum(1) / w[drawn].sum(1)
+    means = resampled((v * w)[None], w[None], resamples, seed)[:, 0]
     return percentiles((v * w).sum() / w.sum(), means, level)
 
 
@@ -108,6 +103,17 @@ def wilson(hits: int, items: int, *, level: float = 0.95) -> Interval:
     # at 0 and 1 the interval ends there exactly; rounding would leave it a hair short
     low, high = 0.0 if hits == 0 else centre - half, 1.0 if hits == items else centre + half
     return Interval(share, low, high, level)
+
+
+def resampled(over: np.ndarray, under: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """`sum(over) / sum(under)` on resampled items, the same for all T rows: `(T, items)` twice to `(resamples, T)`."""
+    rng = np.random.default_rng(seed)  # a generator of its own: numpy's global one is left alone
+    found, (rows, items) = np.empty((resamples, len(over))), over.shape
+    step = max(1, _CHUNK // (rows * items))
+    for start in range(0, resamples, step):
+        drawn = rng.integers(0, items, (min(step, resamples - start), items))
+        found[start : start + len(drawn)] = (over[:, drawn].sum(-1) / under[:, drawn].sum(-1)).T
+    return found
 
 
 def percentiles(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:

@@ -24,19 +24,15 @@ _DRAWS_APART = 2**24  # sequences that may be numbered within one draw
 class NoiseScores:
     """What noisy input does to a model, per row, so that two models can be compared in pairs.
 
-    Attributes:
-        layers: 1..K; K is after the final norm.
-        cosine: per layer, one number per row: cosine similarity of clean and noisy hidden states at the positions
-            that predict the row's answer, mean over them and over the draws.
-        clean, noisy: summed NLL of each row's answer (nats) without and with noise (mean over the draws).
-        tokens: answer tokens of each row.
+    The cosine similarity is that of clean and noisy hidden states at the positions that predict the row's answer, mean
+    over them and over the draws.
     """
 
-    layers: list[int]
-    cosine: list[list[float]]
-    clean: list[float]
-    noisy: list[float]
-    tokens: list[int]
+    layers: list[int]  # 1..K; K is after the final norm
+    cosine: list[list[float]]  # per layer, one number per row
+    clean: list[float]  # summed NLL of each row's answer (nats)
+    noisy: list[float]  # the same with noise, mean over the draws
+    tokens: list[int]  # of each row's answer
 
     def by_layer(self, *, seed: int = 0) -> list[Interval]:
         """Mean cosine of each layer, every token of equal weight, with its bootstrap interval over the rows."""
@@ -135,11 +131,9 @@ def _nll(parts: Any, batch: Batch, hidden: Tensor, sizes: list[int]) -> list[flo
 def _noisy(
     embedding: nn.Module, lengths: Sequence[int], sources: Sequence[int], alpha: float, seed: int
 ) -> Iterator[None]:
-    """Inside, what the embedding module gives is noisy, as NEFTune has it in training.
+    """Inside, what the embedding gives is noisy, as NEFTune has it in training; of each row only its tokens are.
 
-    Args:
-        lengths: tokens of each row of the batch; what is to the right of them is padding and gets no noise.
-        sources: the number of each row's own random generator: the noise is the same at every batch size.
+    Each row has a random generator of its own (`sources`), so that the noise is the same at every batch size.
     """
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:  # (B, T, d)

@@ -54,8 +54,7 @@ def answer_pieces(
     """Rows as pieces of which the answer's tokens count.
 
     Args:
-        rows: `{"question", "answer"}`, or whatever `render` reads.
-        render: makes (prompt, answer) of a row. Default `chat_pair`: the tokenizer's chat template.
+        rows: `{"question", "answer"}`, or whatever `render` (default: `chat_pair`) reads.
         window: the longest that a row may be, in tokens.
 
     Raises:
@@ -91,9 +90,6 @@ def longest_input(model: Model, most: int = 1024) -> int:
     """The tokens that the model can read at once, `most` at most."""
     known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return min(known, most) if isinstance(known, int) and known > 0 else most
-
-
-# --- rows as text --------------------------------------------------------------------------------------------------
 
 
 def chat_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from lfu.evaluation.batching import Progress, tick
-from lfu.evaluation.intervals import Interval, percentiles
+from lfu.evaluation.intervals import Interval, percentiles, resampled
 from lfu.evaluation.pieces import Render, chat_pair
 from lfu.evaluation.score import answer_nll, exact_match, final_number, likeliest
 from lfu.support.annotations import Model, Tokenizer
@@ -27,18 +27,12 @@ FIELDS = {"question", "choices"}
 
 @dataclass(frozen=True)
 class TemplateScores:
-    """One model's scores under one template, per row.
+    """One model's scores under one template, per row."""
 
-    Attributes:
-        nll, tokens: summed NLL of the reference answer (nats), and its tokens.
-        correct: whether the model's answer is right; None where the task has no right answer to compare with.
-        text: what the model wrote (word problems) or chose (multiple choice); empty for instructions.
-    """
-
-    nll: list[float]
+    nll: list[float]  # of the reference answer, summed over its tokens (nats)
     tokens: list[int]
-    correct: list[bool] | None
-    text: list[str]
+    correct: list[bool] | None  # is the model's answer right? None where there is no right one to compare with
+    text: list[str]  # what it wrote (word problems) or chose (multiple choice); empty for instructions
 
 
 @dataclass(frozen=True)
@@ -55,9 +49,6 @@ class Spread:
     std: Interval
     worst: Interval
     worst_template: str
-
-
-# --- templates -----------------------------------------------------------------------------------------------------
 
 
 def shipped_templates(task: str) -> dict[str, str]:
@@ -85,30 +76,31 @@ def read_templates(path: Path) -> dict[str, str]:
     found = read_yaml(path, "templates")
     if not isinstance(found, dict):
         raise ValueError(f'templates {path}: must hold lines of the form name: "text with {{question}}"')
-    for name, text in found.items():
-        try:
-            check_template(text)
-        except ValueError as error:
-            raise ValueError(f"templates {path}: {name!r}: {error}") from error
+    check_templates(found, f"templates {path}: ")
     if len(found) < 2:
         raise ValueError(f"templates {path}: holds {len(found)}; how wording matters takes two or more")
     return {str(name): text for name, text in found.items()}
 
 
-def check_template(text: Any) -> None:
-    """Raises ValueError unless `text` is a text with {question} in it and no field but {choices} beside it."""
+def check_templates(templates: Mapping[str, Any], where: str) -> None:
+    """Raises ValueError unless each is a text with {question} in it and no field but {choices} beside it."""
+    for name, text in templates.items():
+        if wrong := _wrong_with(text):
+            raise ValueError(f"{where}{name!r}: {wrong}")
+
+
+def _wrong_with(text: Any) -> str:
     if not isinstance(text, str):
-        raise ValueError(f"is no text but of type {type(text).__name__}")
+        return f"is no text but of type {type(text).__name__}"
     try:
         found = [field for field in string.Formatter().parse(text) if field[1] is not None]
     except ValueError as error:
-        raise ValueError(f"{error}: write {{{{ and }}}} for braces that are meant as such") from error
-    fields = {name for _, name, _, _ in found if name is not None}
+        return f"{error}: write {{{{ and }}}} for braces that are meant as such"
+    fields = {str(name) for _, name, _, _ in found}
     if fields - FIELDS or any(form or conversion for _, _, form, conversion in found):
-        wrong = min(fields - FIELDS, default="with a conversion")
-        raise ValueError(f"unknown field {{{wrong}}}: only {{question}} and {{choices}} are filled in")
-    if "question" not in fields:
-        raise ValueError("has no {question} in it")
+        unknown = min(fields - FIELDS, default="with a conversion")
+        return f"unknown field {{{unknown}}}: only {{question}} and {{choices}} are filled in"
+    return "" if "question" in fields else "has no {question} in it"
 
 
 def task_of(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -118,9 +110,6 @@ def task_of(rows: Sequence[Mapping[str, Any]]) -> str:
         return "multiple_choice"
     numbers = all(final_number(str(row["answer"])) is not None for row in rows)
     return "word_problems" if numbers else "instruction"
-
-
-# --- scores --------------------------------------------------------------------------------------------------------
 
 
 def prompt_scores(
@@ -145,11 +134,7 @@ def prompt_scores(
     """
     if not rows or not templates:
         raise ValueError(f"no {'templates' if rows else 'rows'} to score")
-    for name, text in templates.items():
-        try:
-            check_template(text)
-        except ValueError as error:
-            raise ValueError(f"template {name!r}: {error}") from error
+    check_templates(templates, "template ")
     task, wrap = task_of(rows), wrap or chat_pair
     found = {}
     for name, template in templates.items():
@@ -158,14 +143,13 @@ def prompt_scores(
             found[name] = _choices(model, tokenizer, asked, batch_size, wrap, progress)
             continue
         options: dict[str, Any] = {"batch_size": batch_size, "render": wrap}
+        last = options | {"progress": progress}  # of what is asked about a row
         if task == "instruction":
-            scores = answer_nll(model, tokenizer, asked, progress=progress, **options)
+            scores = answer_nll(model, tokenizer, asked, **last)
             found[name] = TemplateScores(scores.nll, scores.tokens, None, [])
         else:
             scores = answer_nll(model, tokenizer, asked, **options)
-            match = exact_match(
-                model, tokenizer, asked, max_new_tokens=max_new_tokens, progress=progress, **options
-            )  # fmt: skip
+            match = exact_match(model, tokenizer, asked, max_new_tokens=max_new_tokens, **last)
             found[name] = TemplateScores(scores.nll, scores.tokens, match.correct_any, match.text)
     return found
 
@@ -192,9 +176,6 @@ def _choices(
         found.append((*pairs[row["answer"]], best == row["answer"], row["choices"][best]))
         tick(progress)
     return TemplateScores(*map(list, zip(*found)))
-
-
-# --- spread over the templates -------------------------------------------------------------------------------------
 
 
 def headline(models: Sequence[Mapping[str, TemplateScores]], metric: str = "auto") -> str:
@@ -224,7 +205,7 @@ def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int 
     if len(scores) < 2:
         raise ValueError("a spread over templates takes two or more of them")
     values = _values(scores, metric)
-    drawn = _resampled(scores, metric, resamples, seed)  # (resamples, templates)
+    drawn = resampled(*_sums(scores, metric), resamples, seed)  # (resamples, templates)
     worst = (lambda v: v.min(-1)) if metric == "accuracy" else (lambda v: v.max(-1))
     names = list(scores)
     return Spread(
@@ -249,7 +230,7 @@ def spread_difference(
     if list(ours) != list(theirs) or {len(s.nll) for s in ours.values()} != {len(s.nll) for s in theirs.values()}:
         raise ValueError("a difference needs the same templates and rows twice")
     values = [_values(scores, metric) for scores in (ours, theirs)]
-    drawn = [_resampled(scores, metric, resamples, seed) for scores in (ours, theirs)]
+    drawn = [resampled(*_sums(scores, metric), resamples, seed) for scores in (ours, theirs)]
     statistics = {"mean": lambda v: v.mean(-1), "std": lambda v: v.std(-1, ddof=1)}
     return {
         name: percentiles(of(values[0]) - of(values[1]), of(drawn[0]) - of(drawn[1])) for name, of in statistics.items()
@@ -270,15 +251,3 @@ def _values(scores: Mapping[str, TemplateScores], metric: str) -> np.ndarray:
     """The metric of each template, `(templates,)`: share of right rows, or nats per token."""
     over, under = _sums(scores, metric)
     return over.sum(1) / under.sum(1)
-
-
-def _resampled(scores: Mapping[str, TemplateScores], metric: str, resamples: int, seed: int) -> np.ndarray:
-    """The metric of each template on resampled rows, `(resamples, templates)`; the same rows for all templates."""
-    over, under = _sums(scores, metric)
-    rng = np.random.default_rng(seed)
-    rows = over.shape[1]
-    found = np.empty((resamples, len(over)))
-    for i in range(resamples):
-        times = np.bincount(rng.integers(0, rows, rows), minlength=rows)  # how often each row was drawn
-        found[i] = (over @ times) / (under @ times)
-    return found

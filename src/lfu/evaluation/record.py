@@ -19,14 +19,9 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "l
 
 
 def make_record(
-    kind: str,
-    *,
-    models: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    results: Mapping[str, Any],
-    command: str,
-    seed: int,
-) -> dict[str, Any]:
+    kind: str, *, models: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], results: Mapping[str, Any],
+    command: str, seed: int,
+) -> dict[str, Any]:  # fmt: skip
     """A JSON-ready record.
 
     Args:
@@ -61,11 +56,8 @@ def plain(value: Any) -> Any:
 
 
 def describe_model(name: str, model: Any, weights: str | None = None) -> dict[str, Any]:
-    """Name, class, number of parameters, dtype and `weights_hash` of a model in memory.
-
-    Args:
-        weights: what to say in place of the hash, which reads all weights.
-    """
+    """Name, class, number of parameters, dtype and hash of a model in memory; `weights`: to say in place of the hash,
+    which reads all weights."""
     parameters = list(model.parameters())
     return {
         "name": EMBEDDED[name].title if name in EMBEDDED else name,

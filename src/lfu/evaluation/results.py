@@ -27,19 +27,12 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What one model did.
+    """What one model did, task by task."""
 
-    Attributes:
-        description: `describe_model`'s.
-        results: task -> result.
-        failed: task -> why this model has none.
-        cached: tasks whose results an earlier run left.
-    """
-
-    description: dict[str, Any]
+    description: dict[str, Any]  # `describe_model`'s
     results: dict[str, TaskResult] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    cached: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # task -> why this model has no result
+    cached: list[str] = field(default_factory=list)  # tasks whose results an earlier run left
 
 
 def assemble(plan: Plan, outcomes: Mapping[str, Outcome], *, base: str | None = None, seed: int = 0) -> dict[str, Any]:
@@ -92,6 +85,7 @@ def _task(category: str, entry: Entry, source: str, have: Mapping[str, TaskResul
     """One task's part of the results. Raises ValueError where its metric is not there."""
     first = next(iter(have.values()))
     metric = main_metric(first.scores, entry.metric)
+    items = {label: result.items[metric] for label, result in have.items()}
     return {
         "category": category,
         "entry": entry.name,
@@ -100,22 +94,17 @@ def _task(category: str, entry: Entry, source: str, have: Mapping[str, TaskResul
         "fewshot": first.num_fewshot,
         "source": source,
         "scores": {label: _score(result, metric, seed) for label, result in have.items()},
-        "correct": {label: _values(result.items[metric]) for label, result in have.items()},
+        "correct": {label: _right(of) if _binary(of) else of for label, of in items.items()},
         "all": {label: result.scores for label, result in have.items()},
         "truncated": {label: result.truncated for label, result in have.items()},
     }
 
 
 def _score(result: TaskResult, metric: str, seed: int) -> dict[str, float]:
-    """Value and 95 % interval: Wilson's for right or wrong, else the bootstrap over the items.
-
-    The bootstrap has no width where all items are alike, as with 0 of 20 right.
-    """
+    """Value and 95 % interval: Wilson's for right or wrong (a bootstrap of 0 in 20 has no width), else bootstrap's."""
     items = result.items[metric]
-    if _counts(result, metric):
-        interval = wilson(int(sum(items)), len(items))
-    else:
-        interval = mean_interval(items, result.weights, seed=seed)
+    counts = _counts(result, metric)
+    interval = wilson(int(sum(items)), len(items)) if counts else mean_interval(items, result.weights, seed=seed)
     return _plain(interval) | {"value": result.scores[metric]}
 
 
@@ -123,13 +112,12 @@ def _plain(interval: Interval) -> dict[str, float]:
     return {"value": interval.value, "low": interval.low, "high": interval.high}
 
 
-def _values(items: Sequence[float]) -> list[bool] | list[float]:
-    """Right or wrong where the metric says no more than that."""
-    return [bool(value) for value in items] if _binary(items) else list(items)
-
-
 def _binary(items: Sequence[float]) -> bool:
     return all(value in (0, 1) for value in items)
+
+
+def _right(items: Sequence[float]) -> list[bool]:
+    return [bool(value) for value in items]
 
 
 def _counts(result: TaskResult, metric: str) -> bool:
@@ -194,7 +182,7 @@ def against_base(
 def _change(before: TaskResult, after: TaskResult, metric: str, seed: int) -> dict[str, Any]:
     old, new = before.items[metric], after.items[metric]
     if _counts(before, metric) and _binary(new):
-        found = forgetting([bool(x) for x in old], [bool(x) for x in new], seed=seed)
+        found = forgetting(_right(old), _right(new), seed=seed)
         return asdict(found) | {"net": _plain(found.net)}
     net = paired_difference(new, old, before.weights, seed=seed)
     return {"items": len(old), "before": before.scores[metric], "after": after.scores[metric], "net": _plain(net)}

@@ -13,10 +13,9 @@ from decimal import Decimal
 from typing import Any
 
 import torch
-from torch.nn.functional import pad
 
 from lfu.evaluation import batching
-from lfu.evaluation.batching import Progress, batches, continuations, forward, nll_of, tick, token_nll
+from lfu.evaluation.batching import Progress, batches, continuations, forward, nll_of, padded, tick, token_nll
 from lfu.evaluation.pieces import Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
 from lfu.support.annotations import Model, Tokenizer
 
@@ -77,9 +76,6 @@ class MatchScores:
         return sum(self.correct) / len(self.correct)
 
 
-# --- likelihood ----------------------------------------------------------------------------------------------------
-
-
 def answer_nll(
     model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8,
     render: Render | None = None, progress: Progress | None = None,
@@ -126,9 +122,6 @@ def perplexity(
     return TokenScores(nll, tokens)
 
 
-# --- multiple choice -----------------------------------------------------------------------------------------------
-
-
 def multiple_choice(
     model: Model, tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8, cached: bool = True,
     progress: Progress | None = None,
@@ -146,7 +139,8 @@ def multiple_choice(
     Raises:
         ValueError: no rows; an answer that is no index into its choices; prompt and choice merged into one token.
     """
-    _need(rows)
+    if not rows:
+        raise ValueError("no rows to score")
     items = [_choice_ids(tokenizer, row) for row in rows]
     loglik: list[list[float]] = [[] for _ in rows]
     with batching.evaluating(model), torch.no_grad():
@@ -164,8 +158,7 @@ def multiple_choice(
 def likeliest(loglik: Sequence[float], choices: Sequence[str] | None = None) -> int:
     """The index of the largest log-likelihood, or with the choices' texts of the largest per character."""
     lengths = [1] * len(loglik) if choices is None else [max(1, len(choice)) for choice in choices]
-    values = [value / length for value, length in zip(loglik, lengths)]
-    return max(range(len(values)), key=values.__getitem__)
+    return max(range(len(loglik)), key=lambda place: loglik[place] / lengths[place])
 
 
 def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Choices:
@@ -194,14 +187,12 @@ def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) 
     owner = torch.tensor([row for row, _ in longer], device=ids.device)
     cache = out.past_key_values
     cache.batch_select_indices(owner)
-    tails = [torch.tensor(items[row][1][c], device=ids.device) for row, c in longer]
-    width = max(len(tail) for tail in tails) - 1
-    right_pad = lambda row, value: pad(row, (0, width - len(row)), value=value)  # what follows is never looked at
-    fed = torch.stack([right_pad(tail[:-1], filler) for tail in tails])
-    seen = torch.stack([right_pad(torch.ones_like(tail[:-1]), 0) for tail in tails])
+    tails = [items[row][1][c] for row, c in longer]
+    fed = padded([tail[:-1] for tail in tails], filler, ids.device)  # what follows is never looked at
+    seen = padded([[1] * (len(tail) - 1) for tail in tails], 0, ids.device)
     logits = forward(model, fed, torch.cat([mask[owner], seen], 1), keep=0, past_key_values=cache).logits
     for n, ((row, c), tail) in enumerate(zip(longer, tails)):
-        values[row][c] -= nll_of(logits[n, : len(tail) - 1], tail[1:])
+        values[row][c] -= nll_of(logits[n, : len(tail) - 1], torch.tensor(tail[1:], device=ids.device))
     return values
 
 
@@ -210,9 +201,6 @@ def _whole_choices(model: Model, tokenizer: Tokenizer, items: Sequence[Choices])
     pieces = [Piece(prompt + choice, len(prompt)) for prompt, choices in items for choice in choices]
     values = iter(token_nll(model, tokenizer, pieces, len(pieces), lambda index: None))
     return [[-next(values) for _ in choices] for _, choices in items]
-
-
-# --- exact match ---------------------------------------------------------------------------------------------------
 
 
 def exact_match(
@@ -228,7 +216,8 @@ def exact_match(
     Raises:
         ValueError: no rows; a reference answer without '#### n'; no chat template and no `render`.
     """
-    _need(rows)
+    if not rows:
+        raise ValueError("no rows to score")
     pairs = [(render or chat_pair)(tokenizer, row) for row in rows]
     wanted = [final_number(answer) for _, answer in pairs]
     if None in wanted:
@@ -252,8 +241,3 @@ def final_number(text: str, anywhere: bool = False) -> Decimal | None:
     """
     numbers = [found[1]] if (found := _FINAL.search(text)) else re.findall(_NUMBER, text) if anywhere else []
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-
-def _need(rows: Sequence[Any]) -> None:
-    if not rows:
-        raise ValueError("no rows to score")

@@ -83,11 +83,7 @@ def score(
     label: str, model: Model, tokenizer: Tokenizer, plan: Plan, *, settings: Settings | None = None, name: str = "",
     use_cache: bool = True, watch: Watch | None = None,
 ) -> Outcome:  # fmt: skip
-    """One model on each task.
-
-    Args:
-        label: what `watch` is told.
-        name: the model's name in its description; by default the label.
+    """One model on each task; `name` is the model's in its description, by default the label.
 
     Raises:
         UserError: as `run_task`; the cache folder can't be written.

@@ -75,10 +75,9 @@ def weight_drift(base: Model | Path | None, tuned: Model) -> WeightDrift:
 
 
 def effective_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """`(name, tensor)` of every parameter as it acts, under the name that it has without PEFT's wrappers.
+    """`(name, tensor)` of every parameter as it acts, by its name without PEFT's wrappers; tied ones once.
 
-    An adapter counts as merged into its layer. It is merged layer by layer, and the layer's own weights are put back
-    bit for bit before the next one, so that only one layer is ever in memory twice. Tied weights come once.
+    An adapter is merged into its layer, one layer at a time, whose own weights are then put back bit for bit.
 
     Raises:
         ValueError: quantised weights, or prompt tuning.

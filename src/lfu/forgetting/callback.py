@@ -101,10 +101,8 @@ class ForgettingCallback(TrainerCallback):
             check_best(args)
         tokenizer = self._tokenizer(processing_class)
         self._speaks = state.is_world_process_zero
-        measuring = Measuring(
-            model, tokenizer, self.sets, self.budget, self.share_of_time, self.batch_size, self.seed
-        )  # fmt: skip
-        self.measuring = measuring
+        how = self.share_of_time, self.batch_size, self.seed
+        self.measuring = measuring = Measuring(model, tokenizer, self.sets, self.budget, *how)
         if state.global_step:
             if measuring.recall(resumed_from(state, args), state.global_step):
                 return
@@ -114,10 +112,8 @@ class ForgettingCallback(TrainerCallback):
                     f"{FILE} with the untouched model's answers to these items: resume a run that had the callback "
                     "with the same files and seed, or leave the callback out"
                 )
-        tokens = tokens_per_step(args, train_dataloader)
-        first = measuring.begin(tokens, state.global_step, state.max_steps)
-        self._save(args)
-        log(self, {f"forgetting/{name}": value for name, value in first.items()}, args, state, control)
+        first = measuring.begin(tokens_per_step(args, train_dataloader), state.global_step, state.max_steps)
+        self._keep(first, args, state, control)
         self.say(
             f"the untouched model knows {first['known']} of {first['items']} questions; prose "
             f"{first['prose_loss']:.3f} nats per token"
@@ -190,16 +186,13 @@ class ForgettingCallback(TrainerCallback):
         measuring, step = self.measuring, state.global_step if step is None else step
         if measuring is None or step == 0:
             return None
-        for reading in measuring.memory.readings:
-            if reading.step == step:
-                return reading
+        if there := [reading for reading in measuring.memory.readings if reading.step == step]:
+            return there[0]
         left, fewest = self.schedule.still_to_come(args, state), 2 if self.keep_best else 1
         if not measuring.due(state.global_step, state.max_steps, left, fewest, useful) and not needed:
             return None
         reading = measuring.read(step, state.epoch or 0.0)
-        self._save(args)
-        figures = {f"forgetting/{name}": value for name, value in reading.figures.items()}
-        log(self, figures | {"forgetting/seconds": measuring.share.spent}, args, state, control)
+        self._keep(reading.figures | {"seconds": measuring.share.spent}, args, state, control)
         self.say(show.line(reading, self.budget))
         if self.stop and reading.shown:
             control.should_training_stop = True
@@ -214,9 +207,11 @@ class ForgettingCallback(TrainerCallback):
             raise ValueError("the trainer has no processing_class: give ForgettingCallback(tokenizer=...)")
         return copy.deepcopy(found)
 
-    def _save(self, args: Any) -> None:
+    def _keep(self, figures: Mapping[str, float], args: Any, state: Any, control: Any) -> None:
+        """Saves what is known, and logs the newest figures."""
         if self.measuring and self._speaks:
             self.measuring.save(_folder(args))
+        log(self, {f"forgetting/{name}": value for name, value in figures.items()}, args, state, control)
 
     def _report(self, args: Any, state: Any, kept: Reading) -> None:
         """What measuring took, and the page."""

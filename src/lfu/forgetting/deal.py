@@ -10,13 +10,9 @@ R = TypeVar("R")
 
 
 class Dealer:
-    """Deals items over the processes that hold the same model; alone it has them all.
+    """Deals items over the processes that hold the same model; alone it has them all."""
 
-    Args:
-        model: whose tensor-parallel processes, if any, must all see the same items.
-    """
-
-    def __init__(self, model: Any = None):
+    def __init__(self, model: Any = None):  # whose tensor-parallel processes, if any, must all see the same items
         together = dist.is_available() and dist.is_initialized() and (getattr(model, "tp_size", None) or 1) == 1
         self.size = dist.get_world_size() if together else 1
         self.rank = dist.get_rank() if together else 0

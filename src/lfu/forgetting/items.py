@@ -16,17 +16,11 @@ RESERVED = (QUESTIONS, PROSE, WRITTEN)
 
 @dataclass(frozen=True)
 class ItemSet:
-    """Items of one kind under one name.
+    """Items of one kind under one name."""
 
-    Attributes:
-        name: `questions`, `prose`, or the stem of the user's file.
-        choice: multiple-choice rows `{"question", "choices", "answer"}`; otherwise plain texts.
-        items: in an order drawn once, so that the first n are a fair sample.
-    """
-
-    name: str
-    choice: bool
-    items: list[Any]
+    name: str  # `questions`, `prose`, or the stem of the user's file
+    choice: bool  # multiple-choice rows `{"question", "choices", "answer"}`; otherwise plain texts
+    items: list[Any]  # in an order drawn once, so that the first n are a fair sample
 
 
 def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:

@@ -14,48 +14,28 @@ FILE = "forgetting.safetensors"
 
 @dataclass
 class Reading:
-    """One measurement of the model in training.
-
-    Attributes:
-        step, epoch: when.
-        answers: item by item.
-        figures: as trackers see them, without `forgetting/`.
-        over: the measures that are over their budget, by the figures alone.
-        shown: those of them that are so beyond the noise.
-    """
+    """One measurement of the model in training."""
 
     step: int
     epoch: float
     answers: Answers
-    figures: dict[str, float]
-    over: list[str] = field(default_factory=list)
-    shown: list[str] = field(default_factory=list)
+    figures: dict[str, float]  # as trackers see them, without `forgetting/`
+    over: list[str] = field(default_factory=list)  # the measures that are over their budget, by the figures alone
+    shown: list[str] = field(default_factory=list)  # those of them that are so beyond the noise
 
 
 @dataclass
 class Memory:
-    """What is needed to go on after a kill.
+    """What is needed to go on after a kill."""
 
-    Attributes:
-        asked: what decided on the items (names and sizes of the sets, seed): a resumed run must ask the same.
-        before: the untouched model's answers.
-        written: what it wrote.
-        readings: in order of their steps.
-        share: `Share.kept`.
-    """
-
-    asked: dict[str, Any]
-    before: Answers
-    written: Written
-    share: dict[str, Any] = field(default_factory=dict)
-    readings: list[Reading] = field(default_factory=list)
+    asked: dict[str, Any]  # what decided on the items (the sets' sizes, the seed): a resumed run must ask the same
+    before: Answers  # the untouched model's
+    written: Written  # by the untouched model
+    share: dict[str, Any] = field(default_factory=dict)  # `Share.kept`
+    readings: list[Reading] = field(default_factory=list)  # in order of their steps
 
     def save(self, path: Path) -> None:
-        """Writes the file whole or not at all.
-
-        Raises:
-            OSError: it can't be written.
-        """
+        """Writes the file whole or not at all. Raises OSError: it can't be written."""
         from safetensors.torch import save
 
         plain = {name: value for name, value in vars(self).items() if name not in ("written", "before", "readings")}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lfu.evaluation.batching import token_nll
@@ -18,36 +19,24 @@ LONGEST = 128  # tokens of a text that are read
 
 @dataclass
 class Answers:
-    """What one model said, item by item.
+    """What one model said, item by item."""
 
-    Attributes:
-        chosen: name of a set of questions -> index of the choice taken, per question.
-        nll: name of a set of texts -> negative log-likelihood (nats per token), per text.
-        kl: KL(untouched || model), nats per token, per text that the untouched model wrote.
-    """
-
-    chosen: dict[str, list[int]] = field(default_factory=dict)
-    nll: dict[str, list[float]] = field(default_factory=dict)
-    kl: list[float] = field(default_factory=list)
+    chosen: dict[str, list[int]] = field(default_factory=dict)  # set of questions -> index of each choice taken
+    nll: dict[str, list[float]] = field(default_factory=dict)  # set of texts -> NLL of each, nats per token
+    kl: list[float] = field(default_factory=list)  # KL(untouched || model) of each written text, nats per token
 
 
 @dataclass(frozen=True)
 class Asker:
-    """Asks a model all sets of items, dealt over the processes.
-
-    Attributes:
-        cached: whether the model can go on from a key-value cache.
-    """
+    """Asks a model all sets of items, dealt over the processes."""
 
     tokenizer: Any
     sets: Sequence[ItemSet]
     batch_size: int
-    cached: bool
+    cached: bool  # whether the model can go on from a key-value cache
     dealer: Dealer
 
-    def ask(
-        self, model: Any, counts: Mapping[str, int], written: Written | None
-    ) -> tuple[Answers, dict[str, float]]:  # fmt: skip
+    def ask(self, model: Any, counts: Mapping[str, int], written: Written | None) -> tuple[Answers, dict[str, float]]:
         """The answers to the first `counts[name]` items of each set, and the seconds that each set took."""
         answers, seconds, begun = Answers(), {}, time.monotonic()
 
@@ -56,11 +45,8 @@ class Asker:
             seconds[name], begun = time.monotonic() - begun, time.monotonic()
 
         for each in self.sets:
-            items = each.items[: counts[each.name]]
-            if each.choice:
-                answers.chosen[each.name] = self.dealer.over(items, lambda part: self._choose(model, part))
-            else:
-                answers.nll[each.name] = self.dealer.over(items, lambda part: self._read(model, part))
+            said, work = (answers.chosen, self._choose) if each.choice else (answers.nll, self._read)
+            said[each.name] = self.dealer.over(each.items[: counts[each.name]], partial(work, model))
             took(each.name)
         if written is not None and counts[WRITTEN]:
             answers.kl = divergence(model, written, counts[WRITTEN], self.batch_size, self.dealer)
@@ -115,9 +101,6 @@ def _questions(before: Answers, after: Answers, each: ItemSet) -> dict[str, floa
     now = right(after, each)
     counts = transitions(right(before, each)[: len(now)], now)
     known = counts["kept"] + counts["lost"]
-    return {
-        "items": len(now),
-        "known": known,
-        **{name: counts[name] for name in ("kept", "lost", "gained")},
-        "net_lost": (counts["lost"] - counts["gained"]) / max(1, known),
-    }
+    net = (counts["lost"] - counts["gained"]) / max(1, known)
+    counts.pop("never")
+    return {"items": len(now), "known": known, **counts, "net_lost": net}

@@ -19,17 +19,7 @@ PILOT = 2  # items of a set that say how fast the model reads
 
 
 class Measuring:
-    """Asks the model of a run, within a share of its time.
-
-    Args:
-        model: in training.
-        tokenizer: a copy of its tokenizer.
-        sets: what is asked.
-        budget: measure -> how much of it may be spent.
-        share_of_time: most of the run's time; None: no limit.
-        batch_size: items per forward pass.
-        seed: of the written text.
-    """
+    """Asks the model of a run, within a share of its time; the arguments are those of `ForgettingCallback`."""
 
     def __init__(
         self, model: Any, tokenizer: Any, sets: Sequence[ItemSet], budget: Mapping[str, float],
@@ -56,9 +46,7 @@ class Measuring:
     def begin(self, tokens_per_step: float, step: int, steps: int) -> dict[str, float]:
         """Asks the untouched model what all later readings are compared with. Returns its own figures.
 
-        Args:
-            tokens_per_step: that this process trains on.
-            step: the run's first, of so many `steps`.
+        `step` is the run's first, of so many `steps`; in each this process trains on `tokens_per_step`.
         """
         start, self.share.first, self.share.last = time.monotonic(), step, step
         with unnoticed(self.model), untouched(self.model):
@@ -66,10 +54,8 @@ class Measuring:
                 self._plan(tokens_per_step * (steps - step))
             counts = self.share.counts()
             prose = next(each for each in self.sets if each.name == PROSE)
-            written = write(
-                self.model, self.asker.tokenizer, prose.items[: counts[WRITTEN]], self.dealer, seed=self.seed,
-                cached=not unsloth(),
-            )  # fmt: skip
+            starts, how = prose.items[: counts[WRITTEN]], {"seed": self.seed, "cached": not unsloth()}
+            written = write(self.model, self.asker.tokenizer, starts, self.dealer, **how)
             before = self._ask(counts, written)
         self.share.measured(self.dealer.agreed(time.monotonic() - start))
         self.memory = Memory(self.asked, before, written)

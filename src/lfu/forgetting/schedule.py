@@ -9,15 +9,10 @@ TIMES = 10  # a run without evaluation is measured
 
 @dataclass(frozen=True)
 class Schedule:
-    """When readings are taken.
+    """When readings are taken."""
 
-    Attributes:
-        every: steps between readings; None: at evaluations, or `TIMES` a run where there are none.
-        always: at every evaluation, beside `every`.
-    """
-
-    every: int | None
-    always: bool
+    every: int | None  # steps between readings; None: at evaluations, or `TIMES` a run where there are none
+    always: bool  # at every evaluation, beside `every`
 
     def at_evaluations(self, args: Any) -> bool:
         """Whether evaluations bring readings."""

@@ -20,24 +20,16 @@ class Share:
     The untouched model may take a fifth of it. What it was asked is the most that a reading can ask. Each reading asks
     the part that fits into its share of the rest; to keep the curve steady, the part grows only by half or more. Where
     even the least part does not fit, readings are left out, and those that remain are spread evenly over the run.
-
-    Attributes:
-        share: of the run's time, between 0 and 1; None: ask everything, whatever it takes.
-        sizes: name of a set -> number of its items; after `plan` of those that the untouched model is asked.
-        each: name of a set -> seconds per item, by the newest measurement.
-        part: of the items, 0 to 1.
-        spent: seconds measured so far; `trained`: seconds of training. Both count earlier sessions of a resumed run.
-        first, last: the step at which the clock began, and that of the newest reading.
     """
 
-    share: float | None
-    sizes: dict[str, int]
-    each: dict[str, float] = field(default_factory=dict)
-    part: float = 1.0
-    spent: float = 0.0
-    trained: float = 0.0
-    first: int = 0
-    last: int = 0
+    share: float | None  # of the run's time, between 0 and 1; None: ask everything, whatever it takes
+    sizes: dict[str, int]  # name of a set -> number of its items; after `plan` those that the untouched model is asked
+    each: dict[str, float] = field(default_factory=dict)  # name of a set -> seconds per item, as last measured
+    part: float = 1.0  # of the items, 0 to 1
+    spent: float = 0.0  # seconds of measuring so far, earlier sessions of a resumed run among them
+    trained: float = 0.0  # seconds of training, likewise
+    first: int = 0  # the step at which the clock began
+    last: int = 0  # that of the newest reading
 
     def __post_init__(self) -> None:
         self._since = time.monotonic()
@@ -65,10 +57,7 @@ class Share:
     def plan(self, run_seconds: float, writing: float) -> None:
         """Decides what the untouched model is asked, which is all that there is from then on.
 
-        Args:
-            run_seconds: that the run may take.
-            writing: seconds that the untouched model takes to write its own text; more than a tenth of the share is
-                too much, and it writes none.
+        It writes no text of its own where that takes more than a tenth of the share; both arguments are in seconds.
         """
         if self.share is not None:
             allowed = self.share * run_seconds - PAGE
@@ -78,13 +67,10 @@ class Share:
         self.sizes, self.part = self.counts(), 1.0
 
     def due(self, step: int, steps: int, to_come: float, fewest: int = 1, useful: bool = True) -> bool:
-        """Whether there is time for a reading now. Sets the part to what the rest of the run allows.
+        """Whether there is time for a reading at `step` of `steps`. Sets the part to what the rest of the run allows.
 
-        Args:
-            step: now, of so many `steps`.
-            to_come: readings that the rest of the run would like to have, with this one.
-            fewest: readings that are taken even if there is no time for them.
-            useful: False: one that is left out first.
+        With this one the run would like to have `to_come` more; `fewest` are taken even if there is no time for them.
+        One that is not `useful` is left out first.
         """
         if self.share is None or step <= self.first:
             return True

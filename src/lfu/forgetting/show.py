@@ -43,11 +43,9 @@ def say(text: str) -> None:
 
 
 def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any]:
-    """The record of a run, of the kind that `lfu probe forgetting` writes, with the curve. Call it in all processes.
+    """The record of a run, as `lfu probe forgetting` writes it, with the curve. Call it in all processes.
 
-    Args:
-        kept: the reading whose model is left.
-        last_step: of the run.
+    `kept` is the reading of the model that is left.
     """
     from lfu.evaluation.forgetting import against_base
     from lfu.evaluation.record import describe_model, make_record
@@ -55,11 +53,9 @@ def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any
 
     memory, seed = measuring.memory, measuring.seed
     questions = next(each for each in measuring.sets if each.name == QUESTIONS).items
-    answers = {"base": memory.before, "tuned": kept.answers}
-    model = measuring.model
-    described = describe_model(
-        getattr(model.config, "_name_or_path", "") or type(model).__name__, model, weights="in training"
-    )
+    answers, model = {"base": memory.before, "tuned": kept.answers}, measuring.model
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    described = describe_model(name, model, weights="in training")
     asked, read = len(kept.answers.chosen[QUESTIONS]), len(kept.answers.nll[PROSE])
     return make_record(
         "forgetting",

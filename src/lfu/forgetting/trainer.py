@@ -1,32 +1,30 @@
 """The trainer that calls a callback. transformers doesn't pass it on, and trackers can't be reached without it."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
 
-def handler_of(callback: Any) -> CallbackHandler | None:
-    """The handler that is calling `callback` now, found among the callers; None where somebody else calls it."""
+def _callers(name: str) -> Iterator[Any]:
+    """What the local variable `name` holds in each function that is running, the innermost first."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, CallbackHandler) and callback in owner.callbacks:
-            return owner
+        yield frame.f_locals.get(name)
         frame = frame.f_back
-    return None
+
+
+def handler_of(callback: Any) -> CallbackHandler | None:
+    """The handler that is calling `callback` now, found among the callers; None where somebody else calls it."""
+    handlers = (one for one in _callers("self") if isinstance(one, CallbackHandler))
+    return next((handler for handler in handlers if callback in handler.callbacks), None)
 
 
 def resumed_from(state: Any, args: Any) -> list[Path]:
     """Folders that the run may have been resumed from: as `train` was told, then by the step, then the run's own."""
-    folders, frame = [], sys._getframe(1)
-    while frame is not None:
-        told = frame.f_locals.get("resume_from_checkpoint")
-        if isinstance(told, str):
-            folders.append(Path(told))
-        frame = frame.f_back  # type: ignore[assignment]
+    folders = [Path(told) for told in _callers("resume_from_checkpoint") if isinstance(told, str)]
     return [*folders, Path(args.output_dir) / f"checkpoint-{state.global_step}", Path(args.output_dir) / "forgetting"]
 
 

@@ -3,13 +3,13 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
 import torch
 
-from lfu.evaluation.batching import evaluating, generators_kept
+from lfu.evaluation.batching import adapter_off, evaluating, generators_kept
 
 # Ways to start an adapter that rewrite the base weights: with the adapter off it isn't the untouched model
 _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")
@@ -17,15 +17,10 @@ _REWRITE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "orthogonal")
 
 @contextmanager
 def unnoticed(model: Any) -> Iterator[None]:
-    """Eval mode without gradients; afterwards train flags, `requires_grad` and all random generators are as before."""
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    """Eval mode without gradients; afterwards train flags and all random generators are as before."""
     environment = mock.patch.dict(os.environ, {"UNSLOTH_RETURN_LOGITS": "1"} if unsloth() else {})
-    try:
-        with environment, generators_kept(model), evaluating(model), torch.no_grad():
-            yield
-    finally:
-        for p, flag in wanted:  # PEFT switches all of an adapter's on when it is enabled again, frozen ones too
-            p.requires_grad_(flag)
+    with environment, generators_kept(model), evaluating(model), torch.no_grad():
+        yield
 
 
 def unsloth() -> bool:
@@ -33,14 +28,9 @@ def unsloth() -> bool:
     return "unsloth" in sys.modules
 
 
-@contextmanager
-def untouched(model: Any) -> Iterator[None]:
+def untouched(model: Any) -> AbstractContextManager[None]:
     """The model before fine-tuning: its adapter switched off; a model trained in all its weights as it is."""
-    if not has_untouched_base(model):
-        yield
-        return
-    with model.disable_adapter():
-        yield
+    return adapter_off(model) if has_untouched_base(model) else nullcontext()
 
 
 def has_untouched_base(model: Any) -> bool:

@@ -11,24 +11,18 @@ from torch import Tensor
 from lfu.evaluation.batching import forward
 from lfu.evaluation.pieces import encode
 from lfu.forgetting.deal import Dealer
+from lfu.methods.tokens import kl_of_top, likeliest_tokens
 
 PROMPT, NEW, TOP = 8, 40, 32  # tokens that a text is started with; that the model adds; kept of each distribution
-REST = 1e-7  # least probability counted for all other tokens together: below it float32 knows nothing
 
 
 @dataclass(frozen=True)
 class Written:
-    """Texts with the untouched model's likeliest tokens at each place that it wrote.
+    """Texts with the untouched model's likeliest tokens at each place that it wrote."""
 
-    Attributes:
-        ids: `(N, PROMPT + NEW)` int64.
-        top: `(N, NEW, K)` int32: the K likeliest tokens.
-        logp: `(N, NEW, K)` float32: their log-probabilities (nats).
-    """
-
-    ids: Tensor
-    top: Tensor
-    logp: Tensor
+    ids: Tensor  # (N, PROMPT + NEW) int64
+    top: Tensor  # (N, NEW, K) int32: the K likeliest tokens
+    logp: Tensor  # (N, NEW, K) float32: their log-probabilities (nats)
 
 
 def write(model: Any, tokenizer: Any, texts: Sequence[str], dealer: Dealer, *, seed: int, cached: bool) -> Written:
@@ -37,8 +31,7 @@ def write(model: Any, tokenizer: Any, texts: Sequence[str], dealer: Dealer, *, s
     Texts with fewer than `PROMPT` tokens are left out. What is written does not depend on how texts are dealt.
     """
     starts = [ids[:PROMPT] for ids in (encode(tokenizer, text, special=True) for text in texts) if len(ids) >= PROMPT]
-    numbered = list(enumerate(starts))
-    rows = dealer.over(numbered, lambda part: _draw(model, part, seed, cached))
+    rows = dealer.over(list(enumerate(starts)), lambda part: _draw(model, part, seed, cached))
     if not rows:
         empty = torch.zeros(0, NEW, TOP)
         return Written(torch.zeros(0, PROMPT + NEW, dtype=torch.long), empty.int(), empty)
@@ -67,18 +60,10 @@ def divergence(model: Any, written: Written, count: int, batch_size: int, dealer
         for start in range(0, len(part), batch_size):
             some = part[start : start + batch_size]
             for i, logits in zip(some, _logits(model, written.ids[some])):
-                logp = logits.float().log_softmax(-1).gather(1, written.top[i].long().to(logits.device))
-                values.append(_kl(written.logp[i].double(), logp.cpu().double()))
+                values.append(max(0.0, float(kl_of_top(logits, written.top[i].long(), written.logp[i]).mean())))
         return values
 
     return dealer.over(list(range(min(count, len(written.ids)))), work)
-
-
-def _kl(before: Tensor, after: Tensor) -> float:
-    """Mean over positions; both `(NEW, K)` log-probabilities in float64."""
-    rest, now = ((1 - logp.exp().sum(1)).clamp(min=REST) for logp in (before, after))
-    each = (before.exp() * (before - after)).sum(1) + rest * (rest / now).log()
-    return max(0.0, float(each.mean()))
 
 
 def _draw(model: Any, numbered: list[tuple[int, list[int]]], seed: int, cached: bool) -> list[list[int]]:
@@ -103,8 +88,8 @@ def _likeliest(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     found = []
     for start in range(0, len(ids), 8):
         for logits in _logits(model, ids[start : start + 8]):
-            logp, top = logits.float().log_softmax(-1).topk(min(TOP, logits.shape[1]), dim=-1)
-            found.append((top.int().cpu(), logp.cpu()))
+            top, logp = likeliest_tokens(logits, TOP)
+            found.append((top.int(), logp))
     return found
 
 

@@ -7,8 +7,7 @@ import torch
 from lfu.methods.method import Method, knob
 from lfu.methods.own_text import own_text
 from lfu.methods.run import Batch, Preparation
-from lfu.methods.tokens import in_pieces, read_last
-from lfu.model.precision import wide
+from lfu.methods.tokens import in_pieces, kl_of_top, read_last
 
 
 class Anchor(Method):
@@ -62,24 +61,3 @@ class Anchor(Method):
         mixed = (batch.trainer.args.seed * 1_000_003 + state.global_step) * 1_000_003 + int(ids.sum())
         generator = torch.Generator().manual_seed(mixed % 2**63)
         return torch.randperm(len(self.said.ids), generator=generator)[: self.batch]
-
-
-def kl_of_top(logits: torch.Tensor, top: torch.Tensor, log_r: torch.Tensor) -> torch.Tensor:
-    """`sum_i r_i (log r_i - log p_i)` over the tokens `top` and all others as one.
-
-    Args:
-        logits: `(N, V)`, p's.
-        top: `(N, k)`, token ids.
-        log_r: `(N, k)`, float32: r's log-probabilities of them.
-
-    Returns:
-        `(N,)` in float32 or wider.
-    """
-    top, log_r = top.to(logits.device), log_r.to(logits.device)
-    log_p = wide(logits).log_softmax(-1).gather(-1, top)
-    r, tiny = log_r.exp(), torch.finfo(log_p.dtype).tiny
-    known = (r * (log_r - log_p)).sum(-1)
-    rest = 1 - r.sum(-1)
-    rest = torch.where(rest > 1e-5, rest, 0)  # below that it is rounding
-    rest_p = (1 - log_p.exp().sum(-1)).clamp_min(tiny)
-    return known + torch.where(rest > 0, torch.special.xlogy(rest, rest) - rest * rest_p.log(), 0)

@@ -9,12 +9,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lfu.evaluation.batching import left_pad, pad_id, with_logits
+from lfu.evaluation.batching import left_pad, pad_id, padded, with_logits
 from lfu.evaluation.pieces import encode
 from lfu.evaluation.record import weights_hash
 from lfu.methods.run import Preparation
+from lfu.methods.tokens import likeliest_tokens
 from lfu.methods.writing import end_tokens, kept, key_of, length_of, ready_to_write
-from lfu.model.precision import wide
 
 VERSION = 1  # raise it when what is written or kept changes: older files are then left alone
 AT_A_TIME = 16  # texts that are written at a time
@@ -25,21 +25,13 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class OwnText:
-    """Texts of the untouched model, padded on the right to T tokens; on the CPU.
+    """Texts of the untouched model, padded on the right to T tokens; on the CPU."""
 
-    Attributes:
-        ids: `(n, T)`, int64.
-        labels: `(n, T)`: the tokens that the model chose; -100 for what it was given, and padding.
-        mask: `(n, T)`, 1 for tokens.
-        top: `(n, T, k)`, int64: the k most likely tokens at the place of each token, most likely first.
-        log_p: `(n, T, k)`, float32: their log-probabilities.
-    """
-
-    ids: torch.Tensor
-    labels: torch.Tensor
-    mask: torch.Tensor
-    top: torch.Tensor
-    log_p: torch.Tensor
+    ids: torch.Tensor  # (n, T) int64
+    labels: torch.Tensor  # (n, T): the tokens that the model chose; -100 for what it was given, and padding
+    mask: torch.Tensor  # (n, T), 1 for tokens
+    top: torch.Tensor  # (n, T, k) int64: the k most likely tokens at the place of each token, most likely first
+    log_p: torch.Tensor  # (n, T, k) float32: their log-probabilities
 
     def batch(self, rows: torch.Tensor | slice, device: torch.device) -> dict[str, torch.Tensor]:
         """Some of the texts, as the model takes them."""
@@ -48,12 +40,8 @@ class OwnText:
 
 
 def own_text(run: Preparation, method: Any, *, top: int) -> OwnText:
-    """What the model of `run` writes, from disk or made now.
-
-    Args:
-        method: with the knobs `texts` and `tokens`, and perhaps `cache`.
-        top: how many of the most likely tokens are kept.
-    """
+    """What the model of `run` writes, from disk or made now; `method` has the knobs `texts`, `tokens`, and perhaps
+    `cache`."""
     given, between = openings(run.text_tokenizer, method.name)
     ends, sizes = end_tokens(run), (method.texts, method.tokens, top)
     name = key_of(VERSION, weights_hash(run.model), sizes, run.args.seed, given, between, ends)
@@ -130,17 +118,14 @@ def _sample(model: Any, tokenizer: Any, prompts: Sequence[Ids], ends: Ids, new: 
 
 def _scored(model: Any, written: list[tuple[Ids, list[bool]]], pad: int, top: int) -> OwnText:
     """The texts as tensors, with the model's own distribution at each place."""
-    longest = max(len(ids) for ids, _ in written)
-    padded = lambda rows, value: torch.tensor([row + [value] * (longest - len(row)) for row in rows])
     ids = padded([text for text, _ in written], pad)
     mask = padded([[1] * len(text) for text, _ in written], 0)
-    labels = ids.where(padded([own for _, own in written], False), -100)
+    labels = ids.where(padded([own for _, own in written], 0).bool(), -100)
     tops, log_ps = [], []
     for some, there in zip(ids.split(1), mask.split(1)):  # logits of all would be large
         inputs = {"input_ids": some.to(model.device), "attention_mask": there.to(model.device), "use_cache": False}
-        log_p = wide(with_logits(model, **inputs).logits).log_softmax(-1)
-        best = log_p.topk(min(top, log_p.shape[-1]), dim=-1)
+        best, log_p = likeliest_tokens(with_logits(model, **inputs).logits, top)
         # what is said at a place is the distribution of the token after it
-        tops.append(best.indices.roll(1, dims=1).cpu())
-        log_ps.append(best.values.roll(1, dims=1).float().cpu())
+        tops.append(best.roll(1, dims=1))
+        log_ps.append(log_p.roll(1, dims=1))
     return OwnText(ids, labels, mask, torch.cat(tops), torch.cat(log_ps))

@@ -18,6 +18,27 @@ def nll_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return -wide(logits).log_softmax(-1).gather(-1, targets[:, None].to(logits.device)).squeeze(-1)
 
 
+def likeliest_tokens(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most likely tokens `(..., k)`, most likely first, and their log-probabilities in float32; on the CPU."""
+    best = wide(logits).log_softmax(-1).topk(min(k, logits.shape[-1]), dim=-1)
+    return best.indices.cpu(), best.values.float().cpu()
+
+
+def kl_of_top(logits: torch.Tensor, top: torch.Tensor, log_r: torch.Tensor) -> torch.Tensor:
+    """`sum_i r_i (log r_i - log p_i)` over the tokens `top` and all others as one: at most the KL over all (nats).
+
+    Logits `(N, V)` of p, token ids `(N, k)`, and float32 log-probabilities `(N, k)` of r to `(N,)`, float32 or wider.
+    """
+    top, log_r = top.to(logits.device), log_r.to(logits.device)
+    log_p = wide(logits).log_softmax(-1).gather(-1, top)
+    r, tiny = log_r.exp(), torch.finfo(log_p.dtype).tiny
+    known = (r * (log_r - log_p)).sum(-1)
+    rest = 1 - r.sum(-1)
+    rest = torch.where(rest > 1e-5, rest, 0)  # below that it is rounding
+    rest_p = (1 - log_p.exp().sum(-1)).clamp_min(tiny)
+    return known + torch.where(rest > 0, torch.special.xlogy(rest, rest) - rest * rest_p.log(), 0)
+
+
 def in_pieces(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """`function` of `ROWS` rows of the tensors `(N, ...)` at a time, recomputed in the backward: `(N,)`."""
     pieces = zip(*(tensor.split(ROWS) for tensor in tensors))

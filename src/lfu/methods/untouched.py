@@ -1,7 +1,7 @@
 """The model as it was before fine-tuning, without a second model in memory where that can be."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.func import functional_call
 
-from lfu.evaluation.batching import evaluating
+from lfu.evaluation.batching import adapter_off, evaluating
 from lfu.methods.run import Batch
 from lfu.model.anatomy import Anatomy
 from lfu.model.representations import Reader
@@ -42,7 +42,8 @@ class Untouched:
         """Layer (1..K, K after the final norm) -> `(N, d)` at the flat `positions` `(N,)`."""
         reader, decoder = Reader(self.anatomy, layers), self.anatomy.decoder
         reading = reader.reading(positions, detach=True, stop=True)
-        with evaluating(self.model), self._switched_off(), reading as found:
+        without = adapter_off(self.model) if self.adapter_off else nullcontext()
+        with evaluating(self.model), without, reading as found:
             reader.run(inputs, call=lambda **given: functional_call(decoder, self._start_of(decoder), (), given))
         return found
 
@@ -54,19 +55,6 @@ class Untouched:
 
     def _start_of(self, module: nn.Module) -> dict[str, torch.Tensor]:
         return {name: self.start[id(p)] for name, p in module.named_parameters() if id(p) in self.start}
-
-    @contextmanager
-    def _switched_off(self) -> Iterator[None]:
-        if not self.adapter_off:
-            yield
-            return
-        trained = {id(p) for p in self.anatomy.theta()}
-        try:
-            with self.model.disable_adapter():
-                yield
-        finally:
-            for p in self.model.parameters():  # PEFT switches all of the adapter's on again, frozen ones too
-                p.requires_grad_(id(p) in trained)
 
 
 def _is_fresh_adapter(model: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lfu.evaluation.batching import evaluating
+from lfu.evaluation import batching
 from lfu.methods.method import Method
 from lfu.methods.run import Preparation
 from lfu.model.embedded import cache_folder
@@ -26,7 +26,7 @@ def ready_to_write(run: Preparation) -> Iterator[None]:
     if moves:
         model.to(device)
     try:
-        with evaluating(model), torch.no_grad():
+        with batching.evaluating(model), torch.no_grad():
             yield
     finally:
         if moves:
@@ -34,12 +34,11 @@ def ready_to_write(run: Preparation) -> Iterator[None]:
 
 
 def end_tokens(run: Preparation) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, the model's own, and the one that `args.eos_token` will set."""
-    own = getattr(getattr(run.model, "generation_config", None), "eos_token_id", None)
-    ends = {run.text_tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+    """The tokens that end an answer, the one that `args.eos_token` will set among them."""
+    ends = set(batching.end_tokens(run.model, run.text_tokenizer))
     if run.args.eos_token:
         ends.add(run.text_tokenizer.convert_tokens_to_ids(run.args.eos_token))
-    return sorted(ends - {None})
+    return sorted(ends)
 
 
 def length_of(tokens: list[int], ends: list[int]) -> int:

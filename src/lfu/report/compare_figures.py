@@ -37,9 +37,6 @@ def _legend_below(figure: Picture, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
-
-
 def loss_of(entry: Mapping[str, Any]) -> float | None:
     """The SFT loss of a step, which methods with an own total log beside it."""
     return entry.get("lfu/sft_loss", entry.get("loss"))
@@ -141,9 +138,6 @@ def forgetting(mode: Mode) -> Figure | None:
     return Figure(mode.file("forgetting"), draw((9, 3.2), paint), f"at the last step: {told}")
 
 
-# --- gain against forgetting -----------------------------------------------------------------------------------------
-
-
 def gain_and_kept(mode: Mode) -> Figure | None:
     """A point a setting: what it learned to the right, what it kept upwards; the Pareto front is drawn through."""
     fronts, changes, style = mode.found["fronts"], mode.found["against_untouched"], looks(mode.results)
@@ -199,9 +193,6 @@ def _scatter(
     axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
-# --- steadiness ------------------------------------------------------------------------------------------------------
-
-
 def noise(mode: Mode) -> Figure | None:
     """Cosine similarity of clean and noisy hidden states by layer."""
     found, style = mode.found["noise"], looks(mode.results)
@@ -248,9 +239,6 @@ def wording(mode: Mode) -> Figure | None:
     most = max(len(seeds) for templates in found.values() for seeds in templates.values())
     size = (8, 1.5 + (0.36 + 0.06 * min(most, 10)) * len(found))
     return Figure(mode.file("wording"), draw(size, paint), f"means over the seeds: {told}")
-
-
-# --- sweeps ----------------------------------------------------------------------------------------------------------
 
 
 def sweep(mode: Mode) -> Figure | None:

@@ -82,8 +82,6 @@ def _notes(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [{"run": name, "said": text} for name, text in said if text]
 
 
-# --- fairness --------------------------------------------------------------------------------------------------------
-
 ALIKE = {
     "training rows": "the same {} training rows in the same order for a seed",
     "rows per step": "{} rows per step",

@@ -66,9 +66,6 @@ def _layers(hidden: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
 def _blocks_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figure:
     def paint(figure: Picture) -> None:
         axis = figure.subplots()

@@ -88,9 +88,6 @@ def _changes(results: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-# --- picture ---------------------------------------------------------------------------------------------------------
-
-
 def _picture(results: Mapping[str, Any], labels: Sequence[str]) -> Figure:
     """Changes against the base where there is one, else the scores; one row per task."""
     base, tasks = results["base"], list(results["tasks"])

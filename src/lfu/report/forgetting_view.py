@@ -63,9 +63,6 @@ def _texts(results: Mapping[str, Any], base: str) -> list[list[str]]:
     return [["", f"perplexity, {base}", "perplexity now", "change, %"], *rows]
 
 
-# --- picture ---------------------------------------------------------------------------------------------------------
-
-
 def _picture(results: Mapping[str, Any]) -> Figure:
     changes, texts = results["forgetting"], results["perplexity"]
 

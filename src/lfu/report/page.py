@@ -80,9 +80,6 @@ def view_of(record: Mapping[str, Any]) -> View:
     return found.view(record)
 
 
-# --- the two renderings --------------------------------------------------------------------------------------------
-
-
 def html(record: Mapping[str, Any], view: View) -> str:
     """The page: one file that loads nothing. Every text is escaped."""
     page = (
@@ -166,9 +163,6 @@ def _figures(view: View) -> list[Figure]:
         if count > 1 or not STEM.fullmatch(name):
             raise ValueError(f"figure name {name!r} is {'there twice' if count > 1 else 'no file stem'}")
     return figures
-
-
-# --- text and files ------------------------------------------------------------------------------------------------
 
 
 def _json(record: Mapping[str, Any]) -> str:

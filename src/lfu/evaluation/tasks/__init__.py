@@ -17,18 +17,12 @@ from lfu.support.files import write_text
 
 @dataclass(frozen=True)
 class Runnable:
-    """A task with its items loaded.
-
-    Attributes:
-        task: the harness's `Task`; a `Group` or a list of tasks where the name stands for several.
-        source: where the items come from, to be read by people.
-        override: worked examples to put in every prompt, or None: the task's own number.
-    """
+    """A task with its items loaded."""
 
     name: str
-    task: Any
-    source: str
-    override: int | None = None
+    task: Any  # the harness's `Task`; a `Group` or a list of tasks where the name stands for several
+    source: str  # where the items come from, to be read by people
+    override: int | None = None  # worked examples to put in every prompt; None: the task's own number
 
     @property
     def leaves(self) -> list[Any]:
@@ -102,9 +96,6 @@ def write_definitions(folder: Path, names: Iterable[str], data_dir: Path) -> Non
         write_text(folder / f"{name}.yaml", definition(LOCAL[name], data_dir))
 
 
-# --- where a task comes from -----------------------------------------------------------------------------------------
-
-
 def _lack(name: str, data_dir: Path, asked: int | None, say: Callable[[str], None]) -> str:
     """Why the local files do not do: the file that isn't there; an empty text if they do."""
     if name not in LOCAL:
@@ -144,15 +135,12 @@ def _manager(name: str, say: Callable[[str], None]) -> Any:
     Reading all of the harness's 14,000 definitions takes up to 20 s. Most tasks lie in a folder that their name starts
     with, so that is looked at first.
     """
-    words = name.split("_")
-    for end in range(len(words), 0, -1):
-        folder = harness_folder() / "_".join(words[:end])
-        if folder.is_dir():
-            manager = _tasks_in(folder)
-            if name in manager.task_index:
-                return manager
+    folders = [harness_folder() / "_".join(name.split("_")[:end]) for end in range(name.count("_") + 1, 0, -1)]
+    for folder in filter(Path.is_dir, folders):
+        if name in (manager := _tasks_in(folder)).task_index:
+            return manager
     say(f"looking for {name} in all of the harness's tasks (up to 20 s)")
-    manager = _all_tasks()
+    manager = _tasks_in()
     if name not in manager.task_index:
         raise UserError(
             f"unknown task {name!r}: neither in these categories nor in lm-evaluation-harness."
@@ -162,20 +150,11 @@ def _manager(name: str, say: Callable[[str], None]) -> Any:
 
 
 @cache
-def _tasks_in(folder: Path) -> Any:
+def _tasks_in(folder: Path | None = None) -> Any:
+    """The harness's tasks of one folder, or all."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(folder), include_defaults=False)
-
-
-@cache
-def _all_tasks() -> Any:
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager()
-
-
-# --- worked examples -------------------------------------------------------------------------------------------------
+    return TaskManager(include_path=str(folder), include_defaults=False) if folder else TaskManager()
 
 
 def _leaves(task: Any) -> list[Any]:

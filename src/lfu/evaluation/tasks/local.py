@@ -15,25 +15,15 @@ from lfu.support.errors import UserError, one_line
 
 @dataclass(frozen=True)
 class Local:
-    """One task.
-
-    Attributes:
-        name: the harness's.
-        harness: the definition's file below the harness's folder of tasks.
-        files: split, as the definition calls it -> file below the data folder; JSON lines.
-        items: the split that is scored.
-        examples: the split that worked examples are drawn from, if there is one apart from the items.
-        row: turns a row of those files into the hub's columns.
-        more: further lines of the YAML text.
-    """
+    """One task, by the harness's name."""
 
     name: str
-    harness: str
-    files: Mapping[str, str]
-    items: str
-    row: Callable[[Mapping[str, Any]], dict[str, Any]]
-    examples: str | None = None
-    more: str = ""
+    harness: str  # the definition's file below the harness's folder of tasks
+    files: Mapping[str, str]  # split, as the definition calls it -> file below the data folder; JSON lines
+    items: str  # the split that is scored
+    row: Callable[[Mapping[str, Any]], dict[str, Any]]  # turns a row of those files into the hub's columns
+    examples: str | None = None  # the split that worked examples are drawn from, if they are apart from the items
+    more: str = ""  # further lines of the YAML text
 
 
 def _splits(folder: str, *names: str) -> dict[str, str]:
@@ -115,8 +105,7 @@ def definition(task: Local, data_dir: Path) -> str:
 def read(*, local_task: str, local_files: Mapping[str, str], **metadata: Any) -> dict[str, Any]:
     """What a definition's `custom_dataset` calls: split -> `datasets.Dataset` with the hub's columns.
 
-    Args:
-        metadata: the definition's and the command line's, which the harness passes along; not used.
+    The harness passes `metadata` along, the definition's and the command line's; they are not used.
 
     Raises:
         UserError: a file that can't be read, holds no rows, or a row of another shape, with its line.

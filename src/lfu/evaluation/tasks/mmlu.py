@@ -1,6 +1,7 @@
 """MMLU as one task over all subjects, with the prompts of the harness's 57: made from their shared template."""
 
 from collections import defaultdict
+from itertools import zip_longest
 from typing import Any
 
 from lm_eval.api.samplers import FirstNSampler
@@ -22,29 +23,23 @@ class MMLU(ConfigurableTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **more: Any) -> None:
         super().download(dataset_kwargs, **more)
         self.dataset = {split: rows.select(_in_turn(list(rows["subject"]))) for split, rows in self.dataset.items()}
-        self._pools: dict[str, list[Any]] = {}
+        self._pools: dict[str, list[Any]] = defaultdict(list)
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **more: Any) -> str | list[str]:
         if num_fewshot:
-            pool = self._examples(doc["subject"])
+            if not self._pools:
+                for row in self.fewshot_docs():
+                    self._pools[row["subject"]].append(row)
+            pool = self._pools[doc["subject"]]
             if len(pool) < num_fewshot:
                 raise ValueError(f"{num_fewshot} examples asked for, {doc['subject']} has {len(pool)}")
             self.sampler = FirstNSampler(pool)
         return super().fewshot_context(doc=doc, num_fewshot=num_fewshot, **more)
 
-    def _examples(self, subject: str) -> list[Any]:
-        if not self._pools:
-            for row in self.fewshot_docs():
-                self._pools.setdefault(row["subject"], []).append(row)
-        return self._pools.get(subject, [])
-
 
 def _in_turn(subjects: list[str]) -> list[int]:
     """Indices: the first row of each subject in order of appearance, then the second of each, and so on."""
-    seen: dict[str, int] = defaultdict(int)
-    rounds = []
-    order = {subject: number for number, subject in enumerate(dict.fromkeys(subjects))}
+    rows: dict[str, list[int]] = defaultdict(list)
     for index, subject in enumerate(subjects):
-        rounds.append((seen[subject], order[subject], index))
-        seen[subject] += 1
-    return [index for _, _, index in sorted(rounds)]
+        rows[subject].append(index)
+    return [index for turn in zip_longest(*rows.values()) for index in turn if index is not None]
