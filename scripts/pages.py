@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -55,6 +56,8 @@ BESIDE = ["CITATION.cff", "LICENSE"]
 LINK = re.compile(r"(?<=\]\()([\w./-]+)(?=[)#])")
 BAR = "\\|"
 SHORT_CODE = re.compile(r"(?<!</span>)<code>([^<]{1,32})</code>")  # not that of a block, which begins with a span
+# the spaces in `5 %`, `1 ± 0.2` and `3 of 24`; blocks of code stay as they are
+UNITS = re.compile(r"(<pre.*?</pre>)|(?<=\d) (?=[%±]|of \d)|(?<=±) |(?<=\bof) (?=\d)", re.DOTALL)
 CODE_WITH_BAR = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 
 
@@ -84,8 +87,8 @@ def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
 
 
 def on_page_content(content: str, **rest: Any) -> str:
-    """Marks code that is short enough to stay on one line: a browser would break `--flag` behind its hyphens."""
-    return SHORT_CODE.sub(r'<code class="short">\1</code>', content)
+    """Keeps together what a browser would break: a short `--flag` at its hyphens, `1 ± 0.2` at its spaces."""
+    return UNITS.sub(lambda match: match[1] or "&nbsp;", SHORT_CODE.sub(r'<code class="short">\1</code>', content))
 
 
 def moved(markdown: str) -> str:
@@ -110,14 +113,14 @@ def bars(markdown: str) -> str:
 
 
 def knobs() -> str:
-    """Fields of `LfUConfig` beyond or other than those of trl's `SFTConfig`: name, type, default, help."""
+    """Fields of `LfUConfig` beyond or other than those of trl's `SFTConfig`: name with type, default, help."""
     from lfu import LfUConfig
 
     own = LfUConfig.__annotations__
-    rows = ["| field | type | default | |", "| --- | --- | --- | --- |"]
+    rows = ["| field, type, default | |", "| --- | --- |"]
     fields = {field.name: field for field in dataclasses.fields(LfUConfig)}
     for name in own:
-        kind = str(own[name]).replace("Union[float, str, None]", "float | str | None").replace("|", "\\|")
-        told = str(fields[name].metadata.get("help", "")).replace("|", "\\|")
-        rows.append(f"| `{name}` | {kind} | `{fields[name].default!r}` | {told} |")
+        kind = inspect.formatannotation(own[name]).replace("Union[float, str, NoneType]", "float | str | None")
+        told = str(fields[name].metadata.get("help", ""))
+        rows.append(f"| `{name}`<br>{kind.replace('|', BAR)} = {fields[name].default!r} | {told.replace('|', BAR)} |")
     return "\n".join(rows)
