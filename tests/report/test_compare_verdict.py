@@ -16,30 +16,30 @@ def test_a_trade():
     results = made_results({"steps": {"sft": several(1.0, measures=forgetful(7, 14)), "gem": gem}})
     told = said(results)[0]
     assert told.startswith(
-        "A trade: gem, learning rate 1. In 2 comparisons with plain SFT on held-out items it is ahead on the target "
-        "(held-out loss -0.500 ["
+        "A trade-off: gem at learning rate 1. Compared with plain SFT on held-out items (2 comparisons), it is ahead "
+        "on the target (held-out loss -0.500 ["
     )
     assert "; behind on other skills (general knowledge -60.0 [" in told
-    assert told.endswith("Take it if what it is ahead on matters more.")
+    assert told.endswith("Choose it if what it gains matters more to you than what it loses.")
     assert results["recommended"]["label"] == "gem"
 
 
 def test_better_on_the_validation_rows_and_worse_on_the_test_rows():
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.2, validation=0.9)}})
     assert said(results)[0].startswith(
-        "Recommended: plain SFT, the plainest method. gem, learning rate 1 had the lowest loss on the validation rows, "
-        "but in 2 comparisons with plain SFT on held-out items it is ahead on nothing: behind on the target (held-out "
-        "loss +0.200 ["
+        "Recommended: plain SFT, the simplest method. gem at learning rate 1 had the lowest loss on the validation "
+        "rows, but, compared with plain SFT on held-out items (2 comparisons), it is not ahead on anything. It is "
+        "behind on the target (held-out loss +0.200 ["
     )
-    assert said(results)[0].endswith("; no different beyond the noise on other skills (general knowledge).")
+    assert said(results)[0].endswith("; not measurably different on other skills (general knowledge).")
     assert results["recommended"]["label"] == "sft"
 
 
 def test_better_on_the_validation_rows_and_nothing_else():
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0, validation=0.9)}})
     assert said(results)[0].endswith(
-        "it is ahead on nothing: no different beyond the noise on the target (held-out loss) and other skills (general "
-        "knowledge)."
+        "it is not ahead on anything. It is not measurably different on the target (held-out loss) and other skills "
+        "(general knowledge)."
     )
 
 
@@ -47,11 +47,13 @@ def test_in_plain_sfts_time():
     """With as many steps better; with the steps that its time allows worse in loss, or no different."""
     for loss, told in [
         (1.3, "behind on the target (held-out loss +0.300 ["), (0.9, "ahead on the target (held-out loss -0.100 ["),
-        (1.0, "no different beyond the noise on the target (held-out loss) and other skills (general knowledge)."),
+        (1.0, "not measurably different on the target (held-out loss) and other skills (general knowledge)."),
     ]:  # fmt: skip
         steps = {"sft": several(1.0), "gem": several(0.5, seconds=2.0)}
         results = made_results({"steps": steps, "time": {"sft": several(1.0), "gem": several(loss, seconds=2.0)}})
-        assert any(sentence.startswith(f"In plain SFT's time, gem is {told}") for sentence in said(results))
+        assert any(
+            sentence.startswith(f"Trained for as long as plain SFT took, gem is {told}") for sentence in said(results)
+        )
 
 
 def test_what_failed_and_what_is_unfinished_is_said():
@@ -93,10 +95,10 @@ def test_each_of_the_three_axes_is_told_of():
     assert results["recommended"]["better"] == ["loss", "reworded"]
     told = said(results)[0]
     assert told.startswith(
-        "Recommended: gem, learning rate 1. In 4 comparisons with plain SFT on held-out items it is "
+        "Recommended: gem at learning rate 1. Compared with plain SFT on held-out items (4 comparisons), it is "
     )
     assert "ahead on the target (held-out loss -0.500 [-0.500, -0.500] nats per token) and reworded prompts" in told
-    assert "reworded prompts (reworded loss -0.300 [-0.300, -0.300] nats per token); no different beyond" in told
+    assert "reworded prompts (reworded loss -0.300 [-0.300, -0.300] nats per token); not measurably" in told
     assert told.endswith("on reworded prompts (wording deviation) and other skills (general knowledge).")
 
 
@@ -105,21 +107,19 @@ def test_what_is_ahead_and_not_recommended_is_told_too():
     gem, dft = several(1.1, measures=forgetful(7, 14)), several(1.3, measures=forgetful(7, 20))
     results = made_results({"steps": {"sft": several(1.0, measures=forgetful(7, 14)), "gem": gem, "dft": dft}})
     assert results["recommended"]["label"] == "sft"
-    start = (
-        "Of the other settings, beyond the 98.75 % interval that 4 comparisons with plain SFT ask for (Bonferroni): "
-    )
-    (told,) = [sentence for sentence in said(results) if sentence.startswith(start)]
-    assert told.removeprefix(start).startswith("dft is ahead on other skills (general knowledge +30.0 [")
+    level = '"Ahead" here means that the 98.75 % interval excludes zero, as 4 comparisons require (Bonferroni).'
+    (told,) = [sentence for sentence in said(results) if sentence.endswith(level)]
+    assert told.startswith("Compared with plain SFT, dft is ahead on other skills (general knowledge +30.0 [")
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1), "dft": several(1.3)}})
-    assert f"{start}none is ahead." in said(results)
+    assert f"No other setting is ahead of plain SFT on anything. {level}" in said(results)
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1)}})
-    assert not any("Of the other settings" in sentence for sentence in said(results))
+    assert not any("here means" in sentence for sentence in said(results))
 
 
 def test_the_next_best_is_told_with_its_distance():
     """Validation losses of 1.0 and 1.1 in each seed, the same rows: 0.1 without noise; a twin is within the noise."""
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.1)}})
-    assert "Next on the validation rows: gem, +0.100 [+0.100, +0.100] nats per token above sft." in said(results)
+    assert "Second best on the validation rows: gem, +0.100 [+0.100, +0.100] nats per token above sft." in said(results)
     results = made_results({"steps": {"sft": several(1.0), "gem": several(1.0)}})
     assert any(s.endswith("above sft, which is within the noise.") for s in said(results))
     assert made_results({"steps": {"sft": several(1.0)}})["recommended"]["runner_up"] is None
@@ -128,7 +128,8 @@ def test_the_next_best_is_told_with_its_distance():
 def test_the_level_of_better_is_said():
     told = said(made_results({"steps": {"sft": several(1.0), "gem": several(0.5)}}))
     assert (
-        "Intervals: 95 %, paired over 3 seeds and the items. A few seeds give only a rough idea of their spread. "
-        "Ahead means beyond the 97.5 % interval, so that all 2 comparisons together call something better by chance in "
-        "5 % of studies (Bonferroni); behind means beyond the 95 % interval."
+        "Intervals are 95 % intervals of paired differences, over 3 seeds and the items. So few seeds give only a "
+        'rough idea of their spread. "Ahead" means that the 97.5 % interval excludes zero. With 2 comparisons, chance '
+        'alone then puts something ahead in at most 5 % of studies (Bonferroni). "Behind" means that the 95 % interval '
+        "excludes zero."
     ) in told

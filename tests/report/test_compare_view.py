@@ -12,7 +12,7 @@ def test_what_is_alike_is_said_and_nothing_else():
     assert alike(results) == [
         "Alike for all: the same untouched model, the same 28 training rows in the same order for a seed, 4 rows per "
         "step, 3 steps each, the same learning rates tried (1), the optimizer adamw, a schedule that is linear, "
-        "warm-up 0, the same seeds (0, 1, 2), and the same items of every examination."
+        "warm-up 0, the same seeds (0, 1, 2), and the same items in every measurement."
     ]
 
 

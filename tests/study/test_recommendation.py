@@ -29,10 +29,10 @@ def test_plain_sft_that_forgets_more_is_not_recommended():
     assert results["recommended"]["label"] == "sft"
     assert results["recommended"]["excluded"] == ["sft learning_rate=1e-3"]
     assert said(results)[0] == (
-        "Recommended: plain SFT, learning rate 1: nothing that was tried had a lower loss on the validation rows "
-        "without forgetting more."
+        "Recommended: plain SFT at learning rate 1. Nothing else that was tried had a lower loss on the validation "
+        "rows without forgetting more."
     )
-    assert said(results)[1] == "Judged by the choosing items, every other setting forgets more than allowed."
+    assert said(results)[1] == "On the items used for choosing, every other setting forgets more than is allowed."
     assert [row[0] for row in tables(results)[TO_SFT].rows] == ["sft learning_rate=1e-3"]
     assert [row[0] for row in tables(results)[TO_UNTOUCHED].rows] == ["sft"]
 
@@ -46,8 +46,8 @@ def test_a_method_with_a_training_flag_that_forgets_more_than_plain_sft_is_not_r
 def test_plain_sft_that_forgets_no_more_is_recommended_against_the_one_without_flags():
     results = made_results({"steps": {"sft": several(1.0), "sft:learning_rate=1e-3": several(0.5)}})
     told = (
-        "Recommended: sft learning_rate=1e-3, learning rate 1. In 2 comparisons with plain SFT on held-out items it is "
-        "ahead on the target (held-out loss -0.500 ["
+        "Recommended: sft learning_rate=1e-3 at learning rate 1. Compared with plain SFT on held-out items "
+        "(2 comparisons), it is ahead on the target (held-out loss -0.500 ["
     )
     assert said(results)[0].startswith(told)
 

@@ -18,7 +18,7 @@ MEANINGS = {
 }
 # Group of metrics -> the axis that it is on: what a method is ahead on or behind on.
 AXES = {"learned": "the target", "reworded": "reworded prompts", "kept": "other skills", "steady": "noisy input"}
-TURNS = {1: "ahead", -1: "behind", 0: "no different beyond the noise"}
+TURNS = {1: "ahead", -1: "behind", 0: "not measurably different"}
 
 
 def metrics_in(results: Mapping[str, Any]) -> dict[str, Metric]:
@@ -62,7 +62,7 @@ def told(metric: Metric, interval: Mapping[str, Any]) -> str:
 
 
 def by_axis(metrics: Mapping[str, Metric], turns: Mapping[str, int], changes: Mapping[str, Any]) -> str:
-    """`ahead on the target (...) and other skills (...); no different beyond the noise on reworded prompts (...)`.
+    """`ahead on the target (...) and other skills (...); not measurably different on reworded prompts (...)`.
 
     Args:
         turns: metric -> +1 if it is better, -1 if worse, 0 if neither.

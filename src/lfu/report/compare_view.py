@@ -103,8 +103,8 @@ def alike(results: Mapping[str, Any]) -> list[str]:
         where = " where time is equal" if "steps" in results["modes"] else ""
         same.append(f"the time of plain SFT's run each{where}")
     said = [
-        f"Alike for all: the same untouched model, {', '.join(same)}, the same seeds ({seeds}), and the same items of "
-        "every examination."
+        f"Alike for all: the same untouched model, {', '.join(same)}, the same seeds ({seeds}), and the same items in "
+        "every measurement."
     ]
     differing = {name: each for name, each in facts.items() if len(set(each.values())) > 1}
     if differing:
