@@ -218,10 +218,12 @@ class _StopAt(TrainerCallback):
 
 def test_the_best_model_that_was_never_measured_is_measured_at_the_end(tmp_path):
     callback = ForgettingCallback(every=24, share_of_time=None, page=False, say=lambda line: None)
-    best = BEST | {"learning_rate": 0.3, "eval_steps": 4, "save_steps": 4}
-    run = trainer("plain", tmp_path, [callback], **best)
+    best = dict(metric_for_best_model="score", greater_is_better=True, eval_steps=4, save_steps=4)
+    run = trainer("plain", tmp_path, [callback], **BEST | best)
+    scores = iter([0, 1, 2, 1, 0, 0])
+    run.compute_metrics = lambda found: {"score": next(scores)}
     run.train()
-    assert run.state.best_global_step < 24
-    assert [reading.step for reading in callback.memory.readings] == [run.state.best_global_step, 24]
+    assert run.state.best_global_step == 12
+    assert [reading.step for reading in callback.memory.readings] == [12, 24]
     one, last = callback.memory.readings
     assert one.figures["kl"] < last.figures["kl"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,6 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tiny import DEVICE, Float64Throughout, gradients, tiny_batch, tiny_model
 from tiny_folder import byte_tokenizer
+from torch.utils.checkpoint import checkpoint
 
 from lfu import LfUConfig, LfUTrainer
 
@@ -65,7 +67,7 @@ def token_rows(count: int = 6, seed: int = 0) -> list[dict[str, list[int]]]:
 
 
 class PlainHead:
-    """What TRL's fused head computes, as it is defined. TRL's own works in float32 whatever the model's dtype."""
+    """What the fused head of TRL 1.15 computes, as it is defined. TRL's own works in float32, whatever the dtype."""
 
     @staticmethod
     def apply(hidden, weight, bias, targets, temperature, chunk, softcap, scale, outputs):
@@ -77,7 +79,9 @@ class PlainHead:
 @contextmanager
 def float64() -> Iterator[None]:
     """Everything in float64, TRL's head too."""
-    with Float64Throughout(), mock.patch("trl.trainer.utils._ChunkedLogProbFunction", PlainHead):
+    head = mock.patch("trl.trainer.utils._ChunkedLogProbFunction", PlainHead, create=True)  # TRL 0.24 has none
+    again = partial(checkpoint, context_fn=lambda: (nullcontext(), Float64Throughout()))  # TRL 1.9, 1.14 recompute it
+    with Float64Throughout(), head, mock.patch("torch.utils.checkpoint.checkpoint", again):
         yield
 
 

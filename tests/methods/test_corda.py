@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import peft
 import pytest
 import torch
 from bench import step_of, tiny_trainer
+from packaging.version import Version
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
@@ -40,8 +42,9 @@ def trainer(folder, texts, base=None, *, lora=LORA, method="corda", more="", **o
 
 
 def logits(of):
-    with torch.no_grad():
-        return of(**tiny_batch()).logits
+    batch = tiny_batch()
+    with torch.no_grad():  # given labels, a model that TRL 1.9 or 1.14 has patched returns none
+        return of(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
 def windows(texts, size=16):
@@ -84,7 +87,12 @@ def test_the_start_is_the_equations(tmp_path, texts, rslora):
 )
 def test_it_starts_as_the_untouched_model(tmp_path, texts, family, targets):
     untouched, base = model(family), model(family)
-    t = trainer(tmp_path, texts, base, lora=LORA | dict(target_modules=targets, fan_in_fan_out=family == "gpt2"))
+    lora = LORA | dict(target_modules=targets, fan_in_fan_out=family == "gpt2")
+    if family == "gpt2" and Version(peft.__version__) < Version("0.19"):
+        with pytest.raises(ValueError, match=r"needs PEFT 0\.19 or newer for transformer\.h\.0\.attn\.c_attn"):
+            trainer(tmp_path, texts, base, lora=lora)
+        return
+    t = trainer(tmp_path, texts, base, lora=lora)
     torch.testing.assert_close(logits(t.model), logits(untouched), rtol=1e-5, atol=1e-5)
     weights = {name.replace(".base_layer", ""): p for name, p in t.anatomy.model.named_parameters()}
     assert all(torch.equal(weights[name], p) for name, p in untouched.named_parameters())
@@ -264,12 +272,16 @@ def test_it_says_how_much_text_there_was_and_how_little_that_is(tmp_path, texts)
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
+# TRL 0.24 leaves it to us; 1.9 and 1.14 refuse it, and so do newer ones in other words
+LM_HEAD = "lm_head is none|when `lm_head` is wrapped by a PEFT adapter|to `lm_head` is not supported"
+
+
 @pytest.mark.parametrize(("lora", "message"), [
     ({"init_lora_weights": "pissa"}, "drop init_lora_weights='pissa'"),
     ({"use_dora": True}, "use_dora=True"),
     ({"lora_bias": True}, "lora_bias=True"),
     ({"r": 9}, "k_proj has no 9"),
-    ({"target_modules": ["lm_head", "q_proj"]}, "lm_head is none|to `lm_head` is not supported"),  # TRL 1 says it
+    ({"target_modules": ["lm_head", "q_proj"]}, LM_HEAD),
     ({"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens, which is no linear layer"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

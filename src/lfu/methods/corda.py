@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import corda as peft_corda
 from peft.tuners.lora.config import CordaConfig
-from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -96,6 +96,8 @@ class CorDA(AdapterMethod):
         rank = layer.r[adapter] // 2
         if not isinstance(base, (nn.Linear, Conv1D)):
             raise self._error(f"can't start {name}, which is no linear layer: leave it out")
+        if isinstance(base, Conv1D) and not hasattr(peft_corda, "Conv1D"):
+            raise self._error(f"needs PEFT 0.19 or newer for {name}, a Conv1D: pip install --upgrade peft")
         if all(base is not module for module in anatomy.decoder.modules()):
             raise self._error(f"reads the inputs of the decoder's layers, and {name} is none: leave it out")
         if rank > min(base.weight.shape):
@@ -137,7 +139,7 @@ def _smallest_components(
                         corda_config=CordaConfig(corda_method="kpm"))  # fmt: skip
     try:
         with evaluating(anatomy.model):
-            preprocess_corda(anatomy.model, config, run_model=run_model)
+            peft_corda.preprocess_corda(anatomy.model, config, run_model=run_model)
     except ZeroDivisionError:
         raise ValueError("corda: a targeted layer saw none of the texts: name others in target_modules") from None
     found = {}

@@ -33,6 +33,10 @@ class OSF(AdapterMethod):
             raise ValueError(f"osf.keep must be a share below 1 or a whole number of directions, got {self.keep:g}")
 
     def started(self, config: LoraConfig, run: Preparation) -> PeftConfig:
+        # before 0.21 the layer multiplies with the decomposition, and rounding that moves the untouched model
+        if run.model.dtype.itemsize < 4 and not hasattr(OSFLayer, "get_delta_weight"):
+            kind = str(run.model.dtype).removeprefix("torch.")
+            raise self._error(f"needs PEFT 0.21 or newer for a model in {kind}: pip install --upgrade peft")
         rank = self.keep if self.keep < 1 else int(self.keep)
         return replaced(config, OSFConfig, run, self.name, effective_rank=rank)
 
