@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from made_up import made_results, several
+from itertools import takewhile
+from typing import Any
 
-from lfu.report.compare_view import alike
+from made_up import made_results, made_view, several
+
+from lfu.report.blocks import Paragraph
+
+
+def alike(results: dict[str, Any]) -> list[str]:
+    """What is said under "What is fair here" before the rows."""
+    said = [block.text for block in made_view(results).blocks if isinstance(block, Paragraph)]
+    start = next(i for i, text in enumerate(said) if text.startswith("Alike for all"))
+    return list(takewhile(lambda text: not text.startswith("Chosen by"), said[start:]))
 
 
 def test_what_is_alike_is_said_and_nothing_else():
@@ -37,3 +47,5 @@ def test_equal_time_is_what_is_alike_where_steps_are_not():
     results = made_results({"time": {"sft": several(1.0), "gem": several(1.0)}})
     assert "the time of plain SFT's run each, the same seeds" in alike(results)[0]
     assert "steps each" not in alike(results)[0]
+    both = {mode: {"sft": several(1.0), "gem": several(1.0)} for mode in ("steps", "time")}
+    assert "the time of plain SFT's run each where time is equal, the same seeds" in alike(made_results(both))[0]

@@ -25,7 +25,6 @@ def facts(results: Mapping[str, Any]) -> dict[str, Any]:
         "failed": [run for run in results["runs"] if run["state"] == "failed"],
         "judged": sum(loss is not None for loss in losses),
         "yardsticks": _yardsticks(results, metrics),
-        "collapse": _collapsed(results["collapse"]) if results["collapse"] else "",
     }
     if not best:
         return found
@@ -65,22 +64,3 @@ def _yardsticks(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> li
         if changes:
             found.append((name, learned, and_(lost), bool(kept)))
     return found[:3]
-
-
-def _collapsed(found: Mapping[str, Any]) -> str:
-    """Where the bracket is, and whether it is the method that collapses."""
-    name, holds, collapses = f"{found['method']}'s {found['name']}", found["holds"], found["collapses"]
-    if holds is not None and collapses is not None:
-        where = f"Training collapses between {name} {holds:g} (holds) and {collapses:g} (collapses)."
-    elif collapses is not None:
-        where = f"Training already collapses at {name} {collapses:g}, the lowest value that was tried."
-    elif holds is not None:
-        where = f"Training does not collapse up to {name} {holds:g}, the highest value that was tried."
-    else:
-        where = f"It could not be determined where training collapses with {name}."
-    if found["sft"] is None or found["untouched"] is None or found["sft"] <= found["untouched"]:
-        return where
-    return (
-        f"{where} But plain SFT, at the same learning rate and steps, is above the untouched model, too "
-        f"({found['sft']:.3f} against {found['untouched']:.3f} on the validation rows): it overfits itself."
-    )

@@ -1,6 +1,7 @@
 """The report of `lfu compare` and `lfu sweep`: which method, how sure, at what cost, and what was alike."""
 
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,25 +11,26 @@ from lfu.report.compare_mode import Mode
 from lfu.report.compare_text import meaning, metrics_in
 from lfu.report.compare_verdict import facts
 from lfu.report.template import view_of_template
-from lfu.report.text import and_, by_chance
+from lfu.report.text import by_chance
 
 
 def view(record: Mapping[str, Any]) -> View:
     """The report, from the record alone."""
     results, model = record["results"], record["settings"]["model"]
-    collapse = results["collapse"]
+    collapse, settings = results["collapse"], results["settings"]
     return view_of_template(
         "compare", record, **facts(results), figures=figures,
         model=model.rstrip("/").rpartition("/")[2] or model,
         modes=[Mode(results, name) for name, found in results["modes"].items() if found["cost"]],
         meanings="; ".join(map(meaning, metrics_in(results).values())),
-        by_chance=by_chance, alike=alike(results), differs=_differs(results), edges=_edges(results["search"]),
+        by_chance=by_chance, training=_training(results), differs=_differs(results), edges=_edges(results["search"]),
         collapse_rows=_collapse(collapse) if collapse else [], bar=_loss(collapse and collapse["untouched"]),
         search=_search(results["search"]), run_rows=_runs(results["runs"]), notes=_notes(results["runs"]),
         commands=[
             {f"{label} ({which})": shlex.join(["lfu", "train", *words])}
-            for label, one in results["settings"].items() for which, words in one["commands"].items()
+            for label, one in settings.items() for which, words in one["commands"].items()
         ],
+        acting_on=lambda place: [label for label, one in settings.items() if place in one["places"]],
     )  # fmt: skip
 
 
@@ -82,43 +84,14 @@ def _notes(runs: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     return [{"run": name, "said": text} for name, text in said if text]
 
 
-ALIKE = {
-    "training rows": "the same {} training rows in the same order for a seed",
-    "rows per step": "{} rows per step",
-    "steps": "{} steps each",
-    "learning rates tried": "the same learning rates tried ({})",
-    "optimizer": "the optimizer {}",
-    "schedule": "a schedule that is {}",
-}
-OWN_ROWS = {"mixture": "mixes other rows in", "answers": "rewrites their answers"}
-
-
-def alike(results: Mapping[str, Any]) -> list[str]:
-    """What all settings have alike, what not and which has what, and which methods change the rows."""
-    settings, seeds = results["settings"], _listed(results["same"]["seeds"])
-    facts = {name: {label: one["training"].get(name) for label, one in settings.items()} for name in ALIKE}
-    facts["steps"] = {label: str(one["steps"]["steps"]) for label, one in settings.items() if "steps" in one["steps"]}
-    same = [ALIKE[name].format(*set(each.values())) for name, each in facts.items() if len(set(each.values())) == 1]
-    if "time" in results["modes"]:
-        where = " where time is equal" if "steps" in results["modes"] else ""
-        same.append(f"the time of plain SFT's run each{where}")
-    said = [
-        f"Alike for all: the same untouched model, {', '.join(same)}, the same seeds ({seeds}), and the same items in "
-        "every measurement."
-    ]
-    differing = {name: each for name, each in facts.items() if len(set(each.values())) > 1}
-    if differing:
-        said.append(f"Not alike: {'. '.join(f'{name}: {_who_has_what(each)}' for name, each in differing.items())}.")
-    for place, what in OWN_ROWS.items():
-        if names := [label for label, one in settings.items() if place in one["places"]]:
-            said.append(f"Of the training rows, {and_(names)} {what}.")
-    return said
-
-
-def _who_has_what(values: Mapping[str, str]) -> str:
-    """`16 (sft data_limit=16), 64 (sft data_limit=64)`."""
-    each = {value: [label for label, its in values.items() if its == value] for value in values.values()}
-    return ", ".join(f"{value} ({and_(labels)})" for value, labels in each.items())
+def _training(results: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """What was set for the training -> each value of it -> the settings that have it."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for label, one in results["settings"].items():
+        steps = {"steps": str(one["steps"]["steps"])} if "steps" in one["steps"] else {}
+        for name, value in (one["training"] | steps).items():
+            found[name][value].append(label)
+    return found
 
 
 def _listed(values: Iterable[Any]) -> str:
