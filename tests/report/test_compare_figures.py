@@ -22,10 +22,10 @@ def test_training_losses_over_something_else_are_set_apart():
 
 
 def test_no_two_settings_look_alike():
-    from lfu.report.figures import MARKERS, PALETTE
+    from lfu.report.figures import MARKERS, PALETTE, look
 
     labels = [f"method {number}" for number in range(40)]
-    looks = figures.looks({"settings": {label: {} for label in labels}})
+    looks = look(["untouched", *labels])
     assert len({looks[label]["color"] for label in labels[:11]} | {looks["untouched"]["color"]}) == 12
     assert len({(looks[label]["color"], looks[label]["ls"]) for label in labels}) == 40
     colours, markers = len(PALETTE) - 1, len(MARKERS)

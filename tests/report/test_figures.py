@@ -14,7 +14,7 @@ def test_a_picture_leaves_the_users_pyplot_alone():
     before = plt.get_backend()
     try:
         plt.switch_backend("svg")
-        png = importlib.reload(figures).draw((2, 1), lambda figure: figure.subplots().plot([1, 2]))
+        png = importlib.reload(figures).draw((2, 1), lambda axis: axis.plot([1, 2]))
         assert plt.get_backend() == "svg"
         assert not plt.get_fignums()
         assert png.startswith(b"\x89PNG")

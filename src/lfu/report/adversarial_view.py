@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure as Picture
+from matplotlib.axes import Axes
 
 from lfu.report.blocks import Figure, View
-from lfu.report.figures import GRID, draw, legend, look
+from lfu.report.figures import draw, finish, legend, look
 from lfu.report.template import view_of_template
 from lfu.report.text import and_, estimate, number, shorter, sign
 
@@ -72,27 +72,19 @@ def _picture(results: Mapping[str, Any]) -> Figure:
     attacked, steps = results["attacked"], results["steps"]
     style = look(["untouched", *attacked])
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         base = 100 * results["untouched"]["broken_share"]["value"]
         axis.axhline(base, color=style["untouched"]["color"], lw=1.4, ls=":", label="untouched")
         for place, (label, found) in enumerate(attacked.items()):
             shares = [{end: 100 * v for end, v in found[str(n)]["broken_share"].items()} for n in steps]
             # side by side, so that intervals at the same step don't hide each other
             x = [n + (place - (len(attacked) - 1) / 2) * 0.012 * max(steps) for n in steps]
-            reach = [
-                [max(0.0, s["value"] - s["low"]) for s in shares],
-                [max(0.0, s["high"] - s["value"]) for s in shares],
-            ]
+            reach = [[abs(s[end] - s["value"]) for s in shares] for end in ("low", "high")]
             axis.errorbar(x, [s["value"] for s in shares], reach, lw=2, marker="o", ms=5, capsize=3, elinewidth=1.2,
                           label=shorter(label), **style[label])  # fmt: skip
-        axis.set_ylim(-3, 103)
-        axis.set_xticks(steps)
-        axis.set_title("Requests whose response breaks the alignment")
-        axis.set_xlabel("training steps on the opposite")
-        axis.set_ylabel("share, %")
-        axis.grid(axis="y", color=GRID, lw=0.8)
-        axis.set_axisbelow(True)
+        finish(axis, "Requests whose response breaks the alignment", "training steps on the opposite", "share, %",
+               whole=False)  # fmt: skip
+        axis.set(ylim=(-3, 103), xticks=steps)
         legend(axis)
 
     alt = "attack success rate over the attack's steps, one line per model: " + "; ".join(

@@ -6,35 +6,29 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
 from lfu.report.compare_mode import Mode
 from lfu.report.compare_text import value
-from lfu.report.figures import DASHES, GRID, MARKERS, PALETTE, draw, finish, legend, line, row_names
+from lfu.report.figures import GRID, INK, MARKERS, PALETTE, draw, finish, legend, line, look, row_names
 from lfu.report.text import shorter
 from lfu.study.metrics import KINDS, Metric
 
-BLUE, ORANGE, GREY, INK = PALETTE[2], PALETTE[1], PALETTE[0], PALETTE[7]
+GREY, ORANGE, BLUE = PALETTE[:3]
 
 
-def looks(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _looks(mode: Mode) -> dict[str, dict[str, Any]]:
     """Label -> colour and dashes, the same in every picture; the untouched model is grey."""
-    grey, *colours = PALETTE
-    found: dict[str, dict[str, Any]] = {"untouched": {"color": grey, "ls": "-"}}
-    for number, label in enumerate(results["settings"]):
-        dashes = DASHES[number // len(colours) % len(DASHES)]
-        found[label] = {"color": colours[number % len(colours)], "ls": dashes}
-    return found
+    return look(["untouched", *mode.results["settings"]])
 
 
 def _name(label: str) -> str:
     return shorter(label, 22)
 
 
-def _legend_below(figure: Picture, handles: Sequence[Any]) -> None:
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=9)
+def _legend_below(axis: Axes, handles: Sequence[Any]) -> None:
+    axis.figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9)
 
 
 def loss_of(entry: Mapping[str, Any]) -> float | None:
@@ -45,8 +39,7 @@ def loss_of(entry: Mapping[str, Any]) -> float | None:
 def one_curve(title: str, curve: Sequence[Mapping[str, Any]]) -> bytes:
     """The training curve of one run, as PNG."""
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         points = [(entry["step"], loss) for entry in curve if (loss := loss_of(entry)) is not None]
         axis.plot(*zip(*points), lw=1.8, marker="o", ms=2.5, color=BLUE)
         finish(axis, title, "training step", "training loss")
@@ -72,7 +65,7 @@ def own_losses(results: Mapping[str, Any], labels: Sequence[str]) -> dict[str, s
 
 def curves(mode: Mode) -> Figure | None:
     """Training loss by step, mean over the seeds; losses that can't be compared with SFT's are set apart."""
-    style = looks(mode.results)
+    style = _looks(mode)
     each = {label: _mean_curve(list(seeds.values())) for label, seeds in mode.found["curves"].items()}
     found = {label: points for label, points in each.items() if points}
     other = own_losses(mode.results, list(found))
@@ -81,21 +74,19 @@ def curves(mode: Mode) -> Figure | None:
     if not panels:
         return None
 
-    def paint(figure: Picture) -> None:
-        widths = {"width_ratios": [2, 1]} if len(panels) > 1 else None
-        axes = figure.subplots(1, len(panels), squeeze=False, gridspec_kw=widths)[0]
+    def paint(*axes: Axes) -> None:
         for axis, (title, labels) in zip(axes, panels):
             for label in labels:
                 axis.plot(*zip(*found[label]), lw=1.6, label=_name(label), **style[label])
             finish(axis, title, "training step", "nats per token" if title == "Training loss" else "")
-        _legend_below(figure, [line for axis in axes for line in axis.get_lines()])
+        _legend_below(axes[0], [line for axis in axes for line in axis.get_lines()])
 
     told = "; ".join(f"{label}: {points[0][1]:.3f} to {points[-1][1]:.3f}" for label, points in found.items())
     caption = "Mean over the seeds. Of LfU the SFT part; of other methods with a penalty the sum."
     if other:
         told_of = "; ".join(f"{label}: {what}" for label, what in other.items())
         caption += f" Set apart, as they can't be compared with SFT's nor with each other: {told_of}."
-    picture = draw((9, 3.6 + 0.25 * (len(found) // 4)), paint)
+    picture = draw((9, 3.6 + 0.25 * (len(found) // 4)), paint, len(panels), width_ratios=[2, 1][: len(panels)])
     return Figure(mode.file("training"), picture, f"training loss, first to last step: {told}", caption)
 
 
@@ -119,40 +110,38 @@ def forgetting(mode: Mode) -> Figure | None:
     }  # fmt: skip
     if not found:
         return None
-    style = looks(mode.results)
+    style = _looks(mode)
 
-    def paint(figure: Picture) -> None:
-        axes = figure.subplots(1, 2)
+    def paint(*axes: Axes) -> None:
         for axis, (key, title, _, unit) in zip(axes, panels):
             for label, each in found.items():
                 axis.plot(each["step"], each[key], lw=1.8, marker="o", ms=3.5, label=_name(label), **style[label])
             axis.axhline(0, color=GREY, lw=1, ls=":")
             finish(axis, title, "training step", unit)
             axis.set_xlim(left=0)
-        axes[0].legend(frameon=False, fontsize=9)
+        axes[0].legend(fontsize=9)
 
     told = "; ".join(
         f"{label}: {each['net_lost'][-1]:+.1f} % of known answers lost, prose {each['prose_rise'][-1]:+.3f} nats"
         for label, each in found.items()
     )
-    return Figure(mode.file("forgetting"), draw((9, 3.2), paint), f"at the last step: {told}")
+    return Figure(mode.file("forgetting"), draw((9, 3.2), paint, 2), f"at the last step: {told}")
 
 
 def gain_and_kept(mode: Mode) -> Figure | None:
     """A point a setting: what it learned to the right, what it kept upwards; the Pareto front is drawn through."""
-    fronts, changes, style = mode.found["fronts"], mode.found["against_untouched"], looks(mode.results)
+    fronts, changes, style = mode.found["fronts"], mode.found["against_untouched"], _looks(mode)
     if not fronts:
         return None
     across = min(3, len(fronts))
     down = -(-len(fronts) // across)
 
-    def paint(figure: Picture) -> None:
-        axes = figure.subplots(down, across, squeeze=False).flatten()
+    def paint(*axes: Axes) -> None:
         for axis in axes[len(fronts) :]:
             axis.set_axis_off()
         for axis, (key, front) in zip(axes, fronts.items()):
             _scatter(axis, mode.metrics[front["gain"]], mode.metrics[key], changes, front["front"], style)
-        _legend_below(figure, axes[0].get_legend_handles_labels()[0])
+        _legend_below(axes[0], axes[0].get_legend_handles_labels()[0])
 
     told = []
     for key, front in fronts.items():
@@ -162,7 +151,7 @@ def gain_and_kept(mode: Mode) -> Figure | None:
         told.append(f"front of {kept.title}: {', '.join(front['front'])}")
     rows = 1 + len(changes[next(iter(fronts.values()))["gain"]]) // 4
     size = (min(13, 5.6 * across + 0.4), 0.6 + 3.6 * down + 0.25 * rows)
-    return Figure(f"gain-and-kept-{mode.name}", draw(size, paint), "; ".join(told))
+    return Figure(f"gain-and-kept-{mode.name}", draw(size, paint, across, down), "; ".join(told))
 
 
 def _better(metric: Metric, interval: Mapping[str, Any], end: str = "value") -> float:
@@ -189,18 +178,17 @@ def _scatter(
     word = {-1: "fall", 1: "rise"}
     axis.set_xlabel(f"{gain.title}: {word[gain.sign]}, {gain.scale.change_unit} →", fontsize=10)
     axis.set_ylabel(f"{word[kept.sign]}, {kept.scale.change_unit} →", fontsize=10)
-    axis.set_title(kept.title)
+    axis.set(title=kept.title)
     axis.xaxis.set_major_locator(MaxNLocator(6))
 
 
 def noise(mode: Mode) -> Figure | None:
     """Cosine similarity of clean and noisy hidden states by layer."""
-    found, style = mode.found["noise"], looks(mode.results)
+    found, style = mode.found["noise"], _looks(mode)
     if not found:
         return None
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         for label, layers in found.items():
             line(axis, list(range(1, len(layers) + 1)), layers, style[label], _name(label))
         finish(axis, "Hidden states with and without input noise", "layer", "cosine similarity")
@@ -214,11 +202,10 @@ def wording(mode: Mode) -> Figure | None:
     """A dot a prompt template and seed, a row a setting, in it a line a seed."""
     if not mode.found["wording"]:
         return None
-    style, metric, found = looks(mode.results), mode.metrics["wording"], mode.found["wording"]["templates"]
+    style, metric, found = _looks(mode), mode.metrics["wording"], mode.found["wording"]["templates"]
     kind = KINDS[mode.found["wording"]["kind"]]
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         for height, (label, templates) in enumerate(found.items()):
             colour, seeds = style[label]["color"], list(zip(*templates.values()))
             for number, of_seed in enumerate(seeds):
@@ -228,9 +215,8 @@ def wording(mode: Mode) -> Figure | None:
                 axis.plot(values, [y] * len(values), "o", mfc="none", mec=colour, mew=1.4, ms=5, zorder=3)
                 axis.plot(fmean(values), y, "|", color=colour, ms=9, mew=2.2, zorder=2)
         row_names(axis, list(map(_name, found)))
-        axis.set_title("One circle for each wording of the prompt, one line for each seed")
-        share = mode.found["wording"]["kind"] == "share"
-        axis.set_xlabel("accuracy, %" if share else "loss on the answers, nats per token")
+        unit = "accuracy, %" if kind is KINDS["share"] else "loss on the answers, nats per token"
+        axis.set(title="One circle for each wording of the prompt, one line for each seed", xlabel=unit)
 
     told = "; ".join(
         f"{label}: " + ", ".join(f"{template} {value(metric, fmean(seeds))}" for template, seeds in templates.items())
@@ -256,8 +242,8 @@ def sweep(mode: Mode) -> Figure | None:
         return None
     paint_one = _lines if len(names) == 1 else _map
 
-    def paint(figure: Picture) -> None:
-        for axis, metric in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    def paint(*axes: Axes) -> None:
+        for axis, metric in zip(axes, panels):
             shown = {label: metric.scale.shown(one["mean"]) for label, one in means[metric.key].items()}
             paint_one(axis, metric, shown, grid, names, [settings[label]["yardstick"] for label in found])
 
@@ -266,7 +252,7 @@ def sweep(mode: Mode) -> Figure | None:
         for metric in panels
     )
     dashed = " Dashed: plain SFT." if len(names) == 1 and methods != {"sft"} else ""
-    picture = draw((5.2 * len(panels) + 0.4, 3.8), paint)
+    picture = draw((5.2 * len(panels) + 0.4, 3.8), paint, len(panels))
     return Figure(f"sweep-{mode.name}", picture, told, f"Means over the seeds.{dashed}")
 
 
@@ -285,12 +271,10 @@ def _lines(
     axis.plot(places, [shown[label] for label in grid], "-o", color=BLUE, lw=2, ms=5)
     if yardsticks != list(grid) and all(label in shown for label in yardsticks):
         axis.plot(places, [shown[label] for label in yardsticks], "--", color=ORANGE, lw=1.8)
-    axis.set_title(metric.title)
-    axis.set_xlabel(names[0])
-    axis.set_ylabel(metric.scale.unit)
+    axis.set(title=metric.title, xlabel=names[0], ylabel=metric.scale.unit)
     axis.set_xticks(places, texts, fontsize=9, rotation=30 if len(texts) > 5 else 0)
     axis.minorticks_off()
-    axis.grid(axis="y", color=GRID, lw=0.8)
+    axis.grid(axis="y")
 
 
 def _map(
@@ -309,8 +293,7 @@ def _map(
             axis.text(x, y, text, ha="center", va="center", fontsize=9.5, color=INK)
     axis.set_xticks(range(len(columns)), columns)
     axis.set_yticks(range(len(rows)), rows)
-    axis.set_xlabel(names[1])
-    axis.set_ylabel(names[0])
+    axis.set(xlabel=names[1], ylabel=names[0])
     axis.set_title(f"{metric.title}, {metric.scale.unit}", fontsize=11)
     axis.tick_params(length=0)
 
@@ -322,8 +305,7 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
         return None
     levels = {"untouched model": (found["untouched"], "--"), "plain SFT": (found["sft"], ":")}
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         axis.plot(list(tried), [one["loss"] for one in tried.values()], "-", color="#9ca3af", lw=1.2, zorder=1)
         for x, one in tried.items():
             colour, marker = (ORANGE, "X") if one["collapsed"] else (BLUE, "o")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure as Picture
+from matplotlib.axes import Axes
 
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import GRID, draw, finish, legend, line, look, row_names
@@ -67,8 +67,7 @@ def _layers(hidden: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _blocks_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figure:
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         for label, drift in weights.items():
             values = [100 * (part["relative"] or 0) for part in drift["blocks"]]
             line(axis, [int(part["name"]) for part in drift["blocks"]], values, style[label], shorter(label))
@@ -84,16 +83,14 @@ def _kinds_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figu
     names = [part["name"] for part in next(iter(weights.values()))["kinds"]]
     thickness = 0.8 / len(weights)
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         for i, (label, drift) in enumerate(weights.items()):
             found = {part["name"]: 100 * (part["relative"] or 0) for part in drift["kinds"]}
             heights = [n + (i - (len(weights) - 1) / 2) * thickness for n in range(len(names))]
             widths = [found.get(name, 0.0) for name in names]
             axis.barh(heights, widths, 0.9 * thickness, color=style[label]["color"], label=shorter(label))
         row_names(axis, names)
-        axis.set_title("Weights: distance by kind of module")
-        axis.set_xlabel("distance, % of the norm")
+        axis.set(title="Weights: distance by kind of module", xlabel="distance, % of the norm")
         legend(axis)
 
     size = (8, 1.4 + len(names) * (0.26 + 0.09 * len(weights)))
@@ -104,8 +101,8 @@ def _kinds_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figu
 def _layers_picture(hidden: Mapping[str, Any], style: Mapping[str, Any]) -> Figure:
     panels = {"cosine": "Cosine similarity to the base", "cka": "Linear CKA with the base"}
 
-    def paint(figure: Picture) -> None:
-        for axis, (name, title) in zip(figure.subplots(1, 2), panels.items()):
+    def paint(*axes: Axes) -> None:
+        for axis, (name, title) in zip(axes, panels.items()):
             for label, drift in hidden.items():
                 line(axis, drift["layers"], drift[name], style[label], shorter(label))
             axis.axhline(1, color=GRID, lw=1.2, zorder=0)
@@ -113,4 +110,4 @@ def _layers_picture(hidden: Mapping[str, Any], style: Mapping[str, Any]) -> Figu
             legend(axis)
 
     alt = "mean cosine similarity and linear CKA of base and tuned hidden states by layer, one line per model"
-    return Figure("hidden-states-by-layer", draw((10, 3.6), paint), alt)
+    return Figure("hidden-states-by-layer", draw((10, 3.6), paint, 2), alt)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Picture
 
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import draw, legend, look, row_names, whisker
@@ -97,14 +96,12 @@ def _picture(results: Mapping[str, Any], labels: Sequence[str]) -> Figure:
         scored = {name: row["scores"] for name, row in results["tasks"].items()}
         values = {label: {n: scores[label] for n, scores in scored.items() if label in scores} for label in labels}
 
-    def paint(figure: Picture) -> None:
-        _dots(figure.subplots(), tasks, values, look(labels), base)
-
     what = f"change against {base}, points" if base else "score, %"
     told = "; ".join(
         f"{label} {name} {number(100 * one['value'])}" for label, found in values.items() for name, one in found.items()
     )
     size = (9, 1.4 + (0.3 + 0.2 * len(values)) * len(tasks))
+    paint = lambda axis: _dots(axis, tasks, values, look(labels), base)
     return Figure("tasks", draw(size, paint), f"{what}: {told}", f"{what[0].upper()}{what[1:]}, with 95 % intervals.")
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 from matplotlib import rc_context
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+GRID = "#e5e7eb"
 STYLE = {
     "font.size": 11,
     "axes.spines.top": False,
@@ -20,6 +22,11 @@ STYLE = {
     "axes.labelcolor": "#374151",
     "xtick.color": "#374151",
     "ytick.color": "#374151",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
 }
 # Okabe and Ito's, safe for colour-blind readers, the grey first: it is the base model's. Then four more, which
 # differ from them and from each other in lightness, too.
@@ -29,30 +36,29 @@ PALETTE = (
 )  # fmt: skip
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "oD^vP*XpshH<>"  # 13, and 11 colours: together they repeat after 143
-LOST, GAINED = PALETTE[1], PALETTE[2]
-GRID = "#e5e7eb"
+LOST, GAINED, INK = PALETTE[1], PALETTE[2], PALETTE[7]
 DPI = 160
 
 
-def draw(size: tuple[float, float], paint: Callable[[Figure], None]) -> bytes:
-    """A figure of that size in inches, painted in the house style, as PNG.
+def draw(size: tuple[float, float], paint: Callable[..., None], across: int = 1, down: int = 1, **grid: Any) -> bytes:
+    """A figure of that size in inches as PNG, whose axes are painted in the house style by `paint(*axes)`.
 
     Without pyplot, whose backend is the user's: a notebook that draws after a report has been written still shows it.
     """
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
-        paint(figure)
+        paint(*figure.subplots(down, across, squeeze=False, gridspec_kw=grid).flat)
         figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 
 def look(models: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Label -> colour and dashes of its line; the first model, the one compared with, is grey."""
-    return {
-        label: {"color": PALETTE[i % len(PALETTE)], "ls": DASHES[i // len(PALETTE) % len(DASHES)]}
-        for i, label in enumerate(models)
-    }
+    """Label -> colour and dashes of its line; the first model, the one compared with, is alone in being grey."""
+    grey, *colours = PALETTE
+    first, *others = models
+    looks = [{"color": colour, "ls": dashes} for dashes in DASHES for colour in colours]
+    return {first: {"color": grey, "ls": "-"}} | dict(zip(others, cycle(looks)))
 
 
 def line(axis: Axes, x: Sequence[float], y: Sequence[Any], style: Mapping[str, Any], label: str) -> None:
@@ -65,11 +71,8 @@ def line(axis: Axes, x: Sequence[float], y: Sequence[Any], style: Mapping[str, A
 
 def finish(axis: Axes, title: str, x: str, y: str, *, whole: bool = True) -> None:
     """Title, labels, grid; whole numbers on the x axis."""
-    axis.set_title(title)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.grid(axis="y", color=GRID, lw=0.8)
-    axis.set_axisbelow(True)
+    axis.set(title=title, xlabel=x, ylabel=y)
+    axis.grid(axis="y")
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
     if whole:
         axis.set_xlim(left=0.4)  # layers are numbered from 1
@@ -77,11 +80,9 @@ def finish(axis: Axes, title: str, x: str, y: str, *, whole: bool = True) -> Non
 
 def row_names(axis: Axes, labels: Sequence[str], *, zero: bool = False) -> None:
     """A name for each row of the y axis, the first on top, and a grid for the x axis; with a line at zero if wanted."""
-    axis.set_yticks(range(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.4, -0.6))
     axis.tick_params(axis="y", length=0)
-    axis.grid(axis="x", color=GRID, lw=0.8)
-    axis.set_axisbelow(True)
+    axis.grid(axis="x")
     if zero:
         axis.axvline(0, color=PALETTE[0], lw=1.4, zorder=1)
 
@@ -94,4 +95,4 @@ def whisker(axis: Axes, y: float, interval: Mapping[str, float], color: str, **m
 
 def legend(axis: Axes, *, outside: bool = False) -> None:
     """A legend where it covers least, or to the right of the axes."""
-    axis.legend(frameon=False, fontsize=10, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {}))
+    axis.legend(**({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {}))

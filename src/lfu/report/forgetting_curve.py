@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Picture
 
 from lfu.report.blocks import Figure
-from lfu.report.figures import GAINED, GRID, LOST, PALETTE, draw, finish
+from lfu.report.figures import GAINED, GRID, INK, LOST, PALETTE, draw, finish
 from lfu.report.text import number
 
 COUNTS = {"lost": LOST, "gained": GAINED}  # drawn as per cent of the known answers
@@ -27,13 +26,13 @@ def picture(results: Mapping[str, Any]) -> Figure:
     """One panel for each thing that was measured, over the steps."""
     points, panels = results["curve"], _panels(results["curve"])
 
-    def paint(figure: Picture) -> None:
-        for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    def paint(*axes: Axes) -> None:
+        for axis, panel in zip(axes, panels):
             _paint(axis, points, panel, results)
 
     last = points[-1]
     alt = f"To step {last['step']}: {last['lost']} of {last['known']} known answers lost, {last['gained']} gained"
-    return Figure("curve", draw((4.2 * len(panels), 3.2), paint), alt)
+    return Figure("curve", draw((4.2 * len(panels), 3.2), paint, len(panels)), alt)
 
 
 def readings(points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -70,7 +69,7 @@ def _paint(axis: Axes, points: Sequence[Mapping[str, Any]], panel: Panel, result
     steps = [0, *(point["step"] for point in points)]
     for name, label in panel.lines.items():
         values = [panel.factor * point[name] / (max(1, point["known"]) if name in COUNTS else 1) for point in points]
-        colour = COUNTS.get(name, PALETTE[7])
+        colour = COUNTS.get(name, INK)
         axis.plot(steps, [0.0, *values], marker="o", ms=3.5, lw=2, label=label, color=colour)
     if panel.budget in results["budget"]:
         axis.axhline(results["budget"][panel.budget] * panel.factor, color=LOST, ls=":", lw=1.6)
@@ -78,4 +77,4 @@ def _paint(axis: Axes, points: Sequence[Mapping[str, Any]], panel: Panel, result
     axis.axhline(0, color=PALETTE[0], lw=1)
     finish(axis, panel.title, "step", panel.unit, whole=False)
     if len(panel.lines) > 1:
-        axis.legend(frameon=False, fontsize=9)
+        axis.legend(fontsize=9)

@@ -5,17 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import MaxNLocator
 
 from lfu.report import forgetting_curve
 from lfu.report.blocks import Figure, View
-from lfu.report.figures import GAINED, LOST, PALETTE, draw, row_names, whisker
+from lfu.report.figures import GAINED, INK, LOST, PALETTE, draw, row_names, whisker
 from lfu.report.template import view_of_template
 from lfu.report.text import estimate, number, shorter, sign
 
 MOST_ITEMS = 200  # to read on the page; record.json has them all
-INK = "#111827"
 
 
 def view(record: Mapping[str, Any]) -> View:
@@ -66,13 +64,12 @@ def _texts(results: Mapping[str, Any], base: str) -> list[list[str]]:
 def _picture(results: Mapping[str, Any]) -> Figure:
     changes, texts = results["forgetting"], results["perplexity"]
 
-    def paint(figure: Picture) -> None:
-        left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [1.5, 1]})
+    def paint(left: Axes, right: Axes) -> None:
         _bars(left, changes)
         _whiskers(right, texts)
 
     alt = "; ".join(f"{label}: {f['lost']} lost, {f['gained']} gained" for label, f in changes.items())
-    return Figure("forgetting", draw((10, 2.1 + 0.75 * len(changes)), paint), alt)
+    return Figure("forgetting", draw((10, 2.1 + 0.75 * len(changes)), paint, 2, width_ratios=[1.5, 1]), alt)
 
 
 def _bars(axis: Axes, changes: Mapping[str, Any]) -> None:
@@ -88,12 +85,10 @@ def _bars(axis: Axes, changes: Mapping[str, Any]) -> None:
         net = {name: f["items"] * f["net"][name] for name in ("value", "low", "high")}
         whisker(axis, height + 0.3, net, INK)
         reach = max(reach, f["lost"], f["gained"], -net["low"], net["high"])
-    axis.set_xlim(-1.18 * reach, 1.18 * reach)
     row_names(axis, [shorter(label) for label in changes], zero=True)
+    axis.set(title="Questions", xlabel="← lost      number      gained →", xlim=(-1.18 * reach, 1.18 * reach))
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.xaxis.set_major_formatter(lambda value, place: f"{abs(value):.0f}")
-    axis.set_title("Questions")
-    axis.set_xlabel("← lost      number      gained →")
 
 
 def _whiskers(axis: Axes, texts: Mapping[str, Any]) -> None:
@@ -109,7 +104,6 @@ def _whiskers(axis: Axes, texts: Mapping[str, Any]) -> None:
         )  # fmt: skip
         ends += [change["low"], change["high"]]
     margin = 0.25 * (max(ends) - min(ends) or 1.0)
-    axis.set_xlim(max(ends) + margin, min(ends) - margin)  # turned round
     row_names(axis, [""] * len(texts), zero=True)
-    axis.set_title("Perplexity of plain text")
-    axis.set_xlabel("← worse      change, %      better →")
+    axis.set(title="Perplexity of plain text", xlabel="← worse      change, %      better →")
+    axis.set_xlim(max(ends) + margin, min(ends) - margin)  # turned round

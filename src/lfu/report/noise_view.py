@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.figure import Figure as Picture
+from matplotlib.axes import Axes
 
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import GRID, draw, finish, legend, line, look
@@ -31,8 +31,7 @@ def _picture(by_layer: Mapping[str, Any]) -> Figure:
     style = look(by_layer)
     same = len({len(values) for values in by_layer.values()}) == 1  # else depth is counted from 0 to 1
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         for label, values in by_layer.items():
             x = [(i + 1) if same else (i + 1) / len(values) for i in range(len(values))]
             line(axis, x, values, style[label], shorter(label))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure as Picture
+from matplotlib.axes import Axes
 
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import draw, look, row_names
@@ -84,8 +84,7 @@ def _picture(results: Mapping[str, Any], metric: Metric) -> Figure:
     spreads = {label: each[metric.key] for label, each in results["spread"].items()}
     style, scale = look(spreads), metric.scale
 
-    def paint(figure: Picture) -> None:
-        axis = figure.subplots()
+    def paint(axis: Axes) -> None:
         for height, (label, s) in enumerate(spreads.items()):
             values, colour = [scale * v for v in s["templates"].values()], style[label]["color"]
             mean = {key: scale * s["mean"][key] for key in ("value", "low", "high")}
@@ -95,9 +94,8 @@ def _picture(results: Mapping[str, Any], metric: Metric) -> Figure:
             up = [0.07 * values[:i].count(value) for i, value in enumerate(values)]  # equal ones are piled up
             axis.plot(values, [height - u for u in up], "o", mfc="none", mec=colour, mew=1.8, ms=9, zorder=3)
         row_names(axis, [shorter(label) for label in spreads])
-        axis.set_title("One dot per template")
         better = "better →" if metric.key == "accuracy" else "← better"
-        axis.set_xlabel(f"{metric.name}, {metric.unit}   {better}")
+        axis.set(title="One dot per template", xlabel=f"{metric.name}, {metric.unit}   {better}")
 
     alt = "; ".join(
         f"{label}: " + ", ".join(f"{template} {scale * v:.3g}" for template, v in s["templates"].items())
