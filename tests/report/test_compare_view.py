@@ -14,7 +14,7 @@ def alike(results: dict[str, Any]) -> list[str]:
     """What is said under "What is fair here" before the rows."""
     said = [block.text for block in made_view(results).blocks if isinstance(block, Paragraph)]
     start = next(i for i, text in enumerate(said) if text.startswith("Alike for all"))
-    return list(takewhile(lambda text: not text.startswith("Chosen by"), said[start:]))
+    return list(takewhile(lambda text: not text.startswith("Chosen on"), said[start:]))
 
 
 def test_what_is_alike_is_said_and_nothing_else():
