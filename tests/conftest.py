@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("TQDM_DISABLE", None)  # some tests read the progress that is shown
 
 import pytest
 import torch

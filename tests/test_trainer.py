@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, PromptTuningConfig
 from safetensors.torch import load_file
-from tiny import DEVICE, tiny_model
+from tiny import DEVICE, relative_difference, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -254,9 +254,12 @@ def test_trls_activation_offloading_changes_no_number(tmp_path, monkeypatch, opt
 
     monkeypatch.setattr("trl.models.activation_offloading.OffloadActivations", offload)
     monkeypatch.setattr(torch.cpu, "empty_cache", lambda: None, raising=False)  # called where bitsandbytes was imported
+    # gradient descent: Adam would make an update of full size out of a gradient that is nothing but rounding
+    options = {"optim": "sgd", **options}
     found = []
     for on in (False, True):
         t = trainer(tmp_path / str(on), activation_offloading=on, **options)
+        start = weights(t)
         _poison_one_loss(t)
         t.train()
         found.append(weights(t))
@@ -264,8 +267,12 @@ def test_trls_activation_offloading_changes_no_number(tmp_path, monkeypatch, opt
     assert offloading.tensor_id > 0
     assert len(offloading.tracker) < 10  # what the dropped graph left is gone
     assert t.last_record.skipped is None
-    if torch.__version__.startswith("2.7."):  # which rounds otherwise where a tensor that has been away lies otherwise
-        torch.testing.assert_close(*found, rtol=0, atol=5e-6)  # the weights move by 1e-2
+    # What has been away comes back contiguous, also a slice of a wider product. A GPU then may multiply it in another
+    # order (torch 2.7 on a CPU too): sums of up to 64 terms in each of 4 blocks, and the gradient of LfU takes the
+    # difference of two hidden states, a tenth of their size.
+    if DEVICE == "cuda" or torch.__version__.startswith("2.7."):
+        moved = [{name: value - start[name] for name, value in after.items()} for after in found]
+        assert relative_difference(*moved) < torch.finfo(torch.float32).eps * 64 * 4 * 10
     else:
         assert_equal(*found)
 

@@ -87,6 +87,11 @@ class Float64Throughout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def random_states() -> list[list[int]]:
+    """PyTorch's generators: the CPU's, then each GPU's."""
+    return [state.tolist() for state in (torch.get_rng_state(), *torch.cuda.get_rng_state_all())]
+
+
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """name -> gradient (zeros where there is none) of each trainable parameter."""
     return {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from questions import CHOICES, QUESTIONS, TEXTS
-from tiny import DEVICE
+from tiny import DEVICE, random_states
 
 from lfu.evaluation import score
 from lfu.evaluation.pieces import chat_pair
@@ -168,14 +168,14 @@ def test_mode_and_generators_are_as_before_and_every_item_is_announced(model, to
     model.train()
     next(model.children()).eval()  # a frozen part that somebody keeps in eval mode
     flags = [module.training for module in model.modules()]
-    states = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+    states = (random_states(), np.random.get_state()[1].copy(), random.getstate())
     ticks: list[int] = []
     during: list[bool] = []
     ALL[name](model, tokenizer, lambda n: (ticks.append(n), during.append(model.training)))
     assert sum(ticks) == ITEMS[name]
     assert not any(during)
     assert [module.training for module in model.modules()] == flags
-    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[0] == random_states()
     assert np.array_equal(states[1], np.random.get_state()[1])
     assert states[2] == random.getstate()
     assert torch.is_grad_enabled()

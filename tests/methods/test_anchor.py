@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from test_losses import nudge
-from tiny import Float64Throughout, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, Float64Throughout, random_states, relative_difference, tiny_batch, tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.methods.own_text import openings
@@ -32,9 +32,10 @@ def the(t):
 
 
 def logits_on(model, said, rows):
+    ids, mask, labels = (t[rows].to(DEVICE) for t in (said.ids, said.mask, said.labels))
     with Float64Throughout():
-        out = model(input_ids=said.ids[rows], attention_mask=said.mask[rows], use_cache=False).logits
-    own = said.labels[rows][:, 1:] != -100
+        out = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    own = labels[:, 1:] != -100
     return out[:, :-1][own]
 
 
@@ -129,11 +130,11 @@ def test_texts_are_written_once_for_a_model_and_its_settings(tmp_path, capsys):
 
 def test_writing_leaves_the_random_state_alone_and_a_cut_off_file_is_written_anew(tmp_path):
     torch.manual_seed(1)
-    expected = torch.get_rng_state()
+    expected = random_states()
     t = trainer(tmp_path / "a")
     torch.manual_seed(1)
     the(t).adapter(None, Preparation(t.model, t.processing_class, t.args, print))
-    assert torch.equal(torch.get_rng_state(), expected)
+    assert random_states() == expected
     (path,) = (tmp_path / "a" / "texts").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:50])
     assert torch.equal(the(trainer(tmp_path / "a")).said.ids, the(t).said.ids)

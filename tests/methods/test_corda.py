@@ -61,7 +61,7 @@ def equation(base, name, r):
         base(input_ids=torch.tensor([window], device=DEVICE))
     handle.remove()
     C = sum((x / x.max().abs()).T @ (x / x.max().abs()) for x in seen) / len(seen)
-    C += 0.01 * C.diag().mean() * torch.eye(len(C), dtype=C.dtype)
+    C += 0.01 * C.diag().mean() * torch.eye(len(C)).to(C)
     weight = module.weight.detach().double()
     U, S, Vt = torch.linalg.svd((weight if name.count("proj") and base.config.model_type != "gpt2" else weight.T) @ C)
     k = len(S)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bench import float64, step_of, tiny_trainer, written_out
 from test_losses import nudge
-from tiny import Float64Throughout, relative_difference, tiny_model
+from tiny import DEVICE, Float64Throughout, relative_difference, tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.support.errors import UserError
@@ -32,7 +32,7 @@ def fisher_by_hand(model, said):
     """Name -> F: squared gradients of each text's own tokens, summed over texts; then of mean 1."""
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total = {n: torch.zeros_like(p) for n, p in named.items()}
-    for ids, labels, mask in zip(said.ids, said.labels, said.mask):
+    for ids, labels, mask in zip(*(t.to(DEVICE) for t in (said.ids, said.labels, said.mask))):
         with Float64Throughout():
             log_p = model(input_ids=ids[None], attention_mask=mask[None]).logits[0, :-1].log_softmax(-1)
         own = labels[1:] != -100

@@ -25,10 +25,8 @@ def trainer(folder, dtype=torch.float64, lora=LORA, **options):
 def changes(of):
     """layer -> (W0, s B A), as numpy arrays."""
     layers = {n: m for n, m in of.named_modules() if "default" in getattr(m, "lora_A", {})}
-    return {
-        n: (m.get_base_layer().weight.detach().numpy().copy(), m.get_delta_weight("default").detach().numpy().copy())
-        for n, m in layers.items()
-    }
+    array = lambda t: t.detach().cpu().numpy().copy()
+    return {n: (array(m.get_base_layer().weight), array(m.get_delta_weight("default"))) for n, m in layers.items()}
 
 
 def make_intruders(t):

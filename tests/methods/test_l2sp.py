@@ -188,7 +188,7 @@ def with_gradients(t, seed=3, size=1.0):
     g = torch.Generator().manual_seed(seed)
     named = {n: p for n, p in t.model.named_parameters() if p.requires_grad}
     for p in named.values():
-        p.grad = size * torch.randn(p.shape, generator=g, dtype=p.dtype)
+        p.grad = size * torch.randn(p.shape, generator=g, dtype=p.dtype).to(DEVICE)
     return {n: p.grad.clone() for n, p in named.items()}
 
 

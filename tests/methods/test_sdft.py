@@ -15,7 +15,7 @@ from datasets import Dataset
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_model
+from tiny import DEVICE, random_states, tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
@@ -206,7 +206,7 @@ def test_generation_is_greedy_whatever_the_batch(family):
         ids = list(prompt)
         for _ in range(12):
             with torch.no_grad():
-                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+                ids.append(int(model(torch.tensor([ids], device=DEVICE)).logits[0, -1].argmax()))
         written.append(ids[len(prompt) :])
     # an ordinary token, which would show in the text, and not in all of them
     end = next(token for new in written for token in new if token > 2 and not all(token in other for other in written))
@@ -351,7 +351,7 @@ def test_a_real_model_is_left_as_it_was(tmp_path, theta):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tokenizer = byte_tokenizer()
     tokenizer.padding_side = "right"
-    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
+    states = lambda: (random_states(), random.getstate(), np.random.get_state()[1].tolist())
     before = states()
     new = rewritten(ROWS, tmp_path, model, tokenizer, max_new_tokens=4, batch_size=2)
     assert new.to_list() == ROWS  # a random model agrees with nobody

@@ -9,7 +9,7 @@ import torch
 from bench import float64, forward, step_of, tiny_trainer, token_rows, written_out
 from datasets import Dataset
 from test_losses import nll, nudge
-from tiny import relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, relative_difference, tiny_batch, tiny_model
 
 from lfu.methods.examples import example_of, examples_of, key_of, losses_before_training
 from lfu.methods.talr import TALR
@@ -119,8 +119,9 @@ def test_losses_before_training_are_each_rows_own(tmp_path, options):
     rows = token_rows(5)
     expected = []
     for row in rows:
-        one = {k: torch.tensor([row[k]]) for k in row} | {"attention_mask": torch.ones(1, len(row["input_ids"]))}
-        expected.append(token_losses(model, one)[0].detach().float())
+        one = {k: torch.tensor([row[k]], device=DEVICE) for k in row}
+        one["attention_mask"] = torch.ones_like(one["input_ids"])
+        expected.append(token_losses(model, one)[0].detach().float().cpu())
     t = tiny_trainer("sft", tmp_path, model=model, rows=rows, **{"max_length": 64, **options})
     losses = losses_before_training(t, "sft")
     for row, wanted in zip(rows, expected):

@@ -223,11 +223,11 @@ def test_experts_multiply_by_the_sum_however_the_model_does_it(way: str, name: s
 
 def test_a_small_move_of_an_expert_is_not_rounded_away_in_bfloat16():
     """The move is far below the rounding of W: formed in bfloat16, the sum would be W again."""
-    weight = torch.full((2, 16, 16), 1.0, dtype=torch.bfloat16)
-    left, right = torch.full((2, 16, 8), 1e-3), torch.full((2, 8, 16), 1e-1)
+    weight = torch.full((2, 16, 16), 1.0, dtype=torch.bfloat16, device=DEVICE)
+    left, right = torch.full((2, 16, 8), 1e-3, device=DEVICE), torch.full((2, 8, 16), 1e-1, device=DEVICE)
     assert torch.equal(weight + (left @ right).bfloat16(), weight)
     stand_in = PlusLowRank.of(weight, left.bfloat16(), right.bfloat16())
-    x = torch.eye(16, dtype=torch.bfloat16)
+    x = torch.eye(16, dtype=torch.bfloat16, device=DEVICE)
     x[:, 1::2] = -x[:, ::2]  # W x is zero: what is left is L R x
     x[:, ::2] *= 1.5
     x[:, 1::2] *= 1.5
@@ -236,17 +236,18 @@ def test_a_small_move_of_an_expert_is_not_rounded_away_in_bfloat16():
 
 
 def test_anything_else_done_to_the_stand_in_is_done_to_the_sum():
-    weight, left, right = torch.randn(3, 4, 5), torch.randn(3, 4, 2), torch.randn(3, 2, 5)
+    weight, left, right, x = (
+        torch.randn(3, *shape, device=DEVICE, dtype=torch.float64) for shape in ((4, 5), (4, 2), (2, 5), (6, 5))
+    )
     stand_in, whole = PlusLowRank.of(weight, left, right), weight + left @ right
     assert stand_in.shape == whole.shape
     assert stand_in.dtype == whole.dtype
-    x = torch.randn(3, 6, 5)
     for did in (
         lambda w: w * 2, lambda w: w[1:], lambda w: w[0, 1], lambda w: w.permute(2, 0, 1), lambda w: w.transpose(0, 1),
         lambda w: torch.einsum("eoi,eti->eto", w, x), lambda w: w.chunk(2, dim=1)[1], lambda w: w.float().sum(),
         lambda w: torch.bmm(w, x.mT), lambda w: w @ x.mT, lambda w: x @ w.transpose(1, 2), lambda w: x @ w.mT,
         lambda w: torch.bmm(x, w.transpose(-1, -2)), lambda w: F.linear(x[0], w[0]), lambda w: w.unbind(0)[1],
-        lambda w: w[torch.tensor([0, 2])] @ x.mT[:2], lambda w: F.linear(x[0], w[2], bias=torch.ones(4)),
+        lambda w: w[torch.tensor([0, 2])] @ x.mT[:2], lambda w: F.linear(x[0], w[2], bias=torch.ones(4).to(x)),
         lambda w: torch.stack([w[0], w[1]]), lambda w: torch.cat([x, w], dim=1),
     ):  # fmt: skip
         torch.testing.assert_close(torch.as_tensor(did(stand_in)).as_subclass(torch.Tensor), did(whole))
