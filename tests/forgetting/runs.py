@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from trl import SFTConfig, SFTTrainer
 
 from lfu.data import probes
-from lfu.forgetting import items, measure, measuring, written
+from lfu.forgetting import items, measuring, written
 
 tokenizer = lru_cache(byte_tokenizer)
 TEXTS = [f"{i:03}+1={i + 1:03};{i + 1:03}+1={i + 2:03}" for i in range(24)]  # whoever learns them unlearns prose
@@ -31,7 +31,7 @@ def few(patch: Any) -> None:
     """24 questions, 20 short passages, 4 written texts of 8 tokens."""
     patch(items, "general_knowledge", lambda: probes.general_knowledge()[:24])
     patch(items, "plain_text", lambda: probes.plain_text()[:20])
-    patch(measure, "LONGEST", 32)
+    patch(measuring, "LONGEST", 32)
     patch(measuring, "TEXTS", 4)
     patch(written, "NEW", 8)
 

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
+from lfu.forgetting.answers import Answers
 from lfu.forgetting.budget import ALPHA, beyond_noise, evidence, parsed, spent
 from lfu.forgetting.items import ItemSet
-from lfu.forgetting.measure import Answers
 
 QUESTIONS = ItemSet("questions", True, [{"question": str(i), "choices": ["a", "b"], "answer": 0} for i in range(300)])
 PROSE = ItemSet("prose", False, [str(i) for i in range(40)])

@@ -17,7 +17,6 @@ from lfu.forgetting import items, written
 from lfu.forgetting.deal import Dealer
 from lfu.forgetting.fingerprint import fingerprint, saved_in
 from lfu.forgetting.items import item_sets
-from lfu.forgetting.measure import Asker
 from lfu.forgetting.measuring import Measuring
 from lfu.forgetting.share import tokens_per_step
 from lfu.forgetting.unnoticed import has_untouched_base, unnoticed
@@ -118,11 +117,14 @@ def test_a_model_that_returns_no_logits_is_measured_all_the_same(cached):
     one = model()
     sets = item_sets((), 0)
     counts = {each.name: 4 for each in sets}
-    wanted = Asker(tokenizer(), sets, 4, cached, Dealer()).ask(one.eval(), counts, None)[0]
+    made = Measuring(one.eval(), tokenizer(), sets, {}, None, 4, 0)
+    made.cached = cached
+    wanted = made.ask(counts, None)
     silent = copy.deepcopy(one)
     object.__setattr__(silent, "forward", Silent(one.forward).forward)  # the caught states are those of `one`
     silent.model = one.model
-    found = Asker(tokenizer(), sets, 4, False, Dealer()).ask(silent, counts, None)[0]
+    made.model, made.cached = silent, False
+    found = made.ask(counts, None)
     assert found.chosen == wanted.chosen
     assert found.nll["prose"] == pytest.approx(wanted.nll["prose"], rel=1e-5)
 

@@ -10,7 +10,7 @@ from runs import curve, trainer
 from transformers import TrainerCallback
 
 from lfu import ForgettingCallback
-from lfu.forgetting import items, measure, measuring, share
+from lfu.forgetting import items, measuring, share
 from lfu.forgetting.share import LEAST, PAGE, Share
 
 SIZES = {"questions": 300, "prose": 40, "written": 24}
@@ -146,7 +146,7 @@ def timed(clock, monkeypatch):
         return run
 
     for name in ("multiple_choice", "token_nll"):
-        monkeypatch.setattr(measure, name, slow(getattr(measure, name)))
+        monkeypatch.setattr(measuring, name, slow(getattr(measuring, name)))
     monkeypatch.setattr(measuring, "seconds_to_write", lambda model, texts: 0.0)
     monkeypatch.setattr(share, "PAGE", 0.0)
     return clock

@@ -104,16 +104,14 @@ def under_attack(
         raise ValueError("no rows to attack with")
     if not steps or steps[0] < 0 or any(b <= a for a, b in pairwise(steps)):
         raise ValueError(f"steps must rise and not be negative, as in 0, 5, 10; got {list(steps)}")
-    model = load()
-    found: dict[int, T] = {}
-    if steps[0] == 0:
-        found[0] = measure(model)
-    ahead = [n for n in steps if n]
+    model, found = load(), dict[int, T]()
 
     def visit(n: int, current: Any) -> None:
         found[n] = measure(current)
 
-    if ahead:
+    if steps[0] == 0:
+        visit(0, model)
+    if ahead := [n for n in steps if n]:
         train(model, rows, ahead, visit)
     if missing := [n for n in steps if n not in found]:
         raise RuntimeError(f"the attack's training ended before step {missing[0]}")

@@ -4,6 +4,7 @@ import math
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from lfu.evaluation.intervals import Interval, paired_difference, transitions
@@ -36,13 +37,12 @@ def forgetting(before: Sequence[bool], after: Sequence[bool], *, seed: int = 0) 
         ValueError: no items, or lists of different lengths.
     """
     counts = transitions(before, after)
-    net = paired_difference([float(x) for x in after], [float(x) for x in before], seed=seed)
-    items = len(before)
+    net = paired_difference(list(map(float, after)), list(map(float, before)), seed=seed)
     return Forgetting(
-        items=items,
+        items=len(before),
         **counts,
-        before=(counts["kept"] + counts["lost"]) / items,
-        after=(counts["kept"] + counts["gained"]) / items,
+        before=fmean(map(bool, before)),
+        after=fmean(map(bool, after)),
         net=net,
         mcnemar_p=mcnemar_p(counts["lost"], counts["gained"]),
     )
@@ -84,20 +84,18 @@ def against_base(
         ValueError: as `perplexity_change`.
     """
     right = {label: [one == row["answer"] for one, row in zip(taken, rows)] for label, taken in chosen.items()}
-    tuned = [label for label in chosen if label != base]
+    tuned, old = [label for label in chosen if label != base], texts[base]
+
+    def perplexity(new: TokenScores) -> dict[str, Any]:
+        change = perplexity_change(old, new, seed=seed)
+        return {"before": math.exp(old.mean), "after": math.exp(new.mean), "log_ratio": change}
+
     return {
         "questions": [{key: row[key] for key in ("question", "choices", "answer")} for row in rows],
         "chosen": {label: list(taken) for label, taken in chosen.items()},
         "texts": dict(texts),
         "forgetting": {label: forgetting(right[base], right[label], seed=seed) for label in tuned},
-        "perplexity": {
-            label: {
-                "before": math.exp(texts[base].mean),
-                "after": math.exp(texts[label].mean),
-                "log_ratio": perplexity_change(texts[base], texts[label], seed=seed),
-            }
-            for label in tuned
-        },
+        "perplexity": {label: perplexity(texts[label]) for label in tuned},
     }
 
 

@@ -92,7 +92,6 @@ def noise_similarity(
         raise ValueError(f"draws must be at least 1, got {draws!r}")
     pieces = answer_pieces(tokenizer, rows, render=render, window=longest_input(model, most=2**20))
     parts = parts_of(model)
-    embedding = parts.model.get_input_embeddings()
     counts = [piece.tokens for piece in pieces]
     cosine = [[0.0] * len(pieces) for _ in parts.blocks]
     clean, noisy = [0.0] * len(pieces), [0.0] * len(pieces)
@@ -105,7 +104,7 @@ def noise_similarity(
         lengths = [len(pieces[i].ids) for i in batch.indices]
         for draw in range(draws):
             sources = [draw * _DRAWS_APART + i for i in batch.indices]
-            with _noisy(embedding, lengths, sources, alpha, seed):
+            with _noisy(parts.model.get_input_embeddings(), lengths, sources, alpha, seed):
                 moved = batch.read()
             for layer, before in still.items():
                 similar = cosine_similarity(before.double(), moved[layer].double(), dim=1).split(sizes)

@@ -135,6 +135,6 @@ def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
         raise ValueError("template chat: the tokenizer has no chat template: use alpaca or none")
     if template == "chat" or (template == "auto" and has_chat):
         return chat_pair
-    prompt = (lambda question: f"{question}\n") if template == "none" else alpaca_prompt
+    prompt = "{}\n".format if template == "none" else alpaca_prompt
     # TRL ends an answer that is plain text with the end-of-sequence token, too
     return lambda tok, row: (prompt(row["question"]), row["answer"] + (tok.eos_token or ""))

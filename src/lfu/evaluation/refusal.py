@@ -43,16 +43,12 @@ def plain_words(text: str) -> str:
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """How often a classifier is wrong, with 95 % Wilson intervals.
-
-    `missed`: share of true refusals that it doesn't see (false negatives). `false_alarms`: share of the other
-    responses that it takes for refusals (false positives).
-    """
+    """How often a classifier is wrong, with 95 % Wilson intervals."""
 
     refusals: int
     others: int
-    missed: Interval
-    false_alarms: Interval
+    missed: Interval  # share of true refusals that it doesn't see (false negatives)
+    false_alarms: Interval  # share of the other responses that it takes for refusals (false positives)
     wrong: list[str]  # ids of the responses that it got wrong
 
 
@@ -69,10 +65,5 @@ def error_rate(labelled: Sequence[Mapping[str, Any]], classify: Callable[[str], 
         raise ValueError("an error rate needs labelled responses of both kinds")
     missed = [key for key in refusals if not said[key]]
     alarms = [key for key in others if said[key]]
-    return ErrorRate(
-        refusals=len(refusals),
-        others=len(others),
-        missed=wilson(len(missed), len(refusals)),
-        false_alarms=wilson(len(alarms), len(others)),
-        wrong=[*missed, *alarms],
-    )
+    shares = wilson(len(missed), len(refusals)), wilson(len(alarms), len(others))
+    return ErrorRate(len(refusals), len(others), *shares, wrong=[*missed, *alarms])

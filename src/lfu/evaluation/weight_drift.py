@@ -17,25 +17,22 @@ _CHUNK = 2**24  # weights taken to float64 at a time
 
 @dataclass(frozen=True)
 class Part:
-    """One group of weights: how many, ||theta0||, ||theta - theta0||, and the second over the first.
-
-    `relative` is 0 where nothing moved, and None where something did but theta0 is all zeros.
-    """
+    """One group of weights."""
 
     name: str
     parameters: int
-    norm: float
-    distance: float
-    relative: float | None
+    norm: float  # ||theta0||
+    distance: float  # ||theta - theta0||
+    relative: float | None  # the second over the first: 0 where nothing moved, None where it did from all zeros
 
 
 @dataclass(frozen=True)
 class WeightDrift:
-    """Weight distance of the whole model; of block 1..K; of each kind of module in the blocks; of what is outside."""
+    """Weight distance of the whole model and of parts of it."""
 
     overall: Part
-    blocks: list[Part]
-    kinds: list[Part]
+    blocks: list[Part]  # 1..K
+    kinds: list[Part]  # of module in the blocks
     outside: list[Part]
 
 
@@ -63,7 +60,8 @@ def weight_drift(base: Model | Path | None, tuned: Model) -> WeightDrift:
         left.discard(known)
         start = theta0[known]
         if start.shape != theta.shape:
-            raise ValueError(f"{name} is {_shape(start)} in the base model and {_shape(theta)} in the tuned one")
+            shapes = [" x ".join(map(str, t.shape)) for t in (start, theta)]
+            raise ValueError(f"{name} is {shapes[0]} in the base model and {shapes[1]} in the tuned one")
         added = (theta.numel(), *_squares(start, theta))
         for group in (("overall", "all"), *place(name)):
             sums[group] = [a + b for a, b in zip(sums.get(group, (0, 0.0, 0.0)), added)]
@@ -207,7 +205,3 @@ def _squares(start: Tensor, theta: Tensor) -> tuple[float, float]:
 def _part(name: str, parameters: float, norm: float, distance: float) -> Part:
     relative = 0.0 if distance == 0 else (distance / norm) ** 0.5 if norm else None
     return Part(name, int(parameters), norm**0.5, distance**0.5, relative)
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape))

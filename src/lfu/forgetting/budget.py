@@ -23,8 +23,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lfu.forgetting.answers import Answers, compare, right
 from lfu.forgetting.items import PROSE, QUESTIONS, ItemSet
-from lfu.forgetting.measure import Answers, compare, right
 
 ALPHA = 0.05
 STAKES = (0.1, 0.25, 0.6)  # of a bettor's money, on questions
@@ -43,12 +43,9 @@ def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str
     """
     if budget is None:
         return {}
-    given: dict[str, Any] = dict.fromkeys((QUESTIONS, PROSE), budget)
-    if isinstance(budget, Mapping):
-        given = dict(budget)
-    elif isinstance(budget, str) and "=" in budget:
-        parts = (part.partition("=") for part in budget.split(","))
-        given = {name.strip(): value for name, _, value in parts}
+    given: Mapping[str, Any] = budget if isinstance(budget, Mapping) else dict.fromkeys((QUESTIONS, PROSE), budget)
+    if isinstance(budget, str) and "=" in budget:
+        given = {name.strip(): value for name, _, value in (part.partition("=") for part in budget.split(","))}
     return {name: _limit(name, value, names) for name, value in given.items()}
 
 

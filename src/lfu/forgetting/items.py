@@ -35,9 +35,8 @@ def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:
         *map(_of_file, map(Path, files)),
     ]
     names = [each.name for each in sets]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"two sets of items are called {name!r}: rename one of the files")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two sets of items are called {twice[0]!r}: rename one of the files")
     for each in sets:
         random.Random(seed).shuffle(each.items)
     return sets

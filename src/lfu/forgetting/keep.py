@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from lfu.forgetting.measure import Answers
+from lfu.forgetting.answers import Answers
 from lfu.forgetting.written import Written
 from lfu.support.files import write_bytes
 

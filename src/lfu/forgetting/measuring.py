@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lfu.evaluation.batching import token_nll
+from lfu.evaluation.pieces import Piece, encode, text_pieces
+from lfu.evaluation.score import multiple_choice
+from lfu.forgetting.answers import Answers, compare
 from lfu.forgetting.budget import beyond_noise, evidence, spent
 from lfu.forgetting.deal import Dealer
 from lfu.forgetting.items import PROSE, WRITTEN, ItemSet
 from lfu.forgetting.keep import FILE, Memory, Reading
-from lfu.forgetting.measure import Answers, Asker, compare
 from lfu.forgetting.share import Share
 from lfu.forgetting.unnoticed import unnoticed, unsloth, untouched
-from lfu.forgetting.written import Written, seconds_to_write, write
+from lfu.forgetting.written import Written, divergence, seconds_to_write, write
 
 TEXTS = 24  # that the untouched model writes
+LONGEST = 128  # tokens of a text that are read
 PILOT = 2  # items of a set that say how fast the model reads
 
 
@@ -27,8 +31,8 @@ class Measuring:
     ):  # fmt: skip
         self.model, self.sets, self.budget, self.seed = model, sets, budget, seed
         self.dealer = Dealer(model)
-        cached = not unsloth() and self.dealer.size == 1  # without a cache sharded processes make the same passes
-        self.asker = Asker(tokenizer, sets, batch_size, cached, self.dealer)
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self.cached = not unsloth() and self.dealer.size == 1  # without a cache sharded processes make the same passes
         sizes = {each.name: len(each.items) for each in sets}
         self.asked = {"seed": seed, "sets": sizes}
         self.share = Share(share_of_time, sizes | {WRITTEN: TEXTS})
@@ -55,28 +59,55 @@ class Measuring:
             counts = self.share.counts()
             prose = next(each for each in self.sets if each.name == PROSE)
             starts, how = prose.items[: counts[WRITTEN]], {"seed": self.seed, "cached": not unsloth()}
-            written = write(self.model, self.asker.tokenizer, starts, self.dealer, **how)
-            before = self._ask(counts, written)
+            written = write(self.model, self.tokenizer, starts, self.dealer, **how)
+            before = self.ask(counts, written)
         self.share.measured(self.dealer.agreed(time.monotonic() - start))
         self.memory = Memory(self.asked, before, written)
         return compare(before, before, self.sets)
 
     def _plan(self, tokens: float) -> None:
         """Decides on the items of a run that trains on so many `tokens`, by a pilot."""
-        self.asker.ask(self.model, {each.name: 1 for each in self.sets}, None)  # warms up
+        self.ask({each.name: 1 for each in self.sets}, None)  # warms up
         pilot = {each.name: min(PILOT, len(each.items)) for each in self.sets}
-        self._ask(pilot, None)
+        self.ask(pilot, None)
         self.share.each[WRITTEN] = self.share.each[PROSE]
         writing = seconds_to_write(self.model, -(-TEXTS // self.dealer.size))
         # forward and backward of a training token take some three times the forward of one that is asked
-        seconds = 3 * tokens * pilot[PROSE] * self.share.each[PROSE] / self.asker.tokens(PROSE, pilot[PROSE])
+        texts = next(each for each in self.sets if each.name == PROSE).items[: pilot[PROSE]]
+        asked = sum(len(encode(self.tokenizer, text, special=True)[:LONGEST]) for text in texts)
+        seconds = 3 * tokens * pilot[PROSE] * self.share.each[PROSE] / asked
         self.share.plan(*self.dealer.agreed((seconds, writing)))
 
-    def _ask(self, counts: Mapping[str, int], written: Written | None) -> Answers:
-        """The model's answers; remembers how long each set took."""
-        answers, seconds = self.asker.ask(self.model, counts, written)
-        self.share.each |= self.dealer.agreed({name: took / counts[name] for name, took in seconds.items()})
+    def ask(self, counts: Mapping[str, int], written: Written | None) -> Answers:
+        """The answers to the first `counts[name]` items of each set; remembers the seconds that an item took."""
+        answers, seconds, begun = Answers(), {}, time.monotonic()
+
+        def took(name: str) -> None:
+            nonlocal begun
+            seconds[name], begun = (time.monotonic() - begun) / counts[name], time.monotonic()
+
+        for each in self.sets:
+            said, work = (answers.chosen, self._choose) if each.choice else (answers.nll, self._read)
+            said[each.name] = self.dealer.over(each.items[: counts[each.name]], work)
+            took(each.name)
+        if written is not None and counts[WRITTEN]:
+            answers.kl = divergence(self.model, written, counts[WRITTEN], self.batch_size, self.dealer)
+            took(WRITTEN)
+        self.share.each |= self.dealer.agreed(seconds)
         return answers
+
+    def _choose(self, rows: list[Any]) -> list[int]:
+        how = {"batch_size": self.batch_size, "cached": self.cached}
+        return multiple_choice(self.model, self.tokenizer, rows, **how).chosen
+
+    def _read(self, texts: list[str]) -> list[float]:
+        """Nats per token of the beginnings: one piece of each text, so that all processes make as many passes."""
+        first: dict[int, Piece] = {}
+        for piece in text_pieces(self.tokenizer, texts, LONGEST, start=1):
+            first.setdefault(piece.item, piece)
+        pieces = list(first.values())
+        nll = token_nll(self.model, self.tokenizer, pieces, self.batch_size, lambda index: None)
+        return [value / piece.tokens for value, piece in zip(nll, pieces)]
 
     def due(self, step: int, steps: int, to_come: float, fewest: int, useful: bool) -> bool:
         """As `Share.due`, the same in all processes; `fewest` counts the readings so far."""
@@ -88,7 +119,7 @@ class Measuring:
         """One reading of the model as it is now, remembered."""
         start, self.share.last = time.monotonic(), step
         with unnoticed(self.model):
-            answers = self._ask(self.share.counts(), self.memory.written)
+            answers = self.ask(self.share.counts(), self.memory.written)
         self.share.measured(self.dealer.agreed(time.monotonic() - start))
         before, readings = self.memory.before, self.memory.readings
         reading = Reading(step, epoch, answers, compare(before, answers, self.sets))

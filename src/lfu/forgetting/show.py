@@ -8,8 +8,7 @@ from typing import Any
 from lfu.forgetting.fingerprint import fingerprint
 from lfu.forgetting.items import PROSE, QUESTIONS
 from lfu.forgetting.keep import Reading
-from lfu.forgetting.measure import LONGEST
-from lfu.forgetting.measuring import Measuring
+from lfu.forgetting.measuring import LONGEST, Measuring
 from lfu.support.extras import missing
 from lfu.support.files import dump_json, write_text
 

@@ -9,20 +9,15 @@ from lfu.methods.run import Preparation
 
 
 class AdapterMethod(Method):
-    """Refuses what is no plain LoRA, and asks `started` for the config in its place.
-
-    Attributes:
-        lacks: settings of LoRA that the method has no counterpart of.
-        decomposes: it decomposes the weights, which must not be quantised.
-    """
+    """Refuses what is no plain LoRA, and asks `started` for the config in its place."""
 
     places = ("adapter",)
     whole_weights = True
-    lacks: ClassVar[tuple[str, ...]] = (
+    lacks: ClassVar[tuple[str, ...]] = (  # settings of LoRA that the method has no counterpart of
         "modules_to_save", "exclude_modules", "layers_to_transform", "target_parameters", "rank_pattern",
         "trainable_token_indices", "use_dora",
     )  # fmt: skip
-    decomposes = False
+    decomposes = False  # the weights, which must not be quantised
 
     def adapter(self, config: Any, run: Preparation) -> PeftConfig:
         if isinstance(run.model, PeftModel):
