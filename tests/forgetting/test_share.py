@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from runs import curve, trainer
+from runs import curve, model, trainer
 from transformers import TrainerCallback
 
 from lfu import ForgettingCallback
@@ -101,6 +101,14 @@ def test_the_least_is_measured_even_where_it_is_too_much_and_said_with_the_way_o
     assert len(Simulated(clock, 0.01, share_of_time=None).run().asked) == 11
 
 
+@pytest.mark.parametrize(("step_seconds", "short"), [(0.34, False), (0.32, True)])  # the page takes 1 s of 1.7 or 1.6
+def test_texts_are_cut_where_the_least_has_no_time_at_start_and_end(clock, step_seconds, short):
+    found = Simulated(clock, step_seconds).run()
+    assert set(found.asked.values()) == {2 * LEAST}  # 0.64 s in all
+    assert found.made.short == short
+    assert Share(0.05, **found.made.kept()).short == short
+
+
 def test_what_is_useful_comes_first(clock):
     """As with `keep_best`: evaluations after step 40 are no better, so they can wait."""
     found = Simulated(clock, 0.5, useful=range(1, 41)).run()
@@ -176,29 +184,38 @@ def test_a_short_run_keeps_to_its_share_and_the_best_checkpoint_was_measured(tim
     assert "asked for" not in lines[-1]
 
 
-def test_too_short_a_run_is_measured_once_before_its_end_and_told_the_true_share(timed, tmp_path):
+def test_too_short_a_run_is_measured_once_before_its_end_and_told_the_true_share(timed, tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "SHORT", 8)
     lines = []
     run, callback = short_run(timed, tmp_path, 0.1, lines)
     run.train()
+    assert "(of 8 tokens, as the run is short)" in lines[0]
     steps = [reading.step for reading in callback.memory.readings]
     assert steps[0] == 12
     assert run.state.best_global_step in steps
     part = callback.measuring.share.spent / timed.now
     assert part > 0.05
     assert f"{100 * part:.1f} % of the run: more than the 5 % asked for" in lines[-1]
+    monkeypatch.setattr(measuring, "LONGEST", 8)
+    cut = measuring.Measuring(model().eval(), run.processing_class, callback.sets, {}, None, 4, 0)
+    wanted = cut.ask({"questions": 16, "prose": 16}, None)
+    assert callback.memory.before.nll["prose"] == pytest.approx(wanted.nll["prose"])
 
 
-def test_a_killed_short_run_resumes_with_the_same_choice(timed, tmp_path):
-    whole, one = short_run(timed, tmp_path / "whole", 10.0)
+@pytest.mark.parametrize("seconds", [10.0, 0.1])
+def test_a_killed_short_run_resumes_with_the_same_choice(timed, tmp_path, seconds, monkeypatch):
+    monkeypatch.setattr(measuring, "SHORT", 8)
+    whole, one = short_run(timed, tmp_path / "whole", seconds)
     whole.train()
     wanted = one.measuring.share.kept()
-    run, _ = short_run(timed, tmp_path / "cut", 10.0, callback=None)
+    run, _ = short_run(timed, tmp_path / "cut", seconds)
     run.add_callback(_StopAt(12))
     run.train()
     timed.now += 5000
-    run, other = short_run(timed, tmp_path / "cut", 10.0)
+    run, other = short_run(timed, tmp_path / "cut", seconds)
     run.train(resume_from_checkpoint=True)
     assert curve(run) == curve(whole)
+    assert other.measuring.longest == 8
     found = other.measuring.share.kept()
     assert found.pop("trained") == pytest.approx(wanted.pop("trained"))
     assert found.pop("each") == pytest.approx(wanted.pop("each"))

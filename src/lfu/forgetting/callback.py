@@ -114,9 +114,10 @@ class ForgettingCallback(TrainerCallback):
                 )
         first = measuring.begin(tokens_per_step(args, train_dataloader), state.global_step, state.max_steps)
         self._keep(first, args, state, control)
+        cut = f" (of {measuring.longest} tokens, as the run is short)" if measuring.share.short else ""
         self.say(
             f"the untouched model knows {first['known']} of {first['items']} questions; prose "
-            f"{first['prose_loss']:.3f} nats per token"
+            f"{first['prose_loss']:.3f} nats per token{cut}"
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:

@@ -18,7 +18,7 @@ from lfu.forgetting.unnoticed import unnoticed, unsloth, untouched
 from lfu.forgetting.written import Written, divergence, seconds_to_write, write
 
 TEXTS = 24  # that the untouched model writes
-LONGEST = 128  # tokens of a text that are read
+LONGEST, SHORT = 128, 32  # tokens of a text that are read; in a run that has no time for more
 PILOT = 2  # items of a set that say how fast the model reads
 
 
@@ -74,7 +74,7 @@ class Measuring:
         writing = seconds_to_write(self.model, -(-TEXTS // self.dealer.size))
         # forward and backward of a training token take some three times the forward of one that is asked
         texts = next(each for each in self.sets if each.name == PROSE).items[: pilot[PROSE]]
-        asked = sum(len(encode(self.tokenizer, text, special=True)[:LONGEST]) for text in texts)
+        asked = sum(len(encode(self.tokenizer, text, special=True)[: self.longest]) for text in texts)
         seconds = 3 * tokens * pilot[PROSE] * self.share.each[PROSE] / asked
         self.share.plan(*self.dealer.agreed((seconds, writing)))
 
@@ -96,6 +96,11 @@ class Measuring:
         self.share.each |= self.dealer.agreed(seconds)
         return answers
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a text that are read."""
+        return SHORT if self.share.short else LONGEST
+
     def _choose(self, rows: list[Any]) -> list[int]:
         how = {"batch_size": self.batch_size, "cached": self.cached}
         return multiple_choice(self.model, self.tokenizer, rows, **how).chosen
@@ -103,7 +108,7 @@ class Measuring:
     def _read(self, texts: list[str]) -> list[float]:
         """Nats per token of the beginnings: one piece of each text, so that all processes make as many passes."""
         first: dict[int, Piece] = {}
-        for piece in text_pieces(self.tokenizer, texts, LONGEST, start=1):
+        for piece in text_pieces(self.tokenizer, texts, self.longest, start=1):
             first.setdefault(piece.item, piece)
         pieces = list(first.values())
         nll = token_nll(self.model, self.tokenizer, pieces, self.batch_size, lambda index: None)

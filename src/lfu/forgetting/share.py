@@ -26,6 +26,7 @@ class Share:
     sizes: dict[str, int]  # name of a set -> number of its items; after `plan` those that the untouched model is asked
     each: dict[str, float] = field(default_factory=dict)  # name of a set -> seconds per item, as last measured
     part: float = 1.0  # of the items, 0 to 1
+    short: bool = False  # whether texts are cut short, too
     spent: float = 0.0  # seconds of measuring so far, earlier sessions of a resumed run among them
     trained: float = 0.0  # seconds of training, likewise
     first: int = 0  # the step at which the clock began
@@ -57,13 +58,14 @@ class Share:
     def plan(self, run_seconds: float, writing: float) -> None:
         """Decides what the untouched model is asked, which is all that there is from then on.
 
-        It writes no text of its own where that takes more than a tenth of the share; both arguments are in seconds.
+        It writes no text of its own where that takes more than a tenth of the share, and texts are cut short where
+        there is no time for the fewest items at the start and the end. Both arguments are in seconds.
         """
         if self.share is not None:
             allowed = self.share * run_seconds - PAGE
             if writing > allowed / 10:
                 self.sizes = self.sizes | {WRITTEN: 0}
-            self.part = self._fitting(allowed / 5)
+            self.part, self.short = self._fitting(allowed / 5), 2 * self.seconds(0.0) > allowed
         self.sizes, self.part = self.counts(), 1.0
 
     def due(self, step: int, steps: int, to_come: float, fewest: int = 1, useful: bool = True) -> bool:
@@ -97,7 +99,8 @@ class Share:
         allows = math.ceil(100 * part) / 100
         return (
             f"{line}: more than the {100 * self.share:.3g} % asked for, as so short a run has no time even for the "
-            f"fewest items that say something; share_of_time={allows} (--forgetting_share {allows}) allows it"
+            "fewest and shortest items that say something; "
+            f"share_of_time={allows} (--forgetting_share {allows}) allows it"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lfu.forgetting.fingerprint import fingerprint
 from lfu.forgetting.items import PROSE, QUESTIONS
 from lfu.forgetting.keep import Reading
-from lfu.forgetting.measuring import LONGEST, Measuring
+from lfu.forgetting.measuring import Measuring
 from lfu.support.extras import missing
 from lfu.support.files import dump_json, write_text
 
@@ -63,7 +63,7 @@ def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any
             "base": "base",
             "measured": f"while the model was trained, to step {last_step}; the figures are those of step {kept.step}",
             "questions": f"built-in general knowledge ({asked})",
-            "texts": f"built-in prose ({read}), up to {LONGEST} tokens of each",
+            "texts": f"built-in prose ({read}), up to {measuring.longest} tokens of each",
         },
         results=against_base(
             questions[:asked],
