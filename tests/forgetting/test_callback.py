@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from runs import curve, trace, trainer
 from transformers import TrainerCallback
 
 from lfu import ForgettingCallback
+from lfu.forgetting import show
 from lfu.forgetting.keep import FILE
 from lfu.support.errors import UserError
 
@@ -172,6 +174,17 @@ def test_no_tokenizer_is_one_line(tmp_path):
     run.processing_class = run.callback_handler.processing_class = None
     with pytest.raises(ValueError, match="tokenizer="):
         run.train()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_breaks_a_line_between_words(capsys, monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    text = "step 120: 12 of 181 known answers lost, 10 gained; prose +0.039; KL 0.012; page in runs/a-b/" + "c" * 60
+    show.say(text)
+    lines = capsys.readouterr().err.rstrip("\n").split("\n")
+    assert " ".join(line.strip() for line in lines) == f"forgetting: {text}"
+    assert [len(line) <= 80 for line in lines] == ([True] * 3 if terminal else [False])
 
 
 def test_the_page_has_curves_and_the_record_the_figures(tmp_path):

@@ -1,6 +1,8 @@
 """What people see of it: one line a reading, and at the end a record and its page."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,14 @@ def line(reading: Reading, budget: Mapping[str, float]) -> str:
 
 
 def say(text: str) -> None:
-    """Prints a line to stderr, above a progress bar if there is one."""
+    """Prints a line to stderr, above a progress bar if there is one; a terminal breaks it between words."""
     from tqdm import tqdm
 
-    tqdm.write(f"forgetting: {text}", file=sys.stderr)
+    text = f"forgetting: {text}"
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    tqdm.write(text, file=sys.stderr)
 
 
 def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any]:
