@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
-from tiny import FAMILIES, tiny_model
+from tiny import DEVICE, FAMILIES, tiny_model
 
 from lfu.evaluation.hidden import Hidden, hidden_states
 from lfu.evaluation.pieces import Piece, answer_pieces, longest_input, text_pieces
@@ -107,7 +107,7 @@ def test_an_adapter_counts_as_merged_and_is_left_as_it_was(kind):
             if "modules_to_save" in name or "trainable_tokens_delta" in name:
                 p += 1.0
     state = {name: p.clone() for name, p in model.state_dict().items()}
-    ids = torch.tensor([[5, 3, 4, 8]])
+    ids = torch.tensor([[5, 3, 4, 8]], device=DEVICE)
     logits = model.eval()(ids).logits
     drift = weight_drift(tiny_model("llama", **plain), model)
     assert drift == weight_drift(None, model)
@@ -154,9 +154,9 @@ def test_hidden_states_are_transformers_own(family, batch_size):
     wanted: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(1, 5)}
     for piece in PIECES:
         with torch.no_grad():
-            states = model.eval()(torch.tensor([piece.ids]), output_hidden_states=True).hidden_states
+            states = model.eval()(torch.tensor([piece.ids], device=DEVICE), output_hidden_states=True).hidden_states
         for layer in wanted:
-            wanted[layer].append(states[layer][0, piece.start - 1 : -1])
+            wanted[layer].append(states[layer][0, piece.start - 1 : -1].cpu())
     for layer, parts in wanted.items():
         torch.testing.assert_close(got.layers[layer], torch.cat(parts), rtol=1e-4, atol=1e-4)
 

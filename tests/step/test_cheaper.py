@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import Float64Throughout, gradients, tiny_batch, tiny_model
+from tiny import DEVICE, Float64Throughout, gradients, tiny_batch, tiny_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -297,7 +297,7 @@ def test_counted_cost(theta):
 
     def unpadded():
         ids = [row[mask.bool()][:-1] for row, mask in zip(batch["input_ids"], batch["attention_mask"])]
-        positions = torch.cat([torch.arange(len(row)) for row in ids])
+        positions = torch.cat([torch.arange(len(row), device=DEVICE) for row in ids])
         decoder(input_ids=torch.cat(ids)[None], position_ids=positions[None], use_cache=False)[0].sum().backward()
 
     sft = flops(lambda: sft_loss(model, batch, 1.0).backward())

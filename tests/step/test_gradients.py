@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import gradients, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, gradients, relative_difference, tiny_batch, tiny_model
 
 from lfu import LfUStep
 from lfu.step.gradients import sample_of
@@ -86,7 +86,7 @@ def test_infinite_gradients_of_both_signs():
 def test_fp16_loss_scale_cancels():
     """A GradScaler's scale on both backward passes: the same gradients once unscaled, the same record."""
     found = []
-    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+    for scaler in (None, torch.amp.GradScaler(DEVICE, init_scale=1024.0)):
         model = tiny_model("llama")
         backward = torch.Tensor.backward if scaler is None else lambda loss, s=scaler: s.scale(loss).backward()
         step = LfUStep(model, ascent_steps=2, backward=backward, grad_scaler=scaler)

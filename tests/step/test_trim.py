@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Oracle
-from tiny import VOCAB, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, VOCAB, Float64Throughout, gradients, relative_difference, tiny_batch, tiny_model
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lfu import LfUStep
@@ -35,7 +35,7 @@ SMALL = dict(
 def ragged(lengths, width=24, answer=3, seed=0):
     """Right-padded rows of these lengths, the last `answer` tokens of each labelled."""
     g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (len(lengths), width), generator=g)
+    ids = torch.randint(3, VOCAB, (len(lengths), width), generator=g).to(DEVICE)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for i, n in enumerate(lengths):
         ids[i, n:], mask[i, :n] = 0, 1
@@ -64,7 +64,7 @@ def test_every_family_in_the_list_packs(kind):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     experts = any("experts" in name for name, _ in model.named_modules())
-    model = model.float() if experts else model.double()  # grouped_mm has no float64
+    model = (model.float() if experts else model.double()).to(DEVICE)  # grouped_mm has no float64
     for p in model.parameters():
         if p.dim() > 1:
             torch.nn.init.normal_(p, std=0.2)
@@ -86,7 +86,8 @@ def _left(batch):
 def _shapes(name):
     batch = ragged([9, 7, 8], width=16)
     long = {k: torch.cat([v, v.new_full((3, 4), -100 if k == "labels" else 0)], 1) for k, v in batch.items()}
-    numbered = torch.arange(16).expand(3, -1)
+    numbered = torch.arange(16, device=DEVICE).expand(3, -1)
+    none = torch.full_like(batch["labels"][1], -100)
     return {
         "right": batch,
         "tail": long,
@@ -96,9 +97,9 @@ def _shapes(name):
         "no mask": {k: v for k, v in batch.items() if k != "attention_mask"},
         "packed": {
             "input_ids": batch["input_ids"][:1], "labels": batch["labels"][:1],
-            "position_ids": torch.tensor([[*range(4), *range(12)]]),
+            "position_ids": torch.tensor([[*range(4), *range(12)]], device=DEVICE),
         },
-        "a row without an answer": {**batch, "labels": batch["labels"].clone().index_fill_(0, torch.tensor([1]), -100)},
+        "a row without an answer": {**batch, "labels": torch.stack([batch["labels"][0], none, batch["labels"][2]])},
         "one row": {k: v[:1] for k, v in batch.items()},
     }[name]  # fmt: skip
 
@@ -214,7 +215,7 @@ def test_what_is_not_safe_stays_whole(why):
     elif why == "not causal":
         model.config.is_causal = False
     elif why == "4-d mask":
-        batch["attention_mask"] = torch.ones(3, 1, 16, 16)
+        batch["attention_mask"] = torch.ones(3, 1, 16, 16, device=DEVICE)
     elif why == "a compared token is masked":
         batch["attention_mask"][0, 7] = 0
     else:

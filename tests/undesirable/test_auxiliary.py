@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_model
+from tiny import DEVICE, tiny_batch, tiny_model
 
 from lfu import LfUConfig, LfUStep
 from lfu.undesirable import KINDS, Steering
@@ -32,7 +32,7 @@ def test_every_auxiliary_with_a_name_is_found(tmp_path):
         name = "mine"
 
     try:
-        config = LfUConfig(str(tmp_path), auxiliary="mine", use_cpu=True, report_to="none")
+        config = LfUConfig(str(tmp_path), auxiliary="mine", use_cpu=DEVICE == "cpu", report_to="none")
         assert isinstance(config.make("auxiliary"), Mine)
         assert LfUStep(tiny_model("llama"), auxiliary="mine")(tiny_batch()).skipped is None
     finally:

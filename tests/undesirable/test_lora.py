@@ -121,7 +121,7 @@ def test_experts_whose_kernel_reads_the_weight_itself_are_told():
         vocab_size=61, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=2,
     )  # fmt: skip
-    model = transformers.MixtralForCausalLM(config)
+    model = transformers.MixtralForCausalLM(config).to(DEVICE)
     for block in model.model.layers:
         experts = block.mlp.experts
         experts.forward = lambda x, *_, e=experts: Kernel.apply(x, e.gate_up_proj)
