@@ -16,6 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from peft import LoraConfig
+from tiny import DEVICE, random_states
 from tiny_folder import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -50,13 +51,13 @@ def _bare(dropout: float, seed: int) -> Any:
         num_key_value_heads=2, max_position_embeddings=512, attention_dropout=dropout, pad_token_id=0, bos_token_id=1,
         eos_token_id=2,
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config).to(DEVICE)
 
 
 @lru_cache
 def _taught(seed: int) -> dict[str, torch.Tensor]:
     made = _bare(0.0, seed)
-    ids = torch.tensor([tokenizer()(row["text"])["input_ids"][:96] for row in probes.plain_text()[:24]])
+    ids = torch.tensor([tokenizer()(row["text"])["input_ids"][:96] for row in probes.plain_text()[:24]], device=DEVICE)
     optimizer = torch.optim.AdamW(made.parameters(), lr=0.01)
     for _ in range(25):
         made(input_ids=ids, labels=ids).loss.backward()
@@ -68,7 +69,7 @@ def _taught(seed: int) -> dict[str, torch.Tensor]:
 def settings(kind: type, folder: Path, **options: Any) -> Any:
     base = dict(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, learning_rate=0.01, logging_steps=1,
-        eval_strategy="steps", eval_steps=2, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
+        eval_strategy="steps", eval_steps=2, save_strategy="no", report_to="none", use_cpu=DEVICE == "cpu", bf16=False,
         disable_tqdm=True, seed=3, lr_scheduler_type="constant",
     )  # fmt: skip
     made = kind(**base | options)
@@ -135,7 +136,7 @@ def trace(run: Any) -> dict[str, Any]:
             {name: torch.as_tensor(value).clone() for name, value in state.items()}
             for state in run.optimizer.state_dict()["state"].values()
         ],
-        "random": (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()),
+        "random": (random.getstate(), numpy.random.get_state()[1].tolist(), random_states()),
         "log": [{k: v for k, v in entry.items() if not any(word in k for word in CLOCK)} for entry in logs],
         "training": [module.training for module in run.model.modules()],
         "requires_grad": [p.requires_grad for p in run.model.parameters()],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from runs import model, tokenizer
+from tiny import DEVICE, random_states
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -58,7 +59,7 @@ def test_kl_is_the_whole_sum_where_all_tokens_are_kept_and_else_a_lower_bound(mo
         made = begun(one)
         with unnoticed(other):
             found[top] = written.divergence(other, made.memory.written, 4, 2, Dealer())
-    ids = made.memory.written.ids
+    ids = made.memory.written.ids.to(DEVICE)
     with torch.no_grad():
         p, q = (
             m.eval()(input_ids=ids).logits[:, written.PROMPT - 1 : -1].double().log_softmax(-1) for m in (one, other)
@@ -72,7 +73,7 @@ def test_kl_is_the_whole_sum_where_all_tokens_are_kept_and_else_a_lower_bound(mo
 def test_the_untouched_model_wrote_the_text_itself():
     """Likely under the model that wrote it, unlikely under another."""
     one, other = model(), model(seed=1)
-    ids = begun(one).memory.written.ids
+    ids = begun(one).memory.written.ids.to(DEVICE)
     with torch.no_grad():
         losses = [float(m.eval()(input_ids=ids, labels=ids).loss) for m in (one, other)]
     assert losses[0] < losses[1]
@@ -133,15 +134,16 @@ def test_nothing_random_is_drawn_and_no_flag_stays():
     one = model(dropout=0.1).train()
     one.model.layers[1].eval()
     made = begun(one)
-    states = random.getstate(), torch.get_rng_state()
+    states = random.getstate(), random_states()
     training = [module.training for module in one.modules()]
     with unnoticed(one):
         random.random()
         torch.rand(1)
+        torch.rand(1, device=DEVICE)
         assert not one.training
     made.read(1, 0.0)
     assert random.getstate() == states[0]
-    assert torch.equal(torch.get_rng_state(), states[1])
+    assert random_states() == states[1]
     assert [module.training for module in one.modules()] == training
 
 
