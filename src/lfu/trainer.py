@@ -6,7 +6,6 @@ import copy
 import inspect
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,6 +31,7 @@ from lfu.model.representations import Reader, answer_positions
 from lfu.model.tensors import global_norm
 from lfu.support.files import remove_unfinished
 from lfu.support.versions import mend_trl
+from lfu.support.words import tell
 from lfu.training.advice import LfUAdvice
 from lfu.training.micro_batches import CountsMicroBatches
 from lfu.training.model_card import add_to_card
@@ -121,7 +121,7 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         """Tells the user one line about a method's work, once, and keeps it in `notes`."""
         self.notes.append(line)
         if int(os.environ.get("RANK", "0")) == 0:
-            print(f"lfu: {line}", file=sys.stderr)
+            tell(f"lfu: {line}")
 
     def make_auxiliary(self) -> Auxiliary:
         """What LfU's ascent moves, as `args` say; override it to train with an auxiliary of your own."""

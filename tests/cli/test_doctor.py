@@ -11,7 +11,8 @@ from lfu.cli import VERBS, doctor, main
 from lfu.support import extras
 
 
-def test_it_tells_versions_machine_and_commands(capsys):
+def test_it_tells_versions_machine_and_commands(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no line is broken
     code = main(["doctor"])
     told = capsys.readouterr().out
     rows = dict(line.split(maxsplit=1) for line in told.splitlines() if line.startswith("  "))

@@ -122,10 +122,10 @@ def test_impossible_pairs_are_refused_with_the_reason(here, model, capsys, spec,
         ("gem", "gem.h=cubic", "gem.h must be one of linear, logsigmoid"),
         ("gem", "gem.betta=0.5", "Did you mean gem.beta"),
         ("gem", "kl.weight=1", "unknown method in method_args 'kl'"),
-        ("gem", "beta", "is not of the form knob=value"),
+        ("gem", "beta", "is not of the form setting=value"),
         ("kl+l2", "weight=1", "could be kl.weight or l2.weight: say which"),
         ("kl", "weight=nan", "kl.weight must be a finite number >= 0"),
-        ("sft", "rate=1", "sft has no knobs"),
+        ("sft", "rate=1", "sft has no settings"),
         ("neftune", "alpha=-1", "neftune.alpha must be"),
     ],
 )
@@ -173,7 +173,7 @@ def test_the_list_names_every_method_with_cost_and_source(capsys, monkeypatch):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_one_method_is_told_with_its_knobs(capsys, name):
     assert main(["methods", name]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     method = method_class(name)
     assert method.source in out
     for f in knobs_of(method):

@@ -264,7 +264,7 @@ def test_where_the_loss_is_gets_one_line(here, model, capsys):
     Path("chat.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
     Path("text.jsonl").write_text(json.dumps({"text": "some text"}))
     told = {
-        "rows.jsonl": "the answers, and on nothing else",
+        "rows.jsonl": "the answers only",
         "chat.jsonl": "every assistant turn (--assistant_only_loss",
     }
     for data, line in (told | {"text.jsonl": "all of each text"}).items():

@@ -94,7 +94,7 @@ def test_the_least_is_measured_even_where_it_is_too_much_and_said_with_the_way_o
     assert set(found.asked.values()) == {2 * LEAST}  # and no text of the model's own
     assert found.part > 0.05
     told = found.made.told()
-    assert f"{100 * found.part:.1f} % of the run: more than the 5 % asked for" in told
+    assert f"{100 * found.part:.1f} % of the run, more than the 5 % asked for" in told
     allowed = float(told.partition("share_of_time=")[2].split(" ")[0])
     assert found.part <= allowed <= found.part + 0.02
     assert "asked for" not in Simulated(clock, 5.0).run().made.told()
@@ -179,7 +179,7 @@ def test_a_short_run_keeps_to_its_share_and_the_best_checkpoint_was_measured(tim
     assert 0 < len(steps) < 12
     assert run.state.best_global_step in steps
     assert callback.measuring.share.spent <= 0.05 * timed.now
-    assert sum("only a checkpoint that is measured" in line for line in lines) == 1
+    assert sum("only a checkpoint that was measured" in line for line in lines) == 1
     assert "% of the run" in lines[-1]
     assert "asked for" not in lines[-1]
 
@@ -195,7 +195,7 @@ def test_too_short_a_run_is_measured_once_before_its_end_and_told_the_true_share
     assert run.state.best_global_step in steps
     part = callback.measuring.share.spent / timed.now
     assert part > 0.05
-    assert f"{100 * part:.1f} % of the run: more than the 5 % asked for" in lines[-1]
+    assert f"{100 * part:.1f} % of the run, more than the 5 % asked for" in lines[-1]
     monkeypatch.setattr(measuring, "LONGEST", 8)
     cut = measuring.Measuring(model().eval(), run.processing_class, callback.sets, {}, None, 4, 0)
     wanted = cut.ask({"questions": 16, "prose": 16}, None)

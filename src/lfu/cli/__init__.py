@@ -15,6 +15,7 @@ import warnings
 
 from lfu.support.errors import UserError, did_you_mean, leading, one_line
 from lfu.support.extras import COMMANDS, explained, need
+from lfu.support.words import tell
 
 # verb -> what it does; the code is `run(argv) -> int` in the file of that name
 VERBS = {
@@ -82,11 +83,11 @@ def _main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (OSError, MemoryError) as error:
-        print(f"lfu {verb}: error: {_of_the_machine(error)}", file=sys.stderr)
+        tell(f"lfu {verb}: error: {_of_the_machine(error)}")
         return USER_ERROR
     except KeyboardInterrupt as stop:
         if leading():
-            print(f"lfu {verb}: interrupted. {stop}".rstrip(), file=sys.stderr)
+            tell(f"lfu {verb}: interrupted. {stop}".rstrip())
         return INTERRUPTED
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0
@@ -105,7 +106,7 @@ def _tell(line: str) -> int:
     if not leading():
         time.sleep(FIRST_SPEAKS)
         line = f"[process {os.environ.get('RANK')}] {line}"
-    print(line, file=sys.stderr)
+    tell(line)
     return USER_ERROR
 
 

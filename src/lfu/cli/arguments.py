@@ -18,9 +18,11 @@ from lfu.support.errors import UserError, did_you_mean, one_line
 from lfu.support.flags import LineParser, option
 
 USAGE = "lfu train --model MODEL --data DATA [--config RECIPE,...] [--FLAG VALUE]"
-DESCRIPTION = """Fine-tune a model with Learning from the Undesirable, or another --method (see: lfu methods). --config
-takes shipped recipes or YAML files of flags, merged from left to right (see: lfu recipes); flags given here win. Every
-field of trl.SFTConfig and lfu.LfUConfig is a flag."""
+DESCRIPTION = """Fine-tune a model on your rows. As long as no flag says how to train, this is plain fine-tuning with a
+learning rate, a length and held-out rows that fit the number of rows (see --careful). Otherwise the defaults below
+hold, and --method is Learning from the Undesirable (others: lfu methods). --config takes shipped recipes or YAML files
+of flags, merged from left to right (see: lfu recipes); flags given here win. Every field of trl.SFTConfig and
+lfu.LfUConfig is a flag."""
 
 
 # What transformers and TRL raise for a value that they refuse: a file that is not there, a package that is not
@@ -90,13 +92,15 @@ class DataArguments:
     )  # fmt: skip
     system: str | None = option(None, "System message (chat), or a text that replaces Alpaca's first paragraph.")
     careful: bool | None = option(
-        None, "Choose rate, length, held-out rows and checkpoints by the number of rows. Default: true if no flag "
-        "says how to train.",
+        None, "Choose learning rate, length, held-out rows and checkpoints by the number of rows. Default: true "
+        "if no flag says how to train.",
     )  # fmt: skip
     show_rows: int = option(
         0, "Print the first N rows as they reach the model, with what is learned marked; then train."
     )
-    dry_run: bool = option(False, "Load, check and describe everything, then stop before training.")
+    dry_run: bool = option(
+        False, "Load, check and describe everything, print the first rows as --show_rows 2 does, and train nothing."
+    )
     verbose: bool = option(False, "Also show the libraries' own progress bars, notes and metrics.")
     overwrite_output_dir: bool = option(False, "Replace the model and the checkpoints of an earlier run in output_dir.")
 

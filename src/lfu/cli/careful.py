@@ -6,8 +6,6 @@ Everything chosen is a flag, and is named before training: the user changes one 
 from __future__ import annotations
 
 from collections.abc import Collection
-from shutil import get_terminal_size
-from textwrap import wrap
 
 from lfu.cli.arguments import DataArguments
 
@@ -56,12 +54,9 @@ def choices(rows: int, given: Collection[str] = ()) -> list[str]:
 
 
 def told(rows: int, chosen: list[str]) -> str:
-    """What was chosen, in lines of the terminal's width."""
-    flags = [f"{flag}\xa0{value}" for flag, value in zip(chosen[::2], chosen[1::2])]  # not broken between the two
-    text = f"chosen for {rows} rows (your own flags win; --careful\xa0false turns this off): {' '.join(flags)}"
-    width = get_terminal_size().columns - len("lfu train: ")
-    lines = wrap(text, width, break_on_hyphens=False, break_long_words=False)
-    return "\n  ".join(lines).replace("\xa0", " ")
+    """What was chosen; a line is not broken between a flag and its value."""
+    flags = [f"{flag}\xa0{value}" for flag, value in zip(chosen[::2], chosen[1::2])]
+    return f"chosen for {rows} rows (your own flags win; --careful\xa0false turns this off): {' '.join(flags)}"
 
 
 def lengths(rows: int) -> dict[str, str]:

@@ -23,7 +23,7 @@ HELP = "/new starts a new conversation, /quit or Ctrl-D leaves, Ctrl-C stops an 
 class Chat(Loading):
     """The flags of `lfu chat`."""
 
-    model: str = argument("MODEL", "a hub name, a model or adapter folder, or smollm2")
+    model: str = argument("MODEL", "a hub name, a model or adapter folder, or a built-in name: smollm2, gemma3-270m")
     beside: str | None = option(
         None, "show the untouched model's answers too; without a name, those of the adapter's base model", nargs="?",
         const=FROM_ADAPTER, metavar="BASE",

@@ -1,7 +1,8 @@
-"""Which fine-tuning method, on your model and your data? Trains with each, several seeds, and measures what every one
-learned, forgot and cost; writes a report to send round. Runs are kept: the same command goes on where it was stopped.
+"""Which fine-tuning method is best for your model and your data? Trains with each method and several seeds, measures
+what each one learned, forgot and cost, and writes a report that you can send to others. Finished runs are kept: the
+same command continues where it was stopped.
 
-Every other flag of lfu train is passed to all runs alike (--learning_rate, --num_train_epochs, --use_peft, ...)."""
+Every other flag of lfu train applies to all runs (--learning_rate, --num_train_epochs, --use_peft, ...)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def run(argv: list[str]) -> int:
 
 @dataclass(kw_only=True)
 class Compare(Command):
-    """Methods beside each other."""
+    """The flags of `lfu compare`."""
 
     methods: list[str] = flag(
         WHAT, [], "methods of lfu train (see: lfu methods), with settings if you like: sft,lfu:alpha=0.01:lam=1; "

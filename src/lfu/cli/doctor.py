@@ -1,4 +1,4 @@
-"""`lfu doctor`: what is installed, what each command still needs, and what this machine has."""
+"""Show what is installed, what each command still needs, and what this machine has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lfu.support.extras import COMMANDS, EXTRAS, install, missing
 from lfu.support.flags import read
+from lfu.support.words import filled
 
 CORE = ("torch", "transformers")
 GIB = 2**30
@@ -31,7 +32,7 @@ def run(argv: list[str]) -> int:
     read(Doctor, "lfu doctor", __doc__, argv)
     faults = wrong_versions()
     for title, rows in (("Packages", _packages(faults)), ("This machine", _machine()), ("Commands", _commands())):
-        print(title, *(f"  {name:<14}{text}" for name, text in rows), "", sep="\n")
+        print(title, *(filled(text, f"  {name:<14}", " " * 16) for name, text in rows), "", sep="\n")
     for line in faults.values():
         print(line)
     print("Something above is too old or too new." if faults else "What is installed fits together.")

@@ -7,7 +7,6 @@ and the same command continues where it was stopped."""
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lfu.cli import models, output
 from lfu.cli.progress import bar
 from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.flags import argument, at_least_one, flag, not_negative, read, switch
+from lfu.support.words import tell
 
 DEFINITIONS = "tasks"  # folder below --output_dir
 
@@ -221,7 +221,7 @@ def _keep_definitions(record: dict[str, Any], given: Evaluate, folder: Path) -> 
 
 
 def _say(text: str) -> None:
-    print(f"lfu evaluate: {text}", file=sys.stderr)
+    tell(f"lfu evaluate: {text}")
 
 
 def _board(total: int) -> Any:

@@ -1,4 +1,4 @@
-"""`lfu export ADAPTER_DIR OUT_DIR`: merge an adapter into its base model, as an ordinary transformers folder."""
+"""Merge an adapter into its base model, and save the result as an ordinary transformers folder."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Board(Live):
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=not self.console.is_terminal)
 
     # -- what the study tells ------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""`lfu methods`: list the methods with source and cost; `lfu methods NAME`: show one."""
+"""List the fine-tuning methods with source and cost, or show one of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from lfu.methods import REGISTRY, unknown_method
 from lfu.methods.about import About, about, measured
 from lfu.support.errors import UserError
 from lfu.support.flags import argument, read
+from lfu.support.words import filled
 
 
 @dataclass
@@ -47,9 +48,9 @@ def _print_table(methods: list[About]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "\ncost: time of a training step over SFT's, LoRA / full theta (all weights); -: refused, or not measured. "
+        "\ncost: time of a training step over SFT's, LoRA / all weights; -: refused, or not measured. "
         f"{measured()['how']}\nMethods that act on different places combine: --method lfu+neftune, dft+kl.\n"
-        "Knobs: --method_args gem.beta=0.5. More on one: lfu methods gem"
+        "Their settings: --method_args gem.beta=0.5. More about one of them: lfu methods gem"
     )
 
 
@@ -58,14 +59,14 @@ def _one(method: About) -> str:
 
     places = "; ".join(f"{place} ({PLACES[place]})" for place in method.places) or "none"
     own = "the config's own: alpha, lam, auxiliary, ..." if method.places == ("step",) else "none"
-    return "\n".join([
-        f"{method.name}: {method.summary}", "", method.doc, "",
-        f"source    {method.source}",
-        f"protects  {method.protects}",
-        f"acts on   {places}",
-        f"cost      {cost_of(method.name)} x SFT (LoRA / full theta). {measured()['how']}",
-        *([f"once      {method.once}"] if method.once else []),
-        "knobs, for --method_args:" if method.knobs else f"knobs     {own}",
-        *(f"  {method.name}.{name}={default}{limits and f' ({limits})'}  {help}"
-          for name, default, limits, help in method.knobs),
-    ])  # fmt: skip
+    facts = {
+        "source": method.source, "protects": method.protects, "acts on": places,
+        "cost": f"{cost_of(method.name)} times SFT (LoRA / all weights). {measured()['how']}", "once": method.once,
+        "settings": "for --method_args:" if method.knobs else own,
+    }  # fmt: skip
+    lines = [filled(text, f"{name:<10}", " " * 10) for name, text in facts.items() if text]
+    lines += [
+        filled(f"{method.name}.{name}={default}{limits and f' ({limits})'}: {help}", "  ", "    ")
+        for name, default, limits, help in method.knobs
+    ]
+    return "\n".join([filled(f"{method.name}: {method.summary}\n\n{method.doc}"), "", *lines])

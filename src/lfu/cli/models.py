@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 DTYPES = ["auto", "bfloat16", "float16", "float32"]
 LABELLED = re.compile(r"([^/\\=]+)=(.+)")
-HELP = "a hub name, a model or adapter folder, or smollm2, gemma3-270m; LABEL=MODEL names it in the report"
+HELP = "a hub name, a folder of a model or adapter, or smollm2, gemma3-270m; LABEL=MODEL names it in the report"
 BASE_AND_TUNED = f"{HELP}; for an adapter alone, its base model is found"
 
 

@@ -57,6 +57,7 @@ def remove(entries: list[Path]) -> None:
 
 def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | None = None) -> View:
     """Writes the report of a record; prints its first `tables` (None: all), what was found, and where it lies."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table as Drawn
@@ -70,14 +71,16 @@ def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | Non
         raise UserError(f"output folder {folder} can't be written: {error}") from error
     console = Console()
     for block in [each for each in view.blocks if isinstance(each, Table) and each.rows][:tables]:
-        drawn = Drawn(title=escape(block.caption) or None, title_justify="left")
+        drawn = Drawn(title=escape(block.caption) or None, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
         for place, column in enumerate(block.columns):
             drawn.add_column(escape(column), justify="right" if place else "left")
         for row in block.rows:
             drawn.add_row(*map(escape, row))
-        console.print(drawn)
+        if console.measure(drawn, options=console.options.update(width=999)).minimum > console.width:
+            drawn.padding, drawn.pad_edge = 0, False
+        console.print(drawn, "")
     for sentence in view.verdict:
-        print(sentence)
+        console.print(sentence, markup=False, highlight=False, soft_wrap=not console.is_terminal)
     print(f"page     {folder / 'index.html'}\ntext     {folder / 'report.md'}\nnumbers  {folder / 'record.json'}")
     return view
 

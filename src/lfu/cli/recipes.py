@@ -1,4 +1,4 @@
-"""`lfu recipes`: list the shipped recipes; `lfu recipes NAME`: print one."""
+"""List the shipped recipes (files of flags for lfu train), or print one of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import groupby
 
 from lfu.recipes import FOLDER, find, launches, shipped
 from lfu.support.flags import argument, read
+from lfu.support.words import filled
 
 HEADINGS = {
     "models": "Models",
@@ -37,12 +38,12 @@ def _listing() -> str:
         lines += [f"{HEADINGS[folder]}:"]
         for name, path in group:
             first = path.read_text(encoding="utf-8").splitlines()[0]
-            lines.append(f"  {name:<24}{first.lstrip('# ')}")
+            lines.append(filled(first.lstrip("# "), f"  {name:<27} ", " " * 30))
         lines.append("")
     lines += [
-        "Use a recipe, or several merged from left to right, later ones winning; flags win over all:",
+        "Use one or several: later ones win over earlier ones, and flags over them all.",
         "  lfu train --config smollm2",
         "  lfu train --config llama-3.1-8b,gsm8k,reps --output_dir runs/reps",
-        f"A path to a YAML file of your own works in place of a name. These lie in {FOLDER}",
+        f"A YAML file of your own can be given in place of a name. The shipped ones are in\n{FOLDER}",
     ]
     return "\n".join(lines)

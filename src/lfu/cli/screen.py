@@ -163,7 +163,8 @@ def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str
         lines.append(f"Note: at a gradient ratio of {ratio:.2g} LfU {word}; --lam auto holds it at --strength (0.5).")
     lines.append(f"Saved in {folder}{_kept(trainer)}")
     if (folder / "adapter_config.json").is_file():
-        lines.append(f"Next, merge the adapter into a full model: lfu export {folder} {folder}-merged")
+        lines += ["Next, talk to it beside the untouched model, or merge it into a full model:"]
+        lines += [f"  lfu chat {folder} --beside", f"  lfu export {folder} {folder}-merged"]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
-"""Which strength, on your model and your data? Trains one method with every combination of the given values, and plain
-SFT beside it; otherwise as lfu compare.
+"""Which strength is best for your model and your data? Trains one method with every combination of the given values,
+and plain SFT beside it. Everything else is as in lfu compare.
 
-Every other flag of lfu train is passed to all runs alike (--learning_rate, --num_train_epochs, --use_peft, ...)."""
+Every other flag of lfu train applies to all runs (--learning_rate, --num_train_epochs, --use_peft, ...)."""
 
 from __future__ import annotations
 

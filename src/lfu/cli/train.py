@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lfu.cli import output
 from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import restore
+from lfu.support.words import tell
 from lfu.training import checkpoints
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ def _run(
     done_before = _state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
     show(facts(trainer, str(data.data)))
     if leading():
-        for line in shown(trainer, data.show_rows, colour=sys.stdout.isatty() and not os.getenv("NO_COLOR")):
+        rows = data.show_rows or 2 * data.dry_run
+        for line in shown(trainer, rows, colour=sys.stdout.isatty() and not os.getenv("NO_COLOR")):
             print(line)
     if data.dry_run:
+        _say("a dry run: nothing was trained or written")
         return 0
     if not data.verbose:
         Screen(trainer, folder, often="logging_steps" not in data.given)
@@ -194,7 +197,7 @@ def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, 
 
 def _say(text: str) -> None:
     if leading():
-        print(f"lfu train: {text}", file=sys.stderr)
+        tell(f"lfu train: {text}")
 
 
 def _say_what_the_screen_does_not(line: str) -> None:

@@ -43,9 +43,9 @@ def rule(row: Mapping[str, Any], args: Any) -> str:
     if "messages" in row:
         if args.assistant_only_loss is False:
             return "the loss is on every turn of the conversations, with their markers (assistant_only_loss is false)"
-        return "the loss is on the answers, which is every assistant turn (--assistant_only_loss false: on every turn)"
+        return "the loss is on the answers: every assistant turn (--assistant_only_loss false: every turn)"
     if "completion" in row:
         if args.completion_only_loss is False:
             return "the loss is on prompts and answers (completion_only_loss is false)"
-        return "the loss is on the answers, and on nothing else"
+        return "the loss is on the answers only"
     return "the loss is on all of each text"

@@ -138,8 +138,8 @@ class ForgettingCallback(TrainerCallback):
             if reading is None and not self._skipped:
                 self._skipped = True
                 self.say(
-                    f"no reading at step {state.global_step}, to keep to share_of_time={self.share_of_time:.3g}; "
-                    "only a checkpoint that is measured can be kept as the best"
+                    f"step {state.global_step} is not measured, to keep to share_of_time={self.share_of_time:.3g}; "
+                    "only a checkpoint that was measured can be kept as the best"
                 )
         return control
 

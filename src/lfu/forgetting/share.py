@@ -98,9 +98,8 @@ class Share:
             return line
         allows = math.ceil(100 * part) / 100
         return (
-            f"{line}: more than the {100 * self.share:.3g} % asked for, as so short a run has no time even for the "
-            "fewest and shortest items that say something; "
-            f"share_of_time={allows} (--forgetting_share {allows}) allows it"
+            f"{line}, more than the {100 * self.share:.3g} % asked for: in so short a run even the fewest and shortest "
+            f"items that say something take longer; share_of_time={allows} (--forgetting_share {allows}) allows it"
         )
 
 

@@ -44,8 +44,8 @@ def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) ->
         fitting = [name for name, known_knob in known if known_knob == knob and owner in ("", name)]
         if not fitting:
             all_knobs = [".".join(pair) for pair in known]
-            listed = f"knobs here: {', '.join(all_knobs)}" if known else f"{'+'.join(classes)} has no knobs"
-            raise ValueError(f"method_args: unknown knob {key!r}; {listed}.{did_you_mean(key, all_knobs)}")
+            listed = f"settings here: {', '.join(all_knobs)}" if known else f"{'+'.join(classes)} has no settings"
+            raise ValueError(f"method_args: unknown setting {key!r}; {listed}.{did_you_mean(key, all_knobs)}")
         if len(fitting) > 1:
             raise ValueError(f"method_args: {key!r} could be {' or '.join(f'{o}.{knob}' for o in fitting)}: say which")
         given[fitting[0]][knob] = checked_knob(fitting[0], known[fitting[0], knob], value)
@@ -87,5 +87,5 @@ def _pairs(method_args: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     parts = [part.partition("=") for part in text.split(",")] if text else []
     for key, equals, value in parts:
         if not equals or not key.strip():
-            raise ValueError(f"method_args: {key + equals + value!r} is not of the form knob=value")
+            raise ValueError(f"method_args: {key + equals + value!r} is not of the form setting=value")
     return {key.strip(): value.strip() for key, _, value in parts}

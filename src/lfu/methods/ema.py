@@ -28,7 +28,7 @@ class EMA(Method):
     whole_weights = True
 
     decay: float = knob(0.999, "largest decay (the paper: 0.99 at first, then 0.999)", low=0, high=1)
-    warmup: bool = knob(True, "in update t decay by (1 + t) / (10 + t) at most, as TensorFlow does; false: by decay")
+    warmup: bool = knob(True, "the decay of update t is at most (1 + t) / (10 + t), as in TensorFlow")
 
     def __post_init__(self) -> None:
         if self.decay == 1 and not self.warmup:

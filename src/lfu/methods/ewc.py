@@ -24,9 +24,9 @@ class EWC(L2SP):
     """
 
     name = "ewc"
-    summary = "l2sp in the metric of the Fisher information: elastic weight consolidation"
+    summary = "elastic weight consolidation: l2sp with each weight's pull scaled by its Fisher information"
     source = "Kirkpatrick et al. 2017, arXiv 1612.00796; on the model's own text, for want of old data"
-    protects = "the weights that what the model says depends on"
+    protects = "the weights that matter most for what the model says"
     once = "before training, texts generated and a backward for each; two more copies of theta in memory"
 
     texts: int = knob(64, "how many texts the model writes for the Fisher information (ours)", low=1)

@@ -20,7 +20,7 @@ class FeaturePenalty(Method):
     places = ("penalty",)
 
     weight: float = knob(0.01, "weight of the penalty (ours)", low=0)
-    anchor: str = knob("zero", "to zero, or to the start: the untouched model's (ours)", choices=("zero", "start"))
+    anchor: str = knob("zero", "towards zero, or start: the untouched model's (ours)", choices=("zero", "start"))
 
     def layers(self, depth: int) -> list[int]:
         return list(range(1, depth + 1))

@@ -45,10 +45,12 @@ class L2SP(Method):
 
     weight: str | float = knob("auto", "weight of half the squared distance (ours: auto; authors: 0.1)", low=0)
     share: float = knob(
-        0.1, "weight=auto: the pull at the end of 60 updates over the data's gradient; later less (ours)", above=0
+        0.1,
+        "weight=auto: the pull over the data's gradient after 60 updates; in longer runs less (ours)",
+        above=0,
     )
-    decoupled: bool = knob(False, "pull the weights by the learning rate, as AdamW decays them (ours)")
-    schedule: str = knob("constant", "or decay: the pull falls to zero over the run (ours)", choices=SCHEDULES)
+    decoupled: bool = knob(False, "pull the weights directly, past Adam, as AdamW's weight decay does (ours)")
+    schedule: str = knob("constant", "decay: the pull falls to zero over the run (ours)", choices=SCHEDULES)
 
     def __post_init__(self) -> None:
         refuse_idle(self, "share", by="weight")

@@ -25,7 +25,7 @@ class OSF(AdapterMethod):
     once = "an SVD of every targeted layer, also when the adapter is loaded"
     decomposes = True
 
-    keep: float = knob(0.5, "singular directions that stay: a share, below 1, or a number (PEFT: 0.5)", above=0)
+    keep: float = knob(0.5, "singular directions that stay fixed: a share, below 1, or a number (PEFT: 0.5)", above=0)
     project: str = knob("step", "what stays orthogonal: step (ours), or gradient (PEFT)", choices=("step", "gradient"))
 
     def __post_init__(self) -> None:

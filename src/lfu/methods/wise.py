@@ -36,7 +36,7 @@ class WiSE(Method):
     whole_weights = True
 
     alpha: str | float = knob("auto", "share of the tuned weights; auto: by the evaluation set", low=0, high=1)
-    tolerance: float = knob(0.0, "alpha=auto: how far above the lowest loss, in nats per token (ours)", low=0)
+    tolerance: float = knob(0.0, "alpha=auto: how far above the lowest loss it may be, in nats per token (ours)", low=0)
     zero = "untouched"  # what alpha = 0 is
 
     def __post_init__(self) -> None:

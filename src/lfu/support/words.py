@@ -1,6 +1,10 @@
-"""Figures as people read them."""
+"""Figures and lines as people read them."""
 
 from __future__ import annotations
+
+import sys
+from shutil import get_terminal_size
+from textwrap import TextWrapper
 
 
 def duration(seconds: float) -> str:
@@ -12,3 +16,22 @@ def duration(seconds: float) -> str:
     if minutes:
         return f"{minutes} min" if minutes >= 10 else f"{minutes} min {rest} s"
     return f"{rest} s"
+
+
+def filled(text: str, first: str = "", rest: str = "") -> str:
+    """The paragraphs of a text, broken at their spaces (not at no-break ones) to the width of the terminal.
+
+    Args:
+        first: stands before each paragraph.
+        rest: stands before each other line.
+    """
+    whole = TextWrapper(
+        get_terminal_size().columns, initial_indent=first, subsequent_indent=rest, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n\n".join(map(whole.fill, text.split("\n\n"))).replace("\xa0", " ")
+
+
+def tell(line: str) -> None:
+    """Prints a line on standard error; broken to its width if that is a terminal."""
+    print(filled(line, rest="  ") if sys.stderr.isatty() else line.replace("\xa0", " "), file=sys.stderr)

@@ -1,15 +1,15 @@
 """How much of an alignment survives a few training steps on its opposite?
 
-BASE is aligned by each of --methods on the rows of --keep; then every model, and every ALIGNED one given besides, is
-attacked: plain SFT on the rows of --break. After each of --steps it answers held-out requests, greedily, and the share
-of responses that break the alignment is the attack success rate. It is one trajectory: the model after 10 steps is the
-one after 5, trained on, at a constant learning rate. The attack changes a copy; no model is written anywhere.
+BASE is aligned by each of --methods on the rows of --keep. Then all these models, and every ALIGNED model that you
+name, are attacked: plain SFT on the rows of --break. After each number of --steps the model answers held-out requests,
+greedily; the share of responses that break the alignment is the attack success rate. The attack is one run at a
+constant learning rate: the model after 10 steps is the model after 5, trained further. It changes a copy; no model is
+written anywhere.
 
-Built in is a harmless house rule (no recipes here). Other sets are given by name or file: DATA[,KEY=VALUE...], where
-split, config and limit are what they say and any other key is a column that must have that value, as in
-PKU-Alignment/BeaverTails,split=30k_train,is_safe=true. Columns: question, prompt, instruction or goal; and answer,
-response, completion, output or target. The built-in sets are called house_rule. Nothing of other sets comes with
-this package."""
+The built-in sets (house_rule) teach a harmless house rule: no recipes here. Other sets are given by name or file, as
+DATA[,KEY=VALUE...]: split, config and limit choose a part, and any other key is a column that must have that value, as
+in PKU-Alignment/BeaverTails,split=30k_train,is_safe=true. Columns: question, prompt, instruction or goal; and answer,
+response, completion, output or target. No other set comes with this package."""
 
 from __future__ import annotations
 

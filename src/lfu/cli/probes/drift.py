@@ -1,8 +1,9 @@
 """How far did fine-tuning move the model? Distance of the weights, and of the hidden states on the same tokens.
 
-Weights: ||theta - theta0|| / ||theta0|| overall, by block and by kind of module; an adapter counts as merged. Hidden
-states: mean cosine similarity and linear CKA by layer. One model is in memory at a time: the base's weights wait in a
-file (as large as the model) in the folder for temporary files, its hidden states in memory."""
+Weights: the norm of the change over the norm of the base's weights, overall, by block and by kind of module; an adapter
+counts as merged. Hidden states: mean cosine similarity and linear CKA (a similarity that ignores rotation and scale) by
+layer. One model is in memory at a time: the base's weights wait in a file as large as the model, in the folder for
+temporary files."""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ was measured then is shown again, with its curves, and no model is loaded."""
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lfu.cli.probes import Found, rows
 from lfu.cli.progress import phase
 from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.flags import argument, switch
+from lfu.support.words import tell
 
 
 @dataclass(kw_only=True)
@@ -55,7 +55,7 @@ class Forgetting(rows.OfQuestions):
             f"as measured during training ({path}); --anew measures again" if same
             else f"{path} is of other weights than {folder} has now; measuring anew"
         )  # fmt: skip
-        print(f"lfu probe: note: {what}", file=sys.stderr)
+        tell(f"lfu probe: note: {what}")
         return record if same else None
 
     def measure(self) -> Found:

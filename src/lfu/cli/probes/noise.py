@@ -1,7 +1,7 @@
 """How steady are the hidden states under noisy input? Cosine similarity of clean and noisy ones, layer by layer.
 
-Noise of NEFTune's strength is added to the embeddings: uniform(-1, 1) * alpha / sqrt(L * d), L tokens of width d. Only
-the positions that predict an answer's tokens are compared, as in the paper's Figure 6."""
+Noise of NEFTune's strength is added to the embeddings: uniform(-1, 1) * alpha / sqrt(L * d), for L tokens of width d.
+Only the positions that predict an answer's tokens are compared, as in the paper's Figure 6."""
 
 from __future__ import annotations
 

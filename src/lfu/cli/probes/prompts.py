@@ -1,7 +1,8 @@
 """Does the wording of the prompt matter? The same questions under several templates that ask the same thing.
 
-Accuracy (the final number, or the choice) and the reference answer's NLL under each template; their mean, standard
-deviation over the templates, and worst case. Custom templates: a YAML file of lines  name: "text with {question}"."""
+Shows the accuracy (of the final number, or of the choice) and the reference answer's loss (NLL, the negative
+log-likelihood) under each template, with their mean, standard deviation and worst case. Custom templates: a YAML file
+of lines  name: "text with {question}"."""
 
 from __future__ import annotations
 
