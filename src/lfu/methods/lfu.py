@@ -22,7 +22,7 @@ from lfu.training.advice import Advice
 class LfU(Method):
     """`l = l_SFT(theta) + lam * mean ||stop(h) - h'||^2`, h' of the model pushed one ascent step wrong (Eq. 1 to 6).
 
-    Its settings are the config's own fields: alpha, lam, auxiliary, consistency, layers, ... With lam=0 it does nothing.
+    Its settings are fields of the config: alpha, lam, auxiliary, consistency, layers, ... With lam=0 it does nothing.
     """
 
     name = "lfu"
