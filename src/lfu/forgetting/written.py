@@ -1,7 +1,7 @@
 """Text that the untouched model wrote itself, and how far a model has moved from it there: KL divergence."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,9 @@ def divergence(model: Any, written: Written, count: int, batch_size: int, dealer
     """
 
     def work(part: list[int]) -> list[float]:
-        values: list[float] = []
-        for start in range(0, len(part), batch_size):
-            some = part[start : start + batch_size]
-            for i, logits in zip(some, _logits(model, written.ids[some])):
-                values.append(max(0.0, float(kl_of_top(logits, written.top[i].long(), written.logp[i]).mean())))
-        return values
+        said = zip(part, _logits(model, written.ids[part], batch_size))
+        kl = (kl_of_top(logits, written.top[i].long(), written.logp[i]) for i, logits in said)
+        return [max(0.0, float(each.mean())) for each in kl]
 
     return dealer.over(list(range(min(count, len(written.ids)))), work)
 
@@ -85,15 +82,11 @@ def _draw(model: Any, numbered: list[tuple[int, list[int]]], seed: int, cached: 
 
 
 def _likeliest(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    found = []
-    for start in range(0, len(ids), 8):
-        for logits in _logits(model, ids[start : start + 8]):
-            top, logp = likeliest_tokens(logits, TOP)
-            found.append((top.int(), logp))
-    return found
+    found = (likeliest_tokens(logits, TOP) for logits in _logits(model, ids, 8))
+    return [(top.int(), logp) for top, logp in found]
 
 
-def _logits(model: Any, ids: Tensor) -> Tensor:
-    """`(B, NEW, V)`: what is said about each token that was written."""
-    ids = ids.to(next(model.parameters()).device)
-    return forward(model, ids, torch.ones_like(ids), keep=NEW + 1).logits[:, :-1]
+def _logits(model: Any, ids: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """What is said about each token that was written, `(NEW, V)`, text after text."""
+    for some in ids.to(next(model.parameters()).device).split(batch_size):
+        yield from forward(model, some, torch.ones_like(some), keep=NEW + 1).logits[:, :-1]

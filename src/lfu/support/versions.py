@@ -33,14 +33,9 @@ def _log_probs(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, temperature: float,
     chunk_size: int, softcap: float | None = None, logit_scale: float = 1.0, outputs: tuple[str, ...] = OUTPUTS,
 ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
-    """Log-probability of each target, (n,), and those of `OUTPUTS` that are asked for, (n,) each, float32 or wider.
+    """Log-probability of each of the n targets, and those of `OUTPUTS` that are asked for, `(n,)`, float32 or wider.
 
-    Args:
-        hidden: (n, d).
-        weight, bias: of the head, (vocabulary, d) and (vocabulary,).
-        targets: (n,).
-        chunk_size: the kernel's; not used.
-        softcap: of the logits, as Gemma 2 has it.
+    `hidden` is (n, d), `weight` (vocabulary, d); `chunk_size` is the kernel's and not used.
     """
     logits = nn.functional.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype))
     logits = (logits if logits.dtype == torch.float64 else logits.float()) * logit_scale
