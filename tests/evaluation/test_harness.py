@@ -276,11 +276,13 @@ def test_the_hub_s_own_columns_are_read_too(data, tmp_path):
         assert [seen(theirs, d) for d in theirs.eval_docs] == [seen(ours, d) for d in ours.eval_docs]
 
 
-def test_every_local_task_is_the_harness_s_by_name():
+def test_every_local_task_is_the_harness_s_by_name_and_splits():
     for name, task in LOCAL.items():
-        assert own_settings(task).get("task", name) == name
-        assert task.items in task.files
-        assert task.examples is None or task.examples in task.files
+        own = own_settings(task)
+        assert own.get("task", name) == name
+        assert task.items == (own.get("test_split") or own["validation_split"])
+        drawn = (own.get(f"{kind}_split") for kind in ("fewshot", "training", "validation"))
+        assert next(iter(task.files)) == next(filter(None, drawn), task.items)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------

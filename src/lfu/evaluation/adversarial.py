@@ -64,8 +64,7 @@ def behaviour(
         render: makes (prompt, answer) text of `{"question", "answer"}`. Default: the tokenizer's chat template.
         max_new_tokens: a response is cut there.
 
-    Raises:
-        ValueError: no requests; no chat template and no `render`.
+    Raises ValueError: no requests; no chat template and no `render`.
     """
     if not requests:
         raise ValueError("no requests to ask")

@@ -105,8 +105,7 @@ def main_metric(available: Collection[str], wanted: str | None = None) -> str:
 
     By default acc_norm, else acc, exact_match, f1, else the first one.
 
-    Raises:
-        ValueError: the wanted one isn't there, or nothing is.
+    Raises ValueError: the wanted one isn't there, or nothing is.
     """
     if not available:
         raise ValueError("the task has no metric that is a mean over its items")

@@ -75,13 +75,8 @@ def against_base(
 ) -> dict[str, Any]:  # fmt: skip
     """The results of a record of the kind `forgetting`: of every model but `base`, what it forgot.
 
-    Args:
-        rows: the questions, as `choice_rows` gives them.
-        chosen: label -> index of the choice taken, per question.
-        texts: label -> scores of plain texts.
-
-    Raises:
-        ValueError: as `perplexity_change`.
+    `rows` are as `choice_rows` gives them. By label: which choices were taken, and the scores of plain texts. Raises
+    ValueError as `perplexity_change`.
     """
     right = {label: [one == row["answer"] for one, row in zip(taken, rows)] for label, taken in chosen.items()}
     tuned, old = [label for label in chosen if label != base], texts[base]
@@ -105,8 +100,7 @@ def choice_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Takes `choices` as a list of texts or as ARC has it on the hub (`{"text": [...], "label": [...]}`), and the right
     one as `answer` or `answerKey`: a label, an index from 0, or a letter.
 
-    Raises:
-        ValueError: a row without question or choices, or whose answer is none of them, with its number from 1.
+    Raises ValueError: a row without question or choices, or whose answer is none of them, with its number from 1.
     """
     return [_choice_row(row, number) for number, row in enumerate(rows, start=1)]
 

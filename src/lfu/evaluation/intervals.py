@@ -75,8 +75,7 @@ def paired_difference(
 def transitions(before: Sequence[bool], after: Sequence[bool]) -> dict[str, int]:
     """How many items were kept (right, right), lost (right, wrong), gained (wrong, right), never (wrong, wrong).
 
-    Raises:
-        ValueError: lists of different lengths.
+    Raises ValueError: lists of different lengths.
     """
     if len(before) != len(after):
         raise ValueError(f"transitions need the same items twice, got {len(before)} and {len(after)}")
@@ -90,8 +89,7 @@ def wilson(hits: int, items: int, *, level: float = 0.95) -> Interval:
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927).
 
-    Raises:
-        ValueError: no items; more hits than items, or fewer than none; a level outside (0, 1).
+    Raises ValueError: no items; more hits than items, or fewer than none; a level outside (0, 1).
     """
     if not 0 <= hits <= items or not items:
         raise ValueError(f"a share needs at least one item, and hits among them; got {hits} of {items}")

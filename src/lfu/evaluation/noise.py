@@ -50,8 +50,7 @@ class NoiseScores:
     def against(self, other: Self, *, seed: int = 0) -> Interval:
         """Mean cosine over all layers minus the other model's, on the same rows.
 
-        Raises:
-            ValueError: other rows, or rows cut into other tokens.
+        Raises ValueError: other rows, or rows cut into other tokens.
         """
         if self.tokens != other.tokens:
             raise ValueError("the two models were not read at the same tokens: their similarities can't be compared")

@@ -57,8 +57,7 @@ def answer_pieces(
         rows: `{"question", "answer"}`, or whatever `render` (default: `chat_pair`) reads.
         window: the longest that a row may be, in tokens.
 
-    Raises:
-        ValueError: no rows; a row that is too long, or whose answer has no token; no chat template and no `render`.
+    Raises ValueError: no rows; a row that is too long, or whose answer has no token; no chat template and no `render`.
     """
     if not rows:
         raise ValueError("no rows to score")
@@ -98,8 +97,7 @@ def chat_pair(tokenizer: Tokenizer, row: Mapping[str, Any]) -> tuple[str, str]:
     The prompt ends where the assistant's turn begins; the answer includes the end of that turn, as in TRL's
     prompt-completion data.
 
-    Raises:
-        ValueError: the tokenizer has no chat template, or one that rewrites the prompt once the answer is there.
+    Raises ValueError: the tokenizer has no chat template, or one that rewrites the prompt once the answer is there.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the tokenizer has no chat template: pass render=, which makes (prompt, answer) of a row")
@@ -112,8 +110,7 @@ def last_answer(
 ) -> tuple[str, str]:
     """(prompt, answer) of a conversation whose last turn is the answer; `options` are the chat template's.
 
-    Raises:
-        ValueError: a template that doesn't keep the prompt in front of the answer; `hint` ends the message.
+    Raises ValueError: a template that doesn't keep the prompt in front of the answer; `hint` ends the message.
     """
     prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, **options)
     whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
@@ -126,8 +123,7 @@ def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
     """How `lfu train` would put a question: `chat`, `alpaca`, `none` (the bare question), or `auto`: chat if the
     tokenizer has a chat template, else alpaca.
 
-    Raises:
-        ValueError: an unknown template, or `chat` without a chat template.
+    Raises ValueError: an unknown template, or `chat` without a chat template.
     """
     one_of("template", template, TEMPLATES)
     has_chat = bool(getattr(tokenizer, "chat_template", None))

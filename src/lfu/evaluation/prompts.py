@@ -52,11 +52,7 @@ class Spread:
 
 
 def shipped_templates(task: str) -> dict[str, str]:
-    """Name -> template of one of `TASKS`, as shipped.
-
-    Raises:
-        ValueError: no such task.
-    """
+    """Name -> template of one of `TASKS`, as shipped. Raises ValueError: no such task."""
     one_of("task", task, TASKS)
     return dict(_shipped()[task])
 
@@ -181,8 +177,7 @@ def _choices(
 def headline(models: Sequence[Mapping[str, TemplateScores]], metric: str = "auto") -> str:
     """`accuracy` or `nll`: which one to judge by. `auto`: accuracy, unless every model's mean is below 5 %.
 
-    Raises:
-        ValueError: an unknown metric, or accuracy where the task has none.
+    Raises ValueError: an unknown metric, or accuracy where the task has none.
     """
     one_of("metric", metric, METRICS)
     has_accuracy = all(scores.correct is not None for model in models for scores in model.values())
@@ -205,7 +200,7 @@ def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int 
     if len(scores) < 2:
         raise ValueError("a spread over templates takes two or more of them")
     values = _values(scores, metric)
-    drawn = resampled(*_sums(scores, metric), resamples, seed)  # (resamples, templates)
+    drawn = resampled(*sums(scores, metric), resamples, seed)  # (resamples, templates)
     worst = (lambda v: v.min(-1)) if metric == "accuracy" else (lambda v: v.max(-1))
     names = list(scores)
     return Spread(
@@ -224,20 +219,19 @@ def spread_difference(
 ) -> dict[str, Interval]:  # fmt: skip
     """`mean` and `std` of ours minus theirs, on the same rows and templates: paired, the same rows drawn for both.
 
-    Raises:
-        ValueError: other templates or rows.
+    Raises ValueError: other templates or rows.
     """
     if list(ours) != list(theirs) or {len(s.nll) for s in ours.values()} != {len(s.nll) for s in theirs.values()}:
         raise ValueError("a difference needs the same templates and rows twice")
     values = [_values(scores, metric) for scores in (ours, theirs)]
-    drawn = [resampled(*_sums(scores, metric), resamples, seed) for scores in (ours, theirs)]
+    drawn = [resampled(*sums(scores, metric), resamples, seed) for scores in (ours, theirs)]
     statistics = {"mean": lambda v: v.mean(-1), "std": lambda v: v.std(-1, ddof=1)}
     return {
         name: percentiles(of(values[0]) - of(values[1]), of(drawn[0]) - of(drawn[1])) for name, of in statistics.items()
     }
 
 
-def _sums(scores: Mapping[str, TemplateScores], metric: str) -> tuple[np.ndarray, np.ndarray]:
+def sums(scores: Mapping[str, TemplateScores], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """(what is summed, what it is divided by), both `(templates, rows)`."""
     if metric == "nll":
         return np.array([s.nll for s in scores.values()]), np.array([s.tokens for s in scores.values()], dtype=float)
@@ -249,5 +243,5 @@ def _sums(scores: Mapping[str, TemplateScores], metric: str) -> tuple[np.ndarray
 
 def _values(scores: Mapping[str, TemplateScores], metric: str) -> np.ndarray:
     """The metric of each template, `(templates,)`: share of right rows, or nats per token."""
-    over, under = _sums(scores, metric)
+    over, under = sums(scores, metric)
     return over.sum(1) / under.sum(1)

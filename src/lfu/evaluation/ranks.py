@@ -6,10 +6,8 @@ from collections.abc import Mapping
 def category_ranks(scores: Mapping[str, float], *, decimals: int | None = 1) -> dict[str, float]:
     """name -> rank among the names in one category: 1 is the highest score, equal ones share the best of their places.
 
-    Args:
-        scores: name -> score, higher is better.
-        decimals: scores are equal if they are so after rounding to this many places; None: only if exactly equal.
-            The paper ranks the per cents that it prints, with one place.
+    Higher scores are better. They are equal if they are so after rounding to `decimals` places (the paper ranks the per
+    cents that it prints, with one place); None: only if exactly equal.
     """
     shown = {name: score if decimals is None else round(score, decimals) for name, score in scores.items()}
     return {name: 1.0 + sum(other > score for other in shown.values()) for name, score in shown.items()}
@@ -26,8 +24,7 @@ def average_ranks(categories: Mapping[str, Mapping[str, float]]) -> dict[str, fl
     Args:
         categories: category -> name -> score, higher is better; the same names in each.
 
-    Raises:
-        ValueError: no category, one without names, or other names in one than in another.
+    Raises ValueError: no category, one without names, or other names in one than in another.
     """
     if not categories or not all(categories.values()):
         raise ValueError("nothing to rank")

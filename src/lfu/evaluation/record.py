@@ -30,7 +30,6 @@ def make_record(
         settings: everything that decided what was measured: data, limits, templates.
         results: the measured figures, per item where items exist; dataclasses in it become mappings.
         command: what to type to measure it again.
-        seed: of whatever was drawn.
     """
     return {
         "format": FORMAT,

@@ -55,8 +55,7 @@ class ErrorRate:
 def error_rate(labelled: Sequence[Mapping[str, Any]], classify: Callable[[str], bool] = refuses) -> ErrorRate:
     """Judges a classifier by `{"id", "response", "refused"}` rows (`lfu.data.house_rule.labelled`).
 
-    Raises:
-        ValueError: not both refusals and other responses among the rows.
+    Raises ValueError: not both refusals and other responses among the rows.
     """
     said = {row["id"]: classify(row["response"]) for row in labelled}
     refusals = [row["id"] for row in labelled if row["refused"]]

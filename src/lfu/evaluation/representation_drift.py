@@ -60,8 +60,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     of Kornblith et al. 2019 (arXiv 1905.00414), not the unbiased estimator over mini-batches. With N not well above d
     it is biased upwards. Unchanged by orthogonal transforms and by scaling of either.
 
-    Raises:
-        ValueError: different N; fewer than two rows; rows that are all the same.
+    Raises ValueError: different N; fewer than two rows; rows that are all the same.
     """
     if len(x) != len(y) or len(x) < 2:
         raise ValueError(f"CKA needs the same two or more tokens twice, got {len(x)} and {len(y)}")

@@ -85,8 +85,7 @@ def score(
 ) -> Outcome:  # fmt: skip
     """One model on each task; `name` is the model's in its description, by default the label.
 
-    Raises:
-        UserError: as `run_task`; the cache folder can't be written.
+    Raises UserError: as `run_task`; the cache folder can't be written.
     """
     settings, watch = settings or Settings(), watch or Watch()
     outcome = Outcome(describe_model(name or label, model))

@@ -77,8 +77,7 @@ def effective_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
 
     An adapter is merged into its layer, one layer at a time, whose own weights are then put back bit for bit.
 
-    Raises:
-        ValueError: quantised weights, or prompt tuning.
+    Raises ValueError: quantised weights, or prompt tuning.
     """
     yield from _walk(parts_of(model).model, "", set())
 

@@ -38,8 +38,7 @@ def parsed(budget: float | str | Mapping[str, float] | None, names: Sequence[str
         budget: a number, a mapping, or text as in `questions=0.02,prose=0.05`.
         names: the sets that are measured.
 
-    Raises:
-        ValueError: no number above 0, or a name that is not measured.
+    Raises ValueError: no number above 0, or a name that is not measured.
     """
     if budget is None:
         return {}

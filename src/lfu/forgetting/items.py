@@ -26,8 +26,8 @@ class ItemSet:
 def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:
     """The built-in sets, then one for each file.
 
-    Raises:
-        ValueError: a file that can't be read, or whose rows are neither questions nor texts; the message names the row.
+    Raises ValueError: a file that can't be read, or whose rows are neither questions nor texts; the message names the
+    row.
     """
     sets = [
         ItemSet(QUESTIONS, True, choice_rows(general_knowledge())),

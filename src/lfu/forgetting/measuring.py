@@ -33,6 +33,7 @@ class Measuring:
         self.dealer = Dealer(model)
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.cached = not unsloth() and self.dealer.size == 1  # without a cache sharded processes make the same passes
+        self.prose = next(each for each in sets if each.name == PROSE).items
         sizes = {each.name: len(each.items) for each in sets}
         self.asked = {"seed": seed, "sets": sizes}
         self.share = Share(share_of_time, sizes | {WRITTEN: TEXTS})
@@ -57,9 +58,8 @@ class Measuring:
             if self.share.share is not None:
                 self._plan(tokens_per_step * (steps - step))
             counts = self.share.counts()
-            prose = next(each for each in self.sets if each.name == PROSE)
-            starts, how = prose.items[: counts[WRITTEN]], {"seed": self.seed, "cached": not unsloth()}
-            written = write(self.model, self.tokenizer, starts, self.dealer, **how)
+            starts, cached = self.prose[: counts[WRITTEN]], not unsloth()
+            written = write(self.model, self.tokenizer, starts, self.dealer, seed=self.seed, cached=cached)
             before = self.ask(counts, written)
         self.share.measured(self.dealer.agreed(time.monotonic() - start))
         self.memory = Memory(self.asked, before, written)
@@ -73,7 +73,7 @@ class Measuring:
         self.share.each[WRITTEN] = self.share.each[PROSE]
         writing = seconds_to_write(self.model, -(-TEXTS // self.dealer.size))
         # forward and backward of a training token take some three times the forward of one that is asked
-        texts = next(each for each in self.sets if each.name == PROSE).items[: pilot[PROSE]]
+        texts = self.prose[: pilot[PROSE]]
         asked = sum(len(encode(self.tokenizer, text, special=True)[: self.longest]) for text in texts)
         seconds = 3 * tokens * pilot[PROSE] * self.share.each[PROSE] / asked
         self.share.plan(*self.dealer.agreed((seconds, writing)))
@@ -87,8 +87,11 @@ class Measuring:
             seconds[name], begun = (time.monotonic() - begun) / counts[name], time.monotonic()
 
         for each in self.sets:
-            said, work = (answers.chosen, self._choose) if each.choice else (answers.nll, self._read)
-            said[each.name] = self.dealer.over(each.items[: counts[each.name]], work)
+            items = each.items[: counts[each.name]]
+            if each.choice:
+                answers.chosen[each.name] = self.dealer.over(items, self._choose)
+            else:
+                answers.nll[each.name] = self.dealer.over(items, self._read)
             took(each.name)
         if written is not None and counts[WRITTEN]:
             answers.kl = divergence(self.model, written, counts[WRITTEN], self.batch_size, self.dealer)
@@ -102,8 +105,8 @@ class Measuring:
         return SHORT if self.share.short else LONGEST
 
     def _choose(self, rows: list[Any]) -> list[int]:
-        how = {"batch_size": self.batch_size, "cached": self.cached}
-        return multiple_choice(self.model, self.tokenizer, rows, **how).chosen
+        size, cached = self.batch_size, self.cached
+        return multiple_choice(self.model, self.tokenizer, rows, batch_size=size, cached=cached).chosen
 
     def _read(self, texts: list[str]) -> list[float]:
         """Nats per token of the beginnings: one piece of each text, so that all processes make as many passes."""

@@ -35,8 +35,7 @@ def with_lfu(trainer: type[T], **settings: Any) -> type[T]:
         trainer: `transformers.Trainer` or a subclass whose `compute_loss` is a mean over the labelled tokens.
         settings: those of `LfUStep`. `lam` is "auto" unless it is given.
 
-    Raises:
-        ValueError: an unknown setting; when the trainer is made: arguments that LfU can't work with.
+    Raises ValueError: an unknown setting; when the trainer is made: arguments that LfU can't work with.
     """
     check_settings(settings)
     body = {"lfu_settings": {"lam": "auto"} | settings, "__doc__": _TakesLfUSteps.__doc__}

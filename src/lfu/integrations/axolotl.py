@@ -53,8 +53,7 @@ class LfUPlugin(BasePlugin):
     def register(self, cfg: Any) -> None:
         """With `lfu:`, axolotl's fused LoRA kernels stay off, which it would switch on by itself.
 
-        Raises:
-            ValueError: the YAML switches one on.
+        Raises ValueError: the YAML switches one on.
         """
         if not wanted(cfg.get("lfu")):
             return
@@ -74,8 +73,7 @@ class LfUPlugin(BasePlugin):
     def get_trainer_cls(self, cfg: Any) -> type | None:
         """axolotl's trainer with LfU steps, if `lfu:` asks for it.
 
-        Raises:
-            ValueError: a run that isn't supervised fine-tuning.
+        Raises ValueError: a run that isn't supervised fine-tuning.
         """
         if not wanted(cfg.lfu):
             return None

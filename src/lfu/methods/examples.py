@@ -47,8 +47,7 @@ def losses_before_training(trainer: Trainer, method: str) -> dict[bytes, torch.T
 
     One forward over the training rows, shared between the processes; rows may be packed.
 
-    Raises:
-        ValueError: the rows are a stream, and can't be read twice.
+    Raises ValueError: the rows are a stream, and can't be read twice.
     """
     rows, accelerator = trainer.train_dataset, trainer.accelerator
     if not isinstance(rows, Dataset):

@@ -116,8 +116,7 @@ def turns_of(messages: list[Message], text: str, render: Callable[[list[Message]
     template writes the rest differently, too, because of what the content says, the content is searched for behind the
     message before, and taken if it is there once.
 
-    Raises:
-        UserError: a content that isn't a text, or isn't found; the message begins with `where`.
+    Raises UserError: a content that isn't a text, or isn't found; the message begins with `where`.
     """
     turns, behind = [], 0
     for number, message in enumerate(messages):

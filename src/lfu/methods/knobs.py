@@ -57,8 +57,7 @@ def refuse_idle(method: Any, idle: str, by: str) -> None:
 def checked_knob(owner: str, f: dataclasses.Field, value: Any) -> Any:
     """`value`, often a text from the command line, as the knob's type.
 
-    Raises:
-        ValueError: it is not of that type, or out of range; the message names knob, range and value.
+    Raises ValueError: it is not of that type, or out of range; the message names knob, range and value.
     """
     limits, kind = f.metadata["limits"], type(f.default)
     found, wanted = value, range_of(f.default, limits)

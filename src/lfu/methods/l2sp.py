@@ -160,17 +160,10 @@ class L2SP(Method):
 
 
 def lora_squared_distance(A: torch.Tensor, B: torch.Tensor, A0: torch.Tensor, B0: torch.Tensor) -> torch.Tensor:
-    """`||B A - B0 A0||_F^2` without a product of full size.
+    """`||B A - B0 A0||_F^2`, A `(r, in)` and B `(out, r)`, without a product of full size; float32 or wider.
 
     B A - B0 A0 = (B - B0) A + B0 (A - A0) = [B - B0, B0] [A; A - A0]: every term is small where the distance is, so
     that nothing cancels close to the start.
-
-    Args:
-        A, A0: `(r, in)`.
-        B, B0: `(out, r)`.
-
-    Returns:
-        A scalar in float32 or wider.
     """
     A, B, A0, B0 = wide(A), wide(B), wide(A0), wide(B0)
     return product_norm2(torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0], dim=0))

@@ -10,9 +10,9 @@ import torch
 
 from lfu.methods.method import Method
 from lfu.methods.run import Micro, Trainer
-from lfu.parallel import zero
 from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
-from lfu.parallel.several import of_trainer, several
+from lfu.parallel.several import Several, several
+from lfu.parallel.zero import Zero
 from lfu.step.cheaper import cost_of, settle_budget
 from lfu.step.record import Record
 from lfu.step.step import LfUStep
@@ -75,8 +75,8 @@ class LfU(Method):
         if step is None:
             return micro.run()
         if several(trainer) and getattr(step.processes, "wrapper", None) is not micro.model:
-            wrapped = zero.of_trainer if trainer.is_deepspeed_enabled else of_trainer
-            step.processes = wrapped(trainer, micro.model)  # only now is there a wrapper
+            kind = Zero if trainer.is_deepspeed_enabled else Several
+            step.processes = kind(micro.model, trainer.args.ascent_scope, trainer.accelerator)  # now there is a wrapper
         independent = trainer.args.ascent_batch == "independent"
         record = step(
             micro.inputs,
@@ -182,8 +182,7 @@ def _tell_approximate(trainer: Trainer, step: LfUStep) -> None:
 def refuse_settings(args: Any) -> None:
     """Settings of SFTConfig that cannot work with LfU; each with the reason and the way out.
 
-    Raises:
-        ValueError: reentrant checkpointing, optimizers that update in the backward, torch.compile.
+    Raises ValueError: reentrant checkpointing, optimizers that update in the backward, torch.compile.
     """
     kwargs = args.gradient_checkpointing_kwargs or getattr(args, "activation_checkpointing_kwargs", None) or {}
     optim = str(getattr(args.optim, "value", args.optim))

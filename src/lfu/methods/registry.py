@@ -36,11 +36,7 @@ REGISTRY: dict[str, str | type[Method]] = _found()
 
 
 def register(method: type[Method]) -> None:
-    """Makes a method known by its `name`.
-
-    Raises:
-        ValueError: the name is that of one of lfu's own methods.
-    """
+    """Makes a method known by its `name`. Raises ValueError: the name is that of one of lfu's own methods."""
     known = REGISTRY.get(method.name)
     if known == f"{method.__module__}:{method.__name__}":
         return
@@ -50,11 +46,7 @@ def register(method: type[Method]) -> None:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a registered method.
-
-    Raises:
-        ValueError: no such method, with the closest names.
-    """
+    """The class of a registered method. Raises ValueError: no such method, with the closest names."""
     if name not in REGISTRY:
         raise ValueError(unknown_method(name))
     found = REGISTRY[name]

@@ -1,6 +1,7 @@
 """What shape training rows have, for the methods that read or change them before the trainer does."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -38,14 +39,14 @@ def shape_of(rows: Any, method: str, text_field: str = "text") -> str:
     )
 
 
-def messages_of(row: Row) -> list[Message] | None:
+def messages_of(row: Mapping[str, Any]) -> list[Message] | None:
     """The row's messages; None for a row of texts."""
     if "messages" in row:
         return row["messages"]
     return row["prompt"] + row["completion"] if isinstance(row.get("prompt"), list) else None
 
 
-def template_arguments(row: Row) -> dict[str, Any]:
+def template_arguments(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the chat template gets beside a row's messages, as TRL passes it: tools, and `chat_template_kwargs`."""
     tools = row.get("tools")
     return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(row.get("chat_template_kwargs") or {})}

@@ -7,7 +7,7 @@ from lfu.methods.run import Micro, Trainer
 from lfu.model.rng import Replay
 from lfu.parallel.one import OneProcess
 from lfu.parallel.refusals import refuse_launch
-from lfu.parallel.several import of_trainer, several
+from lfu.parallel.several import Several, several
 from lfu.undesirable import Own, ascend
 
 Gradients = list[torch.Tensor | None]
@@ -39,7 +39,9 @@ class SAM(Method):
     def training_step(self, trainer: Trainer, micro: Micro) -> torch.Tensor:
         place = Own()
         place.theta = theta = trainer.anatomy.theta()
-        processes = of_trainer(trainer, micro.model) if several(trainer) else OneProcess()
+        processes = OneProcess()
+        if several(trainer):
+            processes = Several(micro.model, trainer.args.ascent_scope, trainer.accelerator)
         replay = Replay(p.device for p in trainer.anatomy.model.parameters())
         earlier = _swapped(theta, [None] * len(theta))  # of the update's other micro-batches
         try:

@@ -46,13 +46,9 @@ def in_pieces(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> 
 
 
 def read_last(anatomy: Anatomy, batch: Mapping[str, Any], **how: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """One forward over a batch `(B, T)`, of which M tokens are labelled.
+    """One forward over a batch `(B, T)`, of which M tokens are labelled; read as `Reader.reading` has it.
 
-    Args:
-        how: to read, as `Reader.reading` has it.
-
-    Returns:
-        `(M, d)`: what the head reads to predict them; `(M,)`: their flat places.
+    Returns `(M, d)`: what the head reads to predict them; `(M,)`: their flat places.
     """
     reader, positions = Reader(anatomy, [len(anatomy.blocks)]), answer_positions(batch["labels"])
     with reader.reading(positions, **how) as hidden:

@@ -19,12 +19,8 @@ class Untouched:
     """Hidden states and logits of the untouched model, on the same tokens, without gradients and dropout.
 
     With a fresh LoRA or DoRA theta it is the model with the adapter switched off: no copy of anything. Otherwise
-    (full theta, an adapter trained further, an initialisation that changes the base) a copy of theta alone is kept.
-
-    Args:
-        model: as it starts; a `PeftModel` or the bare model.
-        anatomy: its parts.
-        copied: keep a copy of theta in any case, so that the owner may write newer weights into `start`.
+    (full theta, an adapter trained further, an initialisation that changes the base) a copy of theta alone is kept; if
+    `copied` in any case, so that the owner may write newer weights into `start`.
     """
 
     def __init__(self, model: Any, anatomy: Anatomy, copied: bool = False):

@@ -24,8 +24,7 @@ class Pair(NamedTuple):
 def named_theta(anatomy: Anatomy) -> dict[str, nn.Parameter]:
     """The parameters being fine-tuned, by their names in the causal language model; tied ones once.
 
-    Raises:
-        ValueError: there are none, as in prompt tuning.
+    Raises ValueError: there are none, as in prompt tuning.
     """
     theta = {name: p for name, p in anatomy.model.named_parameters() if p.requires_grad}
     if not theta:
@@ -36,8 +35,7 @@ def named_theta(anatomy: Anatomy) -> dict[str, nn.Parameter]:
 def lora_pairs(anatomy: Anatomy) -> list[Pair]:
     """The pairs of factors of which at least one is being fine-tuned.
 
-    Raises:
-        ValueError: a LoRA on a bare parameter (PEFT's `target_parameters`), whose product has another layout.
+    Raises ValueError: a LoRA on a bare parameter (PEFT's `target_parameters`), whose product has another layout.
     """
     pairs = []
     for name, layer in anatomy.model.named_modules():

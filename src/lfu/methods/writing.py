@@ -55,11 +55,8 @@ def key_of(*what: Any) -> str:
 def kept(method: Method, home: str, name: str, say: Callable[[str], None]) -> Iterator[Path]:
     """The folder in which `method` keeps the texts `name`, locked: a second process waits, and finds what was made.
 
-    Args:
-        home: the folder in lfu's cache, unless the method has a knob `cache` that names another.
-
-    Raises:
-        UserError: the folder can't be used.
+    It is `home` in lfu's cache, unless the method has a knob `cache` that names another. Raises UserError: it can't be
+    used.
     """
     given = getattr(method, "cache", None)
     folder = Path(given).expanduser() if given else cache_folder() / home

@@ -11,8 +11,6 @@ auxiliary that those hooks don't know, so:
   went its own way would leave the others waiting for ever.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,8 +34,7 @@ COALESCED = 2**23  # numbers that go into one all-reduce together
 def processes_of(model: nn.Module, scope: str = "global") -> OneProcess:
     """`Several` for a model wrapped by DDP or FSDP2, else `OneProcess`.
 
-    Raises:
-        ValueError: DDP's `static_graph`; DeepSpeed's engine.
+    Raises ValueError: DDP's `static_graph`; DeepSpeed's engine.
     """
     if type(model).__name__ == "DeepSpeedEngine":  # which need not be installed
         raise ValueError("LfUStep can't tell DeepSpeed's engine where an update ends: use LfUTrainer, or DDP or FSDP2")
@@ -49,49 +46,28 @@ def several(trainer: Any) -> bool:
     return trainer.accelerator.num_processes > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
-def of_trainer(trainer: Any, model: nn.Module) -> Several:
-    """The processes of a trainer whose model is in its wrapper now."""
-    accelerator = trainer.accelerator
-    return Several(
-        model,
-        trainer.args.ascent_scope,
-        reducing=lambda: accelerator.sync_gradients,
-        each=accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False),
-        device=accelerator.device,
-    )
-
-
 class Several(OneProcess):
     """Processes that each hold a part of every micro-batch, under DDP or FSDP2.
 
     Args:
         model: the wrapper: `DistributedDataParallel`, or what `fully_shard` returned.
         scope: `global` or `local`, see the module.
-        reducing: says whether the current micro-batch ends with a reduction, for gradient accumulation. Default: what
-            DDP's `no_sync` says; always for FSDP2.
-        each: reduce after each backward (FSDP2; twice SFT's communication): deferring holds unsharded gradients.
-        device: of the small messages. Default: that of the model.
+        accelerator: accelerate's, which knows when an update ends. Default: when DDP's `no_sync` says; FSDP2: always.
 
-    Raises:
-        ValueError: a model in no wrapper; DDP's `static_graph`.
+    Raises ValueError: a model in no wrapper; DDP's `static_graph`.
     """
 
     alone = False
 
-    def __init__(
-        self,
-        model: nn.Module,
-        scope: str = "global",
-        *,
-        reducing: Callable[[], bool] | None = None,
-        each: bool = False,
-        device: torch.device | None = None,
-    ):
-        self.scope, self.each = scope, each
+    def __init__(self, model: nn.Module, scope: str = "global", accelerator: Any = None):
+        self.scope, self.accelerator, self.each = scope, accelerator, False
         self.wrap(model)
         self.size = dist.get_world_size()
-        self.reducing = reducing or (lambda: bool(getattr(self.wrapper, "require_backward_grad_sync", True)))
-        self.device = device or next(model.parameters()).device
+        self.device = next(model.parameters()).device  # of the small messages
+        if accelerator is not None:
+            self.device = accelerator.device
+            # FSDP2: reduce after each backward (twice SFT's communication), as deferring holds unsharded gradients
+            self.each = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
         self._taps: Taps | None = None
         self._tail: torch.Tensor | None = None
         self._pending = False
@@ -114,6 +90,12 @@ class Several(OneProcess):
         return model.module if isinstance(model, DistributedDataParallel) else model
 
     # -- when theta's gradient is reduced ------------------------------------------------------------------------------
+
+    def reducing(self) -> bool:
+        """Whether the current micro-batch ends with a reduction, for gradient accumulation."""
+        if self.accelerator is not None:
+            return self.accelerator.sync_gradients
+        return bool(getattr(self.wrapper, "require_backward_grad_sync", True))
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -168,13 +150,14 @@ class Several(OneProcess):
 
     # -- what is agreed on ---------------------------------------------------------------------------------------------
 
-    def _sum(self, numbers: Sequence[float]) -> list[float]:
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over the processes, in float64."""
         message = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(message)
         return message.tolist()
 
     def finite(self, loss: torch.Tensor) -> bool:
-        return self._sum([float(not torch.isfinite(loss))]) == [0.0]
+        return self.summed([float(not torch.isfinite(loss))]) == [0.0]
 
     def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
         """It reaches all of theta, so that what earlier micro-batches have left is reduced where this one should."""
@@ -186,13 +169,13 @@ class Several(OneProcess):
         return self._tail
 
     def anyone(self, goes_on: bool) -> bool:
-        return self._sum([float(goes_on)])[0] > 0
+        return self.summed([float(goes_on)])[0] > 0
 
     def mean(self, count: float) -> float:
-        return self._sum([count])[0] / self.size
+        return self.summed([count])[0] / self.size
 
     def total(self, count: float) -> float:
-        return self._sum([count])[0] if self.scope == "global" else count
+        return self.summed([count])[0] if self.scope == "global" else count
 
     def direction(
         self, gradients: list[torch.Tensor | None], parameters: Sequence[torch.Tensor]
@@ -209,7 +192,7 @@ class Several(OneProcess):
         return summed
 
     def taps(self, theta: list[nn.Parameter], measured: list[nn.Parameter], own: bool) -> Taps:
-        self._taps = Taps(self.unwrapped(self.wrapper), measured, theta if own else [], self.sharded, self._sum)
+        self._taps = Taps(self, measured, theta if own else [])
         return self._taps
 
     def gathered(self, numbers: Sequence[float]) -> list[list[float]]:

@@ -21,22 +21,13 @@ class Taps:
     summed instead of a gradient, and every process sees the same ratio.
 
     Args:
-        model: inside its wrapper.
+        processes: the `Several` that ask for them.
         measured: the parameters to measure.
         put_aside: theta, where the ascent moves it.
-        sharded: FSDP2 and ZeRO-3, whose whole parameters exist only while a module runs.
-        total: sums numbers over the processes.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        measured: list[nn.Parameter],
-        put_aside: list[nn.Parameter],
-        sharded: bool,
-        total: Callable[[Sequence[float]], list[float]],
-    ):
-        self.total, self.theta, self.second = total, put_aside, False
+    def __init__(self, processes: Any, measured: list[nn.Parameter], put_aside: list[nn.Parameter]):
+        self.processes, self.theta, self.second = processes, put_aside, False
         self.keep: int | None = None  # without effect: what a reducer has summed can't be taken apart
         # the first backward's gradient and its square: autograd may add the second's to it where it lies
         self.first: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -46,9 +37,9 @@ class Taps:
         self.earlier = [p.grad for p in self.theta]
         for p in self.theta:
             p.grad = None
-        if sharded:
+        if processes.sharded:  # FSDP2 and ZeRO-3, whose whole parameters exist only while a module runs
             chosen = {id(p) for p in measured}
-            for module in model.modules():
+            for module in processes.unwrapped(processes.wrapper).modules():
                 names = [name for name, p in module.named_parameters(recurse=False) if id(p) in chosen]
                 if names:
                     self.handles.append(module.register_forward_pre_hook(self._when_whole(names)))
@@ -102,7 +93,7 @@ class Taps:
         """`(||g_sft||, ||g_cons||, cosine)`, as `SplitGradients.compare`; the same in every process."""
         sft = float(torch.stack([squared for _, squared in self.first.values()]).sum()) if self.first else 0.0
         found = torch.stack(list(self.sums.values())).sum(0).tolist() if self.sums else [0.0, 0.0]
-        a, b, dot = self.total([sft, *found])
+        a, b, dot = self.processes.summed([sft, *found])
         scale = math.sqrt(a) * math.sqrt(b) if a >= 0 and b >= 0 else math.nan  # NaN is not >= 0
         cosine = dot / scale if scale > 0 and math.isfinite(dot / scale) else 0.0
         return math.sqrt(a) if a >= 0 else math.nan, math.sqrt(b) if b >= 0 else math.nan, cosine

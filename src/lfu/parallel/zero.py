@@ -8,8 +8,6 @@ gradients would stay in every process, and that none does is what they are used 
 the gradient ratio is measured, see `gradients.sample_of`, until the second backward.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,23 +18,8 @@ from torch import nn
 from lfu.parallel.several import Several
 
 
-def of_trainer(trainer: Any, engine: nn.Module) -> Zero:
-    """The processes of a trainer whose model DeepSpeed has now."""
-    return Zero(engine, trainer.args.ascent_scope, trainer.accelerator)
-
-
 class Zero(Several):
-    """Processes that DeepSpeed holds together.
-
-    Args:
-        engine: the `DeepSpeedEngine`.
-        scope: `global` or `local`, see `Several`.
-        accelerator: accelerate's, which says whether a backward ends the update.
-    """
-
-    def __init__(self, engine: nn.Module, scope: str, accelerator: Any):
-        super().__init__(engine, scope, reducing=lambda: accelerator.sync_gradients, device=accelerator.device)
-        self.state = accelerator.gradient_state
+    """Processes that DeepSpeed holds together: the model is its `DeepSpeedEngine`."""
 
     def wrap(self, model: Any) -> None:
         self.wrapper = model
@@ -49,11 +32,12 @@ class Zero(Several):
     def deferred(self) -> Iterator[None]:
         """Within it a backward is a micro-batch in the middle of an update."""
         self._pending = ends = self.reducing()
-        self.state._set_sync_gradients(False)
+        state = self.accelerator.gradient_state
+        state._set_sync_gradients(False)
         try:
             yield
         finally:
-            self.state._set_sync_gradients(ends)
+            state._set_sync_gradients(ends)
 
     def _end(self, inner: nn.Module) -> torch.Tensor | None:
         """Of ZeRO-3, whose weights are whole only while they are used: a zero of its own.

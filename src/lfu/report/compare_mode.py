@@ -14,24 +14,17 @@ WORDS = {1: ["better"], -1: ["worse"], 0: []}
 
 
 class Mode:
-    """One mode of a record's results.
-
-    Attributes:
-        name: `steps` or `time`.
-        seeds: label -> how many seeds are finished.
-        fewer_ranked: whether a setting has finished more seeds than are ranked.
-        memory: whose memory was measured.
-        machines: those that the runs were made on.
-        busy: the settings whose steps took unsteady times.
-    """
+    """One mode of a record's results: `steps` or `time`."""
 
     def __init__(self, results: Mapping[str, Any], name: str):
         self.results, self.name, self.found = results, name, results["modes"][name]
         self.title, self.first = TITLES[name], name == next(iter(results["modes"]))
         self.metrics = metrics_in(results)
         values, ranks, costs = (self.found.get(what, {}) for what in ("values", "ranks", "cost"))
+        # how many seeds of each setting are finished
         self.seeds = {label: len(one["seeds"]) for label, one in next(iter(values.values()), {}).items()}
         ranked = [count for label, count in self.seeds.items() if label not in self.found.get("failed", ())]
+        # whether a setting has finished more seeds than are ranked
         self.fewer_ranked = bool(ranks) and max(ranked) > len(ranks["seeds"])
         self.memory = next((cost["memory_of"] for cost in costs.values() if cost["memory_of"]), "not known")
         self.machines = sorted({machine for cost in costs.values() for machine in cost["machines"]})

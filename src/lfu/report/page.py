@@ -30,16 +30,10 @@ _DENSITY = 0.65  # pictures are drawn at some 160 dots an inch; a page counts 96
 
 
 def write_report(record: Mapping[str, Any], out: Path) -> View:
-    """Writes the report of a record into the folder `out`: each file whole or not at all.
+    """Writes the report of a record (see `make_record`) into the folder `out`: each file whole or not at all.
 
     The view comes from `lfu.report.<kind>_view`: `view(record) -> View`. Everything is made before anything is written.
-
-    Args:
-        record: as `lfu.evaluation.record.make_record` makes it.
-        out: the folder; made if it isn't there.
-
-    Returns:
-        The view that was written, for who prints of it.
+    Returns the view, for who prints of it.
 
     Raises:
         UserError: not a record, or of a kind that has no view.

@@ -1,7 +1,9 @@
 """Numbers and lists as reports write them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from lfu.support.words import and_ as and_
 
 
 def number(value: float, form: str = ".1f") -> str:
@@ -24,11 +26,6 @@ def sign(interval: Mapping[str, Any]) -> int:
 def p_value(p: float) -> str:
     """`p = 0.012`, or `p < 0.001`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
-def and_(names: Sequence[str]) -> str:
-    """`a, b and c`; nothing of nothing."""
-    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def shorter(label: str, most: int = 26) -> str:

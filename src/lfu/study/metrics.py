@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lfu.evaluation.prompts import TemplateScores, headline
+from lfu.evaluation.prompts import TemplateScores, headline, sums
 from lfu.study.rows import chooses
 from lfu.study.statistics import Sample
 
@@ -147,10 +147,7 @@ def _templates(measures: Measures) -> dict[str, TemplateScores]:
 
 
 def _wording(kind: str, how: str, measures: Measures) -> Sample:
-    scores = measures["prompts"].values()
-    over = np.array([s["correct" if kind == "share" else "nll"] for s in scores], dtype=float)
-    under = np.ones_like(over) if kind == "share" else np.array([s["tokens"] for s in scores], dtype=float)
-    return Sample(over, under, how)
+    return Sample(*sums(_templates(measures), "accuracy" if kind == "share" else "nll"), how)
 
 
 def _noise(measures: Measures) -> Sample:

@@ -14,6 +14,7 @@ from lfu.data.probes import general_knowledge, plain_text
 from lfu.data.templates import to_training_rows
 from lfu.evaluation.forgetting import choice_rows
 from lfu.evaluation.pieces import last_answer
+from lfu.methods.rows import messages_of, template_arguments
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import write_text
 
@@ -136,12 +137,8 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
     Raises:
         ValueError: a chat template that doesn't keep the prompt in front of the answer.
     """
-    if "messages" in row or isinstance(row["prompt"], list):
-        turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-        tools = row.get("tools")
-        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        options |= row.get("chat_template_kwargs") or {}
-        return last_answer(tokenizer, turns, options)
+    if (turns := messages_of(row)) is not None:
+        return last_answer(tokenizer, turns, template_arguments(row))
     # what the tokenizer and TRL put round a plain text
     first = tokenizer("a", verbose=False)["input_ids"][:1]
     begin = tokenizer.bos_token if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""

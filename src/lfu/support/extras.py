@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from lfu.support.errors import UserError
+from lfu.support.words import and_
 
 # extra -> module -> package, as in pyproject.toml
 EXTRAS: dict[str, dict[str, str]] = {
@@ -38,7 +39,7 @@ def missing(*extras: str) -> list[str]:
 def need(what: str, *extras: str) -> None:
     """Raises UserError, with the command that installs it, if a package of these extras is missing."""
     if packages := missing(*extras):
-        raise UserError(f"{what} needs {_listed(packages)}: {install([e for e in extras if missing(e)])}")
+        raise UserError(f"{what} needs {and_(packages)}: {install([e for e in extras if missing(e)])}")
 
 
 def explained(what: str, error: ModuleNotFoundError) -> str | None:
@@ -51,7 +52,3 @@ def explained(what: str, error: ModuleNotFoundError) -> str | None:
 def install(extras: Iterable[str]) -> str:
     """The command that installs these extras."""
     return f"pip install 'lfu-tuning[{','.join(extras)}]'"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]

@@ -1,8 +1,9 @@
-"""Figures and lines as people read them."""
+"""Figures, lists and lines as people read them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from shutil import get_terminal_size
 from textwrap import TextWrapper
 
@@ -35,3 +36,8 @@ def filled(text: str, first: str = "", rest: str = "") -> str:
 def tell(line: str) -> None:
     """Prints a line on standard error; broken to its width if that is a terminal."""
     print(filled(line, rest="  ") if sys.stderr.isatty() else line.replace("\xa0", " "), file=sys.stderr)
+
+
+def and_(names: Sequence[str]) -> str:
+    """`a, b and c`; nothing of nothing."""
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -90,11 +90,9 @@ class _Appended(nn.Module):
 def with_low_rank(
     experts: FusedExperts, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> AbstractContextManager[None]:
-    """Within it the experts run as `W_e + scaling * B_e A_e`; B = 0 changes no number.
+    """Within it the experts run as `W_e + scaling * B_e A_e`, a `(experts, r, in)` and b `(experts, out, r)`.
 
-    Args:
-        a: `(experts, r, in)`.
-        b: `(experts, out, r)`.
+    B = 0 changes no number.
     """
 
     def stand_in(weight: torch.Tensor) -> torch.Tensor:

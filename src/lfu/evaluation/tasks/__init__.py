@@ -57,13 +57,11 @@ def find(
         allow_hub: with `data_dir`, take a task without files from the hub.
         num_fewshot: worked examples in each prompt, where there are any: a task that the harness fixes at zero, or
             whose prompts could then show the item itself, keeps its own number. None: each task's own.
-        say: told one line about what takes long.
 
     Returns:
         The tasks that can be run, by name, and those that can't.
 
-    Raises:
-        UserError: a name that is no task of the harness, or a local file that holds rows of another shape.
+    Raises UserError: a name that is no task of the harness, or a local file that holds rows of another shape.
     """
     found: dict[str, Runnable] = {}
     missing: list[Missing] = []
@@ -106,7 +104,8 @@ def _lack(name: str, data_dir: Path, asked: int | None, say: Callable[[str], Non
         return f"{items} is not there"
     own = own_settings(task).get("num_fewshot")
     wanted = own or 0 if asked is None or own == 0 else asked
-    if wanted and task.examples and not (examples := data_dir / task.files[task.examples]).is_file():
+    examples = data_dir / next(iter(task.files.values()))
+    if wanted and examples != items and not examples.is_file():
         return f"{examples} is not there, and the prompts take {wanted} worked examples from it"
     return ""
 

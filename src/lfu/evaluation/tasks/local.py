@@ -20,10 +20,13 @@ class Local:
     name: str
     harness: str  # the definition's file below the harness's folder of tasks
     files: Mapping[str, str]  # split, as the definition calls it -> file below the data folder; JSON lines
-    items: str  # the split that is scored
     row: Callable[[Mapping[str, Any]], dict[str, Any]]  # turns a row of those files into the hub's columns
-    examples: str | None = None  # the split that worked examples are drawn from, if they are apart from the items
     more: str = ""  # further lines of the YAML text
+
+    @property
+    def items(self) -> str:
+        """The split that is scored, the last. Worked examples are drawn from the first, where there are two."""
+        return list(self.files)[-1]
 
 
 def _splits(folder: str, *names: str) -> dict[str, str]:
@@ -37,36 +40,30 @@ fewshot_split: dev
 class: !function lfu.evaluation.tasks.mmlu.MMLU
 description: "The following are multiple choice questions (with answers) about {{subject.replace('_', ' ')}}.\\n\\n"
 """
+_TRUTHFULQA = {"validation": "truthfulqa/mc.jsonl"}
 _PIQA = rows.columns("goal", "sol1", "sol2", "label")
 _HELLASWAG = rows.columns("ctx_a", "ctx_b", "activity_label", "endings", "label")
 _COQA = rows.columns("story", "questions", "answers", optional=["additional_answers"])
 _TOXIGEN = rows.columns("text", "toxicity_ai", "toxicity_human")
 _GENERATION = rows.columns("question", "best_answer", "correct_answers", "incorrect_answers")
 _TASKS = [
-    Local("gsm8k", "gsm8k/gsm8k.yaml", _splits("gsm8k", "train", "test"), "test",
-          rows.columns("question", "answer"), examples="train"),
-    Local("mathqa", "mathqa/mathqa.yaml", _splits("mathqa", *_ALL), "test", rows.mathqa, examples="train"),
-    Local("asdiv", "asdiv/default.yaml", _splits("asdiv", "validation"), "validation",
-          rows.columns("body", "question", "answer")),
-    Local("mmlu", "mmlu/default/_default_template_yaml", _splits("mmlu", "dev", "test"), "test",
-          rows.mmlu, examples="dev", more=_MMLU),
-    Local("piqa", "piqa/piqa.yaml", _splits("piqa", "train", "validation"), "validation", _PIQA, examples="train"),
-    Local("hellaswag", "hellaswag/hellaswag.yaml", _splits("hellaswag", "train", "validation"), "validation",
-          _HELLASWAG, examples="train"),
-    Local("lambada_openai", "lambada/lambada_openai.yaml", _splits("lambada", "test"), "test", rows.lambada),
+    Local("gsm8k", "gsm8k/gsm8k.yaml", _splits("gsm8k", "train", "test"), rows.columns("question", "answer")),
+    Local("mathqa", "mathqa/mathqa.yaml", _splits("mathqa", *_ALL), rows.mathqa),
+    Local("asdiv", "asdiv/default.yaml", _splits("asdiv", "validation"), rows.columns("body", "question", "answer")),
+    Local("mmlu", "mmlu/default/_default_template_yaml", _splits("mmlu", "dev", "test"), rows.mmlu, _MMLU),
+    Local("piqa", "piqa/piqa.yaml", _splits("piqa", "train", "validation"), _PIQA),
+    Local("hellaswag", "hellaswag/hellaswag.yaml", _splits("hellaswag", "train", "validation"), _HELLASWAG),
+    Local("lambada_openai", "lambada/lambada_openai.yaml", _splits("lambada", "test"), rows.lambada),
     Local("lambada_standard", "lambada/lambada_standard.yaml", _splits("lambada_standard", "validation", "test"),
-          "test", rows.lambada, examples="validation"),
-    Local("arc_easy", "arc/arc_easy.yaml", _splits("arc_easy", *_ALL), "test", rows.arc, examples="train"),
-    Local("arc_challenge", "arc/arc_challenge.yaml", _splits("arc_challenge", *_ALL), "test",
-          rows.arc, examples="train"),
-    Local("coqa", "coqa/default.yaml", _splits("coqa", "train", "validation"), "validation", _COQA, examples="train"),
-    Local("toxigen", "toxigen/toxigen.yaml", _splits("toxigen", "train", "test"), "test", _TOXIGEN, examples="train"),
-    Local("truthfulqa_mc1", "truthfulqa/truthfulqa_mc1.yaml", {"validation": "truthfulqa/mc.jsonl"}, "validation",
-          rows.truthfulqa_mc),
-    Local("truthfulqa_mc2", "truthfulqa/truthfulqa_mc2.yaml", {"validation": "truthfulqa/mc.jsonl"}, "validation",
-          rows.truthfulqa_mc),
+          rows.lambada),
+    Local("arc_easy", "arc/arc_easy.yaml", _splits("arc_easy", *_ALL), rows.arc),
+    Local("arc_challenge", "arc/arc_challenge.yaml", _splits("arc_challenge", *_ALL), rows.arc),
+    Local("coqa", "coqa/default.yaml", _splits("coqa", "train", "validation"), _COQA),
+    Local("toxigen", "toxigen/toxigen.yaml", _splits("toxigen", "train", "test"), _TOXIGEN),
+    Local("truthfulqa_mc1", "truthfulqa/truthfulqa_mc1.yaml", _TRUTHFULQA, rows.truthfulqa_mc),
+    Local("truthfulqa_mc2", "truthfulqa/truthfulqa_mc2.yaml", _TRUTHFULQA, rows.truthfulqa_mc),
     Local("truthfulqa_gen", "truthfulqa/truthfulqa_gen.yaml", {"validation": "truthfulqa/generation.jsonl"},
-          "validation", _GENERATION),
+          _GENERATION),
 ]  # fmt: skip
 LOCAL: dict[str, Local] = {task.name: task for task in _TASKS}
 
@@ -107,8 +104,7 @@ def read(*, local_task: str, local_files: Mapping[str, str], **metadata: Any) ->
 
     The harness passes `metadata` along, the definition's and the command line's; they are not used.
 
-    Raises:
-        UserError: a file that can't be read, holds no rows, or a row of another shape, with its line.
+    Raises UserError: a file that can't be read, holds no rows, or a row of another shape, with its line.
     """
     from datasets import Dataset
 
