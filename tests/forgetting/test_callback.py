@@ -126,9 +126,11 @@ def test_the_best_checkpoint_within_the_budget_is_left(tmp_path):
     assert free.state.best_global_step == 8  # the loss falls all the time, and so does what was known
     assert list(rises.values()) == sorted(rises.values())
     limit = (rises[4] + rises[6]) / 2
-    callback = ForgettingCallback(budget={"prose": limit}, keep_best=True, **ALL)
+    lines = []
+    callback = ForgettingCallback(budget={"prose": limit}, keep_best=True, **ALL | {"say": lines.append})
     run = trainer("plain", tmp_path / "held", [callback], **best)
     run.train()
+    assert "step 4 is kept, the best within the budget" in lines
     assert run.state.best_global_step == 4
     losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
     assert run.state.best_metric == losses[4]

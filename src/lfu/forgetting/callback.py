@@ -20,6 +20,10 @@ from lfu.forgetting.trainer import log, resumed_from
 from lfu.forgetting.unnoticed import has_untouched_base
 from lfu.support.errors import UserError
 
+NONE_FITS = (
+    "no checkpoint was within the budget: the last weights are kept. A lower learning rate or fewer steps forget less"
+)
+
 
 class ForgettingCallback(TrainerCallback):
     """Measures what a model forgets while `Trainer`, a trainer of TRL's, or a subclass of them trains it.
@@ -154,11 +158,8 @@ class ForgettingCallback(TrainerCallback):
         if not self.measuring:
             return
         best = state.best_global_step if args.load_best_model_at_end and state.best_model_checkpoint else None
-        if best is None and self.keep_best:
-            self.say(
-                "no checkpoint was within the budget: the last weights are kept. A lower learning rate or fewer steps "
-                "forget less"
-            )
+        if self.keep_best:
+            self.say(NONE_FITS if best is None else f"step {best} is kept, the best within the budget")
         if kept := self._measure(args, state, control, needed=True, step=best):
             self._report(args, state, kept)
 
