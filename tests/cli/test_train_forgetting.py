@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def train(model: str, flags: str) -> int:
 def test_the_curve_is_printed_and_the_probe_shows_it_again(here, model, capsys, method):
     assert train(model, f"--method {method} --forgetting_budget 0.5 --learning_rate 0.01") == 0
     out = capsys.readouterr().out
+    first, *_, last = re.findall(r"^step .*/4 .*", out, re.MULTILINE)
+    assert "forgotten - " in first  # not measured yet
+    assert re.search(r"forgotten [+-]\d+\.\d%", last)
     assert "Forgetting" in out
     assert all(len(line) <= 80 for line in out.split("Forgetting\n")[-1].splitlines()[:6])
     record = json.loads(Path("out/forgetting/record.json").read_text())

@@ -74,6 +74,9 @@ class Screen(TrainerCallback):
             return
         numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
         self._keep(numbers, state)
+        if state.global_step == 0 and "forgetting/net_lost" in numbers:  # the untouched model has forgotten nothing
+            self.awaited.add("forgetting/net_lost")
+            return
         self.shown |= {name: float(value) for name, value in numbers.items()}
         if "loss" in numbers:
             print(self.line(state.global_step, state.max_steps), flush=True)
