@@ -28,7 +28,7 @@ from lfu.support.errors import UserError
 
 pytest.importorskip("lm_eval")
 
-from lfu.evaluation.tasks import Missing, Runnable, find, squad
+from lfu.evaluation.tasks import Runnable, find, squad
 from lfu.evaluation.tasks.local import LOCAL, harness_folder, own_settings
 
 ONE_BY_ONE = Settings(batch_size=1)
@@ -178,8 +178,8 @@ def test_the_number_of_worked_examples(data):
     kept = {"lambada_openai": 0, "truthfulqa_mc2": 0}
     others = {name: 3 for name in names if name not in kept and name != "mathqa"}
     assert {name: task.num_fewshot for name, task in asked.items()} == kept | others
-    assert [m.name for m in missing] == ["mathqa"]  # mathqa/train.jsonl isn't there
-    assert "mathqa/train.jsonl is not there" in missing[0].why
+    assert list(missing) == ["mathqa"]  # mathqa/train.jsonl isn't there
+    assert "mathqa/train.jsonl is not there" in missing["mathqa"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -188,20 +188,22 @@ def test_the_number_of_worked_examples(data):
 def test_missing_files_are_named(tmp_path):
     found, missing = find(["gsm8k", "arc_easy", "piqa"], data_dir=write_local(tmp_path))
     assert list(found) == ["gsm8k", "arc_easy"]
-    assert missing == [Missing("piqa", f"{tmp_path}/piqa/validation.jsonl is not there")]
+    assert missing == {"piqa": f"{tmp_path}/piqa/validation.jsonl is not there"}
     (tmp_path / "gsm8k/train.jsonl").unlink()
     (tmp_path / "arc_easy/test.jsonl").unlink()
     (tmp_path / "arc_easy/test.txt").write_text("")
     found, missing = find(["gsm8k", "arc_easy"], data_dir=tmp_path)
     assert not found
-    assert "gsm8k/train.jsonl is not there, and the prompts take 5 worked examples" in missing[0].why
-    assert missing[1].why == f"{tmp_path}/arc_easy/test.jsonl is not there"  # and train is never scored in its place
+    assert "gsm8k/train.jsonl is not there, and the prompts take 5 worked examples" in missing["gsm8k"]
+    assert (
+        missing["arc_easy"] == f"{tmp_path}/arc_easy/test.jsonl is not there"
+    )  # and train is never scored in its place
 
 
 def test_without_a_network_the_hub_s_tasks_are_missing():
     found, missing = find(["arc_easy"])
     assert not found
-    assert missing[0].why.startswith("could not be loaded: ")
+    assert next(iter(missing.values())).startswith("could not be loaded: ")
     with pytest.raises(UserError, match=r"no task can be run .arc_easy: could not be loaded"):
         plan(Categories("x", "x", {"A": (Entry("arc_easy", ("arc_easy",)),)}))
 
@@ -219,7 +221,7 @@ def test_the_network_is_waited_for_once(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found, missing = find(["arc_easy", "piqa"])
-    assert (found, [one.why for one in missing]) == ({}, ["could not be loaded: no network"] * 2)
+    assert (found, list(missing.values())) == ({}, ["could not be loaded: no network"] * 2)
     assert asked == [("allenai/ai2_arc", False), ("baber/piqa", True)]
     assert datasets.config.HF_HUB_OFFLINE is False
 
@@ -227,7 +229,7 @@ def test_the_network_is_waited_for_once(monkeypatch):
 def test_a_task_of_the_harness_without_a_local_layout(data):
     found, missing = find(["mgsm_direct_de", "gsm8k"], data_dir=data)
     assert list(found) == ["gsm8k"]
-    assert missing == [Missing("mgsm_direct_de", "no local layout is known for it")]
+    assert missing == {"mgsm_direct_de": "no local layout is known for it"}
 
 
 BROKEN = {
@@ -547,7 +549,7 @@ def assembled(scores, missing=(), base=None, failed=(), metric="acc,none"):
         "Reading": (Entry("both", ("easy", "hard")), Entry("story", ("story",))),
     }
     runnable = {name: Runnable(name, None, f"{name}.jsonl") for name in names}
-    return assemble(Plan(Categories("x", "x", entries), runnable, list(missing)), outcomes, base=base)
+    return assemble(Plan(Categories("x", "x", entries), runnable, dict(missing)), outcomes, base=base)
 
 
 FULL = {"sums": [1, 0, 0, 0], "proofs": [1, 1, 1, 0], "easy": [1, 1], "hard": [0, 0, 0, 1], "story": [1, 0]}
@@ -567,7 +569,7 @@ def test_averages_by_hand():
 
 @pytest.mark.parametrize("gone", ["sums", "hard", "story"])
 def test_what_is_missing_is_named_and_never_averaged_away(gone):
-    results = assembled({"a": {k: v for k, v in FULL.items() if k != gone}}, [Missing(gone, "no file")])
+    results = assembled({"a": {k: v for k, v in FULL.items() if k != gone}}, {gone: "no file"})
     assert results["missing"] == [{"task": gone, "why": "no file", "label": None}]
     assert gone not in results["tasks"]
     name = "Math" if gone == "sums" else "Reading"
@@ -581,7 +583,7 @@ def test_what_is_missing_is_named_and_never_averaged_away(gone):
 
 
 def test_an_empty_category_has_no_score():
-    results = assembled({"a": {"sums": [1]}}, [Missing(n, "no") for n in ("proofs", "easy", "hard", "story")])
+    results = assembled({"a": {"sums": [1]}}, dict.fromkeys(("proofs", "easy", "hard", "story"), "no"))
     assert results["categories"]["Reading"]["scores"] == {"a": None}
     assert results["categories"]["Reading"]["missing"] == ["both", "story"]
 
@@ -600,7 +602,7 @@ def test_ranks_over_what_all_have():
     results = assembled({"base": FULL, "a": worse, "b": FULL}, base="base")
     assert results["ranks"] == {"a": 2.0, "b": 1.0}  # the base has no rank, as in the paper
     assert results["ranked_over"] == {"Math": ["sums", "proofs"], "Reading": ["both", "story"]}
-    results = assembled({"a": {"sums": [0]}, "b": {"sums": [1]}}, [Missing("story", "no")])
+    results = assembled({"a": {"sums": [0]}, "b": {"sums": [1]}}, {"story": "no"})
     assert results["ranks"] == {"a": 2.0, "b": 1.0}
     assert results["ranked_over"] == {"Math": ["sums"]}
 

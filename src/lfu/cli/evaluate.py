@@ -152,8 +152,8 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
     from lfu.evaluation.suite import plan, score
 
     todo = plan(categories, data_dir=data_dir, allow_hub=given.allow_hub, num_fewshot=given.num_fewshot, say=_say)
-    for one in todo.missing:
-        _say(f"missing: {one.name}: {one.why}")
+    for task, why in todo.missing.items():
+        _say(f"missing: {task}: {why}")
     settings = Settings(given.limit, given.batch_size, given.max_length, given.apply_chat_template, given.seed)
     outcomes: dict[str, Any] = {}
     with _board(len(names) * len(todo.tasks)) as board:

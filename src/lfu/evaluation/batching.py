@@ -86,7 +86,7 @@ def continuations(
     ends, texts = end_tokens(model, tokenizer), [""] * len(prompts)
     with evaluating(model), torch.no_grad():
         for batch in batches([len(prompt) for prompt in prompts], batch_size):
-            rows = greedy(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, ends)
+            rows = generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, ends)
             for index, row in zip(batch, rows):
                 texts[index] = tokenizer.decode(row, skip_special_tokens=True)
                 tick(progress)
@@ -99,17 +99,18 @@ def end_tokens(model: Model, tokenizer: Tokenizer) -> list[int]:
     return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
-def greedy(
-    model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **more: Any
-) -> Tensor:
-    """Continuations `(B, new)`, padded behind the first of the tokens `ends`; `more` goes to `model.generate`."""
+def generate(
+    model: Model, tokenizer: Tokenizer, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], **how: Any
+) -> list[list[int]]:
+    """Continuations, padded behind the first of the tokens `ends`: greedy, unless `how` tells the model otherwise."""
     ids, mask = left_pad(prompts, pad_id(tokenizer), model.device)
-    sampling = dict.fromkeys(("temperature", "top_p", "top_k"))  # a model's own would only raise warnings here
+    # a model's own settings for sampling would only raise warnings here
+    greedy: dict[str, Any] = {"do_sample": False} | dict.fromkeys(("temperature", "top_p", "top_k"))
     out = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-        eos_token_id=ends or None, pad_token_id=pad_id(tokenizer), **sampling, **more,
+        input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, num_beams=1, eos_token_id=ends or None,
+        pad_token_id=pad_id(tokenizer), **greedy | how,
     )  # fmt: skip
-    return out[:, ids.shape[1] :]
+    return out[:, ids.shape[1] :].tolist()
 
 
 def forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -> Any:

@@ -11,7 +11,7 @@ from lfu.evaluation.harness import TaskResult
 from lfu.evaluation.intervals import Interval, mean_interval, paired_difference, wilson
 from lfu.evaluation.ranks import average_ranks
 from lfu.evaluation.score import likeliest
-from lfu.evaluation.tasks import Missing, Runnable
+from lfu.evaluation.tasks import Runnable
 
 LISTED = 50  # lost items of a task that are put into the results for reading
 
@@ -22,7 +22,7 @@ class Plan:
 
     categories: Categories
     tasks: Mapping[str, Runnable]
-    missing: Sequence[Missing]
+    missing: Mapping[str, str]  # task -> why
 
 
 @dataclass
@@ -50,7 +50,7 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], *, base: str | None = 
         `ranks`: label -> the paper's average rank among the models other than the base, or None; `ranked_over`.
         `forgetting`, `lost`: see `against_base`; `base`: its label or None.
     """
-    missing = [{"task": one.name, "why": one.why, "label": None} for one in plan.missing]
+    missing = [{"task": task, "why": why, "label": None} for task, why in plan.missing.items()]
     for label, outcome in outcomes.items():
         missing += [{"task": task, "why": why, "label": label} for task, why in outcome.failed.items()]
     tasks: dict[str, Any] = {}

@@ -42,9 +42,10 @@ def plan(
     options: dict[str, Any] = {"data_dir": data_dir, "allow_hub": allow_hub, "num_fewshot": num_fewshot}
     found, missing = find(categories.tasks, say=say, **options)
     if not found:
+        name, why = next(iter(missing.items()))
         more = f"; {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(
-            f"no task can be run ({missing[0].name}: {missing[0].why}{more}): give --data_dir with the tasks' files, "
+            f"no task can be run ({name}: {why}{more}): give --data_dir with the tasks' files, "
             "or use a machine with a network"
         )
     return Plan(categories, found, missing)

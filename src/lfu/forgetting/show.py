@@ -1,8 +1,6 @@
 """What people see of it: one line a reading, and at the end a record and its page."""
 
-import shutil
 import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from lfu.forgetting.keep import Reading
 from lfu.forgetting.measuring import Measuring
 from lfu.support.extras import missing
 from lfu.support.files import dump_json, write_text
+from lfu.support.words import filled
 
 
 def line(reading: Reading, budget: Mapping[str, float]) -> str:
@@ -41,10 +40,7 @@ def say(text: str) -> None:
     from tqdm import tqdm
 
     text = f"forgetting: {text}"
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        text = textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(filled(text, rest="  ") if sys.stderr.isatty() else text, file=sys.stderr)
 
 
 def record(measuring: Measuring, kept: Reading, last_step: int) -> dict[str, Any]:

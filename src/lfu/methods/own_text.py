@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lfu.evaluation.batching import left_pad, pad_id, padded, with_logits
+from lfu.evaluation.batching import generate, pad_id, padded, with_logits
 from lfu.evaluation.pieces import encode
 from lfu.evaluation.record import weights_hash
 from lfu.methods.run import Preparation
@@ -108,11 +108,8 @@ def _write(
 
 def _sample(model: Any, tokenizer: Any, prompts: Sequence[Ids], ends: Ids, new: int) -> list[Ids]:
     """Up to `new` tokens after each prompt, the end token included."""
-    ids, mask = left_pad(prompts, pad_id(tokenizer), model.device)
-    out = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=True, num_beams=1, temperature=1.0, top_p=1.0,
-        top_k=0, repetition_penalty=1.0, eos_token_id=ends or None, pad_token_id=pad_id(tokenizer), use_cache=True,
-    )[:, ids.shape[1] :].tolist()  # fmt: skip
+    plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}  # whatever the model's own are
+    out = generate(model, tokenizer, prompts, new, ends, do_sample=True, use_cache=True, **plain)
     return [own[: length_of(own, ends) + 1] for own in out]
 
 

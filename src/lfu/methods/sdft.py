@@ -10,7 +10,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
-from lfu.evaluation.batching import batches, greedy
+from lfu.evaluation import batching
 from lfu.evaluation.pieces import encode
 from lfu.evaluation.record import weights_hash
 from lfu.methods.agreement import agreed
@@ -102,7 +102,7 @@ class SDFT(Method):
                 pause = 0.1 if sys.stderr.isatty() else LINE_EVERY
                 bar = tqdm(total=len(missing), desc="rewriting answers", mininterval=pause, leave=False)
                 with ready_to_write(run), bar:
-                    for batch in batches([len(ids) for ids in missing], self.batch_size):
+                    for batch in batching.batches([len(ids) for ids in missing], self.batch_size):
                         asked = [missing[i] for i in batch]
                         written = generate(run.model, run.text_tokenizer, asked, ends, self.max_new_tokens)
                         known.add({keys[tuple(ids)]: text for ids, text in zip(asked, written)})
@@ -172,10 +172,8 @@ def _is_text(message: Message) -> bool:
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[Ids], ends: Ids, max_new_tokens: int) -> list[Rewrite]:
     """Greedy continuations of the prompts, up to one of the tokens `ends`, without special tokens."""
-    out = greedy(
-        model, tokenizer, prompts, max_new_tokens, ends, use_cache=True,
-        repetition_penalty=1.0,  # a model's own would punish it for keeping to the reference
-    ).tolist()  # fmt: skip
+    how = {"use_cache": True, "repetition_penalty": 1.0}  # a model's own would punish it for keeping to the reference
+    out = batching.generate(model, tokenizer, prompts, max_new_tokens, ends, **how)
     lengths = [length_of(tokens, ends) for tokens in out]
     texts = [tokenizer.decode(tokens[:end], skip_special_tokens=True) for tokens, end in zip(out, lengths)]
     return [Rewrite(text, end < len(tokens)) for text, end, tokens in zip(texts, lengths, out)]

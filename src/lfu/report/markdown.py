@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from lfu.report.blocks import Block, Figure, Heading, Items, Paragraph, Table, View
 
@@ -52,30 +52,22 @@ def written(block: Block) -> str:
     if isinstance(block, Table):
         return "\n\n".join(filter(None, [escaped(block.caption), _table(block), escaped(block.note)]))
     if isinstance(block, Figure):
-        return "\n\n".join(
-            filter(None, [f"![{_inline(block.alt, _IN_BRACKETS)}]({block.name}.png)", escaped(block.caption)])
-        )
+        picture = f"![{_inline(block.alt, _IN_BRACKETS)}]({block.name}.png)"
+        return "\n\n".join(filter(None, [picture, escaped(block.caption)]))
     return _items(block)
 
 
 def _table(table: Table) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.rows]
-    lines = [_row(row if number == 1 else map(_cell, row)) for number, row in enumerate(rows)]
-    return "\n".join(lines)
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    """Line breaks are kept; a cell of a table can't start a block, so that only inline markup matters."""
-    return "<br>".join(map(_inline, text.splitlines()))
+    """Cells keep their line breaks, and can't start a block, so that only inline markup matters."""
+    cell = lambda text: "<br>".join(map(_inline, text.splitlines()))
+    head, *rows = ([cell(text) for text in row] for row in (table.columns, *table.rows))
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
 def _items(block: Items) -> str:
     """Folded on pages that know <details>; each text in a fence, where nothing is markup."""
-    parts = [f"<details><summary>{_html(block.title)} ({len(block.items)})</summary>"]
+    title = html.escape(" ".join(block.title.split()))
+    parts = [f"<details><summary>{title} ({len(block.items)})</summary>"]
     for number, item in enumerate(block.items, start=1):
         parts.append(f"**{number}.**")
         for label, text in item.items():
@@ -86,7 +78,3 @@ def _items(block: Items) -> str:
 def _fenced(text: str) -> str:
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _html(text: str) -> str:
-    return html.escape(" ".join(text.split()))

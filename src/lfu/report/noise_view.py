@@ -1,6 +1,7 @@
 """The report of `lfu probe noise`: cosine similarity of clean and noisy hidden states by layer, one line per model."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -20,10 +21,8 @@ def view(record: Mapping[str, Any]) -> View:
         difference = results["difference"].get(label)
         rise = estimate(results["nll_rise"][label], "+.4f")
         summary.append([label, estimate(overall, ".4f"), estimate(difference, "+.4f") if difference else "-", rise])
-    layers = [["layer", *by_layer]]
-    for i in range(max(map(len, by_layer.values()))):
-        cells = [estimate(values[i], ".4f") if i < len(values) else "-" for values in by_layer.values()]
-        layers.append([str(i + 1), *cells])
+    rows = zip_longest(*([estimate(each, ".4f") for each in values] for values in by_layer.values()), fillvalue="-")
+    layers = [["layer", *by_layer], *([str(layer), *row] for layer, row in enumerate(rows, start=1))]
     return view_of_template("noise", record, summary=summary, layers=layers, picture=_picture(by_layer))
 
 

@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 # What `lfu.evaluation.record.make_record` writes, and the page shows.
 EXPECTED = {"kind": str, "created": str, "command": str, "machine": str, "versions": Mapping, "seed": int,
             "models": Mapping, "settings": Mapping, "results": Mapping}  # fmt: skip
-MODEL_COLUMNS = {"name": "name", "class": "class", "parameters": "parameters", "dtype": "dtype", "weights": "weights"}
+MODEL_COLUMNS = ("name", "class", "parameters", "dtype", "weights")
 
 # A number and what may follow it (an interval, a unit), or a sign that there is none. Hashes and dates are no numbers.
 _NUMBER = re.compile(r"[-+−±<>≤≥≈~]?\s*\d[\d.,]*(?![\w-])|[-–—]?$|n/a$")
@@ -76,46 +76,26 @@ def view_of(record: Mapping[str, Any]) -> View:
 
 def html(record: Mapping[str, Any], view: View) -> str:
     """The page: one file that loads nothing. Every text is escaped."""
-    page = (
-        templates(autoescape=True)
-        .get_template("page.html.j2")
-        .render(
-            view=view,
-            blocks=[(type(each).__name__, each) for each in view.blocks],
-            record=record,
-            provenance=provenance(record),
-            models=models_table(record),
-            settings=settings_pairs(record),
-            numeric=numeric_columns,
-            uri=lambda figure: "data:image/png;base64," + base64.b64encode(figure.png).decode(),
-            width=lambda figure: round(_DENSITY * png_width(figure.png)),
-        )
-    )
-    return showable(page)
+    page = templates(autoescape=True).get_template("page.html.j2")
+    blocks = [(type(each).__name__, each) for each in view.blocks]
+    return showable(page.render(
+        view=view, blocks=blocks, record=record, provenance=provenance(record), models=models_table(record),
+        settings=settings_pairs(record), numeric=numeric_columns,
+        uri=lambda figure: "data:image/png;base64," + base64.b64encode(figure.png).decode(),
+        width=lambda figure: round(_DENSITY * png_width(figure.png)),
+    ))  # fmt: skip
 
 
 def report_md(record: Mapping[str, Any], view: View) -> str:
     """The same in markdown; the figures are files beside it."""
-    return markdown(
-        view,
-        written(Heading("How this was made")),
-        written(models_table(record)),
-        definitions(provenance(record)),
-        written(Heading("Settings")),
-        definitions(settings_pairs(record)),
-    )
+    made = [written(Heading("How this was made")), written(models_table(record)), definitions(provenance(record))]
+    return markdown(view, *made, written(Heading("Settings")), definitions(settings_pairs(record)))
 
 
 def provenance(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of what one needs to measure it again."""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return [
-        ("command", record["command"]),
-        ("created", record["created"]),
-        ("machine", record["machine"]),
-        ("seed", str(record["seed"])),
-        ("versions", versions),
-    ]
+    return [*((name, str(record[name])) for name in ("command", "created", "machine", "seed")), ("versions", versions)]
 
 
 def models_table(record: Mapping[str, Any]) -> Table:
@@ -124,7 +104,7 @@ def models_table(record: Mapping[str, Any]) -> Table:
     for label, model in record["models"].items():
         cells = [model.get(key, "") for key in MODEL_COLUMNS]
         rows.append([label, *(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)])
-    return Table(["", *MODEL_COLUMNS.values()], rows, note="weights: the first 16 digits of the weights' SHA-256.")
+    return Table(["", *MODEL_COLUMNS], rows, note="weights: the first 16 digits of the weights' SHA-256.")
 
 
 def settings_pairs(record: Mapping[str, Any]) -> list[tuple[str, str]]:

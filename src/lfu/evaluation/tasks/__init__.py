@@ -37,18 +37,10 @@ class Runnable:
         return max(leaf.get_config("num_fewshot") or 0 for leaf in self.leaves)
 
 
-@dataclass(frozen=True)
-class Missing:
-    """A task that can't be run, and why."""
-
-    name: str
-    why: str
-
-
 def find(
     names: Iterable[str], *, data_dir: Path | None = None, allow_hub: bool = False, num_fewshot: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[dict[str, Runnable], list[Missing]]:  # fmt: skip
+) -> tuple[dict[str, Runnable], dict[str, str]]:  # fmt: skip
     """Loads the tasks of these names and their items.
 
     Args:
@@ -59,17 +51,17 @@ def find(
             whose prompts could then show the item itself, keeps its own number. None: each task's own.
 
     Returns:
-        The tasks that can be run, by name, and those that can't.
+        The tasks that can be run, by name, and why the others can't, by theirs.
 
     Raises UserError: a name that is no task of the harness, or a local file that holds rows of another shape.
     """
     found: dict[str, Runnable] = {}
-    missing: list[Missing] = []
+    missing: dict[str, str] = {}
     no_network = False
     for name in dict.fromkeys(names):
         lack = None if data_dir is None else _lack(name, data_dir, num_fewshot, say)
         if lack and not allow_hub:
-            missing.append(Missing(name, lack))
+            missing[name] = lack
             continue
         try:
             with generators_kept(), quiet(), squad.lent(), offline(no_network):
@@ -82,7 +74,7 @@ def find(
             raise
         except Exception as error:  # whatever the hub, the network or a task's own packages raise
             no_network = no_network or isinstance(error, ConnectionError)
-            missing.append(Missing(name, f"could not be loaded: {one_line(error)[:300]}"))
+            missing[name] = f"could not be loaded: {one_line(error)[:300]}"
             continue
         found[name] = Runnable(name, task, source, _override(task, num_fewshot))
     return found, missing
