@@ -21,7 +21,11 @@ budget at all its readings is stopped with a probability of at most ALPHA, howev
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
 
 from lfu.forgetting.answers import Answers, compare, right
 from lfu.forgetting.items import PROSE, QUESTIONS, ItemSet
@@ -68,31 +72,20 @@ def spent(before: Answers, after: Answers, each: ItemSet) -> float:
 
 def evidence(before: Answers, after: Answers, each: ItemSet, budget: float) -> float:
     """The e-value against "at most `budget` is spent", as its natural logarithm."""
+    exact = partial(torch.tensor, dtype=torch.float64)
     if each.choice:
         now = right(after, each)
-        was = right(before, each)[: len(now)]
-        net = [(a - b - budget * a) / max(1.0, budget) for a, b in zip(was, now)]  # at least -1
-        return _mean([[math.log1p(L * x) for x in net] for L in STAKES])
-    now_, was_ = after.nll[each.name], before.nll[each.name]
-    over = [a - b - budget for a, b in zip(now_, was_)]
-    rms = math.sqrt(sum(x * x for x in over) / len(over))
-    if rms == 0:
-        return 0.0
-    return _mean([[_log_bet(L * x / rms) for x in over] for L in TILTS])
+        was = exact(right(before, each)[: len(now)])
+        net = (was - exact(now) - budget * was) / max(1.0, budget)  # at least -1
+        logs = [torch.log1p(L * net).sum() for L in STAKES]
+    else:
+        nll = exact(after.nll[each.name])
+        over = nll - exact(before.nll[each.name][: len(nll)]) - budget
+        in_rms = over / over.square().mean().sqrt().clamp(min=torch.finfo(over.dtype).tiny)
+        logs = [(math.log(2) + logsigmoid(2 * L * in_rms)).sum() for L in TILTS]  # log(1 + tanh(L x))
+    return float(torch.stack(logs).logsumexp(0)) - math.log(len(logs))
 
 
 def beyond_noise(log_evidence: float, reading: int, measures: int) -> bool:
     """Whether reading number `reading` (from 1) shows that one of so many `measures` is over its budget."""
     return log_evidence >= math.log(reading * (reading + 1) * measures / ALPHA)
-
-
-def _log_bet(z: float) -> float:
-    """log(1 + tanh(z)), also where tanh rounds to -1."""
-    return math.log(2) - max(-2 * z, 0.0) - math.log1p(math.exp(-abs(2 * z)))
-
-
-def _mean(logs: Sequence[Sequence[float]]) -> float:
-    """log of the mean of exp(sum(row)) over the rows."""
-    sums = [sum(row) for row in logs]
-    top = max(sums)
-    return top + math.log(sum(math.exp(value - top) for value in sums) / len(sums))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
 
@@ -38,13 +39,8 @@ def log(callback: Any, figures: Mapping[str, float], args: Any, state: Any, cont
     handler = handler_of(callback)
     if handler is None:
         return
+    trackers = [each for each in handler.callbacks if not isinstance(each, PrinterCallback | ProgressCallback)]
     flags = dict(vars(control))
-    for other in handler.callbacks:
-        if other is not callback and not isinstance(other, PrinterCallback | ProgressCallback):
-            other.on_log(
-                args, state, control, logs=dict(entry), model=handler.model,
-                processing_class=handler.processing_class, optimizer=handler.optimizer,
-                lr_scheduler=handler.lr_scheduler, train_dataloader=handler.train_dataloader,
-                eval_dataloader=handler.eval_dataloader,
-            )  # fmt: skip
+    with mock.patch.object(handler, "callbacks", trackers):
+        handler.on_log(args, state, control, dict(entry))
     vars(control).update(flags)
