@@ -20,6 +20,7 @@ import torch
 from lfu import LfUStep
 from lfu.model.representations import answer_positions
 from lfu.model.rng import generators
+from lfu.model.row_attention import attention_in
 from lfu.step import second_pass
 from lfu.step.gradients import SplitGradients
 from lfu.step.pieces import Rows
@@ -109,13 +110,13 @@ def _second_stages(step: LfUStep, batch: dict[str, torch.Tensor]) -> dict[str, R
     rows = Rows(batch, where, target)
 
     def trimmed() -> None:
-        inputs, _ = second_pass.smaller(step, rows)
-        inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        step.anatomy.decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
+        second = second_pass.smaller(step, rows)
+        inputs = {name: value for name, value in second.batch.items() if name != "labels"}
+        with attention_in(second.rows, step.model.config):
+            step.anatomy.decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
 
     def compared(attached: bool) -> None:
-        with step.auxiliary.attached() if attached else nullcontext():
-            moved = second_pass.read(step, micro, rows)
+        with step.auxiliary.attached() if attached else nullcontext(), second_pass.read(step, micro, rows) as moved:
             second_pass.backward(step, Record(tokens=len(where), lam=1.0), micro, target, moved)
 
     return {

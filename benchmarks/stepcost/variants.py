@@ -18,6 +18,7 @@ from lfu import LfUStep
 from lfu.methods import REGISTRY
 from lfu.model.anatomy import anatomy
 from lfu.model.representations import answer_positions
+from lfu.model.row_attention import PackedRows, attention_in
 from lfu.step.cheaper import Cheaper, draw_layers, draw_rows, generator, settle_budget
 from lfu.step.settings import StepSettings
 from lfu.step.step import sft_loss
@@ -31,7 +32,7 @@ PLAIN = {
     "trainer": "training_step of TRL's SFTTrainer",
     "oracle": "the naive step of tests/oracle.py (3F+3B)",
     "decoder": "forward and backward of the decoder alone, no head: the second pass at its barest",
-    "decoder_unpadded": "the same over the unpadded tokens up to the last label, packed in one row",
+    "decoder_unpadded": "the same over the tokens up to the last label, without padding",
 }
 # Micro-batches of a sample of a form that draws rows or layers anew each time, and the samples one is chosen among.
 DRAWS, SAMPLES = 4, 64
@@ -195,14 +196,20 @@ def twin_of(model: Any) -> Any:
 
 def _decoder_step(model: Any, batch: dict[str, torch.Tensor], unpadded: bool) -> Callable[[], Any]:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if unpadded:
-        rows = [(ids[:n], torch.arange(n, device=ids.device)) for ids, n in zip(batch["input_ids"], lengths_of(batch))]
-        inputs = {  # as TRL's padding-free batches: the restarting positions part the rows
-            "input_ids": torch.cat([ids for ids, _ in rows])[None],
-            "position_ids": torch.cat([places for _, places in rows])[None],
-        }
+    rows = None
+    if unpadded:  # the real tokens in one sequence, attention in their rows
+        ids, device = batch["input_ids"], batch["input_ids"].device
+        taken = torch.arange(ids.shape[1]) < torch.tensor(lengths := lengths_of(batch))[:, None]
+        places = taken.nonzero().to(device)
+        inputs = {"input_ids": ids[taken.to(device)][None], "position_ids": places[None, :, 1]}
+        rows = PackedRows.of(torch.tensor(lengths), device)
     decoder = anatomy(model).decoder
-    return lambda: decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
+
+    def run() -> None:
+        with attention_in(rows, model.config):
+            decoder(**inputs, use_cache=False).last_hidden_state.sum().backward()
+
+    return run
 
 
 def lengths_of(batch: dict[str, torch.Tensor]) -> list[int]:

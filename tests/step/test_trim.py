@@ -18,6 +18,7 @@ from lfu import LfUStep
 from lfu.model.anatomy import anatomy
 from lfu.model.representations import answer_positions
 from lfu.model.rng import generators
+from lfu.model.row_attention import attention_in
 from lfu.step import second_pass
 from lfu.step.pieces import Rows
 from lfu.step.step import sft_loss
@@ -43,17 +44,18 @@ def ragged(lengths, width=24, answer=3, seed=0):
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def states(model, batch, where):
-    out = model.base_model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)[0]
+def states(model, batch, where, rows=None):
+    with attention_in(rows, model.config.get_text_config()):
+        out = model.base_model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False)[0]
     return out.flatten(0, 1)[where]
 
 
 def both(model, batch):
     """The last layer's states at the compared positions: of the whole batch, and of the trimmed one."""
     where = answer_positions(batch["labels"])
-    small, there = trimmed(batch, where, anatomy(model))
+    small, there, rows = trimmed(batch, where, anatomy(model))
     with Float64Throughout() if model.dtype == torch.float64 else nullcontext(), torch.no_grad():
-        return states(model, batch, where), states(model, small, there), small
+        return states(model, batch, where), states(model, small, there, rows), small
 
 
 @pytest.mark.parametrize("kind", sorted(PACKS))
@@ -142,16 +144,17 @@ def _model():
 CASES = [
     *itertools.product(["llama", "qwen", "mistral", "gpt2"], ["full", "lora"], ["lora", "steering", "own"], ["packed"]),
     ("llama", "full", "lora", "left"), ("gpt2", "lora", "steering", "left"), ("qwen", "full", "own", "left"),
+    ("llama", "lora", "lora", "cut"), ("gpt2", "full", "own", "cut"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "theta", "auxiliary", "form"), CASES)
 def test_the_step_is_the_oracle_on_a_trimmed_batch(family, theta, auxiliary, form):
-    model = tiny_model(family, theta=theta, attn_implementation="sdpa")
-    batch = ragged([20, 5, 4, 6], width=22) if form == "packed" else _left(ragged([9, 7], width=16))
+    model = tiny_model(family, theta=theta, attn_implementation="eager" if form == "cut" else "sdpa")
+    batch = _left(ragged([9, 7], width=16)) if form in ("left", "cut") else ragged([20, 5, 4, 6], width=22)
     step = LfUStep(model, auxiliary=LoRA(rank=3) if auxiliary == "lora" else auxiliary)
-    small, _ = trimmed(batch, answer_positions(batch["labels"]), step.anatomy)
-    assert small["input_ids"].shape == ((1, 31) if form == "packed" else (2, 8))
+    small, *_ = trimmed(batch, answer_positions(batch["labels"]), step.anatomy)
+    assert small["input_ids"].shape == {"left": (1, 14), "cut": (2, 8)}.get(form, (1, 31))
     a = None
     if auxiliary == "lora":
         step.auxiliary.reset(generators(step.settings.seed, 0))
@@ -161,6 +164,31 @@ def test_the_step_is_the_oracle_on_a_trimmed_batch(family, theta, auxiliary, for
         step(batch)
         want = oracle(batch, a_matrices=a)["grads"]
     assert relative_difference(gradients(model), want) < 1e-10
+
+
+@pytest.mark.parametrize("auxiliary", ["lora", "own"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_blocks_attend_in_the_same_rows(reentrant, auxiliary):
+    """They run again in the backward."""
+    found = []
+    for checkpointing in (False, True):
+        model = tiny_model("mistral", attn_implementation="sdpa")
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        LfUStep(model, auxiliary=auxiliary)(ragged([20, 5, 4, 6], width=22))
+        found.append(gradients(model))
+    assert relative_difference(*found) < 1e-12
+
+
+def test_the_attention_comes_back_after_an_error():
+    model = tiny_model("llama", attn_implementation="sdpa")
+    step = LfUStep(model)
+    step.reader.run = lambda batch: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        step(ragged([20, 5, 4, 6], width=22))
+    assert model.config._attn_implementation == "sdpa"
+    model(**ragged([20, 5], width=22))  # and the model works
 
 
 @pytest.mark.parametrize("consistency", ["contrastive", "logit_kl"])
@@ -185,7 +213,7 @@ def test_dropout_keeps_the_shape(monkeypatch):
         monkeypatch.setattr(step.reader, "run", lambda b, run=run: (shapes.append(b["input_ids"].shape), run(b)))
         record = step(ragged([9, 7, 8], width=16))
         assert max(record.displacement.values()) < 1e-5
-    assert shapes == [(3, 8), (3, 16)]
+    assert shapes == [(1, 21), (3, 16)]
 
 
 def test_the_second_batch_is_made_before_the_first_forward(monkeypatch):
@@ -221,6 +249,6 @@ def test_what_is_not_safe_stays_whole(why):
     else:
         assert second_pass.smaller(LfUStep(model, trim=False), Rows(batch, where, {}))[0] is batch
         return
-    small, there = trimmed(batch, where, anatomy(model))
+    small, there, _ = trimmed(batch, where, anatomy(model))
     assert small["input_ids"] is batch["input_ids"]
     assert there is where

@@ -57,8 +57,9 @@ def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], to
     theta, scaler = step.anatomy.theta(), step.grad_scaler
     with step.apart(SplitGradients(sample_of(theta))) as parts:
         step.auxiliary.restore(step.direction.components)
-        with step.auxiliary.attached(), torch.no_grad():
-            moved = second_pass.read(step, micro, Rows(micro.batch, micro.where, {}))
+        whole = Rows(micro.batch, micro.where, {})
+        with step.auxiliary.attached(), torch.no_grad(), second_pass.read(step, micro, whole) as moved:
+            pass
         step.auxiliary.discard()
         weight = record.lam * micro.share / len(moved) / micro.items
         scale = weight if scaler is None else scaler.get_scale() * weight

@@ -6,7 +6,8 @@ The forward is the decoder's alone: without padding, up to the last compared lay
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,12 @@ import torch
 
 from lfu.model.representations import Reader
 from lfu.model.rng import Replay
+from lfu.model.row_attention import attention_in
 from lfu.step.cheaper import draw_layers, draw_rows, generator, part_saves_nothing
 from lfu.step.consistency import Hidden, displacement
 from lfu.step.pieces import Rows, answered, in_pieces
 from lfu.step.record import Record, Skip
-from lfu.step.trim import trimmed
+from lfu.step.trim import Trimmed, trimmed
 
 if TYPE_CHECKING:
     from lfu.step.step import LfUStep
@@ -31,8 +33,7 @@ Batch = Mapping[str, Any]
 class Micro:
     """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight.
 
-    `items`: what token sums are divided by. `second`: the decoder's inputs of the perturbed pass over it, and the
-    compared positions in them.
+    `items`: what token sums are divided by. `second`: the decoder's inputs of the perturbed pass over it.
     """
 
     batch: Batch
@@ -42,7 +43,7 @@ class Micro:
     share: float
     reader: Reader
     replay: Replay
-    second: tuple[Batch, torch.Tensor]
+    second: Trimmed
 
 
 def plan(step: LfUStep, batch: Batch, where: torch.Tensor, items: float | torch.Tensor, index: int) -> Micro:
@@ -85,9 +86,9 @@ def _through_moved(step: LfUStep, record: Record, micro: Micro, pieces: list[Row
     displaced: list[Hidden] = []
     with step.auxiliary.attached():
         for piece in pieces:
-            moved = read(step, micro, piece)
-            displaced.append({layer: h.detach() for layer, h in moved.items()})
-            backward(step, record, micro, piece.target, moved)
+            with read(step, micro, piece) as moved:
+                displaced.append({layer: h.detach() for layer, h in moved.items()})
+                backward(step, record, micro, piece.target, moved)
     if len(displaced) == 1:
         return displaced[0]
     return {layer: torch.cat([part[layer] for part in displaced]) for layer in displaced[0]}
@@ -97,33 +98,38 @@ def _through_clean(step: LfUStep, record: Record, micro: Micro, pieces: list[Row
     """The gradient flows through h, towards detach(h'). Returns the displaced h'."""
     (rows,) = pieces
     record.consistency_per_layer = {}
-    with step.auxiliary.attached(), torch.no_grad():
-        displaced = read(step, micro, rows)
+    with step.auxiliary.attached(), torch.no_grad(), read(step, micro, rows) as displaced:
         target = step.term.target(displaced)
     step.auxiliary.discard()
-    backward(step, record, micro, target, read(step, micro, rows))
+    with read(step, micro, rows) as clean:
+        backward(step, record, micro, target, clean)
     return displaced
 
 
-def read(step: LfUStep, micro: Micro, rows: Rows) -> Hidden:
-    """h' (Eq. 4): layer -> `(N, d)`, of all rows or a piece of them."""
+@contextmanager
+def read(step: LfUStep, micro: Micro, rows: Rows) -> Iterator[Hidden]:
+    """h' (Eq. 4): layer -> `(N, d)`, of all rows or a piece of them; its backward belongs inside.
+
+    There gradient checkpointing runs blocks again, and they must attend as they did in the forward.
+    """
     if step.settings.same_dropout and step.random:  # masks belong to a shape
         if step.cheaper.part < 1:
             raise ValueError(part_saves_nothing(step.cheaper.part))
-        batch, where = rows.batch, rows.where
+        second = Trimmed(rows.batch, rows.where)
     else:
-        batch, where = micro.second if rows.batch is micro.batch else smaller(step, rows)
-    reading = micro.reader.reading(where, detach=False, stop=True)
-    with micro.replay(), step.autocast(), step.offload(), reading as found:
-        step.processes.through(batch, lambda: micro.reader.run(batch))
-    return found
+        second = micro.second if rows.batch is micro.batch else smaller(step, rows)
+    reading = micro.reader.reading(second.where, detach=False, stop=True)
+    with attention_in(second.rows, step.anatomy.model.config.get_text_config()):
+        with micro.replay(), step.autocast(), step.offload(), reading as found:
+            step.processes.through(second.batch, lambda: micro.reader.run(second.batch))
+        yield found
 
 
-def smaller(step: LfUStep, rows: Rows) -> tuple[Batch, torch.Tensor]:
+def smaller(step: LfUStep, rows: Rows) -> Trimmed:
     """Without the rows that `part` left out, and, with `trim`, without padding and what comes after."""
     if step.cheaper.part < 1:
         rows = answered(rows)
-    return trimmed(rows.batch, rows.where, step.anatomy) if step.settings.trim else (rows.batch, rows.where)
+    return trimmed(rows.batch, rows.where, step.anatomy) if step.settings.trim else Trimmed(rows.batch, rows.where)
 
 
 def backward(step: LfUStep, record: Record, micro: Micro, target: Hidden, moving: Hidden) -> None:

@@ -6,31 +6,41 @@ through them, are the same numbers. The first pass stays as the user's loss want
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from lfu.model.anatomy import Anatomy, whole_shape
 from lfu.model.representations import LOSS_ONLY
+from lfu.model.row_attention import PackedRows
 
 Batch = Mapping[str, Any]
 # entries of `(B, T)` that are cut along with the tokens
 _PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
-# Families whose tokens are numbered 0..T-1 whatever the mask says, and whose attention takes a row of several
-# sequences, told apart by position_ids, as TRL's padding-free does; each tried in tests/step/test_trim.py.
+# Families whose tokens are numbered 0..T-1 whatever the mask says, and whose attention is transformers' own or takes a
+# row of several sequences, told apart by position_ids; each tried in tests/step/test_trim.py.
 PACKS = {
     "cohere", "gemma", "gemma2", "gemma3_text", "glm", "gpt2", "granite", "llama", "mistral", "mixtral", "olmo",
     "olmo2", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 }  # fmt: skip
-_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
-# packing must save this share of the arithmetic: gathering rows and a mask of its own cost something
-_WORTH = 0.9
+# these tell the sequences of one row apart by position_ids; sdpa would need a mask that rules out its fast kernels
+_BY_POSITION = ("eager", "flash_attention_2", "flash_attention_3")
+# packing must save this share of the arithmetic: it copies queries, keys and values once
+_WORTH = 0.95
 
 
-def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> tuple[dict[str, Any], torch.Tensor]:
+class Trimmed(NamedTuple):
+    """The second pass's inputs, `(N,)` flat indices of the compared tokens in them, and the rows to attend in."""
+
+    batch: Batch
+    where: torch.Tensor
+    rows: PackedRows | None = None
+
+
+def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> Trimmed:
     """The decoder's inputs for the second pass, and where the compared tokens are in them.
 
-    Rows without a compared token go, and the columns after the last one. Then either the rows become one sequence
+    PackedRows without a compared token go, and the columns after the last one. Then either the rows become one sequence
     without any padding (right-padded rows of a family in `PACKS`, where it saves arithmetic), or columns that are
     padding in every row go too.
 
@@ -47,22 +57,23 @@ def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> tuple[dict[s
     """
     inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
     if not len(where) or not _plain(inputs, anatomy):
-        return inputs, where
+        return Trimmed(inputs, where)
     shape = inputs["input_ids"].shape
     mask = inputs.get("attention_mask")
     real = torch.ones(shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     row, column = where.cpu() // shape[1], where.cpu() % shape[1]
     if not real[row, column].all():
-        return inputs, where
+        return Trimmed(inputs, where)
     rows, spot = row.unique(return_inverse=True)
-    ends = torch.zeros(len(rows), dtype=torch.long).scatter_reduce_(0, spot, column + 1, "amax").tolist()
-    starts = real[rows].long().argmax(1).tolist()
-    if _packs(inputs, anatomy, real[rows], starts, ends):
-        packed, offsets = _pack(inputs, rows, ends)
-        return packed, (offsets[spot] + column).to(where.device)
-    numbered = "position_ids" in inputs or anatomy.model.config.get_text_config().model_type in PACKS
-    low, high = min(starts) if numbered else 0, max(ends)  # others may number their tokens by the mask
-    return _cut(inputs, rows, low, high), (spot * (high - low) + column - low).to(where.device)
+    ends = torch.zeros(len(rows), dtype=torch.long).scatter_reduce_(0, spot, column + 1, "amax")
+    text = anatomy.model.config.get_text_config()
+    numbered = "position_ids" in inputs or text.model_type in PACKS  # others may number their tokens by the mask
+    low, high = int(real[rows].long().argmax(1).min()) if numbered else 0, int(ends.max())
+    cut, there = _cut(inputs, rows, low, high), spot * (high - low) + column - low
+    kept = real[rows, low:high] & (torch.arange(low, high) < ends[:, None])
+    if "position_ids" not in inputs and _packs(anatomy, text, kept):
+        return _pack(cut, there.to(where.device), kept, low, text)
+    return Trimmed(cut, there.to(where.device))
 
 
 def _plain(inputs: Batch, anatomy: Anatomy) -> bool:
@@ -77,31 +88,31 @@ def _plain(inputs: Batch, anatomy: Anatomy) -> bool:
     return all(name in _PER_TOKEN and value.shape == ids.shape for name, value in tensors.items())
 
 
-def _packs(inputs: Batch, anatomy: Anatomy, real: torch.Tensor, starts: list[int], ends: list[int]) -> bool:
-    """Whether one sequence without padding is safe and saves arithmetic over the rows cut to the longest."""
-    config = anatomy.model.config.get_text_config()
-    attention = getattr(config, "_attn_implementation", None)
-    if len(ends) == 1 or "position_ids" in inputs or max(starts) > 0:
+def _packs(anatomy: Anatomy, text: Any, kept: torch.Tensor) -> bool:
+    """Whether one sequence of the `kept` tokens `(B, T)` is safe and saves arithmetic over the rows."""
+    lengths, (rows, width), attention = kept.sum(1), kept.shape, text._attn_implementation
+    if rows == 1 or text.model_type not in PACKS or attention not in ("sdpa", *_BY_POSITION):
         return False
-    if config.model_type not in PACKS or attention not in _ATTENTION:
-        return False
-    if not all(line[:end].all() for line, end in zip(real, ends)):  # holes in the mask
-        return False
+    first, column = kept.long().argmax(1, keepdim=True), torch.arange(width)
+    if (kept != (column >= first) & (column < first + lengths[:, None])).any():
+        return False  # a hole in a row
+    if attention in _BY_POSITION and first.any():
+        return False  # each row's positions must begin at 0
     weights = sum(whole_shape(p).numel() for p in anatomy.blocks[0].parameters())
-    tokens, width = sum(ends), config.hidden_size
-    # multiply-adds of one block: its weights for every token, and 2 * width for every pair that attention forms
-    padded = len(ends) * max(ends) * (weights + 2 * width * max(ends))
-    pairs = sum(end * end for end in ends) if attention.startswith("flash") else tokens * tokens
-    return tokens * weights + 2 * width * pairs < _WORTH * padded
+    tokens, padded = int(lengths.sum()), rows * width * width
+    pairs = {"sdpa": padded, "eager": tokens * tokens}.get(attention, int((lengths * lengths).sum()))
+    # multiply-adds of one block: its weights for every token, and 2 * hidden_size for every pair that attention forms
+    packed = tokens * weights + 2 * text.hidden_size * pairs
+    return packed < _WORTH * (rows * width * weights + 2 * text.hidden_size * padded)
 
 
-def _pack(inputs: Batch, rows: torch.Tensor, ends: list[int]) -> tuple[dict[str, Any], torch.Tensor]:
-    """All rows behind one another, `(1, sum of lengths)`, told apart by position_ids; and where each begins."""
-    width, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
-    flat = torch.cat([row * width + torch.arange(end) for row, end in zip(rows.tolist(), ends)]).to(device)
-    others = {name: value for name, value in inputs.items() if name != "attention_mask"}
-    packed = {n: value.flatten()[flat][None] if n in _PER_TOKEN else value for n, value in others.items()}
-    return packed | {"position_ids": (flat % width)[None]}, torch.tensor([0, *ends]).cumsum(0)
+def _pack(cut: Batch, where: torch.Tensor, kept: torch.Tensor, low: int, text: Any) -> Trimmed:
+    """The kept tokens of all rows behind one another, `(1, N)`, with the positions that they had."""
+    places = kept.flatten().nonzero().squeeze(1).to(where.device)
+    packed = {n: v.flatten()[places][None] if n in _PER_TOKEN else v for n, v in cut.items() if n != "attention_mask"}
+    packed["position_ids"] = (low + places % kept.shape[1])[None]
+    rows = PackedRows.of(kept.sum(1), where.device) if text._attn_implementation == "sdpa" else None
+    return Trimmed(packed, torch.searchsorted(places, where), rows)
 
 
 def _cut(inputs: Batch, rows: torch.Tensor, low: int, high: int) -> dict[str, Any]:
