@@ -151,8 +151,13 @@ def measure(settings: dict[str, Any], result: dict[str, Any]) -> None:
         _say(f"{one}: profile")
         chosen = [v for v in settings["variants"] if v.name in KINDS and _is_exact(v)]
         limit = deadline.within(settings["case_seconds"])
-        result["profiles"].append(profile_case(one, chosen, settings["rounds"], limit, _say, settings["clock"]))
-        write(result, settings, final=False)
+        before = result["profiles"]
+
+        def keep(found: dict[str, Any], before: list[Any] = before) -> None:
+            result["profiles"] = [*before, found]
+            write(result, settings, final=False)
+
+        profile_case(one, chosen, settings["rounds"], limit, _say, settings["clock"], keep)
         clear()
 
 

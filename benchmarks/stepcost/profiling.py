@@ -97,28 +97,34 @@ def _works(name: str) -> bool:
 
 
 def profile_case(
-    case: Case, variants: Sequence[Variant], rounds: int, deadline: Deadline, say: Say, clock: str
-) -> dict[str, Any]:
-    """Where the time over the floor goes: `causes` of each exact variant, and `operations`, seconds by group.
+    case: Case,
+    variants: Sequence[Variant],
+    rounds: int,
+    deadline: Deadline,
+    say: Say,
+    clock: str,
+    keep: Callable[[dict[str, Any]], None],
+) -> None:
+    """Where the time over the floor goes. `keep` is given what there is, twice: the second half may run out of time.
 
-    Returns:
-        `causes`: variant -> see `causes_of`, as far as the deadline allows. `operations`: of SFT, the bare second pass,
-        the optimizer and each variant, in the shortest of three rounds. `left_over`: variant - SFT - second pass, what
-        LfU spends above the padded floor. `launches`: see `launched`, of the same.
+    First `causes`: exact variant -> see `causes_of`, as far as the deadline allows. Then `operations`, seconds by
+    group, of SFT, the bare second pass, the optimizer and each variant, in the shortest round. `left_over`: variant -
+    SFT - second pass, what LfU spends above the padded floor. `launches`: see `launched`, of the same.
     """
     model = make_model(case)
     batch = make_batch(case.batch, case.length, case.shape["vocab_size"], case.device)
-    operations = _by_operation(case, variants, model, batch)
-    found: dict[str, dict[str, float]] = {}
+    causes: dict[str, dict[str, float]] = {}
     for v in variants:
         prefix = f"{case}: causes of {v.text}: "
         if shares := causes_of(case, v, model, batch, rounds, deadline, lambda text: say(prefix + text), clock):  # noqa: B023
-            found[v.text] = shares
-    return {"case": str(case), "causes": found} | operations
+            causes[v.text] = shares
+    found = {"case": str(case), "causes": causes}
+    keep(found)
+    keep(found | _by_operation(case, variants, model, batch, rounds=3 if case.device == "cpu" else 1))
 
 
 def _by_operation(
-    case: Case, variants: Sequence[Variant], model: Any, batch: dict[str, torch.Tensor], rounds: int = 3
+    case: Case, variants: Sequence[Variant], model: Any, batch: dict[str, torch.Tensor], rounds: int
 ) -> dict[str, Any]:
     runs = {name: make_step(parse_variant(name), model, batch) for name in ("sft", "decoder")}
     runs |= {v.text: make_step(v, model, batch) for v in variants}

@@ -36,7 +36,7 @@ def markdown(result: dict[str, Any]) -> str:
             parts += [f"### Along {axis}", *(_shared(found)), curve_table(found, axis)]
     for one in result.get("profiles", []):
         parts += [f"### Profile: {one['case']}", causes_table(one["causes"]) if one["causes"] else ""]
-        parts.append(operations_table(one))
+        parts.append(operations_table(one) if "operations" in one else "")
     if result.get("stopped"):
         parts.append(f"Stopped: {result['stopped']}.")
     return "\n\n".join(part for part in parts if part) + "\n"

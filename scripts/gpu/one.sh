@@ -30,11 +30,12 @@ part accelerator "${LIMIT_ACCELERATOR:-35}" "$PYTHON" -m pytest --device "$DEVIC
 cost=("$PYTHON" benchmarks/step_cost.py --device "$DEVICE" --preset gpu)
 small=()
 [ "$SIZE" = 8b ] || small=(--size "$SIZE" --length 24 --batch 2 --dtype float32 --rounds 1)
-left=$((${SECONDS_ALL:-290} - SECONDS - 55))
+profile=${LIMIT_PROFILE:-52}
+left=$((${SECONDS_ALL:-290} - SECONDS - profile - 3))
 part step_cost "$left" "${cost[@]}" "${small[@]}" --minutes "$("$PYTHON" -c "print(($left - 20) / 60)")" \
     --json "$OUT/step_cost.json" --markdown "$OUT/step_cost.md"
-part profile 52 "${cost[@]}" "${small[@]}" --variants sft decoder decoder_unpadded lora --rounds 2 --no-memory \
-    --profile --minutes 0.6 --json "$OUT/profile.json" --markdown "$OUT/profile.md"
+part profile "$profile" "${cost[@]}" "${small[@]}" --variants sft decoder decoder_unpadded lora --rounds 2 --no-memory \
+    --profile --minutes "$("$PYTHON" -c "print(($profile - 15) / 60)")" --json "$OUT/profile.json" --markdown "$OUT/profile.md"
 
 tail -n 3 "$OUT/tests.log" "$OUT/accelerator.log"
 cat "$OUT/step_cost.md" "$OUT/profile.md" 2>/dev/null
