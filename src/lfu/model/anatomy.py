@@ -92,7 +92,13 @@ class Anatomy:
 
     def theta(self) -> list[nn.Parameter]:
         """The parameters being fine-tuned: all that require a gradient, each once."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        found = {id(p): p for m in self._owners for p in m._parameters.values() if p is not None and p.requires_grad}
+        return list(found.values())
+
+    @cached_property
+    def _owners(self) -> list[nn.Module]:
+        """The modules that hold parameters: a walk through all and their names would show in small models."""
+        return [module for module in self.model.modules() if module._parameters]
 
     @cached_property
     def multiplies_in(self) -> set[torch.dtype]:
@@ -124,6 +130,11 @@ class Anatomy:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """All that the model lies on: a block is on one."""
+        return {next(part.parameters()).device for part in (self.model, *self.blocks)}
 
     def logits(self, hidden: torch.Tensor, head: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
         """The head applied to hidden states after the final norm: `(N, d) -> (N, V)`; `head` stands in for it.

@@ -65,3 +65,11 @@ def views(flat: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.T
     """A flat tensor as tensors of these shapes, one behind the other."""
     parts = flat.split([math.prod(shape) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes)]
+
+
+def cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Copies in another dtype, one behind the other in memory; two launches a device."""
+    found: list[torch.Tensor] = []
+    for group in neighbours(tensors, math.inf):
+        found += views(_flatten_dense_tensors(group).to(dtype), [tuple(t.shape) for t in group])
+    return found

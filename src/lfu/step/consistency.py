@@ -5,6 +5,7 @@ gradient goes through `moving`. `Term` sums over tokens, layer by layer. A kind 
 
 - `reads`: `layers`, representations `(N, d)`, or `logits` `(N, V)`;
 - `token_sum`: a token's value depends on that token alone, so rows may be taken one after the other;
+- `gradient`: `(target, moving) -> (N, d)` of the sum over tokens, where it is known better than autograd does;
 - `settings`: the fields of `LfUConfig` that are its own, and its arguments for them;
 - `ignores`: the settings of the step that play no part with it.
 """
@@ -53,8 +54,12 @@ class MSE(Consistency):
 
     def forward(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
         """`(N, d), (N, d) -> (N,)`."""
-        squared = (wide(moving) - wide(target)).square()
-        return squared.mean(-1) if self.reduction == "mean" else squared.sum(-1)
+        squared = torch.linalg.vector_norm(wide(moving) - target, dim=-1).square()
+        return squared / target.shape[-1] if self.reduction == "mean" else squared
+
+    def gradient(self, target: torch.Tensor, moving: torch.Tensor) -> torch.Tensor:
+        """Of the sum over tokens with respect to `moving`, `(N, d)`: a fifth of the launches that autograd needs."""
+        return (wide(moving) - target).mul_(2 / target.shape[-1] if self.reduction == "mean" else 2.0)
 
 
 class Cosine(Consistency):
@@ -195,18 +200,20 @@ class _TokenSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
         moving, target = ctx.saved_tensors
-        return gradient_of(ctx.consistency, target, moving, gradients[0])[1], None, None
+        return gradient_of(ctx.consistency, target, moving, gradients[0]), None, None
 
 
 def gradient_of(
     consistency: Distance, target: torch.Tensor, moving: torch.Tensor, scale: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum over tokens, and its gradient `(N, d)` with respect to `moving`, times `scale`."""
+) -> torch.Tensor:
+    """The gradient `(N, d)` of the sum over tokens with respect to `moving`, times `scale`."""
+    if analytic := getattr(consistency, "gradient", None):
+        gradient = analytic(target, moving)
+        return (gradient if scale is None else gradient.mul_(scale)).to(moving.dtype)
     with torch.enable_grad():
         leaf = moving.detach().requires_grad_()
         value = consistency(target, leaf.view_as(leaf)).sum()  # a view: FlopCounterMode can't watch a leaf here
-    (gradient,) = torch.autograd.grad(value, leaf, scale)
-    return value.detach(), gradient
+    return torch.autograd.grad(value, leaf, scale)[0]
 
 
 def _in_chunks(piece: Any, width: int, *tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -104,8 +104,12 @@ class Injection:
         self.reached: list[int] = []
 
     def __call__(self, layer: int, hidden: torch.Tensor, h: torch.Tensor) -> None:
-        with torch.autocast(h.device.type, enabled=False):  # as the exact form has it, after the forward
-            self.sums[layer], gradient = gradient_of(self.consistency, h, self.moved[layer])
+        with (
+            torch.autocast(h.device.type, enabled=False),
+            torch.no_grad(),
+        ):  # as the exact form has it, after the forward
+            self.sums[layer] = self.consistency(h, self.moved[layer]).sum()
+            gradient = gradient_of(self.consistency, h, self.moved[layer])
         if not hidden.requires_grad:
             return
         self.reached.append(layer)

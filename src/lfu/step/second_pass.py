@@ -53,10 +53,11 @@ def plan(step: LfUStep, batch: Batch, where: torch.Tensor, items: float | torch.
         where, share = draw_rows(where, batch["labels"].shape[1], form.part, source)
     if form.random_layers:
         reader = Reader(step.anatomy, draw_layers(reader.layers, form.random_layers, source), reader.final_norm)
-    devices = (p.device for p in step.anatomy.model.parameters())
     # now, with nothing under way: it looks at masks and positions, and a GPU would have to catch up first
     second = smaller(step, Rows(batch, where, {}))
-    return Micro(batch, where, items, index, share, reader, Replay(devices, step.settings.same_dropout), second)
+    return Micro(
+        batch, where, items, index, share, reader, Replay(step.anatomy.devices, step.settings.same_dropout), second
+    )
 
 
 def run(step: LfUStep, record: Record, micro: Micro, clean: Hidden, target: Hidden, parts: Any) -> None:

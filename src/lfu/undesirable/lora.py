@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from lfu.model.anatomy import Anatomy, FusedExperts, is_idle, linear_shape, weight_of, whole_shape
 from lfu.model.rng import Generators
-from lfu.model.tensors import views
+from lfu.model.tensors import cast, views
 from lfu.undesirable.auxiliary import Auxiliary, component_dtype, forward_hooks
 from lfu.undesirable.experts import with_low_rank
 
@@ -58,6 +59,7 @@ class LoRA(Auxiliary):
         self.uses: list[tuple[nn.Module, int]] = []  # every layer to hook, with the number of its site
         self.experts: list[FusedExperts] = []  # their pairs follow those of the sites
         self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.constants: dict[tuple[int, torch.dtype], list[torch.Tensor]] = {}  # see _in
         self.groups: dict[int, list[int]] = {}  # see _SharedInputs
         self.moved = self.told = False
 
@@ -124,7 +126,7 @@ class LoRA(Auxiliary):
             b = views(torch.zeros(sum(map(math.prod, b_shapes)), dtype=dtype, device=device), b_shapes)
             # B lies in memory as its transpose, as its gradient does: then autograd keeps that without a copy
             pairs |= {n: (a_, b_.transpose(-2, -1).requires_grad_()) for n, a_, b_ in zip(members, a, b)}
-        self.pairs = [pairs[n] for n in range(len(shapes))]
+        self.pairs, self.constants = [pairs[n] for n in range(len(shapes))], {}
 
     def parameters(self) -> list[torch.Tensor]:
         return [t for pair in self.pairs for t in (pair if self.moved else pair[1:])]
@@ -155,8 +157,8 @@ class LoRA(Auxiliary):
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        linears, fused = self.pairs[: len(self.sites)], self.pairs[len(self.sites) :]
-        inputs = _SharedInputs([a for a, _ in linears], self.groups, self.moved)
+        fused = self.pairs[len(self.sites) :]
+        inputs = _SharedInputs(partial(self._in, 0), self.rank, self.groups, self.moved)
         with ExitStack() as stack:
             stack.enter_context(forward_hooks([(site, self._hook(inputs, n)) for site, n in self.uses], True))
             for experts, (a, b) in zip(self.experts, fused, strict=True):
@@ -182,19 +184,27 @@ class LoRA(Auxiliary):
     def restore(self, kept: Sequence[torch.Tensor]) -> None:
         devices = [weight.device for weight in (*map(weight_of, self.sites), *(e.weight for e in self.experts))]
         pairs = zip(kept[::2], kept[1::2], devices, strict=True)
-        self.pairs, self.moved = [(a.to(device), b.to(device)) for a, b, device in pairs], True
+        self.pairs, self.moved, self.constants = [(a.to(device), b.to(device)) for a, b, device in pairs], True, {}
 
     def discard(self) -> None:
-        self.pairs = []
+        self.pairs, self.constants = [], {}
+
+    def _in(self, which: int, dtype: torch.dtype, n: int) -> torch.Tensor:
+        """A (0) or B^T (1) of a site in the dtype of its layer: constants are cast together, not one by one."""
+        matrix = self.pairs[n][which] if which == 0 else self.pairs[n][1].T
+        if matrix.requires_grad or matrix.dtype == dtype:
+            return matrix
+        if (which, dtype) not in self.constants:
+            pairs = self.pairs[: len(self.sites)]
+            self.constants[which, dtype] = cast([pair[0] if which == 0 else pair[1].T for pair in pairs], dtype)
+        return self.constants[which, dtype][n]
 
     def _hook(self, inputs: _SharedInputs, n: int):
-        b = self.pairs[n][1]
-
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], named: dict[str, Any], y: torch.Tensor) -> Any:
             low = inputs.low(n, args[0] if args else next(iter(named.values())))
             if self.moved and _kept_by_others(module):
                 y = y.clone()
-            whole = _whole(y)
+            b, whole = self._in(1, y.dtype, n).T, _whole(y)
             if whole is None:
                 return _AddLowRank.apply(y, low, b, self.scaling, self.moved)
             # a view that the model may clamp_
@@ -226,7 +236,8 @@ class _SharedInputs:
     """`A x` of each site in one pass; sites with one input (q, k, v; gate and up) have it read once for all.
 
     Args:
-        matrices: A of each site, `(r, in)`.
+        matrix: `(dtype, site) -> (r, in)`, its A.
+        rank: r.
         groups: number of a site -> numbers of those that were called with its x one after the other in a pass before.
         moved: whether x gets a gradient through A.
 
@@ -234,8 +245,10 @@ class _SharedInputs:
     runs again must do what it did.
     """
 
-    def __init__(self, matrices: list[torch.Tensor], groups: dict[int, list[int]], moved: bool):
-        self.matrices, self.groups, self.moved = matrices, groups, moved
+    def __init__(
+        self, matrix: Callable[[torch.dtype, int], torch.Tensor], rank: int, groups: dict[int, list[int]], moved: bool
+    ):
+        self.matrix, self.rank, self.groups, self.moved = matrix, rank, groups, moved
         self.found: dict[int, list[int]] = {}
         self.x: Callable[[], torch.Tensor | None] = lambda: None  # weak: the last input of all would outlive its block
         self.when = 0, True  # its version, and whether a graph was built
@@ -249,11 +262,9 @@ class _SharedInputs:
             self.x, self.when, self.group, self.ready = weakref.ref(x), when, [], {}
         if n not in self.ready:
             members = self.groups.get(n, [n])
-            stacked = _stacked([self.matrices[m] for m in members]).to(x.dtype)
-            with torch.set_grad_enabled(self.moved and torch.is_grad_enabled()):
-                low = F.linear(x, stacked).flatten(0, -2)
-                rank = len(self.matrices[n])
-                parts = low.split(rank, dim=1) if len(members) > 1 else [low]
+            stacked = _stacked([self.matrix(x.dtype, m) for m in members])
+            low = F.linear(x if self.moved else x.detach(), stacked.to(x.dtype)).flatten(0, -2)
+            parts = low.split(self.rank, dim=1) if len(members) > 1 else [low]
             self.ready = dict(zip(members, parts))
         self.group.append(n)
         self.found[n] = self.group
