@@ -22,11 +22,11 @@ if [ "$model" = smollm2 ]; then
     part convert 60 "$PYTHON" -c "from lfu.model.loading import load_tokenizer; load_tokenizer('smollm2')"
 fi
 
-# one process needs some 10 GB at its peak; 8 GB are left to others
+# one process needs some 14 GB at its peak; 10 GB are left to others
 workers=${WORKERS:-$("$PYTHON" -c "
 import os, torch
 free = torch.cuda.mem_get_info()[0] / 1e9 if torch.cuda.is_available() else 20
-print(max(1, min(12, (os.cpu_count() or 2) - 2, int((free - 8) / 10))))")}
+print(max(1, min(12, (os.cpu_count() or 2) - 2, int((free - 10) / 14))))")}
 claims=$KIT/claims-$$
 more=(${EVERY:+--every "$EVERY"} ${NO_ANSWERS:+--no-answers})
 worker() {  # $1: its number, $2: seconds

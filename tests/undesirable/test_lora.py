@@ -182,7 +182,7 @@ class _SiLUMul(torch.autograd.Function):
 
 def _shared_inputs():
     matrices = [torch.randn(2, 4, dtype=torch.float64) for _ in range(2)]
-    return _SharedInputs(matrices, {0: [0, 1], 1: [0, 1]}, moved=True), matrices
+    return _SharedInputs(lambda dtype, n: matrices[n], 2, {0: [0, 1], 1: [0, 1]}, moved=True), matrices
 
 
 def test_an_input_that_was_changed_in_place_is_read_again():
