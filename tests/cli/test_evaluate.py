@@ -265,7 +265,7 @@ def test_a_verdict_says_no_more_than_the_intervals():
     found = shown({"results": results, "models": {"old": {}, "new": {}}, "settings": {}})
     assert list(found.verdict) == [
         "new against old: higher on up (+5.0 [+1.0, +9.0] points); lower on down (-5.0 [-9.0, -1.0] points); "
-        "no difference beyond the noise on same and same too."
+        "no measurable difference on same and same too."
     ]
 
 

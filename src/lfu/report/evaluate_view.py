@@ -41,9 +41,9 @@ def view(record: Mapping[str, Any]) -> View:
 
 
 def _turns(changes: Mapping[str, Any]) -> str:
-    """`higher on x (+3.0 [1.0, 5.0] points); no difference beyond the noise on y and z`."""
+    """`higher on x (+3.0 [1.0, 5.0] points); no measurable difference on y and z`."""
     parts = []
-    for turn, words in ((1, "higher on"), (-1, "lower on"), (0, "no difference beyond the noise on")):
+    for turn, words in ((1, "higher on"), (-1, "lower on"), (0, "no measurable difference on")):
         found = {name: c["net"] for name, c in changes.items() if sign(c["net"]) == turn}
         told = [f"{n} ({estimate(c, '+.1f', 100)} points)" if turn else n for n, c in found.items()]
         parts += [f"{words} {and_(told)}"] if told else []
