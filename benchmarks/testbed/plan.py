@@ -78,14 +78,13 @@ def sft() -> list[Setting]:
 
 
 def lora() -> list[Setting]:
-    """SFT and the pull with a LoRA for theta, and LfU as the paper has it; then SFT's other lengths."""
-    places = [(rows, usual(rows)) for rows in (16, 64)]
-    found = [Setting(rows, steps, rate, lora=True) for rows, steps in places for rate in LORA_RATES]
-    for rows, steps in places:
-        pulls = [*_each("share", tuple(auto(steps, x) for x in (0.1, 0.3))), *_each("pull", (0.003, 0.01, 0.03))]
+    """With a LoRA for theta: SFT and the pull, 16 rows and then 64; LfU as the paper has it; SFT at other lengths."""
+    found: list[Setting] = []
+    for rows in (16, 64):
+        found += [Setting(rows, usual(rows), rate, lora=True) for rate in LORA_RATES]
+        pulls = [*_each("share", tuple(auto(usual(rows), x) for x in (0.1, 0.3))), *_each("pull", (0.003, 0.01, 0.03))]
         found += _at((rows,), (1e-3, 2e-3, 5e-3), *({**pull, "lora": True} for pull in pulls))
-    lfu = _each("auxiliary", ("lora", "own"), lora=True, strength=0.5)
-    found += _at((16, 64), LORA_RATES[1:3], *lfu)
+    found += _at((16, 64), LORA_RATES[1:3], *_each("auxiliary", ("lora", "own"), lora=True, strength=0.5))
     found += [replace(s, lora=True) for s in _surface((16, 64), slice(0, 1), LORA_RATES[2:5])]
     return found + [replace(s, lora=True) for s in _surface((16, 64), slice(2, 3), LORA_RATES[:3])]
 
