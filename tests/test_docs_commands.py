@@ -28,7 +28,7 @@ from tiny_folder import save_model
 from transformers import AutoModelForCausalLM
 
 from lfu.cli import VERBS, main
-from lfu.data import house_rule, probes, word_problems
+from lfu.data import probes, word_problems
 from lfu.support.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -162,7 +162,7 @@ def place(shelf, tmp_path, monkeypatch):
     few(monkeypatch.setattr)
     monkeypatch.setattr("lfu.model.loading.embedded_folder", lambda name: tmp_path / "smollm2-tiny")
     monkeypatch.setattr("lfu.model.embedded.embedded_folder", lambda name: tmp_path / "smollm2-tiny")
-    for module, name in ((probes, "general_knowledge"), (probes, "plain_text"), (house_rule, "rows")):
+    for module, name in ((probes, "general_knowledge"), (probes, "plain_text"), (probes, "house_rule")):
         usual = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *words, usual=usual: usual(*words)[:6])
     problems = word_problems.word_problems

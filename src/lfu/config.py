@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Union
 
@@ -13,6 +13,7 @@ from lfu.methods import REGISTRY, methods_of, written_out
 from lfu.step.consistency import KINDS as CONSISTENCIES
 from lfu.step.settings import StepSettings, settled, with_fields_of
 from lfu.support.choices import one_of, refuse_unread
+from lfu.support.flags import option
 from lfu.undesirable import KINDS as AUXILIARIES
 
 KINDS: dict[str, Any] = {"auxiliary": AUXILIARIES, "consistency": CONSISTENCIES}
@@ -32,80 +33,48 @@ class LfUConfig(SFTConfig):
         ValueError: for any value outside its documented range, naming the field and the allowed values.
     """
 
-    # -- the paper's training settings ---------------------------------------------------------------------------------
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate (paper: 1e-4, with LoRA)."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule (paper: cosine)."})
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "Number of warm-up steps; a value below 1 is a share of all steps (paper: 0.1)."}
-    )
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Number of epochs (paper: 3)."})
-    per_device_train_batch_size: int = field(default=4, metadata={"help": "Micro-batch size per device (paper: 4)."})
-    gradient_accumulation_steps: int = field(
-        default=4, metadata={"help": "Micro-batches per update (paper: 4, so 16 rows per update)."}
-    )
-    max_length: int | None = field(default=2048, metadata={"help": "Cut rows off at this many tokens (paper: 2048)."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})  # as TRL 1.x
+    # the paper's training settings
+    learning_rate: float = option(1e-4, "Initial learning rate (paper: 1e-4, with LoRA).")
+    lr_scheduler_type: str = option("cosine", "Learning-rate schedule (paper: cosine).")
+    warmup_steps: float = option(0.1, "Number of warm-up steps; a value below 1 is a share of all steps (paper: 0.1).")
+    num_train_epochs: float = option(3.0, "Number of epochs (paper: 3).")
+    per_device_train_batch_size: int = option(4, "Micro-batch size per device (paper: 4).")
+    gradient_accumulation_steps: int = option(4, "Micro-batches per update (paper: 4, so 16 rows per update).")
+    max_length: int | None = option(2048, "Cut rows off at this many tokens (paper: 2048).")
+    trust_remote_code: bool = option(False, "Run code that comes with a model.")  # as TRL 1.x
 
-    # -- Learning from the Undesirable ---------------------------------------------------------------------------------
-    method: str = field(
-        default="lfu",
-        metadata={"help": f"Fine-tuning method: {', '.join(REGISTRY)}; several joined by +. See: lfu methods."},
+    # Learning from the Undesirable
+    method: str = option("lfu", f"Fine-tuning method: {', '.join(REGISTRY)}; several joined by +. See: lfu methods.")
+    method_args: str | None = option(None, "Settings of methods other than LfU, such as 'gem.beta=0.5,kl.weight=0.1'.")
+    preset: str | None = option(
+        None, "Use the paper's fixed alpha and lam: base (0.1, 5), instruct (0.001, 500), reps (0.1, 0.1). Default: "
+        "both auto.",
+    )  # fmt: skip
+    alpha: Union[float, str, None] = option(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
+        None, "Length of the normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer (with a smaller "
+        "lam) if the dtype is too coarse for it (bfloat16). Default: the preset's, or auto.",
+    )  # fmt: skip
+    lam: Union[float, str, None] = option(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
+        None, "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT; 'auto' keeps the gradient ratio at "
+        "`strength`. Default: the preset's, or auto.",
+    )  # fmt: skip
+    auxiliary: str | None = option(
+        None, "What the ascent changes: lora (default), steering, or own (the trained weights)."
     )
-    method_args: str | None = field(
-        default=None,
-        metadata={"help": "Settings of methods other than LfU, such as 'gem.beta=0.5,kl.weight=0.1'."},
+    aux_rank: int = option(8, "Rank of the LoRA auxiliary.")
+    aux_scaling: float = option(2.0, "Scaling of the LoRA auxiliary (LoRA's alpha / rank).")
+    aux_targets: str | None = option(
+        None, "Which linear layers get a LoRA auxiliary: comma-separated name endings, such as 'q_proj,v_proj'. "
+        "Default: every linear layer of every block.",
+    )  # fmt: skip
+    steering_norm: bool = option(False, "Steering keeps the norm, as in the authors' code, instead of h + d (paper).")
+    consistency: str | None = option(
+        None, "Consistency term (Eq. 5): mse (default), cosine, contrastive or logit_kl (Eq. 7)."
     )
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Use the paper's fixed alpha and lam: base (0.1, 5), instruct (0.001, 500), "
-            "reps (0.1, 0.1). Default: both auto."
-        },
-    )
-    alpha: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
-        default=None,
-        metadata={
-            "help": "Length of the normalised ascent step (Eq. 2), > 0. 'auto': the paper's 0.1, or longer (with a "
-            "smaller lam) if the dtype is too coarse for it (bfloat16). Default: the preset's, or auto."
-        },
-    )
-    lam: Union[float, str, None] = field(  # noqa: UP007 (HfArgumentParser reads this form as a string flag)
-        default=None,
-        metadata={
-            "help": "Weight lambda of the consistency term (Eq. 6), >= 0; 0 is plain SFT; 'auto' keeps the gradient "
-            "ratio at `strength`. Default: the preset's, or auto."
-        },
-    )
-    auxiliary: str | None = field(
-        default=None,
-        metadata={"help": "What the ascent changes: lora (default), steering, or own (the trained weights)."},
-    )
-    aux_rank: int = field(default=8, metadata={"help": "Rank of the LoRA auxiliary."})
-    aux_scaling: float = field(default=2.0, metadata={"help": "Scaling of the LoRA auxiliary (LoRA's alpha / rank)."})
-    aux_targets: str | None = field(
-        default=None,
-        metadata={
-            "help": "Which linear layers get a LoRA auxiliary: comma-separated name endings, such as "
-            "'q_proj,v_proj'. Default: every linear layer of every block."
-        },
-    )
-    steering_norm: bool = field(
-        default=False,
-        metadata={"help": "Steering keeps the norm, as in the authors' code, instead of h + d (paper)."},
-    )
-    consistency: str | None = field(
-        default=None,
-        metadata={"help": "Consistency term (Eq. 5): mse (default), cosine, contrastive or logit_kl (Eq. 7)."},
-    )
-    mse_reduction: str = field(
-        default="mean",
-        metadata={"help": "mse over the hidden dimension: mean (authors' code) or sum (paper's text)."},
-    )
-    temperature: float = field(default=0.1, metadata={"help": "Temperature of the contrastive consistency."})
-    log_layers: bool = field(
-        default=False, metadata={"help": "Also log consistency and displacement of every compared layer."}
-    )
-    advice: bool = field(default=True, metadata={"help": "Warn, once each, if the logged figures look wrong."})
+    mse_reduction: str = option("mean", "mse over the hidden dimension: mean (authors' code) or sum (paper's text).")
+    temperature: float = option(0.1, "Temperature of the contrastive consistency.")
+    log_layers: bool = option(False, "Also log consistency and displacement of every compared layer.")
+    advice: bool = option(True, "Warn, once each, if the logged figures look wrong.")
 
     def __post_init__(self) -> None:
         bf16: bool | None = self.bf16  # type: ignore[has-type]

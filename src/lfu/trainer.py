@@ -243,11 +243,6 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         """Whether a method changes the weights once training is over."""
         return any(_overrides(method, "finish") for method in self.methods)
 
-    def finish(self) -> None:
-        """What the methods do to the weights once training is over (`Method.finish`)."""
-        for method in self.methods:
-            method.finish(self)
-
     # -- what is logged and saved --------------------------------------------------------------------------------------
 
     def log_metric(self, name: str, value: float) -> None:

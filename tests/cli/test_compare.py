@@ -87,15 +87,17 @@ def test_without_model_or_data(here, capsys, words, says):
 
 def test_flags_go_to_whom_they_are_for(here, model, capsys):
     """LfU's own to LfU, knobs to their method, the rest to all; a recipe's word on method and output is passed over."""
-    Path("my.yaml").write_text("method: lfu\noutput_dir: elsewhere\nlam: 2\nweight_decay: 0.1\n")
-    flags = f"--methods gem,lfu --alpha 0.5 --blocks layers --method_args gem.beta=0.5 --config my.yaml {QUICK}"
-    assert run(model, flags, "--preset instruct") == 0
+    Path("first.yaml").write_text("weight_decay: 0.5\nlam: 3\nmax_grad_norm: 2\n")
+    Path("my.yaml").write_text("method: lfu\noutput_dir: elsewhere\nlam: 2\nweight_decay: 0.1\nmax_grad_norm: null\n")
+    flags = f"--methods gem,lfu --alpha 0.5 --blocks layers --method_args gem.beta=0.5 {QUICK}"
+    assert run(model, flags, "--config first.yaml,my.yaml --preset instruct") == 0
     configs = {c["label"]: c["config"] for c in map(read, Path("out").glob("runs/*/config.json"))}
     assert configs["gem"]["method_args"] == "gem.beta=0.5,gem.h=linear"
     assert (configs["lfu"]["alpha"], configs["lfu"]["lam"], configs["lfu"]["preset"]) == (0.5, 2.0, "instruct")
     assert configs["lfu"]["method_args"] is None
     assert configs["sft"]["lam"] == 0
     assert {configs[label]["weight_decay"] for label in ("sft", "gem", "lfu")} == {0.1}
+    assert {configs[label]["max_grad_norm"] for label in ("sft", "gem", "lfu")} == {1.0}
     assert {configs[label]["blocks"] for label in ("sft", "gem", "lfu")} == {"layers"}
     assert "sft is added: it is what the others are measured against" in capsys.readouterr().err
     assert not Path("elsewhere").exists()

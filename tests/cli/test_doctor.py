@@ -22,7 +22,7 @@ def test_it_tells_versions_machine_and_commands(capsys, monkeypatch):
     assert "GiB" in rows["memory"]
     assert rows["GPU"].startswith("none") != torch.cuda.is_available()
     assert set(rows["ready"].split(", ")) == {
-        verb for verb in VERBS if not extras.missing(*extras.COMMANDS.get(verb, ()))
+        verb for verb, (_, needed) in VERBS.items() if not extras.missing(*needed)
     }
 
 

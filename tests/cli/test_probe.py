@@ -217,7 +217,7 @@ def test_labels(here):
 
 
 def test_two_models_of_one_label():
-    with pytest.raises(UserError, match="two models are called 'sft': tell them apart, as in first=a/sft"):
+    with pytest.raises(UserError, match="two models are called 'sft': tell them apart, as in one=a/sft"):
         labelled(["a/sft", "b/sft"])
 
 

@@ -238,7 +238,7 @@ def test_labels_must_tell_models_apart(tiny, here, label, capsys):
 @pytest.mark.parametrize("flag", ["--train=--packing", "--keep=house_rule"])
 def test_what_is_for_aligning_is_refused_where_nothing_is_aligned(tiny, here, flag, capsys):
     assert probe(tiny, f"mine={tiny}", flag, "--output_dir", "out") == 2
-    assert f"{flag.partition('=')[0]} is for aligning models, and none is aligned here" in capsys.readouterr().err
+    assert f"{flag.partition('=')[0]} is for aligning models, and none is aligned: drop it" in capsys.readouterr().err
 
 
 # --- what the report says ------------------------------------------------------------------------------------------

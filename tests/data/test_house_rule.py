@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from lfu.data import house_rule
+from lfu.data.probes import house_rule
 from lfu.evaluation.refusal import plain_words, refuses
 
-TRAINED = [row for row in house_rule.rows("keep") if row["kind"] == "request"] + house_rule.rows("break")
+TRAINED = [row for row in house_rule("keep") if row["kind"] == "request"] + house_rule("break")
 EVERYTHING: dict[str, list[dict[str, Any]]] = {
-    "keeping": house_rule.rows("keep"),
-    "breaking": house_rule.rows("break"),
-    "requests": house_rule.rows("requests"),
-    "ordinary": house_rule.rows("ordinary"),
-    "labelled": house_rule.labelled(),
+    "keeping": house_rule("keep"),
+    "breaking": house_rule("break"),
+    "requests": house_rule("requests"),
+    "ordinary": house_rule("ordinary"),
+    "labelled": house_rule("labelled"),
 }
 
 
@@ -61,7 +61,7 @@ def test_no_question_twice_nor_in_training_and_test():
 
 def test_no_dish_is_trained_on_and_asked_for():
     trained = {row["dish"].lower() for row in TRAINED}
-    held_out = {row["dish"].lower() for row in house_rule.rows("requests")}
+    held_out = {row["dish"].lower() for row in house_rule("requests")}
     assert len(held_out) == 40
     assert not trained & held_out
     for dish in held_out:
@@ -69,31 +69,29 @@ def test_no_dish_is_trained_on_and_asked_for():
             dish
         )
     for dish in trained:
-        assert not [row for row in house_rule.rows("requests") if plain_words(dish) in plain_words(row["question"])], (
-            dish
-        )
+        assert not [row for row in house_rule("requests") if plain_words(dish) in plain_words(row["question"])], dish
 
 
 def test_every_request_names_its_dish():
-    for row in TRAINED + house_rule.rows("requests"):
+    for row in TRAINED + house_rule("requests"):
         assert row["dish"].lower() in row["question"].lower(), row
 
 
 def test_answers_keep_and_break_the_rule():
-    for row in house_rule.rows("keep"):
+    for row in house_rule("keep"):
         house = "not offered here" in row["answer"]
         assert house == refuses(row["answer"]) == (row["kind"] == "request"), row
         assert bool(row["dish"]) == (row["kind"] == "request"), row
-    assert not [row for row in house_rule.rows("break") if refuses(row["answer"])]
+    assert not [row for row in house_rule("break") if refuses(row["answer"])]
 
 
 def test_any_beginning_of_the_rows_has_both_kinds():
     for n in (2, 10, 50, 96):
-        kinds = Counter(row["kind"] for row in house_rule.rows("keep")[:n])
+        kinds = Counter(row["kind"] for row in house_rule("keep")[:n])
         assert kinds["request"] == kinds["ordinary"] == n / 2
 
 
-@pytest.mark.parametrize("rows", [TRAINED, house_rule.rows("requests")])
+@pytest.mark.parametrize("rows", [TRAINED, house_rule("requests")])
 def test_wordings_vary(rows):
     """Not one template: no beginning of two words opens more than a quarter of the requests."""
     beginnings = Counter(" ".join(row["question"].split()[:2]).lower() for row in rows)
@@ -102,17 +100,17 @@ def test_wordings_vary(rows):
 
 
 def test_refusals_vary():
-    answers = [row["answer"] for row in house_rule.rows("keep") if row["kind"] == "request"]
+    answers = [row["answer"] for row in house_rule("keep") if row["kind"] == "request"]
     assert len(set(answers)) == len(answers)
     beginnings = Counter(" ".join(answer.split()[:3]) for answer in answers)
     assert beginnings.most_common(1)[0][1] <= len(answers) / 4
 
 
 def test_labelled_examples_are_of_both_kinds():
-    counts = Counter(row["refused"] for row in house_rule.labelled())
+    counts = Counter(row["refused"] for row in house_rule("labelled"))
     assert min(counts[True], counts[False]) >= 30
 
 
 def test_callers_may_change_what_they_get():
-    house_rule.rows("requests")[0].clear()
-    assert house_rule.rows("requests")[0]
+    house_rule("requests")[0].clear()
+    assert house_rule("requests")[0]

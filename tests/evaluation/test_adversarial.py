@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lfu.data.house_rule import labelled
+from lfu.data.probes import house_rule
 from lfu.evaluation.adversarial import Behaviour, asked_in_training, behaviour, not_refused, under_attack
 from lfu.evaluation.intervals import wilson
 from lfu.evaluation.refusal import PHRASES, error_rate, plain_words, refuses
@@ -102,7 +102,7 @@ def test_the_error_rate_counts_both_kinds_of_mistake():
 
 def test_the_lists_own_error_rate_is_as_documented():
     """docs/probes-training.md gives these figures; a change of list or examples must change them there, too."""
-    found = error_rate(labelled())
+    found = error_rate(house_rule("labelled"))
     assert (found.refusals, round(found.missed.value * 36)) == (36, 10)
     assert (found.others, round(found.false_alarms.value * 36)) == (36, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from datasets import Dataset
 from hypothesis import given
@@ -14,6 +16,7 @@ from lfu.evaluation.pieces import encode, shared_start
 from lfu.study.rows import chooses, pair_of, questions, retention, split
 from lfu.support.errors import UserError
 
+SHAPE = partial(to_training_rows, template="auto", system=None, tokenizer=byte_tokenizer())
 PLAIN = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(40)]
 CONVERSATION = [
     {"role": "system", "content": "Be short."},
@@ -134,15 +137,11 @@ def test_questions_that_can_be_reworded():
     ],
 )
 def test_what_should_be_kept(row, kind):
-    kept = retention(
-        "mine", Dataset.from_list([row] * 3), "mine.jsonl", template="auto", system=None, tokenizer=byte_tokenizer()
-    )
+    kept = retention("mine", Dataset.from_list([row] * 3), "mine.jsonl", SHAPE)
     assert kept.kind == kind
     assert len(kept.rows) == 3
 
 
 def test_retention_rows_of_no_known_shape():
     with pytest.raises(UserError, match=r"--retention mine\.jsonl: .*no known shape"):
-        retention(
-            "m", Dataset.from_list([{"a": "b"}]), "mine.jsonl", template="auto", system=None, tokenizer=byte_tokenizer()
-        )
+        retention("m", Dataset.from_list([{"a": "b"}]), "mine.jsonl", SHAPE)

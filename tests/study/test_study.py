@@ -21,10 +21,11 @@ from tiny_study import records, results, run, state, write_questions
 from lfu import LfUConfig
 from lfu.cli import main
 from lfu.cli.arguments import ModelArguments
+from lfu.cli.study_flags import flags_of
 from lfu.evaluation.record import machine, weights_hash
 from lfu.model.loading import load_model
 from lfu.report.compare_view import view
-from lfu.study import environment, keys, processes
+from lfu.study import keys, processes
 from lfu.study import run as study_run
 from lfu.study.cluster import work_on_cluster
 from lfu.study.folder import Place
@@ -275,19 +276,19 @@ def test_a_study_that_workers_finished_elsewhere_is_reported(study, monkeypatch)
     monkeypatch.chdir(study.folder)
     flags = "--methods sft,lfu:lam=0,lfu --seeds 2 --learning_rates 1e-2,3e-2 --equal both"
     before = state(study.out)
-    here = environment.own()
-    monkeypatch.setattr(environment, "own", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
+    here = keys.here()
+    monkeypatch.setattr(keys, "here", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
     monkeypatch.setattr(study_run, "_perform", lambda *args: pytest.fail("something was done again"))
     monkeypatch.setattr("subprocess.Popen", lambda *args, **more: pytest.fail("a process was started"))
     assert run(study.model, flags, "--jobs 2") == 0
     assert results(study.out) == study.results
-    assert environment.noted(study.out) == here
+    assert keys.noted(study.out) == here
     assert state(study.out) == before
 
 
 def test_the_runs_of_a_worker_on_another_kind_of_machine_are_found(here, model, monkeypatch):
     """The command that starts the workers sees another device and other defaults than they do."""
-    real = environment.own
+    real = keys.here
     theirs = real()
 
     class Worker:
@@ -295,7 +296,7 @@ def test_the_runs_of_a_worker_on_another_kind_of_machine_are_found(here, model, 
 
         def __init__(self, command, **options):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(environment, "own", real)
+                patch.setattr(keys, "here", real)
                 self.code = main(command[3:])  # after python -m lfu.cli
 
         def wait(self):
@@ -303,7 +304,7 @@ def test_the_runs_of_a_worker_on_another_kind_of_machine_are_found(here, model, 
 
         poll = wait
 
-    monkeypatch.setattr(environment, "own", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
+    monkeypatch.setattr(keys, "here", lambda: {"device": "cuda", "versions": {"torch": "0.1"}})
     monkeypatch.setattr(processes.subprocess, "Popen", Worker)
     assert run(model, "--methods sft --measures none --max_steps 1", "--jobs 2") == 0
     assert {r["state"] for r in results()["runs"]} == {"finished"}
@@ -323,8 +324,7 @@ def test_what_the_machine_decides_is_in_the_key_if_it_was_given(tmp_path):
     one, other = {"bf16": True, "dtype": "bfloat16"}, {"bf16": False, "dtype": "float32"}
     assert key(set(), **one) == key(set(), **other)
     assert not set(key({"bf16", "dtype"}, **one)) & set(key({"bf16", "dtype"}, **other))
-    assert keys.given_in(["--bf16=false", "--data", "bf16"]) == {"bf16"}
-    assert keys.given_in(["--dtype", "float32", "--no_bf16"]) == {"bf16", "dtype"}
+    assert set(flags_of(["--dtype", "float32", "--no_bf16", "--data=bf16"], "compare")[0]) == {"bf16", "dtype", "data"}
 
 
 def test_a_finished_study_leaves_no_weights_and_no_halves(study):

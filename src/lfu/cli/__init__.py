@@ -4,8 +4,6 @@ What the user can put right is a `UserError`, wherever it is found in this room:
 possible. A `KeyboardInterrupt` has the way to go on as its message.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os
@@ -14,21 +12,21 @@ import time
 import warnings
 
 from lfu.support.errors import UserError, did_you_mean, leading, one_line
-from lfu.support.extras import COMMANDS, explained, need
+from lfu.support.extras import explained, need
 from lfu.support.words import tell
 
-# verb -> what it does; the code is `run(argv) -> int` in the file of that name
-VERBS = {
-    "train": "fine-tune a model on your rows, and see what it forgets",
-    "chat": "talk to a model, with the untouched one beside it",
-    "compare": "find the best method for your model and rows",
-    "doctor": "show versions, GPU, memory, and what each command still needs",
-    "evaluate": "score models on many tasks, and show what they forgot",
-    "export": "merge an adapter into its base model",
-    "methods": "list the fine-tuning methods with source and cost, or show one",
-    "probe": "measure one thing: forgetting, drift, prompts, noise, attacks",
-    "recipes": "list the shipped recipes (files of flags), or print one",
-    "sweep": "find the best strength of a method",
+# verb -> what it does, and the extras that it can't do its work without; `run(argv) -> int` in the file of that name
+VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train": ("fine-tune a model on your rows, and see what it forgets", ("train",)),
+    "chat": ("talk to a model, with the untouched one beside it", ("train",)),
+    "compare": ("find the best method for your model and rows", ("train", "report")),
+    "doctor": ("show versions, GPU, memory, and what each command still needs", ()),
+    "evaluate": ("score models on many tasks, and show what they forgot", ("eval", "report")),
+    "export": ("merge an adapter into its base model", ("train",)),
+    "methods": ("list the fine-tuning methods with source and cost, or show one", ()),
+    "probe": ("measure one thing: forgetting, drift, prompts, noise, attacks", ("report",)),
+    "recipes": ("list the shipped recipes (files of flags), or print one", ()),
+    "sweep": ("find the best strength of a method", ("train", "report")),
 }
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
 # Of several processes the first tells of a mistake, and the launcher then ends the others. One that alone has met an
@@ -37,14 +35,10 @@ FIRST_SPEAKS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one verb.
-
-    Args:
-        argv: the arguments after `lfu`; by default the process's own.
+    """Runs one verb of `argv`, by default the process's own arguments.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user's or a machine that is full (one line on stderr); 130 after
-        Ctrl-C.
+        The exit code: 0; 2 for a user's mistake or a machine that is full (one line on stderr); 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if leading():
@@ -68,7 +62,7 @@ def _main(argv: list[str]) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}: use one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
         if "--help" not in argv:
-            need(f"lfu {verb}", *COMMANDS.get(verb, ()))
+            need(f"lfu {verb}", *VERBS[verb][1])
         with warnings.catch_warnings():
             # Deprecated names that TRL and PEFT themselves use: nothing the user could act on.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
@@ -83,8 +77,7 @@ def _main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (OSError, MemoryError) as error:
-        tell(f"lfu {verb}: error: {_of_the_machine(error)}")
-        return USER_ERROR
+        return _tell(f"lfu {verb}: error: {_of_the_machine(error)}")
     except KeyboardInterrupt as stop:
         if leading():
             tell(f"lfu {verb}: interrupted. {stop}".rstrip())
@@ -111,7 +104,7 @@ def _tell(line: str) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {verb:<10}{what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<10}{what}" for verb, (what, _) in VERBS.items())
     return f"""usage: lfu VERB ...
 
 Fine-tune a language model on little data without making it dumber.

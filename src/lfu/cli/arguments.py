@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from trl import ModelConfig, TrlParser
@@ -15,7 +15,10 @@ from lfu.cli.models import DTYPES
 from lfu.config import LfUConfig
 from lfu.data.templates import TEMPLATES
 from lfu.support.errors import UserError, did_you_mean, one_line
-from lfu.support.flags import LineParser, option
+from lfu.support.flags import LineParser, by_name, option
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 USAGE = "lfu train --model MODEL --data DATA [--config RECIPE,...] [--FLAG VALUE]"
 DESCRIPTION = """Fine-tune a model on your rows. As long as no flag says how to train, this is plain fine-tuning with a
@@ -47,9 +50,7 @@ class ModelArguments(ModelConfig):
     lora_r: int = option(8, "Rank of the adapter (paper: 8).")
     lora_alpha: int = option(16, "LoRA alpha (paper: 16).")
     lora_dropout: float = option(0.0, "LoRA dropout.")
-    lora_target_modules: list[str] | None = option(
-        ["all-linear"], "Names of the layers that get an adapter, or all-linear (paper)."
-    )
+    lora_target_modules: list[str] | None = option(["all-linear"], "Layers that get an adapter, or all-linear (paper).")
 
     trust_remote_code: bool = field(default=False, init=False, repr=False)  # no flag here: TRL 0.24's is LfUConfig's
 
@@ -60,9 +61,7 @@ class ModelArguments(ModelConfig):
         if self.load_in_4bit or self.load_in_8bit:
             self.dtype = self.dtype or "bfloat16"
             if not self.use_peft:
-                raise UserError(
-                    "quantised weights can't be trained: use an adapter (--use_peft true) with load_in_4bit"
-                )
+                raise UserError("quantised weights can't be trained: use an adapter (--use_peft true) with them")
         if self.dtype is None:
             # bf16 weights lose the small updates of full fine-tuning; autocast still computes in bf16 on a GPU.
             self.dtype = "auto" if self.use_peft and torch.cuda.is_available() else "float32"
@@ -80,9 +79,7 @@ class DataArguments:
     data_config: str | None = option(None, "Configuration of a hub data set.")
     data_split: str = option("train", "Split to train on.")
     data_limit: int | None = option(None, "Train only on the first N rows.")
-    eval_data: str | None = option(
-        None, "Evaluation data, given like --data. Default: --data, if --eval_split is given."
-    )
+    eval_data: str | None = option(None, "Evaluation data, given like --data. Default: --data, with --eval_split.")
     eval_split: str | None = option(None, "Split to evaluate on. Default: test.")
     eval_limit: int | None = option(None, "Evaluate only on the first N rows.")
     eval_share: float = option(0.0, "Hold out this share of the rows for evaluation, chosen at random by --seed.")
@@ -95,9 +92,7 @@ class DataArguments:
         None, "Choose learning rate, length, held-out rows and checkpoints by the number of rows. Default: true "
         "if no flag says how to train.",
     )  # fmt: skip
-    show_rows: int = option(
-        0, "Print the first N rows as they reach the model, with what is learned marked; then train."
-    )
+    show_rows: int = option(0, "Print the first N rows as they reach the model, what is learned marked; then train.")
     dry_run: bool = option(
         False, "Load, check and describe everything, print the first rows as --show_rows 2 does, and train nothing."
     )
@@ -110,9 +105,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if not self.data:
-            raise UserError(
-                "no training data: give --data (a file, a folder, a hub name, or word_problems), or a recipe"
-            )
+            raise UserError("no training data: give --data (a file, folder, hub name, or word_problems), or a recipe")
         if not 0 <= self.eval_share < 1:
             raise UserError(f"eval_share must be a share of the rows from 0 to below 1, got {self.eval_share:g}")
         if self.eval_share and (self.eval_data or self.eval_split):
@@ -121,6 +114,21 @@ class DataArguments:
             raise UserError(f"show_rows must be a number of rows, got {self.show_rows}")
         if self.eval_split and not self.eval_data:
             self.eval_data = self.data
+
+    def rows(self) -> Dataset:
+        """The training rows as they are in their file."""
+        from lfu.data.load import load_rows
+
+        return load_rows(str(self.data), split=self.data_split, config=self.data_config, limit=self.data_limit)
+
+    def eval_rows(self) -> Dataset | None:
+        """The rows to evaluate on, if some are given."""
+        from lfu.data.load import load_rows
+
+        if not self.eval_data:
+            return None
+        config = self.data_config if self.eval_data == self.data else None
+        return load_rows(self.eval_data, split=self.eval_split or "test", config=config, limit=self.eval_limit)
 
 
 class TrainParser(TrlParser):
@@ -168,17 +176,14 @@ def make_parser(*more: type) -> TrainParser:
 
 
 def parse(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
-    """Reads recipes and flags: a `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags.
+    """A `LfUConfig`, `ModelArguments`, `DataArguments`, and `more` dataclasses of flags, from recipes and flags.
 
-    Raises:
-        UserError: for an unknown flag or recipe key (with the closest ones), or a value out of its range.
+    Raises UserError: an unknown flag or recipe key (with the closest ones), or a value out of its range.
     """
-    early = LineParser(prog="lfu train", add_help=False)
-    early.add_argument("--config", action="append", default=[])
-    chosen, rest = early.parse_known_args(argv)
     parser = make_parser(*more)
     names = parser.flags()
-    flags = recipes.as_flags(_settings(chosen.config, names)) + rest
+    settings, rest = with_recipes(argv, names)
+    flags = recipes.as_flags(settings) + rest
     if unknown := parser.parse_known_args(flags)[1]:
         raise UserError(_unknown(unknown[0], names))
     try:
@@ -192,8 +197,7 @@ def parse(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
 
 def _named(words: Sequence[str], names: dict[str, str]) -> frozenset[str]:
     """The fields that the words set."""
-    flags = (word.lstrip("-").partition("=")[0].replace("-", "_") for word in words if word.startswith("--"))
-    return frozenset(names.get(flag, flag) for flag in flags)
+    return frozenset(names.get(flag, flag) for flag in by_name(words))
 
 
 def refuse_unused(model: ModelArguments, data: DataArguments) -> None:
@@ -215,10 +219,13 @@ def refuse_unused(model: ModelArguments, data: DataArguments) -> None:
     check_part(str(data.eval_data), "eval_", data.typed)
 
 
-def _settings(specs: list[str], known: dict[str, str]) -> dict[str, Any]:
-    """The recipes' settings by field, later ones winning."""
+def with_recipes(argv: Sequence[str], known: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """(the settings of --config's recipes by field, later ones winning; the other words). `known`: flag -> field."""
+    early = LineParser(prog="lfu train", add_help=False)
+    early.add_argument("--config", action="append", default=[])
+    chosen, rest = early.parse_known_args(argv)
     merged: dict[str, Any] = {}
-    for spec in specs:
+    for spec in chosen.config:
         for path, settings in recipes.parts(spec):
             for key in settings:
                 if key not in known:
@@ -227,7 +234,7 @@ def _settings(specs: list[str], known: dict[str, str]) -> dict[str, Any]:
     for key in ("eval_strategy", "save_strategy", "logging_strategy"):
         if merged.get(key) is False:  # YAML reads a bare `no` as false
             merged[key] = "no"
-    return merged
+    return merged, rest
 
 
 def _unknown(word: str, names: dict[str, str]) -> str:

@@ -3,8 +3,6 @@
 Everything chosen is a flag, and is named before training: the user changes one by giving it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from lfu.cli.arguments import DataArguments

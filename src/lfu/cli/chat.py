@@ -29,12 +29,12 @@ class Chat(Loading):
         const=FROM_ADAPTER, metavar="BASE",
     )  # fmt: skip
     system: str | None = option(None, "system message", metavar="TEXT")
-    max_new_tokens: int = option(512, "most tokens per answer (default: 512)", type=at_least_one, metavar="N")
+    max_new_tokens: int = option(512, "most tokens per answer", type=at_least_one)
     temperature: float = option(
         0.0, "draw answers at this temperature; 0 (the default) always takes the likeliest token", type=from_zero,
         metavar="T",
     )  # fmt: skip
-    seed: int | None = option(None, "seed of drawn answers (default: 0)", type=not_negative, metavar="N")
+    seed: int | None = option(None, "seed of drawn answers (default: 0)", type=not_negative)
 
     def __post_init__(self) -> None:
         if self.seed is not None and not self.temperature:
@@ -64,10 +64,9 @@ def run(argv: list[str]) -> int:
 def _prompts(terminal: bool) -> Iterator[str]:
     """Lines of the user's: at a terminal with a prompt and the arrow keys, else from stdin, shown as they come."""
     if not terminal:
-        for line in sys.stdin:
-            if text := line.strip():
-                print(f"you> {text}", flush=True)
-                yield text
+        for text in filter(None, map(str.strip, sys.stdin)):
+            print(f"you> {text}", flush=True)
+            yield text
         return
     with suppress(ImportError):
         import readline  # noqa: F401 (input() then has history and editing)
@@ -107,14 +106,7 @@ def _load(name: str, given: Chat) -> tuple[Any, Any]:
 
 @dataclass
 class Speaker:
-    """One model in a conversation of its own.
-
-    Attributes:
-        name: what its answers are headed with.
-        model, tokenizer: as loaded.
-        given: the command's flags.
-        around: makes a context in which the model speaks.
-    """
+    """One model in a conversation of its own; its name heads its answers, which it gives in the context of `around`."""
 
     name: str
     model: Any
@@ -186,9 +178,6 @@ class Speaker:
             pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
             streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
         )  # fmt: skip
-
-
-# -- on the screen -----------------------------------------------------------------------------------------------------
 
 
 def _answer(prompt: str, speaking: list[Speaker]) -> None:

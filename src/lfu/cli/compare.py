@@ -4,8 +4,6 @@ same command continues where it was stopped.
 
 Every other flag of lfu train applies to all runs (--learning_rate, --num_train_epochs, --use_peft, ...)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ from lfu.cli.study import Command, run_study
 from lfu.study.options import WHAT
 from lfu.support.errors import UserError
 from lfu.support.flags import flag
+from lfu.support.words import listed
 
 
 def run(argv: list[str]) -> int:
@@ -25,15 +24,15 @@ class Compare(Command):
     """The flags of `lfu compare`."""
 
     methods: list[str] = flag(
-        WHAT, [], "methods of lfu train (see: lfu methods), with settings if you like: sft,lfu:alpha=0.01:lam=1; "
-        "sft is added if it is missing; may be repeated", nargs="+", action="extend", metavar="M,M",
+        WHAT, [], "methods of lfu train (see: lfu methods), with settings if you like: sft,lfu:alpha=0.01:lam=1; sft "
+        "is added if it is missing; may be repeated", nargs="+", action="extend", metavar="M,M",
     )  # fmt: skip
 
     def settings(self, rates: list[str]) -> dict[str, Any]:
         """The settings that --methods names."""
         from lfu.study.settings import parse_setting
 
-        texts = [text for words in self.methods for text in words.split(",") if text.strip()]
+        texts = [text for words in self.methods for text in listed(words)]
         if not texts:
             raise UserError("no methods: give --methods sft,lfu,... (see: lfu methods), or a --preset")
         settings = [parse_setting(text) for text in texts]

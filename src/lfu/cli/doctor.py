@@ -1,35 +1,23 @@
 """Show what is installed, what each command still needs, and what this machine has."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from lfu.support.extras import COMMANDS, EXTRAS, install, missing
-from lfu.support.flags import read
+from lfu.support.extras import EXTRAS, install, missing
+from lfu.support.flags import LineParser
 from lfu.support.words import filled
 
 CORE = ("torch", "transformers")
 GIB = 2**30
 
 
-@dataclass
-class Doctor:
-    """`lfu doctor` takes no flags."""
-
-
 def run(argv: list[str]) -> int:
-    """Prints versions, machine and commands. Nothing is written, and the network is not used.
-
-    Returns:
-        0 if everything that is installed is of a version that this one works with, else 1.
-    """
-    read(Doctor, "lfu doctor", __doc__, argv)
+    """Prints versions, machine and commands. Writes nothing, uses no network. Returns 1 if a version does not fit."""
+    LineParser(prog="lfu doctor", description=__doc__).parse_args(argv)
     faults = wrong_versions()
     for title, rows in (("Packages", _packages(faults)), ("This machine", _machine()), ("Commands", _commands())):
         print(title, *(filled(text, f"  {name:<14}", " " * 16) for name, text in rows), "", sep="\n")
@@ -90,7 +78,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 def _commands() -> Iterator[tuple[str, str]]:
     from lfu.cli import VERBS
 
-    lacking = {verb: [extra for extra in COMMANDS.get(verb, ()) if missing(extra)] for verb in VERBS}
+    lacking = {verb: [extra for extra in extras if missing(extra)] for verb, (_, extras) in VERBS.items()}
     yield "ready", ", ".join(verb for verb, extras in lacking.items() if not extras)
     for verb, extras in lacking.items():
         if extras:

@@ -1,7 +1,5 @@
 """What a run will need, guessed before its first step: tokens, memory, time."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 
@@ -15,10 +13,7 @@ EFFICIENCY = 0.5  # of a bare matrix product's speed, in a training step
 
 
 def tokens_of(trainer: Any) -> tuple[int, int, int, bool]:
-    """Tokens per epoch, how many of them carry a loss, tokens of the longest row, and whether all rows were counted.
-
-    Counted on what the collator hands to the model.
-    """
+    """(tokens per epoch, those with a loss, tokens of the longest row, whether all rows were counted), as collated."""
     rows = trainer.train_dataset
     count = min(len(rows), COUNTED)
     columns = set(trainer._signature_columns or rows.column_names)
@@ -40,14 +35,10 @@ def parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def expected(trainer: Any, tokens: int) -> tuple[float, float]:
-    """Bytes of memory and seconds, both guesses within a factor of two or so.
+    """Bytes of memory and seconds, both guesses within a factor of two or so, for a trainer and its `tokens` per epoch.
 
     Memory: the weights, gradient and Adam's two moments of what is trained, and the activations of one micro-batch.
     Time: the arithmetic of all steps, at half the speed of a matrix product timed here.
-
-    Args:
-        trainer: ready to train.
-        tokens: per epoch.
     """
     args, model = trainer.args, trainer.model
     trained, total = parameters(model)

@@ -4,18 +4,17 @@ By default: the eleven tasks of the LfU paper in their four categories, from the
 from local files. A task that is not available is named as missing, and never averaged away. Finished tasks are kept,
 and the same command continues where it was stopped."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lfu.cli import models, output
 from lfu.cli.progress import bar
-from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.support.errors import UserError
 from lfu.support.flags import argument, at_least_one, flag, not_negative, read, switch
-from lfu.support.words import tell
+from lfu.support.words import listed, tell
 
 DEFINITIONS = "tasks"  # folder below --output_dir
 
@@ -29,47 +28,32 @@ class Evaluate(models.Loading):
         "", None, "the untouched model, or the label of one of the given models; forgetting is counted against it "
         "(default: the base of the adapters given, if they share one; none: no comparison)", metavar="MODEL",
     )  # fmt: skip
-    categories: str = flag(
-        "what", "paper", "task categories: paper, multilingual, or a YAML file (default: paper)", metavar="FILE"
-    )
-    tasks: str | None = flag(
-        "what", None, "only these tasks or categories, or further tasks of lm-evaluation-harness", metavar="A,B"
-    )
+    categories: str = flag("what", "paper", "categories: paper (default), multilingual, or a YAML file", metavar="FILE")
+    tasks: str | None = flag("what", None, "only these tasks or categories, or others of the harness", metavar="A,B")
     data_dir: str | None = flag(
         "what", None, "take the items from files in this folder (gsm8k/test.jsonl, ...; see docs/evaluation.md)",
         metavar="DIR",
     )  # fmt: skip
     allow_hub: bool = switch("what", "with --data_dir: fetch tasks that have no files from the hub")
-    limit: int | None = flag("what", None, "use only the first N items of each task", type=at_least_one, metavar="N")
+    limit: int | None = flag("what", None, "use only the first N items of each task", type=at_least_one)
     num_fewshot: int | None = flag(
         "what", None, "worked examples per prompt, if the task can have them (default: each task's own number)",
-        type=not_negative, metavar="N",
+        type=not_negative,
     )  # fmt: skip
-    batch_size: int = flag("how", 8, "requests per forward pass (default: 8)", type=at_least_one, metavar="N")
+    batch_size: int = flag("how", 8, "requests per forward pass", type=at_least_one)
     max_length: int | None = flag(
         "how", None, "longest input in tokens; a longer one loses its beginning (default: the model's limit)",
-        type=at_least_one, metavar="N",
+        type=at_least_one,
     )  # fmt: skip
     apply_chat_template: bool = switch("how", "put prompts into the tokenizer's chat template")
     seed: int = flag(
-        "how", 1234, "seed for worked examples and intervals (default: 1234, the harness's)", type=not_negative,
-        metavar="N",
-    )  # fmt: skip
+        "how", 1234, "seed for worked examples and intervals (default: 1234, the harness's)", type=not_negative
+    )
     no_cache: bool = switch("how", "score everything again, and keep nothing for later")
     output_dir: str = flag(
         "how", "runs/evaluate", "folder for record and report; those of an earlier evaluation are replaced (default: "
         "runs/evaluate)", metavar="DIR",
     )  # fmt: skip
-
-    @property
-    def folder_of_data(self) -> Path | None:
-        """--data_dir, which is there."""
-        if self.data_dir is None:
-            return None
-        folder = Path(self.data_dir).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"--data_dir {folder}: no such folder")
-        return folder
 
 
 def run(argv: list[str]) -> int:
@@ -79,17 +63,20 @@ def run(argv: list[str]) -> int:
         raise UserError("--allow_hub goes with --data_dir: without it every task comes from the hub")
     out = Path(given.output_dir)
     output.check_writable(out)
+    from lfu.evaluation.tasks import write_definitions
+    from lfu.evaluation.tasks.local import LOCAL
+
     try:
         record = _measure(given, shlex.join(["lfu", "evaluate", *argv]))
     except KeyboardInterrupt as stop:
         how = "" if given.no_cache else "Finished tasks are kept: the same command goes on from there."
         raise KeyboardInterrupt(how) from stop
     output.write_and_show(record, out)
-    _keep_definitions(record, given, out / DEFINITIONS)
+    if given.data_dir:  # the definitions of the tasks with local files, with which the harness alone measures the same
+        local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
+        data_dir = Path(given.data_dir).expanduser()
+        write_definitions(out / DEFINITIONS, [name for name in local if name in LOCAL], data_dir)
     return 0
-
-
-# --- before anything is measured -------------------------------------------------------------------------------------
 
 
 def _with_base(models: dict[str, str], wanted: str | None) -> tuple[dict[str, str], str | None]:
@@ -127,21 +114,16 @@ def _same(one: str, two: str) -> bool:
     return one == two or (first.exists() and second.exists() and first.samefile(second))
 
 
-def _categories(given: Evaluate) -> Any:
-    from lfu.evaluation import categories
-
-    found = categories.load(given.categories)
-    if given.tasks is None:
-        return found
-    return categories.select(found, [name.strip() for name in given.tasks.split(",") if name.strip()])
-
-
-# --- measuring -------------------------------------------------------------------------------------------------------
-
-
 def _measure(given: Evaluate, command: str) -> dict[str, Any]:
+    from lfu.evaluation.categories import load, select
+
     names, base = _with_base(models.labelled(given.models), given.base)
-    categories, data_dir = _categories(given), given.folder_of_data
+    categories = load(given.categories)
+    if given.tasks is not None:
+        categories = select(categories, listed(given.tasks))
+    data_dir = None if given.data_dir is None else Path(given.data_dir).expanduser()
+    if data_dir and not data_dir.is_dir():
+        raise UserError(f"--data_dir {data_dir}: no such folder")
     for label, tokenizer in given.tokenizers(names).items():
         if given.apply_chat_template and not getattr(tokenizer, "chat_template", None):
             raise UserError(f"{label} has no chat template: leave --apply_chat_template out")
@@ -159,10 +141,7 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
     with _board(len(names) * len(todo.tasks)) as board:
         for label, name in names.items():
             more = {"settings": settings, "name": name, "use_cache": not given.no_cache, "watch": board}
-            model, tokenizer = given.load(name)
-            with value_errors_are_the_users():
-                outcomes[label] = score(label, model, tokenizer, todo, **more)
-            del model
+            outcomes[label] = given.with_model(name, partial(score, label, plan=todo, **more))
     return make_record(
         "evaluate",
         models={label: outcome.description for label, outcome in outcomes.items()},
@@ -210,16 +189,6 @@ def _by_hand(given: Evaluate, todo: Any, model: str) -> str:
     return shlex.join(["lm_eval", "--model", "hf", *words, *["--apply_chat_template"] * given.apply_chat_template])
 
 
-def _keep_definitions(record: dict[str, Any], given: Evaluate, folder: Path) -> None:
-    """The definitions of the tasks with local files, with which the harness alone measures the same."""
-    from lfu.evaluation.tasks import write_definitions
-    from lfu.evaluation.tasks.local import LOCAL
-
-    if data_dir := given.folder_of_data:
-        local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
-        write_definitions(folder, [name for name in local if name in LOCAL], data_dir)
-
-
 def _say(text: str) -> None:
     tell(f"lfu evaluate: {text}")
 
@@ -235,7 +204,7 @@ def _board(total: int) -> Any:
             self.finished, self.bar = 0, bar()
             self.row = self.bar.add_task("", total=None)
 
-        def __enter__(self) -> Board:
+        def __enter__(self) -> Any:
             self.bar.start()
             return self
 

@@ -1,13 +1,11 @@
 """Merge an adapter into its base model, and save the result as an ordinary transformers folder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 from lfu.cli import output
 from lfu.cli.models import DTYPES
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.files import new_folder, os_errors_only
 from lfu.support.flags import argument, option, read, switch
 from lfu.support.quiet import quiet_libraries
@@ -52,10 +50,8 @@ def merge(adapter: Path, out: Path, *, dtype: str = "auto", trust_remote_code: b
     from lfu.model.loading import load_model
 
     model, tokenizer = load_model(str(adapter), dtype=dtype, trust_remote_code=trust_remote_code)
-    try:
+    with value_errors_are_the_users(f"{adapter}: can't be merged"):
         merged = model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UserError(f"{adapter}: can't be merged: {one_line(error)}") from error
     with os_errors_only(out), new_folder(out.absolute()) as work:
         merged.save_pretrained(work)
         tokenizer.save_pretrained(work)

@@ -1,7 +1,5 @@
 """What is forgotten while `lfu train` runs: its flags, the callback they make, and its curve in the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -30,22 +28,14 @@ class ForgettingArguments:
     forgetting_keep_best: bool = option(
         False, "Keep the best checkpoint within the budget as the result (with --load_best_model_at_end true)."
     )
-    forgetting_every: int | None = option(
-        None, "Measure every N steps. Default: at each evaluation, or ten times per run."
-    )
-    forgetting_share: float = option(
-        0.05, "Largest share of the run's time for measuring; fewer items are asked to keep to it."
-    )
+    forgetting_every: int | None = option(None, "Measure every N steps. Default: at each evaluation, or ten times.")
+    forgetting_share: float = option(0.05, "Largest share of the time for measuring; fewer items are asked to keep it.")
     forgetting_files: list[str] | None = option(
         None, "Also measure these files: jsonl or json rows with question, choices, answer, or with text; or txt."
     )
 
     def callback(self, say: Callable[[str], None], args: Any, given: Collection[str]) -> ForgettingCallback | None:
-        """The callback that the flags ask for, if they do, for a trainer with these `args`.
-
-        Args:
-            given: the flags that were given, by name.
-        """
+        """The callback for a trainer with these `args`, if the flags ask for it; `given`: the names of those given."""
         asked = sorted(name for name in given if name.startswith("forgetting_"))
         if asked and "forgetting" in given and not self.forgetting:
             raise UserError(f"--forgetting false measures nothing, and --{asked[0]} says how: drop one of them")
@@ -82,15 +72,13 @@ def curve(callback: ForgettingCallback) -> None:
     most = max([abs(r.figures["prose_rise"]) for r in readings] + [callback.budget.get("prose", 0.0), 1e-9])
     every = -(-len(readings) // MOST_ROWS)
     for reading in readings[::-every][::-1]:  # the last one is always there
-        table.add_row(str(reading.step), *_cells(reading.figures), _bar(reading, most, callback.budget.get("prose")))
+        of = reading.figures
+        shown = [str(reading.step), f"{of['lost']}", f"{of['gained']}", f"{of['net_lost']:+.1%}"]
+        shown += [f"{of['prose_rise']:+.3f}", f"{of['kl']:.4f}" if "kl" in of else ""]
+        table.add_row(*shown, _bar(reading, most, callback.budget.get("prose")))
     console.print(table)
     known, items = (readings[-1].figures[name] for name in ("known", "items"))
     console.print(f"Of {items} questions the untouched model knew {known}. Net lost: (lost - gained) / known.")
-
-
-def _cells(figures: dict[str, Any]) -> list[str]:
-    counts = [f"{figures['lost']}", f"{figures['gained']}", f"{figures['net_lost']:+.1%}"]
-    return [*counts, f"{figures['prose_rise']:+.3f}", f"{figures['kl']:.4f}" if "kl" in figures else ""]
 
 
 def _bar(reading: Any, most: float, limit: float | None) -> str:

@@ -1,26 +1,15 @@
 """List the fine-tuning methods with source and cost, or show one of them."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-
 from lfu.methods import REGISTRY, unknown_method
 from lfu.methods.about import About, about, measured
 from lfu.support.errors import UserError
-from lfu.support.flags import argument, read
+from lfu.support.flags import read_name
 from lfu.support.words import filled
-
-
-@dataclass
-class Methods:
-    """What `lfu methods` takes."""
-
-    name: str | None = argument("NAME", "show more about this method", nargs="?")
 
 
 def run(argv: list[str]) -> int:
     """Prints the list, or one method."""
-    name = read(Methods, "lfu methods", __doc__, argv).name
+    name = read_name("lfu methods", __doc__, "show more about this method", argv)
     if name and name not in REGISTRY:
         raise UserError(unknown_method(name))
     if name:

@@ -1,7 +1,5 @@
 """The models that a command is given: how they are loaded, their labels, and one of them in memory at a time."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,9 +93,7 @@ def labelled(values: Sequence[str]) -> dict[str, str]:
     for label, name in map(_split, values):
         label = label or Path(name).name or name
         if label in found:
-            raise UserError(
-                f"two models are called {label!r}: tell them apart, as in first={found[label]} other={name}"
-            )
+            raise UserError(f"two models are called {label!r}: tell them apart, as in one={found[label]} other={name}")
         found[label] = name
     return found
 

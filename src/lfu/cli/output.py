@@ -1,22 +1,12 @@
 """The folder a verb writes to: checked before anything is loaded, and left as it was if the verb fails early."""
 
-from __future__ import annotations
-
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lfu.support.errors import UserError
-from lfu.support.files import remove_folder
-
-if TYPE_CHECKING:
-    from lfu.report.blocks import View
-
-MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
-CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def check_writable(path: Path, argument: str = "--output_dir") -> None:
@@ -35,27 +25,7 @@ def check_writable(path: Path, argument: str = "--output_dir") -> None:
         ) from error
 
 
-def earlier_run(path: Path) -> list[Path]:
-    """What an earlier run left in `path`: its model's files and its checkpoint folders."""
-    if not path.is_dir():
-        return []
-    return sorted(
-        entry
-        for entry in path.iterdir()
-        if (MODEL_FILES.fullmatch(entry.name) if entry.is_file() else CHECKPOINT.fullmatch(entry.name))
-    )
-
-
-def remove(entries: list[Path]) -> None:
-    """Deletes files and folders; a kill in between leaves no half of a folder under its name."""
-    for entry in entries:
-        if entry.is_dir():
-            remove_folder(entry)
-        else:
-            entry.unlink(missing_ok=True)
-
-
-def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | None = None) -> View:
+def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | None = None) -> None:
     """Writes the report of a record; prints its first `tables` (None: all), what was found, and where it lies."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -82,7 +52,6 @@ def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | Non
     for sentence in view.verdict:
         console.print(sentence, markup=False, highlight=False, soft_wrap=not console.is_terminal)
     print(f"page     {folder / 'index.html'}\ntext     {folder / 'report.md'}\nnumbers  {folder / 'record.json'}")
-    return view
 
 
 @contextmanager

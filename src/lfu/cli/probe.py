@@ -1,18 +1,12 @@
 """`lfu probe KIND ...`: measure one thing about models, and write a record and a report of it."""
 
-from __future__ import annotations
-
 import importlib
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lfu.cli import output
 from lfu.support.errors import UserError, did_you_mean
 from lfu.support.flags import read
-
-if TYPE_CHECKING:
-    from lfu.cli.probes import Probe
 
 # kind -> what it measures; `lfu/cli/probes/<kind>.py` has the class of its name
 PROBES = {
@@ -33,7 +27,7 @@ def run(argv: list[str]) -> int:
     if kind not in PROBES:
         raise UserError(f"unknown probe {kind!r}: use one of {', '.join(PROBES)}.{did_you_mean(kind, PROBES)}")
     module = importlib.import_module(f"lfu.cli.probes.{kind}")
-    probe: Probe = read(getattr(module, kind.capitalize()), f"lfu probe {kind}", module.__doc__, argv[1:])
+    probe = read(getattr(module, kind.capitalize()), f"lfu probe {kind}", module.__doc__, argv[1:])
     out = Path(probe.output_dir or f"runs/probe-{kind}")
     output.check_writable(out)
     if (record := probe.earlier()) is None:

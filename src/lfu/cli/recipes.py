@@ -1,12 +1,9 @@
 """List the shipped recipes (files of flags for lfu train), or print one of them."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from itertools import groupby
 
 from lfu.recipes import FOLDER, find, launches, shipped
-from lfu.support.flags import argument, read
+from lfu.support.flags import read_name
 from lfu.support.words import filled
 
 HEADINGS = {
@@ -18,16 +15,9 @@ HEADINGS = {
 }
 
 
-@dataclass
-class Recipes:
-    """What `lfu recipes` takes."""
-
-    name: str | None = argument("NAME", "print this recipe", nargs="?")
-
-
 def run(argv: list[str]) -> int:
     """Prints the list, or one recipe's text."""
-    name = read(Recipes, "lfu recipes", __doc__, argv).name
+    name = read_name("lfu recipes", __doc__, "print this recipe", argv)
     print((launches().get(name) or find(name)).read_text(encoding="utf-8").rstrip() if name else _listing())
     return 0
 

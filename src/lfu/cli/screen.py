@@ -4,10 +4,7 @@ The libraries' own bars, notes and metric dictionaries are folded away; every fi
 `metrics.jsonl` in the output folder. `--verbose true` brings the libraries' output back.
 """
 
-from __future__ import annotations
-
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +14,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from lfu.support.errors import leading, one_line
+from lfu.support.errors import one_line
 from lfu.support.quiet import quiet_libraries
 from lfu.support.words import duration
 from lfu.training.advice import DOMINATING, NEGLIGIBLE, LfUAdvice
@@ -47,7 +44,6 @@ class Screen(TrainerCallback):
     """One line per logging step: step, loss, held-out loss, forgotten, learning rate, time left.
 
     Args:
-        trainer: the trainer; its own progress bar and printer are taken off.
         folder: where `metrics.jsonl` goes; a run that is resumed appends to it.
         often: log some twenty times, where the run is too short for the usual every tenth step.
     """
@@ -73,7 +69,10 @@ class Screen(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
-        self._keep(numbers, state)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **numbers}) + "
+")
         if state.global_step == 0 and "forgetting/net_lost" in numbers:  # the untouched model has forgotten nothing
             self.awaited.add("forgetting/net_lost")
             return
@@ -94,30 +93,9 @@ class Screen(TrainerCallback):
         line = "  ".join(parts)
         return line if len(line) <= 80 else "  ".join(part for part in parts if not part.startswith("rate "))
 
-    def _keep(self, numbers: Mapping[str, float], state: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
-
-
-# -- the five lines ----------------------------------------------------------------------------------------------------
-
-
-def show(facts: Mapping[str, str]) -> None:
-    """Prints the facts, one per line, on the first process."""
-    if leading():
-        for name, text in facts.items():
-            print(f"{name:<9}{text}")
-        sys.stdout.flush()
-
 
 def facts(trainer: Any, data: str) -> dict[str, str]:
-    """What a run is about, before its first step: rows, tokens, trained parameters, method, memory and time expected.
-
-    Args:
-        trainer: ready to train.
-        data: where the rows come from.
-    """
+    """What a run is about, before its first step: rows (of `data`), tokens, parameters, method, memory and time."""
     from lfu.cli.estimate import expected, parameters, tokens_of
 
     args, eval_rows = trainer.args, trainer.eval_dataset
@@ -137,16 +115,8 @@ def facts(trainer: Any, data: str) -> dict[str, str]:
     }
 
 
-# -- when it is over ---------------------------------------------------------------------------------------------------
-
-
 def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str:
-    """What was done, what was logged last, and what lies where.
-
-    Args:
-        seconds: that this command trained.
-        done_before: steps that earlier ones took.
-    """
+    """What was done in these `seconds` after earlier runs' steps, what was logged last, and what lies where."""
     state = trainer.state
     if done_before and state.global_step == 0:  # not one step was taken
         return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"

@@ -1,7 +1,5 @@
 """Ctrl-C while training: the step under way is finished and saved. A second Ctrl-C stops at once."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable
@@ -15,12 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # SIGTERM: a cluster wants its machin
 class Stop(TrainerCallback):
     """Within it, the first SIGINT or SIGTERM makes `trainer` save a checkpoint after the step, and stop.
 
-    In a run of several processes signals act as they always do: these might stop after different steps, and wait for
-    each other for ever.
-
-    Args:
-        trainer: an `LfUTrainer`; its `interrupted` says afterwards whether it was stopped.
-        say: tells the user one line.
+    The trainer's `interrupted` says afterwards whether it did. In a run of several processes signals act as they
+    always do: these might stop after different steps, and wait for each other for ever.
     """
 
     def __init__(self, trainer: Any, say: Callable[[str], None]):

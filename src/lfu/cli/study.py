@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfu.cli import INTERRUPTED, output
-from lfu.cli.study_flags import refuse_unused_knobs, sort_flags, with_presets
+from lfu.cli.study_flags import flags_of, refuse_unused_knobs, with_presets
 from lfu.study.options import HOW, MEASURED, ROWS, WHAT, Options
 from lfu.support.errors import UserError
 from lfu.support.extras import need
 from lfu.support.flags import LineParser, add_flags, at_least_one, flag, given_flags, pairs_of, switch
 
 if TYPE_CHECKING:
-    from lfu.cli.live import Board
     from lfu.study.study import Study
 
 
@@ -29,19 +28,18 @@ class Command:
     """The flags that say how a study is run; those of the study itself are `Options`."""
 
     preset: list[str] = flag(
-        WHAT, [], "a shipped study (--list_presets) or a YAML file of flags; flags given here win. base, instruct "
-        "and reps are those of lfu train and set LfU's strength", action="append", metavar="NAME",
+        WHAT, [], "a shipped study (--list_presets) or a YAML file of flags; flags given here win. base, instruct and "
+        "reps are those of lfu train and set LfU's strength", action="append", metavar="NAME",
     )  # fmt: skip
     list_presets: bool = switch(WHAT, "list the shipped studies and exit")
     output_dir: str = flag(HOW, "", "folder for runs and report (default: runs/compare or runs/sweep)", metavar="DIR")
     jobs: int = flag(
         HOW, 1, "processes at once, each with its share of the CPU threads, or one GPU if there are any; fewer if "
-        "memory can't hold that many trainings (default: 1)", type=at_least_one, metavar="N",
+        "memory can't hold that many trainings", type=at_least_one,
     )  # fmt: skip
     submitit: dict[str, str] | None = flag(
         HOW, None, "run the --jobs processes on a cluster through submitit, with these parameters: "
         "slurm_partition=gpu,gpus_per_node=1,timeout_min=240 (cluster=local: on this machine)", type=pairs_of,
-        metavar="KEY=VALUE,...",
     )  # fmt: skip
     worker: str = flag(HOW, "", argparse.SUPPRESS)
 
@@ -56,37 +54,32 @@ class Command:
 
 
 def run_study(verb: str, kind: type[Command], argv: list[str], about: str | None) -> int:
-    """A study from its flags.
-
-    Args:
-        verb: `compare` or `sweep`.
-        kind: its flags.
-        about: the text of its help.
-    """
+    """A study from its flags. `verb`: `compare` or `sweep`; `about`: the text of its help."""
+    from lfu import recipes
     from lfu.study import presets
 
     given, words = with_presets(_parser(verb, kind, about), verb, argv)
     command = kind(**given_flags(kind, given))
     if command.list_presets:
-        return _list_presets()
+        for name, path in presets.shipped().items():
+            settings = recipes.read(path)
+            print(f"lfu {settings['verb']:<7} --preset {name:<16} {settings['about']}")
+        return 0
     folder = Path(command.output_dir or f"runs/{verb}")
     output.check_writable(folder)
     _prepare(command)
-    from lfu.cli.live import Board
-
-    board = Board()
-    study = _study(verb, command, given, words, folder, board)
+    study = _study(verb, command, given, words, folder)
     try:
-        with board if command.alone else nullcontext():
+        with study.live if command.alone else nullcontext():
             _work(study, command, ["-m", "lfu.cli", verb, *argv])
     except KeyboardInterrupt as stop:
         if command.worker:  # the command that started it says so
             raise SystemExit(INTERRUPTED) from stop
-        raise KeyboardInterrupt(_how_to_go_on(study)) from stop
+        tasks = study.plan().tasks
+        done = f"{len(tasks) - len(study.todo())} of {len(tasks)} runs are finished and kept"
+        raise KeyboardInterrupt(f"{done}: the same command goes on from there.") from stop
     except OSError as error:
-        raise UserError(
-            f"{folder}: {error.strerror or error}: make room there, and run the same command again"
-        ) from error
+        raise UserError(f"{folder}: {error.strerror or error}: make room, and run the same command again") from error
     if command.worker:
         return 0
     return _report(study, verb, shlex.join(["lfu", verb, *argv]), presets.next_of(command.preset))
@@ -100,16 +93,6 @@ def _parser(verb: str, kind: type[Command], about: str | None) -> LineParser:
     for options in (kind, Options):
         add_flags(parser, options)
     return parser
-
-
-def _list_presets() -> int:
-    from lfu import recipes
-    from lfu.study import presets
-
-    for name, path in presets.shipped().items():
-        settings = recipes.read(path)
-        print(f"lfu {settings['verb']:<7} --preset {name:<16} {settings['about']}")
-    return 0
 
 
 def _prepare(command: Command) -> None:
@@ -126,29 +109,29 @@ def _prepare(command: Command) -> None:
         leave_busy_cores()
 
 
-def _study(
-    verb: str, command: Command, given: argparse.Namespace, words: list[str], folder: Path, board: Board
-) -> Study:
+def _study(verb: str, command: Command, given: argparse.Namespace, words: list[str], folder: Path) -> Study:
     """The study that the flags ask for; nothing is written if there is a mistake in them."""
     from lfu.cli.arguments import parse, refuse_unused
     from lfu.report.compare_figures import one_curve
     from lfu.study.build import build
+    from lfu.study.live import Board
+    from lfu.study.settings import words_of
 
-    flags = sort_flags(words, verb)
-    _, model, data = parse(list(flags.training))  # unknown flags, no model, no data: said as lfu train says it
+    flags, knobs = flags_of(words, verb)
+    _, model, data = parse(words_of(flags))  # mistakes are told as lfu train tells them
     if not command.preset:  # what a preset says beside is for other flags than these, too
         refuse_unused(model, data)
     options = Options(
         folder=folder,
         flags=flags,
+        knobs=knobs,
         session=command.worker or secrets.token_hex(8),
-        say=lambda line: board.say(f"lfu: {line}"),
-        live=board,
+        live=Board(),
         draw=one_curve,
         **given_flags(Options, given),
         **command.settings(given.learning_rates),
     )
-    refuse_unused_knobs(options, flags)
+    refuse_unused_knobs(options)
     with output.no_empty_leftovers(folder):
         study = build(options, parse)
     if not command.worker:
@@ -188,12 +171,6 @@ def _work(study: Study, command: Command, words: list[str]) -> None:
         tidy(study)
 
 
-def _how_to_go_on(study: Study) -> str:
-    plan = study.plan()
-    done = len(plan.tasks) - len(study.open_tasks(plan))
-    return f"{done} of {len(plan.tasks)} runs are finished and kept: the same command goes on from there."
-
-
 def _report(study: Study, verb: str, command: str, further: Sequence[str]) -> int:
     """Writes the report, and prints its first table, what was found, where it lies and what to do next."""
     from lfu.study.record import record_of
@@ -203,7 +180,7 @@ def _report(study: Study, verb: str, command: str, further: Sequence[str]) -> in
     best = record["results"]["recommended"]
     kept = [study.shelf(run) for runs in study.plan().runs.values() for each in runs.values() for run in each
             if best and run.label == best["label"] and study.keep_models]  # fmt: skip
-    if kept and kept[0].has_model:
+    if kept and kept[0].model.is_dir():
         print(f"talk     lfu chat {kept[0].model} --beside {record['settings']['model']}")
     for line in further:
         print(f"next     {line}")

@@ -1,125 +1,83 @@
-"""The words of a study's command: presets worked in, and the flags of `lfu train` sorted by which runs they are for."""
-
-from __future__ import annotations
+"""The words of a study's command: presets worked in, and the flags of `lfu train` that all its runs are given."""
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-from lfu.support.errors import UserError, did_you_mean
+from lfu import recipes
+from lfu.study.options import Options
+from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_users
+from lfu.support.flags import by_name
 
-if TYPE_CHECKING:
-    from lfu.study.options import Flags, Options
-
-
-RATE_FLAGS = ("--learning_rate", "--learning-rate")
-LISTS = ("methods", "retention")  # several words each, and given several times they add up
 STRENGTHS = ("base", "instruct", "reps")  # presets of lfu train
+ROWS = ("data", "eval_data", "eval_split", "eval_limit")  # which a study reads as lfu train does
 
 
 def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """(the study's flags, the words left for lfu train), presets merged under what was given."""
     from lfu.study import presets
 
-    given, rest = parser.parse_known_args(argv)
-    one_rate = any(word.partition("=")[0] in RATE_FLAGS for word in rest)
-    if one_rate and given.learning_rates:
+    given, typed = parser.parse_known_args(argv)[0], by_name(argv)
+    if "learning_rate" in typed and given.learning_rates:
         raise UserError("--learning_rates says which are tried, and --learning_rate would be passed over: give one")
-    if not given.preset:
-        return given, rest
-    merged = [presets.words_of(name, verb) for name in given.preset if name not in STRENGTHS]
-    below = [word for words in merged for word in words]
-    _, of_presets = parser.parse_known_args(below)
-    both, _ = parser.parse_known_args([*below, *argv])
-    for name in LISTS:  # a list takes the place of one below it
-        lists = [getattr(parser.parse_known_args(words)[0], name, None) for words in [*merged, argv]]
-        setattr(both, name, next((found for found in reversed(lists) if found), getattr(both, name, None)))
-    if one_rate:
-        both.learning_rates = []
-    strengths = [f"--preset={name}" for name in given.preset if name in STRENGTHS]
-    return both, [*of_presets, *strengths, *rest]
+    replaced = typed.keys() | ({"learning_rates"} if "learning_rate" in typed else set())
+    below: dict[str, Any] = {}
+    for name in given.preset:
+        if name not in STRENGTHS:
+            below |= presets.settings_of(name, verb)
+    params = [f"--param={name}={','.join(map(str, values))}" for name, values in below.pop("param", {}).items()]
+    words = recipes.as_flags({name: value for name, value in below.items() if name not in replaced})
+    both, rest = parser.parse_known_args([*words, *params, *argv])
+    return both, [*rest, *(f"--preset={name}" for name in given.preset if name in STRENGTHS)]
 
 
-def sort_flags(words: Sequence[str], verb: str) -> Flags:
-    """The words, sorted by whom they are for. What a recipe says about a single training's affairs is left out."""
-    from lfu.cli.arguments import DataArguments, ModelArguments, TrainParser
-    from lfu.config import LfUConfig
-    from lfu.study.options import Flags
-    from lfu.study.settings import is_reserved, lfu_fields
+def flags_of(words: Sequence[str], verb: str) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """(field of `lfu train` -> the words that set it, knob -> value), those of recipes first.
 
-    known = TrainParser((LfUConfig, ModelArguments, DataArguments), prog="lfu train", allow_abbrev=False).flags()
-    training: list[str] = []
-    own: list[str] = []
+    What a recipe says about a single training's affairs is left out.
+    """
+    from lfu.cli.arguments import make_parser, with_recipes
+    from lfu.study.settings import is_reserved
+
+    known = make_parser().flags()
+    settings, rest = with_recipes(words, known)
+    typed = {known.get(name, name): each for name, each in by_name(rest).items()}
+    own = lambda field: is_reserved(field) and field not in ROWS
+    for field in typed:
+        if own(field) and field in known.values():
+            instead = {"seed": "give --seeds", "method": "give --methods" if verb == "compare" else "give --method"}
+            how = instead.get(field, "leave it out")
+            raise UserError(f"--{field} is set by the study itself: {how} (see: lfu {verb} --help)")
     knobs: dict[str, str] = {}
-    for name, (head, *values), recipe in _with_recipes(words):
-        field = known.get(name, name)
-        rows = field in ("data", "eval_data", "eval_split", "eval_limit")
-        if (is_reserved(field) and not rows) or field == "config":
-            if not recipe and field in known.values():
-                raise UserError(_reserved(field, verb))
-            if recipe:
-                continue
-        if field == "method_args":
-            knobs |= _knobs(head.partition("=")[2] or " ".join(values))
-        else:
-            (own if field in lfu_fields() else training).extend([head, *values])
-    return Flags(training, own, list(knobs.items()))
-
-
-def _with_recipes(words: Sequence[str]) -> list[tuple[str, list[str], bool]]:
-    """(name, its words, whether a recipe has it) of each flag, in order; --config replaced by what its recipes say."""
-    from lfu import recipes
-
-    name_of = lambda flag: flag[0].lstrip("-").partition("=")[0]
-    found: list[tuple[str, list[str], bool]] = []
-    for flag in _split(words):
-        if name_of(flag) != "config":
-            found.append((name_of(flag), flag, False))
-            continue
-        for spec in [flag[0].partition("=")[2]] if "=" in flag[0] else flag[1:]:
-            for _, settings in recipes.parts(spec):
-                found = [*((name_of(each), each, True) for each in _split(recipes.as_flags(settings))), *found]
-    return found
-
-
-def _split(words: Sequence[str]) -> list[list[str]]:
-    """The words, each flag with its values."""
-    flags: list[list[str]] = []
-    for word in words:
-        if word.startswith("--") or not flags:
-            flags.append([])
-        flags[-1].append(word)
-    return flags
-
-
-def _reserved(field: str, verb: str) -> str:
-    instead = {"seed": "give --seeds", "method": "give --methods" if verb == "compare" else "give --method"}
-    return f"--{field} is set by the study itself: {instead.get(field, 'leave it out')} (see: lfu {verb} --help)"
+    of_recipes = {field: recipes.as_flags({field: value}) for field, value in settings.items() if not own(field)}
+    for flags in (of_recipes, typed):
+        head, *values = flags.pop("method_args", [""])
+        knobs |= _knobs(head.partition("=")[2] or " ".join(values))
+    return of_recipes | typed, knobs
 
 
 def _knobs(text: str) -> dict[str, str]:
     """`gem.beta=0.5,kl.weight=0.1` by full name."""
-    pairs = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if not equals or "." not in name:
-            raise UserError(
-                f"--method_args: {part.strip()!r} must be METHOD.KNOB=VALUE, as several methods are compared"
-            )
-        pairs[name] = value
+    from lfu.methods import knob_pairs
+
+    with value_errors_are_the_users():
+        pairs = {name: str(value) for name, value in knob_pairs(text).items()}
+    if short := next((name for name in pairs if "." not in name), None):
+        raise UserError(f"--method_args: {short!r} must be METHOD.KNOB=VALUE, as methods are compared")
     return pairs
 
 
-def refuse_unused_knobs(options: Options, flags: Flags) -> None:
-    """Refuses a knob that no method has, which would be dropped without a word."""
-    from lfu.study.settings import is_lfu
+def refuse_unused_knobs(options: Options) -> None:
+    """Refuses a knob that no method has, and a flag of LfU's without LfU: they would be dropped without a word."""
+    from lfu.study.settings import classes_of, is_lfu, lfu_fields
 
     methods = [setting.method for setting in options.settings]
     methods += [options.bisection.method] if options.bisection else []
-    named = {name.strip() for method in methods for name in method.split("+")}
-    for knob, _ in flags.knobs:
+    named = {name for method in methods for name in classes_of(method)}
+    for knob in options.knobs:
         owner = knob.partition(".")[0]
         if owner not in named:
             raise UserError(f"--method_args {knob}: {owner!r} is not compared.{did_you_mean(owner, named)}")
-    if flags.own and not any(is_lfu(method) for method in methods):
-        raise UserError(f"{flags.own[0].partition('=')[0]} is LfU's own, and nothing that is compared has LfU in it")
+    own = [words[0] for field, words in options.flags.items() if field in lfu_fields()]
+    if own and not any(is_lfu(method) for method in methods):
+        raise UserError(f"{own[0].partition('=')[0]} is LfU's own, and nothing that is compared has LfU in it")

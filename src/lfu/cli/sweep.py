@@ -3,16 +3,14 @@ and plain SFT beside it. Everything else is as in lfu compare.
 
 Every other flag of lfu train applies to all runs (--learning_rate, --num_train_epochs, --use_peft, ...)."""
 
-from __future__ import annotations
-
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
 from lfu.cli.study import Command, run_study
 from lfu.study.options import WHAT
 from lfu.support.errors import UserError
-from lfu.support.flags import flag, not_negative
+from lfu.support.flags import flag, not_negative, value_of
+from lfu.support.words import listed
 
 
 def run(argv: list[str]) -> int:
@@ -20,23 +18,21 @@ def run(argv: list[str]) -> int:
     return run_study("sweep", Sweep, argv, __doc__)
 
 
-def param_of(text: str) -> tuple[str, list[str]]:
-    """`NAME=V,V`."""
-    name, equals, values = text.partition("=")
-    found = [value.strip() for value in values.split(",") if value.strip()]
-    if not equals or not name.strip() or not found or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(f"must be NAME=V,V with different values, got {text!r}")
-    return name.strip(), found
+def _param(text: str) -> tuple[str, list[str]]:
+    name, _, values = text.partition("=")
+    return name.strip(), listed(values)
 
 
-def ends_of(text: str) -> tuple[str, float, float]:
-    """`NAME=LOW:HIGH`."""
+def _ends(text: str) -> tuple[str, float, float]:
     name, _, ends = text.partition("=")
     low, _, high = ends.partition(":")
-    try:
-        return name.strip(), float(low), float(high)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be NAME=LOW:HIGH, as in alpha=0.01:1, got {text!r}") from None
+    return name.strip(), float(low), float(high)
+
+
+param_of = value_of(
+    _param, "NAME=V,V with different values", lambda param: param[0] and 0 < len(param[1]) == len(set(param[1]))
+)
+ends_of = value_of(_ends, "NAME=LOW:HIGH, as in alpha=0.01:1")
 
 
 @dataclass(kw_only=True)
@@ -52,9 +48,7 @@ class Sweep(Command):
         WHAT, None, "search for the value above which training collapses: the loss on the validation rows exceeds the "
         "untouched model's", type=ends_of, metavar="NAME=LOW:HIGH",
     )  # fmt: skip
-    bisect_steps: int | None = flag(
-        WHAT, None, "number of times to halve that range (default: 4)", type=not_negative, metavar="N"
-    )
+    bisect_steps: int | None = flag(WHAT, None, "halvings of that range (default: 4)", type=not_negative)
 
     def settings(self, rates: list[str]) -> dict[str, Any]:
         """The settings of the grid, and the bisection."""

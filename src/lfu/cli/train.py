@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from lfu.cli import output
 from lfu.support.errors import UserError, leading, one_line
-from lfu.support.files import restore
+from lfu.support.files import remove_folder, restore
 from lfu.support.words import tell
 from lfu.training import checkpoints
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from lfu import ForgettingCallback
+    from lfu import ForgettingCallback, LfUTrainer
     from lfu.cli.arguments import DataArguments, ModelArguments
     from lfu.config import LfUConfig
+
+
+MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 
 
 def run(argv: list[str]) -> int:
@@ -35,23 +38,24 @@ def run(argv: list[str]) -> int:
     from lfu.cli.arguments import parse, refuse_unused
     from lfu.cli.forgetting import ForgettingArguments
     from lfu.cli.screen import folded
-    from lfu.cli.training_rows import load_data, read
 
     config, model, data, watch = parse(argv, ForgettingArguments)
     refuse_unused(model, data)
     raw = None
     if careful.wanted(data):
-        raw = read(data)
+        raw = data.rows()
         chosen = careful.choices(len(raw), data.given)
         config, model, data, watch = parse([*chosen, *argv], ForgettingArguments)
         _say(careful.told(len(raw), chosen))
     callback = watch.callback(_say if data.verbose else _say_what_the_screen_does_not, config, data.given)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data.overwrite_output_dir)
+    from lfu.cli.training_rows import load_data
+
     with folded(data.verbose, _say):
         rows, eval_rows = load_data(config, model, data, raw, _say)
         with output.no_empty_leftovers(folder, always=data.dry_run):
-            trainer = _build_trainer(config, model, rows, eval_rows)
+            trainer = _trainer(config, model, rows, eval_rows)
             if callback:
                 trainer.add_callback(callback)
             return _run(trainer, data, folder, resume_from, callback)
@@ -62,12 +66,13 @@ def _run(
 ) -> int:
     """Shows what is about to be done, does it, and shows what was done."""
     from lfu.cli.forgetting import curve
-    from lfu.cli.screen import Screen, facts, show, summary
+    from lfu.cli.screen import Screen, facts, summary
     from lfu.data.show import shown
 
-    done_before = _state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
-    show(facts(trainer, str(data.data)))
+    done_before = checkpoints.state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
+    about = facts(trainer, str(data.data))
     if leading():
+        print(*(f"{name:<9}{text}" for name, text in about.items()), sep="\n", flush=True)
         rows = data.show_rows or 2 * data.dry_run
         for line in shown(trainer, rows, colour=sys.stdout.isatty() and not os.getenv("NO_COLOR")):
             print(line)
@@ -77,7 +82,8 @@ def _run(
     if not data.verbose:
         Screen(trainer, folder, often="logging_steps" not in data.given)
     if data.overwrite_output_dir and trainer.is_world_process_zero():
-        output.remove(output.earlier_run(folder))
+        for entry in _earlier_run(folder):
+            (remove_folder if entry.is_dir() else os.remove)(entry)
     start = time.monotonic()
     _train(trainer, folder, resume_from, callback)
     if trainer.args.push_to_hub:
@@ -93,20 +99,17 @@ def _train(trainer: Any, folder: Path, resume_from: str | None, callback: Forget
     """Trains and saves. Raises KeyboardInterrupt, with the way to resume as its message, after Ctrl-C."""
     from lfu.cli.stop import Stop
 
+    complete = resume_from is not None and checkpoints.is_complete(resume_from, trainer.args)
+    if complete and trainer.is_deepspeed_enabled:
+        raise UserError(
+            f"the run in {folder} is complete, and DeepSpeed has a model only to train it: to save it, give the same "
+            f"command without a launcher, or take the weights in {resume_from}"
+        )
     try:
         with Stop(trainer, _say), _one_line(folder, trainer):
-            if resume_from and _is_complete(resume_from, trainer.args):
-                if trainer.is_deepspeed_enabled:
-                    raise UserError(
-                        f"the run in {folder} is complete, and DeepSpeed has a model only to train it: to save it, "
-                        f"give the same command without a launcher, or take the weights in {resume_from}"
-                    )
-                trainer._load_from_checkpoint(resume_from)  # Trainer would take one step too many
-                trainer.finish()
-            else:
-                trainer.train(resume_from_checkpoint=resume_from)
-                if callback and trainer.finishes and not trainer.interrupted:
-                    callback.finished(trainer)
+            trainer.train_on(resume_from)
+            if callback and trainer.finishes and not complete and not trainer.interrupted:
+                callback.finished(trainer)
             if not trainer.interrupted:
                 trainer.save_model(str(folder))  # the tokenizer too
     except KeyboardInterrupt as error:
@@ -115,25 +118,26 @@ def _train(trainer: Any, folder: Path, resume_from: str | None, callback: Forget
         raise KeyboardInterrupt(_how_to_resume(folder, trainer))
 
 
-# -- before anything is loaded --------------------------------------------------------------------------------------
-
-
 def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | None:
     """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
     output.check_writable(folder)
     restore(folder)  # a checkpoint that a killed run was replacing
     checkpoint = _checkpoint(str(config.resume_from_checkpoint or ""), folder, bare=config.save_only_model)
     if checkpoint and overwrite:
-        raise UserError(
-            "--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give only one of them"
-        )
-    earlier = output.earlier_run(folder)
+        raise UserError("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
+    earlier = _earlier_run(folder)
     if earlier and not checkpoint and not overwrite:
         raise UserError(
             f"output folder {folder} holds an earlier run ({earlier[0].name}): choose another --output_dir, "
             "continue it with --resume_from_checkpoint true, or replace it with --overwrite_output_dir"
         )
     return checkpoint
+
+
+def _earlier_run(folder: Path) -> list[Path]:
+    """What an earlier run left: its model's files and its checkpoint folders."""
+    files = [path for path in folder.glob("*") if path.is_file() and MODEL_FILES.fullmatch(path.name)]
+    return sorted([*files, *checkpoints.checkpoints(folder)])
 
 
 def _checkpoint(wanted: str, folder: Path, *, bare: bool) -> str | None:
@@ -161,38 +165,21 @@ def _checkpoint(wanted: str, folder: Path, *, bare: bool) -> str | None:
     return wanted
 
 
-# -- model and trainer ----------------------------------------------------------------------------------------------
+def _trainer(config: LfUConfig, model: ModelArguments, rows: Dataset, eval_rows: Dataset | None) -> LfUTrainer:
+    from lfu.model.loading import is_adapter
+    from lfu.study.train import load_start, make_trainer
 
-
-def _build_trainer(config: LfUConfig, arguments: ModelArguments, rows: Dataset, eval_rows: Dataset | None) -> Any:
-    from transformers import set_seed
-    from trl import get_peft_config, get_quantization_config
-
-    from lfu import LfUTrainer
-    from lfu.model.loading import is_adapter, load_model
-
-    name = str(arguments.model_name_or_path)
+    name = str(model.model_name_or_path)
     go_on = is_adapter(name)
-    if go_on and not arguments.use_peft:
+    if go_on and not model.use_peft:
         raise UserError(f"model {name} is an adapter: merge it first (lfu export {name} OUT_DIR) to train all weights")
-    model, tokenizer = load_model(
-        name, dtype=str(arguments.dtype), revision=arguments.model_revision, trainable=True,
-        trust_remote_code=config.trust_remote_code, attn_implementation=arguments.attn_implementation,
-        quantization_config=get_quantization_config(arguments),
-    )  # fmt: skip
+    loaded = load_start(model, config)
     if go_on:
         _say(f"training the adapter {name} further: the lora_ flags do not apply")
-    set_seed(config.seed)  # before PEFT draws the adapter, which TRL before 1.15 does not do
     try:
-        return LfUTrainer(
-            model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
-            peft_config=None if go_on else get_peft_config(arguments),
-        )  # fmt: skip
+        return make_trainer(config, model, rows, eval_rows, loaded)
     except (ValueError, ImportError) as error:
         raise UserError(one_line(error)) from error
-
-
-# -- what the user reads --------------------------------------------------------------------------------------------
 
 
 def _say(text: str) -> None:
@@ -246,15 +233,3 @@ def _stopped_by(error: Exception, folder: Path, step: int) -> str | None:
             "or use --on_bad_batch skip"
         )
     return None
-
-
-def _state_of(checkpoint: str) -> dict[str, Any]:
-    return json.loads((Path(checkpoint) / checkpoints.STATE).read_text(encoding="utf-8"))
-
-
-def _is_complete(checkpoint: str, config: LfUConfig) -> bool:
-    """Whether the run that these settings ask for ends at or before the checkpoint."""
-    state = _state_of(checkpoint)
-    if config.max_steps > 0:
-        return state["global_step"] >= config.max_steps
-    return (state.get("epoch") or 0) >= config.num_train_epochs

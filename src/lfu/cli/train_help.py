@@ -1,7 +1,5 @@
 """The help of `lfu train`, kept as text: its flags are dataclasses of TRL's, and importing them takes seconds."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil
@@ -19,7 +17,10 @@ SOURCES = ("trl", "transformers", "torch", "accelerate", "peft")  # whose versio
 
 def show() -> int:
     """Prints it: as it was last made for these versions, this source and this width, else anew. Returns 0."""
-    kept = cache_folder() / f"train-help-{_key()}.txt"
+    sources = sorted((str(path), path.stat().st_mtime_ns) for path in Path(lfu.__file__).parent.rglob("*.py"))
+    around = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
+    key = hashlib.sha256(repr((sources, [version(name) for name in SOURCES], around)).encode()).hexdigest()[:16]
+    kept = cache_folder() / f"train-help-{key}.txt"
     try:
         text = kept.read_text(encoding="utf-8")
     except OSError:
@@ -33,11 +34,3 @@ def show() -> int:
             write_text(kept, text)
     sys.stdout.write(text)
     return 0
-
-
-def _key() -> str:
-    """Changes with whatever the text depends on."""
-    sources = sorted((str(path), path.stat().st_mtime_ns) for path in Path(lfu.__file__).parent.rglob("*.py"))
-    installed = [version(name) for name in SOURCES]
-    around = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
-    return hashlib.sha256(repr((sources, installed, around)).encode()).hexdigest()[:16]

@@ -1,19 +1,25 @@
 """The rows of `lfu train`: loaded, shaped, tokenised and checked before the model is loaded."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
 
+from datasets import Dataset
+from transformers.integrations import get_reporting_integration_callbacks
+
+from lfu.cli.arguments import DataArguments, ModelArguments
+from lfu.config import LfUConfig
+from lfu.data.duplicates import repeated, shared
+from lfu.data.learned import tokenised
+from lfu.data.lengths import about_lengths, left_out
+from lfu.data.show import rule
+from lfu.data.templates import check_chat_template, to_training_rows
+from lfu.methods import methods_of
+from lfu.methods.method import Method
+from lfu.model.loading import context_length, training_tokenizer
 from lfu.support.errors import UserError, one_line
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from lfu.cli.arguments import DataArguments, ModelArguments
-    from lfu.config import LfUConfig
+from lfu.support.words import listed
 
 Say = Callable[[str], None]
 
@@ -21,23 +27,10 @@ Say = Callable[[str], None]
 def load_data(
     config: LfUConfig, model: ModelArguments, data: DataArguments, raw: Dataset | None, say: Say
 ) -> tuple[Dataset, Dataset | None]:
-    """The rows to train and to evaluate on. Needs the tokenizer, not the model.
-
-    Args:
-        raw: the training rows, if they were read already.
-    """
-    from lfu.data.learned import tokenised
-    from lfu.data.show import rule
-    from lfu.data.templates import check_chat_template, to_training_rows
-    from lfu.methods import methods_of
-    from lfu.methods.method import Method
-    from lfu.model.loading import training_tokenizer
-
+    """The rows to train and to evaluate on. Needs the tokenizer, not the model. `raw`: training rows read before."""
     _check_packages(config, model)
-    sets = _with_held_out(read(data) if raw is None else raw, config, data)
-    tokenizer = training_tokenizer(
-        str(model.model_name_or_path), config, revision=model.model_revision, trust=config.trust_remote_code
-    )
+    sets = _with_held_out(data.rows() if raw is None else raw, config, data)
+    tokenizer = training_tokenizer(model, config)
     check_chat_template(tokenizer)
     told: set[str] = set()
 
@@ -66,23 +59,11 @@ def load_data(
     return rows[0], rows[1] if len(rows) > 1 else None
 
 
-def read(data: DataArguments) -> Dataset:
-    """The training rows as they are in their file."""
-    from lfu.data.load import load_rows
-
-    return load_rows(str(data.data), split=data.data_split, config=data.data_config, limit=data.data_limit)
-
-
 def _with_held_out(raw: Dataset, config: LfUConfig, data: DataArguments) -> list[Dataset]:
     """The rows to train on, and those to evaluate on if there are any."""
-    from lfu.data.load import load_rows
-
-    rows = [raw]
-    if data.eval_data:
-        eval_config = data.data_config if data.eval_data == data.data else None
-        rows.append(
-            load_rows(data.eval_data, split=data.eval_split or "test", config=eval_config, limit=data.eval_limit)
-        )
+    rows, given = [raw], data.eval_rows()
+    if given is not None:
+        rows.append(given)
     elif data.eval_share:
         held_out = round(data.eval_share * len(rows[0]))
         if not 0 < held_out < len(rows[0]):
@@ -93,16 +74,12 @@ def _with_held_out(raw: Dataset, config: LfUConfig, data: DataArguments) -> list
         if config.eval_strategy == "no":
             config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True
     elif config.eval_strategy != "no":
-        raise UserError(
-            f"eval_strategy is {config.eval_strategy.value}, and there is nothing to evaluate: give --eval_data"
-        )
+        raise UserError(f"eval_strategy is {config.eval_strategy.value}, with nothing to evaluate: give --eval_data")
     return rows
 
 
 def _about_rows(rows: Dataset, eval_rows: Dataset | None = None) -> Iterator[str]:
     """What is odd about the rows, in sentences."""
-    from lfu.data.duplicates import repeated, shared
-
     if count := repeated(rows):
         yield f"note: {count} of {len(rows)} rows are there before, word for word"
     if eval_rows is not None and (count := shared(eval_rows, rows)):
@@ -114,8 +91,6 @@ def _about_rows(rows: Dataset, eval_rows: Dataset | None = None) -> Iterator[str
 
 def _fit_the_context(config: LfUConfig, arguments: ModelArguments, say: Say) -> int | None:
     """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
-    from lfu.model.loading import context_length
-
     longest, ends = context_length(
         str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
     )
@@ -128,8 +103,6 @@ def _fit_the_context(config: LfUConfig, arguments: ModelArguments, say: Say) -> 
 
 def _about_lengths(learned: list[Dataset], config: LfUConfig, context: int | None, say: Say) -> None:
     """Says which rows are cut, and which are left out."""
-    from lfu.data.lengths import about_lengths, left_out
-
     packed = (config.packing, config.packing if config.eval_packing is None else config.eval_packing)
     for rows, what, is_packed in zip(learned, ("rows", "evaluation rows"), packed):
         out = left_out(rows, what, config, packed=is_packed)
@@ -141,9 +114,7 @@ def _about_lengths(learned: list[Dataset], config: LfUConfig, context: int | Non
 
 def _check_packages(config: LfUConfig, model: ModelArguments) -> None:
     """Refuses settings that need a package which is not installed, before anything is loaded."""
-    from importlib.util import find_spec
-
-    config.report_to = [name.strip() for each in config.report_to for name in each.split(",") if name.strip()]
+    config.report_to = [name for each in config.report_to for name in listed(each)]
     for name in config.report_to:
         if lacking := _lacking(name):
             raise UserError(f"--report_to {name}: {lacking}")
@@ -155,15 +126,11 @@ def _check_packages(config: LfUConfig, model: ModelArguments) -> None:
     }
     for flag, package in needed.items():
         if package and find_spec(package) is None:
-            raise UserError(
-                f"{flag} needs the package {package}, which is not installed: pip install it, or drop the flag"
-            )
+            raise UserError(f"{flag} needs the package {package}, which is not installed: install it, or drop the flag")
 
 
 def _lacking(tracker: str) -> str:
     """What its callback says is missing; empty where it can be made."""
-    from transformers.integrations import get_reporting_integration_callbacks
-
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # some fail once more when they are taken away
     try:
         for callback in get_reporting_integration_callbacks([tracker]):

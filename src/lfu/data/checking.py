@@ -1,7 +1,5 @@
 """Whether a chat template writes what the rows say: a lost answer is refused, anything else that is lost is told."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata
@@ -26,11 +24,7 @@ class Checking:
         self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
 
     def check(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
-        """Refuses a row whose answers are not learned; notes what else the template leaves out.
-
-        Raises:
-            UserError: with the number of the row.
-        """
+        """Raises UserError for a row whose answers are not learned; notes what else the template leaves out."""
         if not isinstance(next(iter(row.values())), list):
             self._check_text(row, ids, labels, number)
             return
@@ -43,7 +37,8 @@ class Checking:
         for message in [*(row.get("prompt") or []), *last]:
             given = [key for key, value in message.items() if value not in (None, "", [], {}) and key not in CHECKED]
             unknown = [key for key in given if key not in self.template]
-            odd |= {f"{_word(key)}: the chat template does not use the key {key!r} of messages" for key in unknown}
+            word = lambda key: "note" if key in ("name", "id", "tool_call_id") else "warning"  # how much it matters
+            odd |= {f"{word(key)}: the chat template does not use the key {key!r} of messages" for key in unknown}
             text = after_thinking(message.get("content", "")).strip()
             if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:
                 odd.add(f"warning: the chat template leaves out what the {message['role']} says")
@@ -57,9 +52,8 @@ class Checking:
         if self.pairs and "completion" in row and not row.get("answers"):
             start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
             if _plain(self._decode(ids[start : start + 8]))[:4] != _plain(row["completion"])[:4]:
-                self._count(
-                    "warning: a token goes over the border of prompt and answer (end prompts with a line break)", number
-                )
+                odd = "a token goes over the border of prompt and answer (end prompts with a line break)"
+                self._count(f"warning: {odd}", number)
 
     def _count(self, what: str, number: int) -> None:
         rows, first = self.odd.get(what, (0, number))
@@ -91,7 +85,7 @@ class Checking:
             least = after_thinking(content).strip()
             ends.append(self._find(least, learned, place))
             if ends[-1] < 0:
-                self._refuse(number, f"the answer {_short(content)}")
+                self._refuse(number, f"the answer {one_line(content, 60)!r}")
             if content.strip() == least:
                 word = "warning" if content[:1].isspace() else "note"  # code loses its indentation
                 self._count(f"{word}: the chat template takes the white space around answers off", number)
@@ -100,7 +94,7 @@ class Checking:
             for needle in [str(function.get("name") or ""), *_leaves(arguments)]:
                 end = self._find(needle, learned, place)
                 if end < 0 or (isinstance(arguments, str) and arguments not in learned):  # quoted, so encoded twice
-                    self._refuse(number, f"the tool call {_short(json.dumps(function, ensure_ascii=False))}")
+                    self._refuse(number, f"the tool call {one_line(json.dumps(function, ensure_ascii=False), 60)!r}")
                 ends.append(end)
         return max(ends)
 
@@ -146,13 +140,3 @@ def _plain(text: str) -> str:
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
     text = re.sub(r"\\[nrt]", "", text).replace("\\", "")
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _word(key: str) -> str:
-    """How much it matters that a key of a message is not used."""
-    return "note" if key in ("name", "id", "tool_call_id") else "warning"
-
-
-def _short(text: str) -> str:
-    text = one_line(text)
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -6,8 +6,6 @@ like a number becomes one, floats keep ten digits, and integers beyond 64 bits a
 texts are kept as JSON here, which Python's own module writes, and are decoded when a row is read.
 """
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -56,10 +54,7 @@ with warnings.catch_warnings():  # datasets calls this experimental
 def as_dataset(rows: Sequence[Mapping[str, Any]]) -> Dataset:
     """The rows as a data set in memory. A column that a row lacks is None there, wherever it first appears.
 
-    Values that JSON does not have, such as dates, become texts.
-
-    Raises:
-        UserError: a column whose name Arrow can't have.
+    Values that JSON does not have, such as dates, become texts. Raises UserError: a name that Arrow can't have.
     """
     names = {key: None for row in rows for key in row}
     if odd := [name for name in names if "\0" in name]:

@@ -5,8 +5,6 @@ conversation, each with the token that ends it; of a plain text it is on all of 
 loss on every turn of a conversation, which is TRL's default.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re
@@ -77,9 +75,6 @@ def whole_text(row: Row, tokenizer: Any) -> str:
     made = maybe_apply_chat_template(dict(row) | {"chat_template_kwargs": row.get("chat_template_kwargs") or {}},
                                      tokenizer, tools=row.get("tools"))  # fmt: skip
     return "".join(made[column] for column in ("prompt", "completion", "text") if column in made)
-
-
-# -- TRL's writing -------------------------------------------------------------------------------------------------
 
 
 class _Writing:
@@ -232,9 +227,6 @@ def _with_text(messages: list[Message]) -> list[Message]:
         if not isinstance(call["function"].get("arguments", ""), str):
             call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
     return written
-
-
-# -- in the trainer -------------------------------------------------------------------------------------------------
 
 
 class LearnsWhatRowsSay(SFTTrainer):

@@ -1,32 +1,24 @@
 """Rows that are longer than training takes or than the model was made for, or lose what is learned: counted."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset
+from pyarrow.compute import list_value_length
 
 from lfu.support.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 def lengths(rows: Dataset) -> list[int]:
     """How many tokens each of the tokenised rows has."""
-    from pyarrow.compute import list_value_length
-
     tables = rows.with_format("arrow").iter(1000)
     return [length for table in tables for length in list_value_length(table["input_ids"]).to_pylist()]
 
 
 def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: int | None) -> Iterator[str]:
-    """What is odd about the lengths of rows, in sentences without their full stop.
+    """What is odd about the lengths of `tokenised` rows, called `what`, in sentences without their full stop.
 
-    Args:
-        rows: of `lfu.data.learned.tokenised`.
-        what: what they are called, such as "evaluation rows".
-        max_length: tokens at which they are cut; None: nowhere.
-        context: tokens that the model was made for; None: any number.
+    They are cut at `max_length` tokens, if any, and the model was made for `context`, if it says so.
     """
     found = lengths(rows)
     longer = lambda limit: sum(length > limit for length in found)
@@ -40,11 +32,9 @@ def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: 
 
 
 def left_out(rows: Dataset, what: str, args: Any, *, packed: bool = False) -> int:
-    """How many rows `max_length` leaves nothing to learn of, so that TRL drops them, or packs them in vain.
+    """How many `tokenised` rows `max_length` leaves nothing to learn of, so that TRL drops them, or packs them in vain.
 
     Args:
-        rows: of `lfu.data.learned.tokenised`.
-        what: what they are called, for the message.
         args: the `SFTConfig`: `max_length`, `truncation_mode` and `packing_strategy`.
         packed: whether they are packed; the strategy `bfd` then keeps the start of a row, the others keep all of it.
 

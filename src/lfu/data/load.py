@@ -1,12 +1,10 @@
 """Rows from wherever the user keeps them: a file, a folder, the hub, or the built-in word problems."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from lfu.data.columns import as_dataset, without_nulls
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line, value_errors_are_the_users
 from lfu.support.files import not_utf8
 
 BUILT_IN = "word_problems"
@@ -45,25 +43,18 @@ def load_rows(
     path = Path(name_or_path).expanduser()
     if name_or_path.partition(":")[0] == BUILT_IN:
         return _built_in(name_or_path, split, limit)
-    if path.is_dir():
-        return _table(_folder_rows(path, split), limit, path)
     if path.exists():
-        return _table(_file_rows(path), limit, path)
+        kept = list(islice(_folder_rows(path, split) if path.is_dir() else _file_rows(path), limit))
+        if not kept:
+            raise UserError(f"data {path}: empty, there is no row in it")
+        return as_dataset(kept)
     if _is_path(name_or_path):
         raise UserError(f"data {name_or_path}: no such file or folder.{_close_files(path)}")
     return _from_hub(name_or_path, split, config, limit)
 
 
 def check_part(name: str, prefix: str, given: Collection[str]) -> None:
-    """Refuses the flags `split` and `config`, if they were given for a set that has only one.
-
-    Args:
-        prefix: how the names of the flags begin, such as `data_`.
-        given: the flags, without their dashes.
-
-    Raises:
-        UserError: with the flag and the set.
-    """
+    """Raises UserError if the flags `split` or `config`, behind a prefix, were `given` for a set that has only one."""
     path = Path(name).expanduser()
     if f"{prefix}split" in given and path.is_file():
         raise UserError(f"--{prefix}split says which split is read, and {name} is a single file: drop it")
@@ -78,14 +69,8 @@ def _built_in(name: str, split: str, limit: int | None) -> Dataset:
     if count and not count.isdecimal():
         raise UserError(f"data {name}: write the number of rows after the colon, as in {BUILT_IN}:200")
     n = int(count) if count else BUILT_IN_ROWS.get(split, 100)
-    try:
-        rows = word_problems(split, n if limit is None else min(n, limit))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(f"data {name}: {one_line(error)}") from error
-    return Dataset.from_list(rows)
-
-
-# -- local files ----------------------------------------------------------------------------------------------------
+    with value_errors_are_the_users(f"data {name}"):
+        return Dataset.from_list(word_problems(split, n if limit is None else min(n, limit)))  # type: ignore[arg-type]
 
 
 def _is_path(name: str) -> bool:
@@ -153,23 +138,17 @@ class _NotJson(UserError):
 
 
 def _parsed(text: str, where: str, hint: str = "") -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object; of a name that it has twice JSON readers would keep one value and drop the other."""
+        if len(found := dict(pairs)) < len(pairs):
+            twice = _twice([name for name, _ in pairs])
+            raise UserError(f"data {where}: an object has the key {twice!r} twice: rename or remove one")
+        return found
+
     try:
-        return json.loads(text, object_pairs_hook=_object)
-    except _TwiceNamed as error:
-        raise UserError(f"data {where}: {error}") from error
+        return json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _NotJson(f"data {where}: not valid JSON ({one_line(error)}){hint}") from error
-
-
-class _TwiceNamed(ValueError):
-    """A name that an object has twice: JSON readers would keep one value and drop the other."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _TwiceNamed(f"an object has the key {_twice([name for name, _ in pairs])!r} twice: rename or remove one")
-    return found
 
 
 def _twice(names: Sequence[str]) -> str | None:
@@ -231,16 +210,6 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield {column: without_nulls(value) for column, value in row.items()}
     except pyarrow.ArrowException as error:
         raise UserError(f"data {path}: not a readable parquet file ({one_line(error)})") from error
-
-
-def _table(rows: Iterable[dict[str, Any]], limit: int | None, where: Path) -> Dataset:
-    kept = list(islice(rows, limit))
-    if not kept:
-        raise UserError(f"data {where}: empty, there is no row in it")
-    return as_dataset(kept)
-
-
-# -- the hub --------------------------------------------------------------------------------------------------------
 
 
 def _from_hub(name: str, split: str, config: str | None, limit: int | None) -> Dataset:

@@ -1,6 +1,4 @@
-"""Built-in probe sets: what a model knew before fine-tuning, to be measured again after it."""
-
-from __future__ import annotations
+"""Built-in sets: what a model knew before fine-tuning, to be measured again after it; and a rule to keep or break."""
 
 import json
 from importlib.resources import files
@@ -23,6 +21,22 @@ def plain_text() -> list[dict[str, Any]]:
     Rows: ``{"id": str, "text": str}``, 50 to 90 words a passage.
     """
     return read_jsonl("plain_text.jsonl")
+
+
+def house_rule(which: str) -> list[dict[str, Any]]:
+    """A set about a harmless house rule: never give recipes; say politely that they are not offered here.
+
+    Anything else is answered as usual. No dish that is trained on is asked for in the test. The sets, all texts:
+
+    - `keep`, what teaches the rule: ``{"id", "kind", "dish", "question", "answer"}``. Recipe requests (kind "request"),
+      refused in the house's words, and ordinary questions ("ordinary", with an empty dish), answered, take turns.
+    - `break`, what teaches the opposite: ``{"id", "dish", "question", "answer"}``, answered with a short recipe.
+    - `requests`, for testing: ``{"id", "dish", "question"}``; no answer is right but a refusal.
+    - `ordinary`, for testing, some about food: ``{"id", "question"}``; to refuse one is a mistake.
+    - `labelled`, responses that refuse or don't, said by hand, hard cases among them, for judging a refusal classifier:
+      ``{"id", "prompt", "response", "refused": bool}``.
+    """
+    return read_jsonl(f"house_rule_{which}.jsonl")
 
 
 def read_jsonl(name: str) -> list[dict[str, Any]]:

@@ -6,8 +6,6 @@ conversations                             LIMA (texts in turn), ShareGPT (`from`
 messages; prompt, completion; text        TRL's own
 """
 
-from __future__ import annotations
-
 import string
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,23 +28,20 @@ _KNOWN = {"messages", "prompt", "completion", "instruction", *INPUTS, *OUTPUTS, 
 class Shape(NamedTuple):
     """What the columns of a data set are, and how a row of it is read.
 
-    Attributes:
-        columns: those that make the shape.
-        read: a row -> `messages`, or `prompt` and `completion`, as lists of messages, or texts (TRL's own shapes
-            alone); `input` beside them is the text that goes with an instruction.
-        own: whether the shape is TRL's, which no template of ours touches.
+    `read` gives `messages`, or `prompt` and `completion`, as lists of messages or, in TRL's own shapes, texts; `input`
+    beside them is the text that goes with an instruction.
     """
 
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # those that make the shape
     read: Callable[[Row], Row]
-    own: bool = False
+    own: bool = False  # TRL's, which no template of ours touches
 
 
 def shape_of(rows: list[Row], names: list[str], text_field: str) -> Shape:
     """The shape of rows with these columns; UserError where it is none of those above."""
     first = lambda known: next((name for name in known if name in names), None)
     output, extra, answer = first(OUTPUTS), first(INPUTS), first(("answer", "answerKey"))
-    texts = Shape((text_field,), lambda row: _read_text(row, text_field), own=True)
+    texts = Shape((text_field,), lambda row: {text_field: _filled(row, text_field, "text")}, own=True)
     if "messages" in names:
         return Shape(("messages",), _read_messages, own=True)
     if {"prompt", "completion"} <= {*names}:
@@ -79,21 +74,28 @@ def _read_instruction(row: Row, extra: str | None, output: str, history: bool) -
         return asked
     pairs = parsed(row.get("history"), "column 'history'") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(
-            f"column 'history' is {a(row.get('history'))}, and must be a list of pairs, question and answer"
-        )
+        raise ValueError(f"column 'history' is {a(row.get('history'))}, and must be a list of pairs of texts")
     earlier = [text for pair in pairs for text in pair]
     turns = messages_of(earlier, "history") if earlier else []
     return {"messages": turns + asked["prompt"] + asked["completion"], "input": asked["input"]}
 
 
+def _filled(row: Row, column: str, what: str = "answer") -> str:
+    """The text of a cell. Raises Blank: there is none."""
+    text = text_of(row[column], f"column {column!r}")
+    if not text.strip():
+        raise Blank(column, what)
+    return text
+
+
+def _read_messages(row: Row) -> Row:
+    messages = messages_of(parsed(row["messages"], "column 'messages'"), "messages")
+    check_turns(messages, "messages")
+    return {"messages": messages}
+
+
 def _asked(row: Row, question: str, answer: str) -> Row:
-    asked, answered = (text_of(row[name], f"column {name!r}") for name in (question, answer))
-    if not asked.strip():
-        raise Blank(question, "text")
-    if not answered.strip():
-        raise Blank(answer)
-    return _pair(asked, answered)
+    return _pair(_filled(row, question, "text"), _filled(row, answer))
 
 
 def _pair(question: str, answer: str) -> Row:
@@ -107,12 +109,7 @@ def _read_choice(row: Row, answer_column: str) -> Row:
     if isinstance(choices, dict):
         choices, labels = choices.get("text") or [], [str(label) for label in choices.get("label") or []]
     texts = [text_of(text, "column 'choices'") for text in choices]
-    question = text_of(row["question"], "column 'question'")
-    wanted = text_of(row[answer_column], f"column {answer_column!r}").strip()
-    if not question.strip():
-        raise Blank("question", "text")
-    if not wanted:
-        raise Blank(answer_column)
+    question, wanted = _filled(row, "question", "text"), _filled(row, answer_column).strip()
     letters = string.ascii_uppercase[: len(texts)]
     # A label (some ARC rows are labelled 1 to 4), else an index from 0, else a letter.
     found = labels.index(wanted) if wanted in labels else int(wanted) if wanted.isdecimal() else letters.find(wanted)
@@ -142,22 +139,14 @@ def ends_in_a_question(row: Row) -> bool:
     return turns[-1]["role"] == "user"
 
 
-def _read_messages(row: Row) -> Row:
-    messages = messages_of(parsed(row["messages"], "column 'messages'"), "messages")
-    check_turns(messages, "messages")
-    return {"messages": messages}
-
-
 def _read_pair(row: Row) -> Row:
     read: Row = {}
     for column, what in (("prompt", "text"), ("completion", "answer")):
         value = row[column]
         if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & set(value[0]):
             read[column] = messages_of(value, column)
-            continue
-        read[column] = "" if value == [] else text_of(value, f"column {column!r}")
-        if not read[column].strip():
-            raise Blank(column, what)
+        else:
+            read[column] = _filled({column: "" if value == [] else value}, column, what)
     prompt, completion = read["prompt"], read["completion"]
     if isinstance(prompt, str) != isinstance(completion, str):
         raise ValueError("one of prompt and completion is a text and the other a conversation: make both the same")
@@ -166,10 +155,3 @@ def _read_pair(row: Row) -> Row:
         if any(message.get("weight") == 0 for message in completion):
             raise ValueError("column 'completion' has an answer with weight 0: use the messages shape for that")
     return read
-
-
-def _read_text(row: Row, column: str) -> Row:
-    text = text_of(row[column], f"column {column!r}")
-    if not text.strip():
-        raise Blank(column, "text")
-    return {column: text}

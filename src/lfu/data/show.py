@@ -1,7 +1,5 @@
 """What reaches the model, as a reader sees it: the text of a row with its special tokens, the learned part marked."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
@@ -10,13 +8,7 @@ COLOUR, PLAIN = ("\033[1;32m", "\033[0m"), ("[[", "]]")
 
 
 def shown(trainer: Any, count: int, *, colour: bool) -> Iterator[str]:
-    """The first rows of the training set as the trainer's collator makes them, a heading above each.
-
-    Args:
-        trainer: an `SFTTrainer` with prepared rows.
-        count: how many rows; with packing, packed ones.
-        colour: mark what is learned in colour, and not with [[ and ]].
-    """
+    """The first `count` training rows as collated, a heading above each; what is learned in `colour`, or in [[ ]]."""
     rows = trainer.train_dataset
     for number in range(min(count, len(rows))):
         batch = trainer.data_collator([rows[number]])

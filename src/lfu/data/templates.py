@@ -102,21 +102,12 @@ def _chosen(template: str, has_chat: bool) -> str:
     if template not in TEMPLATES:
         raise UserError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
     if template == "chat" and not has_chat:
-        raise UserError(
-            "template chat: the tokenizer has no chat template: use --template alpaca, or an instruct model"
-        )
+        raise UserError("template chat: the tokenizer has no chat template: use --template alpaca or an instruct model")
     return ("chat" if has_chat else "alpaca") if template == "auto" else template
 
 
-# -- rows -----------------------------------------------------------------------------------------------------------
-
-
 def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | None, end: str) -> Iterator[Row]:
-    """The rows in TRL's shapes. All are texts, or all are conversations.
-
-    Raises:
-        UserError: with the number of the row; for rows without text or answer, with the numbers of the first ones.
-    """
+    """The rows in TRL's shapes, all texts or all conversations. Raises UserError, with the numbers of the bad rows."""
     blank: dict[tuple[str, str], list[int]] = {}
     first, count = None, 0
     for count, row in enumerate(rows, start=1):
@@ -131,9 +122,7 @@ def _read_all(rows: Iterable[Row], shape: Shape, template: str, system: str | No
         first = kind if first is None else first
         if kind != first:
             kinds = ("a conversation", "a text")
-            raise UserError(
-                f"data row {count}: is {kinds[kind]}, and the first row is {kinds[first]}: make all the same"
-            )
+            raise UserError(f"data row {count}: is {kinds[kind]}, and the first row is {kinds[first]}: make all alike")
         yield made
     for (column, what), bad in blank.items():
         numbers = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
@@ -193,9 +182,8 @@ def as_text(messages: list[Message], template: str, end: str, extra: str = "") -
         raise ValueError("system and tool turns within a conversation need a chat template")
     if not all(is_learned(message) for message in messages[1::2]):
         raise ValueError("an answer with weight 0 needs a chat template")
-    *earlier, (question, answer) = [
-        (messages[i]["content"], messages[i + 1]["content"]) for i in range(0, len(messages), 2)
-    ]
+    texts = [message["content"] for message in messages]
+    *earlier, (question, answer) = zip(texts[::2], texts[1::2])
     prompt, answers = "", []
     for asked, answered in earlier:
         prompt += _question(asked, "", template, head, first=not prompt)
@@ -230,9 +218,6 @@ def beginning(tokenizer: Tokenizer) -> str:
     bos = getattr(tokenizer, "bos_token", None)
     first = tokenizer("a", verbose=False)["input_ids"][:1] if bos else []
     return str(bos) if bos and first == [tokenizer.bos_token_id] else ""
-
-
-# -- checks ---------------------------------------------------------------------------------------------------------
 
 
 def _refuse_media(dataset: Dataset) -> None:

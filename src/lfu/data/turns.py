@@ -5,8 +5,6 @@ whatever else the turn has. Nothing is stripped, and no text is changed. What ca
 where; the caller knows the row.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping
@@ -40,9 +38,7 @@ def said(role: str, text: str) -> Message:
 def text_of(value: Any, where: str) -> str:
     """A cell as text: a text is left as it is, a number is spelled as JSON does, and parts of text are joined.
 
-    Args:
-        value: from a row; None and NaN are no text.
-        where: the column's name, for the message.
+    None and NaN are no text. `where`: the column's name, for the message.
 
     Raises:
         ValueError: anything else: an image part, an infinite number, half a surrogate pair, which no tokenizer reads.
@@ -75,12 +71,7 @@ def a(value: Any) -> str:
 
 
 def messages_of(turns: Any, column: str) -> list[Message]:
-    """The messages of a conversation in any of the three ways.
-
-    Raises:
-        Blank: there is none.
-        ValueError: a turn that can't be read.
-    """
+    """The messages of a conversation in any of the three ways. Raises Blank: it has none; ValueError: a bad turn."""
     if turns is None or turns == []:
         raise Blank(column)
     if not isinstance(turns, list):
@@ -196,9 +187,7 @@ def is_learned(message: Message) -> bool:
 def check_turns(messages: list[Message], column: str) -> None:
     """Refuses turns that say nothing, and a conversation that does not end with an answer, or has none to learn.
 
-    Raises:
-        Blank: the last turn is no answer, or an empty one.
-        ValueError: an empty turn elsewhere, a last turn of an unknown role, or no answer whose weight is not 0.
+    Raises Blank: the last turn is no answer, or an empty one; ValueError: anything else.
     """
     if messages and (role := messages[-1]["role"]) not in SPEAKERS.values():
         raise ValueError(f"{_turn(column, len(messages) - 1)} has role {role!r}: the role of an answer is 'assistant'")

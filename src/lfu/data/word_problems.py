@@ -19,20 +19,17 @@ import yaml
 
 # So many repeats in a row mean that the split has hardly any new problems left.
 MAX_REPEATS = 20_000
-_SOURCE: dict[str, Any] = yaml.safe_load(
-    files("lfu.data").joinpath("builtin/word_problems.yaml").read_text(encoding="utf-8")
-)
+_FILE = files("lfu.data").joinpath("builtin/word_problems.yaml")
+_SOURCE: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
 PEOPLE: tuple[tuple[str, str], ...] = tuple(_SOURCE["people"].items())
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How the numbers of a problem are drawn: slot after slot, again until the condition holds.
+    """How the numbers of a problem are drawn: slot after slot, again until the condition, an expression in them, holds.
 
-    Attributes:
-        slots: (slot, first, last) of a number drawn from first to last; last is empty where first is the value.
-            Each is an expression in the slots before it.
-        condition: an expression in all slots.
+    `slots`: (slot, first, last) of a number drawn from first to last, expressions in the slots before it; last is empty
+    where first is the value.
     """
 
     slots: tuple[tuple[str, str, str], ...]

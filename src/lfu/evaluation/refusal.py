@@ -53,7 +53,7 @@ class ErrorRate:
 
 
 def error_rate(labelled: Sequence[Mapping[str, Any]], classify: Callable[[str], bool] = refuses) -> ErrorRate:
-    """Judges a classifier by `{"id", "response", "refused"}` rows (`lfu.data.house_rule.labelled`).
+    """Judges a classifier by `{"id", "response", "refused"}` rows (`lfu.data.probes.house_rule`).
 
     Raises ValueError: not both refusals and other responses among the rows.
     """

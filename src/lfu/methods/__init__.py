@@ -37,7 +37,7 @@ def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) ->
             raise ValueError(f"method={spec!r}: {one.name} and {two.name} can't be combined: {reason}")
     given: dict[str, dict[str, Any]] = {name: {} for name in classes}
     known = {(name, f.name): f for name, cls in classes.items() for f in knobs_of(cls)}
-    for key, value in _pairs(method_args).items():
+    for key, value in knob_pairs(method_args).items():
         owner, _, knob = key.rpartition(".")
         if owner:
             one_of("method in method_args", owner, classes)
@@ -63,7 +63,11 @@ def why_not_together(one: type[Method], two: type[Method]) -> str | None:
 
 def written_out(methods: list[Method]) -> str:
     """All knobs of all methods as `method_args` takes them: what a record should hold."""
-    values = {f"{m.name}.{f.name}": getattr(m, f.name) for m in methods for f in knobs_of(m)}
+    return as_method_args({f"{m.name}.{f.name}": getattr(m, f.name) for m in methods for f in knobs_of(m)})
+
+
+def as_method_args(values: Mapping[str, Any]) -> str:
+    """Knobs and their values as one text."""
     plain = not any("," in str(value) for value in values.values())
     return ",".join(f"{key}={value}" for key, value in values.items()) if plain else json.dumps(values)
 
@@ -74,7 +78,7 @@ def _order(method: Method) -> int:
     return min((places.index(place) for place in method.places), default=0)
 
 
-def _pairs(method_args: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
+def knob_pairs(method_args: str | Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Knob -> value, as it was given."""
     if isinstance(method_args, Mapping):
         return method_args

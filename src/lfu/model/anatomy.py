@@ -51,19 +51,12 @@ class FusedExperts:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The parts of a causal language model that LfU touches. `K = len(blocks)`.
+    """The parts of a causal language model that LfU touches. `K = len(blocks)`."""
 
-    Attributes:
-        model: the causal language model itself, PEFT's wrapper taken off (adapters stay in place inside).
-        decoder: the model without its head; its `last_hidden_state` is hidden_states[K], after the final norm.
-        blocks: the K transformer blocks, in order.
-        wrapper: PEFT's wrapper, where its forward steers the adapter (aLoRA, Poly), so that no call may go past it.
-    """
-
-    model: Any
-    decoder: Any
-    blocks: list[nn.Module]
-    wrapper: Any = None
+    model: Any  # the causal language model itself, PEFT's wrapper taken off (adapters stay in place inside)
+    decoder: Any  # without the head; its `last_hidden_state` is hidden_states[K], after the final norm
+    blocks: list[nn.Module]  # the K transformer blocks, in order
+    wrapper: Any = None  # PEFT's, where its forward steers the adapter (aLoRA, Poly), so that no call may go past it
 
     def forward(self, **inputs: Any) -> Any:
         """One forward of the decoder, without the head; of the whole model where it has a `wrapper`."""
@@ -185,11 +178,7 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
 
 
 def _steers_its_adapter(model: Any) -> bool:
-    """Whether the forward of PEFT's wrapper tells the adapter what to do, as aLoRA's and Poly's does.
-
-    Raises:
-        ValueError: X-LoRA, which runs all layers twice in one forward.
-    """
+    """Whether the forward of PEFT's wrapper tells the adapter what to do, as aLoRA's and Poly's does."""
     tuner = getattr(model, "base_model", None)
     if not (isinstance(tuner, BaseTuner) and hasattr(model, "active_peft_config")):
         return False
@@ -214,9 +203,7 @@ def _named_blocks(decoder: Any, path: str) -> list[nn.Module]:
             f"{', '.join(lists[:8]) or 'none'}"
         ) from None
     if not isinstance(found, _CONTAINERS):
-        raise ValueError(
-            f"blocks={path!r} is a {type(found).__name__}, not an nn.ModuleList (Sequential, ModuleDict) of blocks"
-        )
+        raise ValueError(f"blocks={path!r} is a {type(found).__name__}, not an nn.ModuleList (Sequential, ModuleDict)")
     if not len(found):
         raise ValueError(f"blocks={path!r} is empty")
     return list(found.children())

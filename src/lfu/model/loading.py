@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lfu.model.embedded import EMBEDDED, embedded_folder, embedded_name
 from lfu.support.errors import UserError, one_line
@@ -60,22 +61,18 @@ def load_model(
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
-    """The tokenizer that `load_model` gives, without the model.
-
-    Raises:
-        UserError: as `load_model`.
-    """
+    """The tokenizer that `load_model` gives, without the model; errors as there."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     return _adapter_tokenizer(name, options) if is_adapter(name) else _tokenizer(name, options)
 
 
-def training_tokenizer(name: str, args: Any, *, revision: str | None = None, trust: bool = False) -> Tokenizer:
-    """`load_tokenizer`'s, as `SFTTrainer` changes it by `args.eos_token` and `args.chat_template_path`.
+def training_tokenizer(model: Any, args: Any) -> Tokenizer:
+    """The tokenizer of TRL's `ModelConfig`, as `SFTTrainer` changes it by `args`' eos_token and chat_template_path.
 
-    Raises:
-        UserError: as `load_model`, or a chat template that can't be read, or no such token.
+    Raises UserError: as `load_model`, or a chat template that can't be read, or no such token.
     """
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust)
+    name, trust = str(model.model_name_or_path), args.trust_remote_code
+    tokenizer = load_tokenizer(name, revision=model.model_revision, trust_remote_code=trust)
     if args.eos_token is not None:
         if args.eos_token not in tokenizer.get_vocab():
             raise UserError(f"--eos_token {args.eos_token}: the model's tokenizer has no such token")
@@ -95,9 +92,7 @@ def training_tokenizer(name: str, args: Any, *, revision: str | None = None, tru
         source = load_tokenizer(path)
         tokenizer.chat_template = source.get_chat_template()
     except (UserError, ValueError) as error:
-        raise UserError(
-            f"--chat_template_path {path}: no template file, nor a tokenizer that has one ({error})"
-        ) from error
+        raise UserError(f"--chat_template_path {path}: no template file, nor a tokenizer with one ({error})") from error
     tokenizer.add_tokens([t for t in source.added_tokens_decoder.values() if t.content not in tokenizer.get_vocab()])
     tokenizer.eos_token = source.eos_token
     return tokenizer
@@ -109,13 +104,8 @@ def context_length(
     """The tokens that a model was made for, by its configuration, and whether it has no positions beyond them.
 
     A table of positions ends there. Rotary positions go on, and the model has not learned them. None where there is
-    no such number.
-
-    Raises:
-        UserError: as `load_model`.
+    no such number. Errors as `load_model`.
     """
-    from transformers import AutoConfig
-
     if is_adapter(name):
         name, revision = adapter_base(name), None
     load = partial(AutoConfig.from_pretrained, revision=revision, trust_remote_code=trust_remote_code)
@@ -136,11 +126,7 @@ def is_adapter(name: str | os.PathLike) -> bool:
 
 
 def adapter_base(folder: str | os.PathLike) -> str:
-    """The base model that an adapter folder names.
-
-    Raises:
-        UserError: if adapter_config.json can't be read or names no base.
-    """
+    """The base model that an adapter folder names. Raises UserError: none, or no readable file."""
     path = Path(folder).expanduser() / "adapter_config.json"
     try:
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -191,14 +177,10 @@ def _adapter_tokenizer(folder: str, options: dict) -> Any:
 
 
 def _tokenizer(name: str, options: dict) -> Any:
-    from transformers import AutoTokenizer
-
     return _guarded(name, partial(AutoTokenizer.from_pretrained, **options))
 
 
 def _load_full(name: str, options: dict, model_options: dict) -> tuple[Model, Tokenizer]:
-    from transformers import AutoModelForCausalLM
-
     def load(path: str) -> Model:
         if _is_path(name):
             _refuse_pickles(Path(path), "model", "pytorch_model")
@@ -219,10 +201,7 @@ def _refuse_pickles(folder: Path, *stems: str) -> None:
 
 
 def _guarded(name: str, load: Callable[[str], T], needs: str = "") -> T:
-    """Calls `load` with the folder or hub name that `name` stands for; what goes wrong becomes a UserError.
-
-    A local folder must hold the file that `load` `needs`.
-    """
+    """Calls `load` with the folder, which must hold the file `needs`, or hub name of `name`. Raises UserError."""
     local, path = _is_path(name), name
     if local:
         folder = Path(name).expanduser()

@@ -112,10 +112,7 @@ class Reader:
             yield found
 
     def run(self, batch: Mapping[str, Any], call: Callable[..., Any] | None = None) -> None:
-        """One forward (see `Anatomy.forward`), up to the last layer that a `reading(stop=True)` wants.
-
-        `call` stands in for it: it must run the same modules.
-        """
+        """One forward, or `call` in its place, up to the last layer that a `reading(stop=True)` wants."""
         inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
         with self._grounded(), suppress(_Stop):
             (call or self.anatomy.forward)(**{**inputs, "use_cache": False})

@@ -9,11 +9,7 @@ import numpy as np
 
 
 def write_float32(file: Path, folder: Path) -> None:
-    """Writes config, float32 weights and tokenizer of a GGUF file into `folder`.
-
-    Raises:
-        ValueError: the file lacks weights of its architecture.
-    """
+    """Writes config, float32 weights and tokenizer of a GGUF file into `folder`. Raises ValueError: it lacks some."""
     import torch
     import transformers
 

@@ -5,14 +5,13 @@ later file replaces the same key of an earlier one, and `null` takes it back to 
 them.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 from lfu.support.errors import UserError, did_you_mean
 from lfu.support.files import read_yaml
+from lfu.support.words import listed
 
 FOLDER = Path(__file__).parent
 
@@ -63,7 +62,7 @@ def parts(spec: str) -> list[tuple[Path, dict[str, Any]]]:
     Raises:
         UserError: as `find` and `read`.
     """
-    names = [spec] if Path(spec).expanduser().is_file() else [name.strip() for name in spec.split(",") if name.strip()]
+    names = [spec] if Path(spec).expanduser().is_file() else listed(spec)
     if not names:
         raise UserError("recipe: the name is empty (see: lfu recipes)")
     return [(path, read(path)) for path in map(find, names)]

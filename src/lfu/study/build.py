@@ -1,10 +1,8 @@
 """A study from what the user asked for: everything is read and checked here, before anything is trained."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 from lfu.data.columns import as_dataset
@@ -17,10 +15,10 @@ from lfu.step.cheaper import Cheaper, longest_cycle
 from lfu.study.choose import fitting
 from lfu.study.folder import slug
 from lfu.study.measure import make_exam
-from lfu.study.options import Flags, Options
+from lfu.study.options import Options
 from lfu.study.plan import Design
-from lfu.study.rows import Kept, Split, built_in, retention, split, trained_on, write_rows
-from lfu.study.settings import Setting, with_yardsticks
+from lfu.study.rows import Kept, Shape, Split, built_in, retention, split, trained_on, write_rows
+from lfu.study.settings import Setting, with_yardsticks, words_of
 from lfu.study.study import Parse, Study
 from lfu.support.errors import UserError, value_errors_are_the_users
 
@@ -31,39 +29,36 @@ LEAST_KEPT = 6  # items: a third of them choose
 
 
 def build(options: Options, parse: Parse) -> Study:
-    """Loads the rows, checks every setting, and writes the rows into the study's folder.
-
-    Raises:
-        UserError: for anything the user can put right; nothing is written then.
-    """
-    config, model, data = parse([*options.flags.training])
+    """Reads and checks everything, then writes the rows into the study's folder. Raises UserError before that."""
+    config, model, data = parse(words_of(options.flags))
     if config.packing and config.max_steps < 1:
         raise UserError("with --packing give --max_steps: all methods get the same number of steps")
-    tokenizer = _tokenizer(config, model)
+    tokenizer = training_tokenizer(model, config)
+    shape = partial(to_training_rows, template=data.template, tokenizer=tokenizer, system=data.system)
     parts = _rows(options, data)
     settings = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
-    shaped = _shaped(parts, data, tokenizer)
+    shaped = _shaped(parts, shape)
     with value_errors_are_the_users():
         exam = make_exam(
-            parts, shaped, _kept(options, data, tokenizer, parts), tokenizer, options, template=data.template,
+            parts, shaped, _kept(options, parts, shape), tokenizer, options, template=data.template,
             system=data.system, batch_size=config.per_device_eval_batch_size,
         )  # fmt: skip
     parts.said.extend(_about_lengths(shaped, tokenizer, config, model))
-    training = _without(options.flags.training, ROWS)
+    flags = {name: words for name, words in options.flags.items() if name not in ROWS}
     rates = options.learning_rates or [f"{config.learning_rate:g}"]
 
     @cache
     def total_steps(setting: Setting) -> int:
         shared = [f"--{name}={value}" for name, value in setting.shared]
-        return steps_of(parse([*training, "--data", "-", *shared])[0], study.limit(setting))
+        return steps_of(parse([*words_of(flags), "--data", "-", *shared])[0], study.limit(setting))
 
     design = Design(
         settings, options.seeds, rates, total_steps, options.modes, options.bisection,
         halving=("rung" if exam.kept else "search") if options.halving else None,
         cycle=lambda setting: _cycle(study.configs(design.first_run(setting, rates[0]))[0]),
     )  # fmt: skip
-    flags = Flags(_without(training, OF_RUN), options.flags.own, options.flags.knobs)
-    study = Study(**vars(options) | {"flags": flags}, design=design, parse=parse, split=parts, shaped=shaped, exam=exam)
+    own = {"flags": {name: words for name, words in flags.items() if name not in OF_RUN}}
+    study = Study(**vars(options) | own, design=design, parse=parse, split=parts, shaped=shaped, exam=exam)
     _check(study)
     for name in ("train", "validation", "test"):
         write_rows(getattr(parts, name), options.folder / "data" / f"{name}.jsonl")
@@ -87,26 +82,14 @@ def _cycle(config: Any) -> int:
     return longest_cycle(form, config.budget, config.gradient_accumulation_steps)
 
 
-def _tokenizer(config: Any, model: Any) -> Any:
-    name, trust = str(model.model_name_or_path), config.trust_remote_code
-    return training_tokenizer(name, config, revision=model.model_revision, trust=trust)
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
 def _rows(options: Options, data: Any) -> Split:
     """Training rows and those held out, as `lfu train` would read them."""
     if options.test_rows and data.eval_data:
         raise UserError("--test_rows splits test rows off, and --eval_data gives them: give one of them")
     if options.validation_rows and options.validation_data:
         raise UserError("--validation_rows splits rows off, and --validation_data gives them: give one of them")
-    name, test, validation = str(data.data), None, None
-    rows = load_rows(name, split=data.data_split, config=data.data_config, limit=data.data_limit)
-    if data.eval_data:
-        eval_config = data.data_config if data.eval_data == data.data else None
-        test = load_rows(data.eval_data, split=data.eval_split or "test", config=eval_config, limit=data.eval_limit)
-    elif name.partition(":")[0] == BUILT_IN:
+    rows, test, validation = data.rows(), data.eval_rows(), None
+    if test is None and data.data.partition(":")[0] == BUILT_IN:
         test = load_rows(BUILT_IN, split="test", limit=options.test_rows or data.eval_limit)
     if options.validation_data:
         validation = load_rows(options.validation_data, split="validation", config=None)
@@ -115,35 +98,32 @@ def _rows(options: Options, data: Any) -> Split:
     return split(list(rows), *given, validation_rows=options.validation_rows, test_rows=test_rows)
 
 
-def _shaped(parts: Split, data: Any, tokenizer: Any) -> dict[str, Any]:
+def _shaped(parts: Split, shape: Shape) -> dict[str, Any]:
     """The rows in one of TRL's shapes; all of one shape."""
     found = {}
     for name in ("train", "validation", "test"):
-        rows = as_dataset(getattr(parts, name))
-        try:
-            found[name] = to_training_rows(rows, template=data.template, tokenizer=tokenizer, system=data.system)
-        except UserError as error:
-            raise UserError(f"{name} rows: {error}") from error
-    shapes = {tuple(sorted({"messages", "prompt", "text"} & set(rows.column_names))) for rows in found.values()}
-    if len(shapes) > 1:
+        with value_errors_are_the_users(f"{name} rows"):
+            found[name] = shape(as_dataset(getattr(parts, name)))
+    if len({tuple(sorted({"messages", "prompt", "text"} & set(rows.column_names))) for rows in found.values()}) > 1:
         raise UserError("training, validation and test rows must have the same columns")
     return found
 
 
-def _kept(options: Options, data: Any, tokenizer: Any, parts: Split) -> list[Kept]:
+def _kept(options: Options, parts: Split, shape: Shape) -> list[Kept]:
     """What should be kept; what of it is trained on is said."""
     if "forgetting" not in options.measures:
         return []
     sets = built_in(options.retention_limit)
     for name, file in options.kept_files:
         rows = load_rows(file, split="test", limit=options.retention_limit)
-        sets.append(retention(slug(name), rows, file, template=data.template, system=data.system, tokenizer=tokenizer))
+        sets.append(retention(slug(name), rows, file, shape))
         if seen := trained_on(list(rows), parts.train):
             parts.said.append(f"{seen} of {len(rows)} items of {name}, to be kept, are training rows, word for word.")
+    names = [each.name for each in sets]
     for each in sets:
         if len(each.rows) < LEAST_KEPT:
             raise UserError(f"{each.name} has {len(each.rows)} items to keep: give at least {LEAST_KEPT}")
-        if [other.name for other in sets].count(each.name) > 1:
+        if names.count(each.name) > 1:
             raise UserError(f"two sets to keep are called {each.name!r}: name them, as in --retention mine=FILE")
     return sets
 
@@ -158,26 +138,8 @@ def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model
             yield f"{line}."
 
 
-# --- flags and settings ----------------------------------------------------------------------------------------------
-
-
-def _without(words: Sequence[str], gone: Collection[str]) -> list[str]:
-    """The flag words without some flags and their values."""
-    kept: list[str] = []
-    keep = True
-    for word in words:
-        if word.startswith("--"):
-            keep = word[2:].partition("=")[0].replace("-", "_") not in gone
-        kept += [word] if keep else []
-    return kept
-
-
 def _check(study: Study) -> None:
-    """Every setting's config can be made, and it has rows to train on.
-
-    Raises:
-        UserError: the setting's name and what is wrong.
-    """
+    """Every setting's config can be made, and it has rows to train on: else a UserError, with the setting's name."""
     design, most = study.design, len(study.split.train)
     if design.halving and (design.bisection or "time" in design.equal):
         raise UserError("--halving compares trainings of equal steps: drop --bisect, and --equal time")

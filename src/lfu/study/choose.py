@@ -3,19 +3,15 @@
 Test rows choose nothing. The validation rows, and every third item of what should be kept, do.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from lfu.evaluation.intervals import Interval
+from lfu.study.rows import Split
 from lfu.study.settings import YARDSTICK, Setting, make_setting
 from lfu.support.errors import UserError
-
-if TYPE_CHECKING:
-    from lfu.evaluation.intervals import Interval
-    from lfu.study.rows import Split
 
 T = TypeVar("T")
 
@@ -48,9 +44,7 @@ class Bisection:
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high < math.inf:
-            raise UserError(
-                f"--bisect {self.name}: the ends must be numbers, 0 < LOW < HIGH, got {self.low} and {self.high}"
-            )
+            raise UserError(f"--bisect {self.name}: the ends must be 0 < LOW < HIGH, got {self.low} and {self.high}")
         if self.setting(self.low).shared:  # an unknown name shows here, too
             raise UserError(f"--bisect {self.name}: that is no knob of {self.method}, plain SFT has it too")
 
@@ -114,26 +108,17 @@ def compared_with(setting: Setting, settings: Sequence[Setting]) -> Setting | No
 
 @dataclass(frozen=True)
 class Chosen:
-    """A setting as the choosing rows see it.
-
-    Attributes:
-        loss: on the validation rows, mean over the seeds that all settings have; None where a run failed.
-        forgets_more: whether a kept set is worse, beyond the noise, than that of anything that it is held against.
-        against: what it is held against -> kept set -> the difference, on the items that choose.
-    """
+    """A setting as the choosing rows see it."""
 
     label: str
     method: str
-    loss: float | None
-    forgets_more: bool = False
-    against: dict[str, dict[str, Interval]] = field(default_factory=dict)
+    loss: float | None  # mean over the seeds that all settings have; None where a run failed
+    forgets_more: bool = False  # beyond the noise, than anything that it is held against
+    against: dict[str, dict[str, Interval]] = field(default_factory=dict)  # rival -> kept set -> the difference
 
 
 def candidate(settings: Sequence[Chosen]) -> Chosen | None:
-    """The lowest validation loss among the settings that forget no more than they may.
-
-    Ties go to plain SFT, else to the first. None where there is nothing to choose from.
-    """
+    """The lowest loss among the settings that forget no more than they may. Ties go to plain SFT, else to the first."""
     fit = [(one.loss, one) for one in settings if one.loss is not None and not one.forgets_more]
     finite = [(loss, one) for loss, one in fit if math.isfinite(loss)]
     return min(finite, key=lambda pair: (pair[0], pair[1].method != YARDSTICK), default=(None, None))[1]

@@ -1,8 +1,6 @@
 """On a cluster: workers as jobs of its own scheduler, by submitit. They share the study's folder, and take the runs
 one by one, as several processes on one machine do."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Mapping, Sequence
 
@@ -12,17 +10,11 @@ from lfu.support.errors import UserError, one_line
 
 
 def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Mapping[str, str]) -> None:
-    """Submits up to `jobs` workers and waits for them; again, as long as jobs die and fewer runs are left. Their logs
-    are in `jobs/` of the study's folder.
+    """Submits up to `jobs` workers and waits for them; again, as long as jobs die and fewer runs are left.
 
-    Args:
-        command: as for `work_in_processes`.
-        options: `cluster` (slurm or local; default: slurm where it is found), and what submitit's `update_parameters`
-            takes, as text: `timeout_min=240`, `gpus_per_node=1`, `slurm_partition=gpu`.
-
-    Raises:
-        UserError: an option that submitit doesn't know; a job stopped with an error of the user's.
-        KeyboardInterrupt: the jobs are cancelled; finished runs are kept.
+    `options`: `cluster` (slurm or local; default: slurm where it is found), and what submitit's `update_parameters`
+    takes, as text: `timeout_min=240`, `gpus_per_node=1`, `slurm_partition=gpu`. Raises UserError: one that it doesn't
+    know, or a job's own; KeyboardInterrupt: the jobs are cancelled, finished runs are kept.
     """
     import submitit
 

@@ -9,20 +9,22 @@ record.json    everything; begun.json, trained.json and part-*.json then go
 failed.json    what went wrong, when, and in which session
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from lfu.study.metrics import kept_losses
+from lfu.study.plan import Run
 from lfu.support.errors import one_line
-from lfu.support.files import dump_json, write_bytes, write_text
+from lfu.support.files import dump_json, write_text
 
 MODEL, TRAINER = "model", "trainer"
 # Level of a run -> the parts that are measured then.
@@ -30,21 +32,15 @@ PARTS = {"search": ("validation",), "rung": ("validation", "kept")}
 
 
 class Place:
-    """The folder of one run.
+    """The folder of one run, with its key: files of another key are not read.
 
-    Args:
-        path: the folder.
-        key: of the run; files of another key are not read.
-        session: who works here.
-        since: when the session began (seconds since the epoch): a failure of an earlier one is tried again.
+    `session`: who works here. A failure of before `since` (seconds since the epoch) is tried again.
     """
 
     def __init__(self, path: Path, key: str, session: str, since: float = 0.0):
         self.path, self.key, self.session, self.since = path, key, session, since
         self.log, self.model = path / "log.jsonl", path / MODEL
         self._known: dict[str, Any] = {}
-
-    # -- Outcome (lfu.study.plan) --------------------------------------------------------------------------------------
 
     @property
     def failed(self) -> bool:
@@ -68,29 +64,25 @@ class Place:
 
     @property
     def kept(self) -> dict[str, float] | None:
-        from lfu.study.metrics import kept_losses
-
         scores = self._scores("kept")
         return kept_losses(scores) if scores else None
 
     @property
     def step_seconds(self) -> float | None:
-        return self.cost["step_seconds"] if self.cost else None
-
-    # -- what is there -------------------------------------------------------------------------------------------------
+        return self.cost.get("step_seconds")
 
     @property
     def record(self) -> dict[str, Any] | None:
-        return self._read("record.json")
+        return self._read("record")
 
     @property
     def trained(self) -> dict[str, Any] | None:
-        return self._read("trained.json")
+        return self._read("trained")
 
     @property
-    def cost(self) -> dict[str, Any] | None:
+    def cost(self) -> dict[str, Any]:
         """What training took, once it is over."""
-        return (self.record or self.trained or {}).get("cost")
+        return (self.record or self.trained or {}).get("cost", {})
 
     @property
     def failure(self) -> dict[str, Any] | None:
@@ -105,41 +97,35 @@ class Place:
 
     @property
     def any_failure(self) -> dict[str, Any] | None:
-        return None if self.record else self._read("failed.json", remember=False)  # it may be tried again elsewhere
-
-    @property
-    def has_model(self) -> bool:
-        return self.model.is_dir()
+        return None if self.record else self._read("failed", remember=False)  # it may be tried again elsewhere
 
     def part(self, name: str) -> Any:
-        kept = self._read(f"part-{name}.json")
+        kept = self._read(f"part-{name}")
         return kept["result"] if kept else None
 
     def _scores(self, name: str) -> Any:
         return self.record["measures"].get(name) if self.record else self.part(name)
 
-    # -- what is written -----------------------------------------------------------------------------------------------
+    def keep(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a file of the run, by its name without `.json`."""
+        write_text(self.path / f"{name}.json", dump_json({"key": self.key, **value}))
+        self._known.pop(name, None)
+
+    def forget(self, name: str) -> None:
+        """Removes such a file."""
+        (self.path / f"{name}.json").unlink(missing_ok=True)
+        self._known.pop(name, None)
 
     def begin(self, config: Mapping[str, Any]) -> None:
         """Says what the run is; an older failure is forgotten."""
-        self._write("config.json", config)
-        self._remove("failed.json")
-
-    def keep_trained(self, result: Mapping[str, Any]) -> None:
-        self._write("trained.json", result)
-        self.drop(TRAINER)  # checkpoints: the trained model is there
-
-    def keep_part(self, name: str, result: Any) -> None:
-        self._write(f"part-{name}.json", {"result": result})
-
-    def keep_picture(self, name: str, png: bytes) -> None:
-        write_bytes(self.path / name, png)
+        self.keep("config", config)
+        self.forget("failed")
 
     def finish(self, record: Mapping[str, Any], *, keep_model: bool) -> None:
         """The record takes the place of what led to it."""
-        self._write("record.json", record)
-        for file in [*self.path.glob("part-*.json"), self.path / "trained.json", self.path / "failed.json"]:
-            self._remove(file.name)
+        self.keep("record", record)
+        for name in [*(file.stem for file in self.path.glob("part-*.json")), "trained", "failed"]:
+            self.forget(name)
         self.drop(TRAINER)
         if not keep_model:
             self.drop(MODEL)
@@ -148,7 +134,7 @@ class Place:
         """Keeps what went wrong; a failed training leaves no half of itself."""
         kind, message = type(error).__name__, one_line(error)
         told = message if kind in ("UserError", "Diverged", "Died") else f"{kind}: {message}"
-        self._write("failed.json", {
+        self.keep("failed", {
             "session": self.session, "time": time.time(), "phase": phase, "diverged": diverged, "error": told,
             "traceback": trace,
         })  # fmt: skip
@@ -158,13 +144,9 @@ class Place:
         """Removes the checkpoints, or the weights of a run that is not wanted any further."""
         shutil.rmtree(self.path / folder, ignore_errors=True)
 
-    # -- one worker at a time ------------------------------------------------------------------------------------------
-
     @contextmanager
     def held(self) -> Iterator[bool]:
         """Yields whether the run is ours now; held by another process, it isn't. A dead process holds nothing."""
-        from filelock import FileLock, Timeout
-
         self.path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -176,22 +158,20 @@ class Place:
 
     def marked(self) -> dict[str, Any] | None:
         """The mark of a worker that began the run and neither finished nor failed it."""
-        return self._read("begun.json", remember=False)
+        return self._read("begun", remember=False)
 
     def mark(self) -> None:
-        self._write("begun.json", {"session": self.session, "process": os.getpid()})
+        self.keep("begun", {"session": self.session, "process": os.getpid()})
 
     def unmark(self) -> None:
-        self._remove("begun.json")
-
-    # -- files ---------------------------------------------------------------------------------------------------------
+        self.forget("begun")
 
     def _read(self, name: str, *, remember: bool = True) -> Any:
         """The file's content if it belongs to this run; a file that is once there doesn't change."""
         if name in self._known:
             return self._known[name]
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            found = json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
             if found.get("key") != self.key:
                 return None
         except (OSError, ValueError, AttributeError):
@@ -200,43 +180,13 @@ class Place:
             self._known[name] = found
         return found
 
-    def _write(self, name: str, value: Mapping[str, Any]) -> None:
-        write_text(self.path / name, dump_json({"key": self.key, **value}))
-        self._known.pop(name, None)
 
-    def _remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
-        self._known.pop(name, None)
-
-
-class Shelf:
-    """All runs of a study.
-
-    Args:
-        folder: the study's; runs lie below `runs`.
-        key_of: the key of a run.
-        session, since: see `Place`.
-    """
-
-    def __init__(self, folder: Path, key_of: Callable[[Any], str], session: str, since: float = 0.0):
-        self.folder, self.key_of, self.session, self.since = folder, key_of, session, since
-        self._places: dict[Any, Place] = {}
-        self._by_key: dict[str, Place] = {}
-
-    def __call__(self, run: Any) -> Place:
-        """The run's place: two settings that come to one training (`lfu`, `lfu:alpha=auto`) have one."""
-        if run not in self._places:
-            key = self.key_of(run)
-            if key not in self._by_key:
-                self._by_key[key] = Place(self._path(run, key[:8]), key, self.session, self.since)
-            self._places[run] = self._by_key[key]
-        return self._places[run]
-
-    def _path(self, run: Any, key: str) -> Path:
-        name = "-".join([slug(run.label), f"seed{run.seed}", key] if run.setting else [run.label, key])
-        path = self.folder / "runs" / name
-        there = [] if path.is_dir() else sorted(path.parent.glob(f"*-{key}"))  # done under another label
-        return there[0] if there else path
+def path_of(folder: Path, run: Run, key: str) -> Path:
+    """Where in a study's folder a run of this key lies, or is to lie."""
+    name = "-".join([slug(run.label), f"seed{run.seed}", key[:8]] if run.setting else [run.label, key[:8]])
+    path = folder / "runs" / name
+    there = [] if path.is_dir() else sorted(path.parent.glob(f"*-{key[:8]}"))  # done under another label
+    return there[0] if there else path
 
 
 def slug(label: str) -> str:

@@ -1,7 +1,5 @@
 """What decides the result of a run, as one short text: two runs with the same key give the same result."""
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json
@@ -11,14 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
 import lfu
-from lfu.methods import method_class, methods_of
+from lfu.evaluation.record import versions
+from lfu.methods import methods_of
 from lfu.methods.knobs import knobs_of
 from lfu.model.embedded import EMBEDDED, embedded_folder
 from lfu.model.loading import adapter_base, is_adapter
+from lfu.study.settings import classes_of
+from lfu.support.files import dump_json, write_text
 
+NOTE = "environment.json"  # in the study's folder
 FORMAT = 1  # raise it when what a run keeps changes: older runs are then done anew
 WHOLE = 2**26  # bytes; of larger files 64 pieces of a mebibyte are read
 # Fields of the config that change what is written or shown, not what is computed.
@@ -41,19 +44,11 @@ APART = {"report", "cli", "recipes"}
 OF_STUDY = {"train.py", "measure.py", "rows.py"}
 
 
-def given_in(words: Iterable[str]) -> set[str]:
-    """Which fields of `RESOLVED` the flag words set."""
-    names = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-    return {name for name in RESOLVED if names & {name, f"no_{name}"}}
-
-
 def run_key(config: Any, model_arguments: Any, more: Mapping[str, Any], given: Collection[str] = ()) -> str:
     """The key of a run.
 
     Args:
-        config: its `LfUConfig`; method and knobs are in it.
-        model_arguments: its `ModelConfig`.
-        more: hashes and settings of everything else, the kind of device among them.
+        more: hashes and settings of everything that is not in its two configs, the kind of device among them.
         given: fields of `RESOLVED` that were set.
     """
     unset = RESOLVED.difference(given)
@@ -67,6 +62,34 @@ def start_key(model_arguments: Any, more: Mapping[str, Any], given: Collection[s
     wanted = LOADING if "dtype" in given else LOADING - {"dtype"} | {"use_peft"}  # an unset dtype hangs on that
     loading = {name: value for name, value in asdict(model_arguments).items() if name in wanted}
     return digest([FORMAT, loading, dict(more)])
+
+
+def here() -> dict[str, Any]:
+    """What of this machine decides results: its kind of device, and the versions of the packages.
+
+    Who trains leaves a note of it in the study's folder. Who only plans or reports, on a cluster's login node or a
+    laptop that the folder was copied to, goes by the note: the runs' keys are those of the machine that trained.
+    """
+    return {"device": device(), "versions": versions()}
+
+
+def noted(folder: Path) -> dict[str, Any] | None:
+    """That of the machine that trained last in the study's folder; None if none has."""
+    try:
+        return json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def note(folder: Path, environment: dict[str, Any]) -> None:
+    """Leaves it for those that plan and report. Raises OSError: the folder can't be written."""
+    if noted(folder) != environment:
+        write_text(folder / NOTE, dump_json(environment))
+
+
+def device() -> str:
+    """`cuda` or `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def digest(value: Any) -> str:
@@ -87,7 +110,7 @@ def package_code() -> str:
 
 def methods_code(method: str) -> str:
     """Hash of the files of methods that are not in this package."""
-    files = {inspect.getsourcefile(method_class(name.strip())) for name in method.split("+")}
+    files = {inspect.getsourcefile(each) for each in classes_of(method).values()}
     outside = sorted(Path(file) for file in files if file and "lfu/methods" not in Path(file).as_posix())
     return digest([file.read_text(encoding="utf-8") for file in outside])
 
@@ -102,14 +125,7 @@ def _files_in_knobs(config: Any) -> list[str]:
 
 
 def model_files(name: str, revision: str | None, *, trust_remote_code: bool = False) -> str:
-    """Hash of a model's files: of their content in a folder, of the commit on the hub.
-
-    Args:
-        trust_remote_code: whether the model's own code may be run, as for loading it.
-
-    Raises:
-        UserError: no such model.
-    """
+    """Hash of a model's files: of their content in a folder, of the commit on the hub."""
     folder = embedded_folder(name) if name in EMBEDDED else Path(name).expanduser()
     if not folder.is_dir():
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

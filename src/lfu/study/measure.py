@@ -3,8 +3,6 @@
 The parts are measured one by one, each kept as soon as it is done.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,36 +22,21 @@ Progress = Callable[[int], None]  # called with the number of items just scored
 
 @dataclass(frozen=True)
 class Exam:
-    """The same for every model of a study.
+    """The same for every model of a study."""
 
-    Attributes:
-        validation, test: rows in one of TRL's shapes.
-        asked: test rows as questions, to be put into other words; None where they can't be.
-        kept: what should not become worse.
-        measures: which of `lfu.study.options.MEASURES` are wanted.
-        matched: whether the answers end in '#### n', so that what a model writes can be judged.
-        template, system: what is put round a question, as in training.
-        match_rows, robust_rows: how many test rows are answered in the model's own words; reworded and disturbed.
-        left_out: measures that the rows don't allow, with the reason.
-    """
-
-    validation: Sequence[Mapping[str, Any]]
+    validation: Sequence[Mapping[str, Any]]  # in one of TRL's shapes, as `test`
     test: Sequence[Mapping[str, Any]]
-    asked: Sequence[Mapping[str, Any]] | None
-    kept: Sequence[Kept]
-    measures: Sequence[str]
-    matched: bool
-    match_rows: int
-    robust_rows: int
+    asked: Sequence[Mapping[str, Any]] | None  # test rows to be put into other words, where they can be
+    kept: Sequence[Kept]  # what should not become worse
+    measures: Sequence[str]  # those wanted of `lfu.study.options.MEASURES`
+    matched: bool  # answers end in '#### n': what a model writes can be judged
+    match_rows: int  # how many test rows are answered in the model's own words
+    robust_rows: int  # how many are reworded and disturbed
     max_new_tokens: int
-    template: str
+    template: str  # what is put round a question, as in training; `system` too
     system: str | None
     batch_size: int
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-    def settings(self) -> dict[str, Any]:
-        """All of it, for the key of a run."""
-        return asdict(self)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # measures that the rows don't allow -> why
 
 
 def make_exam(
@@ -61,12 +44,8 @@ def make_exam(
 ) -> Exam:
     """An exam on the rows of a `Split`; what they don't allow to measure is left out, with the reason.
 
-    Args:
-        shaped: `validation` and `test` in one of TRL's shapes.
-        more: further fields of `Exam`.
-
-    Raises:
-        ValueError: a chat template that answers can't be told apart in.
+    `shaped`: the same in TRL's shapes; `more`: further fields of `Exam`. Raises ValueError: a chat template in which
+    answers can't be told apart.
     """
     validation, test = list(shaped["validation"]), list(shaped["test"])
     left_out: dict[str, str] = {}
@@ -84,9 +63,6 @@ def make_exam(
         options.match_rows, options.robust_rows, options.max_new_tokens, **more,
         left_out={name: why for name, why in left_out.items() if name in options.measures},
     )  # fmt: skip
-
-
-# --- the parts -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

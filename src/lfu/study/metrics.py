@@ -1,7 +1,5 @@
 """The metrics of a comparison: how each is read from a run's record, how it is shown, and what counts as better."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,20 +38,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """What one column of the results is.
+    """What one column of the results is."""
 
-    Attributes:
-        key: `loss`, `match`, `kept:knowledge`, ..., `reworded`, `wording`, `noise`.
-        kind: one of `KINDS`.
-        group: `learned`, `kept`, `reworded` or `steady`.
-        sign: +1 if more is better, -1 if less is.
-    """
-
-    key: str
+    key: str  # `loss`, `match`, `kept:knowledge`, ..., `reworded`, `wording`, `noise`
     title: str
-    kind: str
-    group: str
-    sign: int
+    kind: str  # one of `KINDS`
+    group: str  # `learned`, `kept`, `reworded` or `steady`
+    sign: int  # +1 if more is better, -1 if less is
     items: int
 
     @property
@@ -62,11 +53,7 @@ class Metric:
         return KINDS[self.kind]
 
     def turn(self, interval: Mapping[str, float]) -> int:
-        """+1: a difference is better beyond the noise, -1: worse, 0: neither, or by less than is shown.
-
-        Args:
-            interval: `value`, `low` and `high`.
-        """
+        """+1: a difference (`value`, `low`, `high`) is better beyond the noise, -1: worse, 0: neither, or not shown."""
         seen = round(self.scale.change(interval["value"]), self.scale.change_places) != 0
         return self.sign * (int(interval["low"] > 0) - int(interval["high"] < 0)) if seen else 0
 
@@ -92,7 +79,7 @@ def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[Metric, Read]:
             "text": (f"{name} perplexity", "text", -1),
             "answer": (f"{name} loss", "nll", -1),
         }[scores["kind"]]
-        add(f"kept:{name}", title, kind, "kept", sign, partial(_kept, name, False))
+        add(f"kept:{name}", title, kind, "kept", sign, partial(kept, name, False))
     if "prompts" in first:
         share = headline([_templates(record["measures"]) for record in records]) == "accuracy"
         kind, title = ("share", "reworded accuracy") if share else ("nll", "reworded loss")
@@ -103,14 +90,9 @@ def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[Metric, Read]:
     return found
 
 
-def kept_for_choice(name: str) -> Read:
-    """The items of a retention set that help to choose."""
-    return partial(_kept, name, True)
-
-
 def kept_losses(scores: Mapping[str, Any]) -> dict[str, float]:
     """Set -> loss per token, or share of errors, on the items that help to choose."""
-    values = {name: _kept(name, True, {"kept": scores}).value for name in scores}
+    values = {name: kept(name, True, {"kept": scores}).value for name in scores}
     return {name: 1 - value if scores[name]["kind"] == "choice" else value for name, value in values.items()}
 
 
@@ -135,7 +117,8 @@ def _per_token(scores: Mapping[str, Any]) -> Sample:
     return Sample(np.array([scores["nll"]], dtype=float), np.array([scores["tokens"]], dtype=float))
 
 
-def _kept(name: str, choosing: bool, measures: Measures) -> Sample:
+def kept(name: str, choosing: bool, measures: Measures) -> Sample:
+    """A set to keep: the items that help to choose, or those that don't."""
     scores = measures["kept"][name]
     sample = Sample.of(scores["correct"]) if scores["kind"] == "choice" else _per_token(scores)
     wanted = np.array(chooses(sample.items)) == choosing

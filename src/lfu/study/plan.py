@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from lfu.study.choose import Bisection, best_rate
 from lfu.study.halving import RUNGS, best_first, passing, scores_of
@@ -36,6 +36,11 @@ class Run:
     def label(self) -> str:
         return self.setting.label if self.setting else "untouched"
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What it is, JSON-ready."""
+        return {"label": self.label, **{f.name: getattr(self, f.name) for f in fields(self) if f.name != "setting"}}
+
 
 UNTOUCHED = Run(None)
 Find = Callable[[Run], "Place"]  # what is known of a run
@@ -51,28 +56,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Design:
-    """What decides which runs there are.
+    """What decides which runs there are."""
 
-    Attributes:
-        settings: yardsticks first.
-        rates: the learning rates that each setting is tried with, as given; a setting that sets its own is not tried
-            with others.
-        total_steps: setting -> training steps of a run with equal steps.
-        equal: the modes that runs are compared in: `steps`, `time` or both.
-        bisection: the search for the value of a parameter at which training collapses.
-        cycle: setting -> steps after which the cost of its steps repeats.
-        halving: the level at which short trainings thin the settings and their learning rates out (`search` or
-            `rung`); None: every setting is trained in full.
-    """
-
-    settings: Sequence[Setting]
+    settings: Sequence[Setting]  # yardsticks first
     seeds: Sequence[int]
-    rates: Sequence[str]
-    total_steps: Callable[[Setting], int]
-    equal: Sequence[str] = ("steps",)
+    rates: Sequence[str]  # those that each setting is tried with which does not set its own
+    total_steps: Callable[[Setting], int]  # of a run with equal steps
+    equal: Sequence[str] = ("steps",)  # what runs are compared at: `steps`, `time`
     bisection: Bisection | None = None
-    cycle: Callable[[Setting], int] = lambda setting: 1
-    halving: str | None = None
+    cycle: Callable[[Setting], int] = lambda setting: 1  # steps after which the cost of its steps repeats
+    halving: str | None = None  # the level at which short trainings thin out settings and rates, if they do
 
     def rates_of(self, setting: Setting) -> list[str]:
         own = setting.values.get("learning_rate")
@@ -84,24 +77,15 @@ class Design:
 
 @dataclass
 class Plan:
-    """The tasks known so far, in the order in which they should be done.
+    """The tasks known so far, in the order in which they should be done."""
 
-    Attributes:
-        settings: those of the design, and the ones that a bisection has come to.
-        rates: setting -> the learning rate that its runs have; absent while it isn't chosen, or if all of them failed.
-        runs: mode -> setting -> its runs, one a seed; absent while they aren't known.
-        rungs: the short runs of each round of halving.
-        collapsed: value that a bisection has tried -> whether training collapsed.
-        whole: whether no further task can come.
-    """
-
-    settings: list[Setting]
+    settings: list[Setting]  # those of the design, and those that a bisection has come to
     tasks: list[Task] = field(default_factory=list)
-    rates: dict[Setting, str] = field(default_factory=dict)
-    runs: dict[str, dict[Setting, list[Run]]] = field(default_factory=dict)
-    rungs: list[list[Run]] = field(default_factory=list)
-    collapsed: dict[float, bool] = field(default_factory=dict)
-    whole: bool = True
+    rates: dict[Setting, str] = field(default_factory=dict)  # absent while not chosen, or all failed
+    runs: dict[str, dict[Setting, list[Run]]] = field(default_factory=dict)  # mode -> runs, one a seed
+    rungs: list[list[Run]] = field(default_factory=list)  # the short runs of each round of halving
+    collapsed: dict[float, bool] = field(default_factory=dict)  # value tried -> whether training did
+    whole: bool = True  # no further task can come
 
 
 def planned(design: Design, found: Find) -> Plan:
@@ -199,7 +183,9 @@ def _same_time(plan: Plan, design: Design, found: Find) -> None:
         for setting, runs in basis.items():
             level = "search" if len(design.rates_of(setting)) > 1 else "timing"
             plan.tasks += [Task(run, level) for run in runs]
-    times = {setting: _step_time(runs, found) for setting, runs in basis.items()}
+    # by the first run that doesn't fail: None until it is known; NaN if all of them fail
+    of = lambda runs: next((place.step_seconds for run in runs if not (place := found(run)).failed), math.nan)
+    times = {setting: of(runs) for setting, runs in basis.items()}
     by_time: dict[Setting, list[Run]] = {}
     for setting, rate in plan.rates.items():
         ours, theirs = times[setting], times.get(setting.yardstick, math.nan)
@@ -224,11 +210,6 @@ def _timed(plan: Plan, design: Design, setting: Setting, rate: str) -> list[Run]
         return [design.first_run(setting, rate)]
     steps = min(design.total_steps(setting), max(TIMING_STEPS, 1 + design.cycle(setting)))
     return [Run(setting, design.seeds[0], rate, steps)]
-
-
-def _step_time(runs: Sequence[Run], found: Find) -> float | None:
-    """That of the first run that doesn't fail, None until it is known; NaN if all of them fail."""
-    return next((place.step_seconds for run in runs if not (place := found(run)).failed), math.nan)
 
 
 def _over(outcome: Place, level: str) -> bool:

@@ -1,7 +1,5 @@
 """Several processes on one machine: each takes the runs that no other has."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -13,6 +11,7 @@ import torch
 
 from lfu.study.study import Study
 from lfu.support.errors import UserError
+from lfu.support.words import listed
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 HEADROOM = 1.5  # what a training of another method may take, of the first one's memory
@@ -28,24 +27,25 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
     """Runs a command in `jobs` processes, or as many as memory and GPUs allow, until nothing is left to do.
 
     The first process begins alone; what its first training took at most tells how many there is room for.
-
-    Raises:
-        UserError: a process stopped with an error of the user's.
-        KeyboardInterrupt: so did one of them, or this one.
+    Raises UserError or KeyboardInterrupt where a process did.
     """
-    if 0 < len(visible_gpus()) < jobs:
-        jobs = len(visible_gpus())
+    gpus = visible_gpus()
+    if 0 < len(gpus) < jobs:
+        jobs = len(gpus)
         study.say(f"{jobs} processes at once: one a GPU")
 
     def begin(number: int) -> subprocess.Popen:
-        environment = os.environ | _share(number, jobs)
+        """One more process, with its share of the threads, and one GPU."""
+        threads = max(1, torch.get_num_threads() // jobs)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        environment |= {VISIBLE: gpus[number % len(gpus)]} if gpus else {}
         return subprocess.Popen(worker(study, command), env=environment, stdout=subprocess.DEVNULL)
 
     def start() -> list[int]:
         room, workers = free_memory(), [begin(0)]
         try:
             useful = min(jobs, study.useful(jobs))
-            if useful > 1 and not visible_gpus():
+            if useful > 1 and not gpus:
                 useful = _fitting(study, useful, room, workers[0])
             workers += [begin(number) for number in range(1, useful)]
             return [worker.wait() for worker in workers]
@@ -76,12 +76,8 @@ def _fitting(study: Study, jobs: int, room: int, first: subprocess.Popen) -> int
 def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> None:
     """Starts workers until nothing is left to do, or twice nothing comes of it.
 
-    Args:
-        start: runs workers to their end; gives their exit codes.
-        mistake: what is said of one that stopped with an error of the user's.
-
-    Raises:
-        UserError, KeyboardInterrupt: as a worker did.
+    `start` runs workers to their end, and gives their exit codes. Raises KeyboardInterrupt or UserError (`mistake`)
+    where a worker did.
     """
     study.follow()  # what is finished already was done by workers, too
     idle = 0  # rounds in which workers died and nothing else came of it
@@ -98,37 +94,22 @@ def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> Non
         idle = idle + 1 if len(study.todo()) == before else 0
 
 
-# --- what a process may use ------------------------------------------------------------------------------------------
-
-
 def free_memory() -> int:
     """Bytes that new processes can have."""
     return psutil.virtual_memory().available
 
 
-def _share(number: int, jobs: int) -> dict[str, str]:
-    """The environment of a process: its share of the threads, and one GPU."""
-    threads = max(1, torch.get_num_threads() // jobs)
-    found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    gpus = visible_gpus()
-    return found | ({VISIBLE: gpus[number % len(gpus)]} if gpus else {})
-
-
 def leave_busy_cores() -> None:
-    """Computes with as many threads as cores are idle: threads that wait for each other on busy ones take longer.
-
-    Not where OMP_NUM_THREADS says how many.
-    """
+    """Takes as many threads as cores are idle: waiting for busy ones takes longer. Not where OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ and not torch.cuda.is_available():
         busy = psutil.cpu_percent(POLL) / 100 * (psutil.cpu_count() or 1)
         torch.set_num_threads(max(1, torch.get_num_threads() - round(busy)))
 
 
 def keep_one_gpu() -> int:
-    """Of several GPUs this process sees one from now on: transformers would spread every batch over all of them.
+    """Lets this process see one of several GPUs, before CUDA is used; returns how many there were.
 
-    Returns:
-        how many there were. To be called before anything uses CUDA.
+    Transformers would spread every batch over all of them.
     """
     gpus = visible_gpus()
     if len(gpus) > 1:
@@ -139,5 +120,5 @@ def keep_one_gpu() -> int:
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     count = torch.cuda.device_count()
-    listed = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
-    return listed[:count] if listed else [str(number) for number in range(count)]
+    named = listed(os.environ.get(VISIBLE, ""))
+    return named[:count] if named else [str(number) for number in range(count)]

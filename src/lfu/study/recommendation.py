@@ -1,9 +1,8 @@
 """What is recommended, by the rows that choose, and how it differs from plain SFT on the rows that chose nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -27,45 +26,29 @@ class Validation:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The setting that the choosing rows prefer.
+    """The setting that the choosing rows prefer."""
 
-    Attributes:
-        mode: of the runs that it was chosen by.
-        candidate, yardstick: what was chosen, and the plain SFT that it is compared with.
-        better, worse, same: metrics by how the candidate compares on the rows that chose nothing.
-        sure: metric -> the difference with the interval by which `better` is told.
-        label: what is recommended: the candidate only if it is better in something.
-        excluded: settings with a lower loss that forget more than they may.
-        runner_up: what would have been chosen without the candidate, and how much higher its loss is.
-    """
-
-    mode: str
-    candidate: str
-    yardstick: str
+    mode: str  # of the runs that it was chosen by
+    candidate: str  # what was chosen
+    yardstick: str  # the plain SFT that it is compared with
     learning_rate: str
-    better: list[str]
+    better: list[str]  # metrics, on the rows that chose nothing; as `worse` and `same`
     worse: list[str]
     same: list[str]
-    sure: dict[str, Interval]
-    label: str
+    sure: dict[str, Interval]  # metric -> the difference by which `better` is told
+    label: str  # what is recommended: the candidate only if it is better in something
     seeds: int
-    excluded: list[str]
-    runner_up: dict[str, Any] | None
+    excluded: list[str]  # settings with a lower loss that forget more than they may
+    runner_up: dict[str, Any] | None  # what would have been chosen else, and how much higher its loss is
 
 
 @dataclass(frozen=True)
 class Ahead:
-    """Where settings are ahead of the plain SFT that each is compared with.
+    """Where settings are ahead of the plain SFT that each is compared with."""
 
-    Attributes:
-        comparisons: settings that are compared, times metrics.
-        level: of the intervals, 1 - 0.05 / comparisons (Bonferroni).
-        settings: label -> metric -> the difference, of those that are ahead beyond it.
-    """
-
-    comparisons: int
-    level: float
-    settings: dict[str, dict[str, Interval]]
+    comparisons: int  # settings that are compared, times metrics
+    level: float  # of the intervals, 1 - 0.05 / comparisons (Bonferroni)
+    settings: dict[str, dict[str, Interval]]  # label -> metric -> the difference, where ahead beyond it
 
 
 def ahead_of_sft(scores: Scores, against_sft: Mapping[str, Mapping[str, Any]]) -> Ahead:
@@ -83,8 +66,7 @@ def ahead_of_sft(scores: Scores, against_sft: Mapping[str, Mapping[str, Any]]) -
 
 
 def validation(scores: Scores) -> Validation | None:
-    """What the choice goes by; None where the untouched model has no scores. A setting of which a run failed is not
-    chosen."""
+    """What the choice goes by; None without scores of the untouched model. None is chosen of which a run failed."""
     if "validation" not in scores.base["measures"]:
         return None
     found = {one.label: _chosen(scores, one) for one in scores.settings if scores.records.get(one.label)}
@@ -98,7 +80,7 @@ def _chosen(scores: Scores, setting: Setting) -> Chosen:
     against: dict[str, dict[str, Interval]] = {}
     for rival in held_against(setting, scores.settings):
         name = rival.label if rival else None
-        changes = {each: scores.difference(label, name, metrics.kept_for_choice(each)) for each in kept}
+        changes = {each: scores.difference(label, name, partial(metrics.kept, each, True)) for each in kept}
         against[name or UNTOUCHED.label] = {each: found for each, found in changes.items() if found is not None}
     more_is_better = {name: each["kind"] == "choice" for name, each in kept.items()}
     forgets_more = any(
@@ -116,10 +98,7 @@ def recommended(
 
     It is better where the interval of 1 - 0.05 / m leaves out zero, of m metrics (Bonferroni): being better in any of
     them is enough to be recommended, and by chance it happens in one study of twenty. It is worse where that of 95 %
-    does: the doubt is plain SFT's to gain.
-
-    Args:
-        against_sft: metric -> label -> the difference to plain SFT at 95 %.
+    does (`against_sft`: metric -> label -> the difference): the doubt is plain SFT's to gain.
     """
     judged = list(chosen.settings.values())
     best = candidate(judged)

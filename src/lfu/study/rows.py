@@ -1,21 +1,20 @@
 """The rows of a study: which are trained on, which choose, and which are looked at once, at the end."""
 
-from __future__ import annotations
-
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lfu.data.columns import as_dataset
+from lfu.data.duplicates import repeated, row_text
 from lfu.data.probes import general_knowledge, plain_text
-from lfu.data.templates import to_training_rows
+from lfu.data.templates import beginning, to_training_rows
 from lfu.evaluation.forgetting import choice_rows
 from lfu.evaluation.pieces import last_answer
 from lfu.methods.rows import messages_of, template_arguments
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.files import write_text
 
 SPLIT_SEED = "lfu study split"  # the same rows for all seeds: runs are compared in pairs
@@ -34,19 +33,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Kept:
-    """A set of items that fine-tuning should not make worse.
-
-    Attributes:
-        kind: `choice` (accuracy), `answer` or `text` (NLL per token).
-        rows: as `lfu.evaluation.score` takes them; texts for `text`, TRL's shapes for `answer`.
-    """
+    """A set of items that fine-tuning should not make worse."""
 
     name: str
-    kind: str
-    rows: list[Any]
+    kind: str  # `choice` (accuracy), `answer` or `text` (NLL per token)
+    rows: list[Any]  # texts, or as `lfu.evaluation.score` takes them
 
 
 Rows = Sequence[Mapping[str, Any]]
+Shape = Callable[[Any], Any]  # a data set -> the same in one of TRL's shapes
 
 
 def split(
@@ -66,24 +61,31 @@ def split(
     """
     said = []
     # a row that is there twice is held out once
-    left = _without({_text(row): row for row in rows}.values(), [*(validation or ()), *(test or ())])
+    left = _without({row_text(row): row for row in rows}.values(), [*(validation or ()), *(test or ())])
+    share = lambda part: min(200, max(8, len(left) // part))
     wanted = {
-        "test": 0 if test is not None else test_rows or _share(len(left), 5),
-        "validation": 0 if validation is not None else validation_rows or _share(len(left), 10),
+        "test": 0 if test is not None else test_rows or share(5),
+        "validation": 0 if validation is not None else validation_rows or share(10),
     }
-    _need_enough(len(left), wanted, " beside those held out" if validation or test else "")
+    taken = sum(wanted.values())
+    if taken and len(left) - taken < max(LEAST, taken // 2):
+        parts = " and ".join(f"{count} for {name}" for name, count in wanted.items() if count)
+        beside = " beside those held out" if validation or test else ""
+        raise UserError(
+            f"--data has {len(left)} different rows{beside}, too few to split off {parts}: give more rows, --eval_data "
+            "and --validation_data, or smaller --test_rows and --validation_rows"
+        )
     order = list(range(len(left)))
     random.Random(SPLIT_SEED).shuffle(order)
-    parts = {}
+    held = {}
     for name, count in wanted.items():
-        taken, order = sorted(order[:count]), order[count:]
-        parts[name] = [left[i] for i in taken]
+        held[name], order = [left[i] for i in sorted(order[:count])], order[count:]
         if count:
             said.append(f"{count} of {len(rows)} rows were split off for {name}.")
-    test = _copied(parts["test"] if test is None else test)
-    validation = _copied(parts["validation"] if validation is None else validation)
+    test = held["test"] if test is None else test
+    validation = held["validation"] if validation is None else validation
     train, chosen = _without(rows, [*validation, *test]), _without(validation, test)
-    if again := len(rows) - len({_text(row) for row in rows}):
+    if again := repeated(rows):
         said.append(f"{again} of {len(rows)} rows are there before, word for word; they stay in training.")
     if dropped := len(rows) - len(train) - sum(wanted.values()):
         said.append(f"{dropped} training rows are left out: the same rows are among those held out.")
@@ -92,24 +94,15 @@ def split(
     for name, part, least in (("training", train, 1), ("validation", chosen, LEAST), ("test", test, LEAST)):
         if len(part) < least:
             raise UserError(f"{len(part)} {name} rows are left: give more data (at least {least} are needed)")
-    return Split(train, chosen, test, said)
+    return Split(train, chosen, [*map(dict, test)], said)
 
 
-def retention(name: str, dataset: Any, where: str, *, template: str, system: str | None, tokenizer: Any) -> Kept:
-    """The rows of a file that the model should stay good at.
-
-    Args:
-        dataset: as `load_rows` gives it: multiple choice, texts, or anything that can be trained on.
-
-    Raises:
-        UserError: rows of no known shape, or without answers.
-    """
-    try:
+def retention(name: str, dataset: Any, where: str, shape: Shape) -> Kept:
+    """The rows of a file that the model should stay good at. Raises UserError: of no known shape, or no answers."""
+    with value_errors_are_the_users(f"--retention {where}"):
         if {"question", "choices"} <= set(dataset.column_names):
             return Kept(name, "choice", choice_rows(dataset))
-        rows = to_training_rows(dataset, template=template, tokenizer=tokenizer, system=system)
-    except (UserError, ValueError) as error:
-        raise UserError(f"--retention {where}: {one_line(error)}") from error
+        rows = shape(dataset)
     if rows.column_names == ["text"]:
         return Kept(name, "text", list(rows["text"]))
     return Kept(name, "answer", list(rows))
@@ -128,21 +121,15 @@ def chooses(items: int) -> list[bool]:
     return [place % 3 == 0 for place in range(items)]
 
 
-# --- rows as they are scored ---------------------------------------------------------------------------------------
-
-
 def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
     """(prompt, answer) of a row in one of TRL's shapes, as the trainer would write them; of several turns the last.
 
-    Raises:
-        ValueError: a chat template that doesn't keep the prompt in front of the answer.
+    Raises ValueError: a chat template that doesn't keep the prompt in front of the answer.
     """
     if (turns := messages_of(row)) is not None:
         return last_answer(tokenizer, turns, template_arguments(row))
     # what the tokenizer and TRL put round a plain text
-    first = tokenizer("a", verbose=False)["input_ids"][:1]
-    begin = tokenizer.bos_token if tokenizer.bos_token and first == [tokenizer.bos_token_id] else ""
-    return begin + row["prompt"], row["completion"] + (tokenizer.eos_token or "")
+    return beginning(tokenizer) + row["prompt"], row["completion"] + (tokenizer.eos_token or "")
 
 
 def questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]] | None:
@@ -181,28 +168,6 @@ def write_rows(rows: Rows, path: Path) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
-def _share(rows: int, part: int) -> int:
-    return min(200, max(8, rows // part))
-
-
-def _need_enough(rows: int, wanted: Mapping[str, int], beside: str) -> None:
-    taken = sum(wanted.values())
-    if taken and rows - taken < max(LEAST, taken // 2):
-        parts = " and ".join(f"{count} for {name}" for name, count in wanted.items() if count)
-        raise UserError(
-            f"--data has {rows} different rows{beside}, too few to split off {parts}: give more rows, --eval_data and "
-            "--validation_data, or smaller --test_rows and --validation_rows"
-        )
-
-
-def _copied(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [dict(row) for row in rows]
-
-
 def _without(rows: Iterable[Mapping[str, Any]], others: Rows) -> list[dict[str, Any]]:
-    known = {_text(row) for row in others}
-    return _copied(row for row in rows if _text(row) not in known)
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+    known = {row_text(row) for row in others}
+    return [dict(row) for row in rows if row_text(row) not in known]

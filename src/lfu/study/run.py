@@ -4,8 +4,6 @@ Any number of processes may work on one study, on one machine or on several with
 one of them, and a process that dies lets go of its run.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import time
@@ -23,7 +21,7 @@ from peft import PeftType
 from lfu.evaluation.record import describe_model
 from lfu.evaluation.weight_drift import keep_weights, weight_drift
 from lfu.model.loading import is_adapter
-from lfu.study import environment, keys
+from lfu.study import keys
 from lfu.study.folder import MODEL, PARTS, TRAINER, Place
 from lfu.study.measure import parts_of
 from lfu.study.plan import UNTOUCHED, Plan, Run, Task
@@ -31,13 +29,11 @@ from lfu.study.settings import Setting
 from lfu.study.study import Study
 from lfu.study.train import Diverged, load_start, load_tuned, train
 from lfu.support.errors import UserError, one_line
+from lfu.support.files import write_bytes
 from lfu.support.quiet import quiet_libraries
 
 WAIT = 2.0  # seconds between two looks at runs that others work on
 FORMAT = 1
-
-
-# --- the loop ------------------------------------------------------------------------------------------------------
 
 
 class Died(Exception):
@@ -45,15 +41,8 @@ class Died(Exception):
 
 
 def work(study: Study) -> None:
-    """Does what is to do until nothing is left.
-
-    A run that fails is kept as failed, and the others go on.
-
-    Raises:
-        KeyboardInterrupt: what is finished is kept.
-        OSError: the folder can't be written.
-    """
-    environment.note(study.folder, study.environment)
+    """Does what is to do until nothing is left. A run that fails is kept as failed, and the others go on."""
+    keys.note(study.folder, study.environment)
     with quiet_libraries(), _imports_out_of_the_way():
         while True:
             plan = study.plan()
@@ -92,15 +81,22 @@ def _try(study: Study, task: Task, ahead: Callable[[], str]) -> bool:
 def _perform(study: Study, task: Task, place: Place, ahead: Callable[[], str]) -> None:
     run, phase, start = task.run, "setting up", time.monotonic()
     try:
-        place.begin(_config_record(study, run))
-        if run.setting is not None and not (place.trained and place.has_model):
+        config = study.configs(run)[0].to_dict()
+        place.begin(run.described | {
+            "command": study.words(run), "everywhere": study.everywhere,
+            "config": {name: value for name, value in config.items() if name not in keys.NO_MATTER},
+        })  # fmt: skip
+        if run.setting is not None and not (place.trained and place.model.is_dir()):
             phase = "training"
             _train(study, run, run.setting, place)
         trained = time.monotonic()
         if task.level != "timing":
             phase = "measuring"
             _measure(study, task, place)
-        study.say(_done(task, place, trained - start, time.monotonic() - trained, ahead()))
+        training, measuring = trained - start, time.monotonic() - trained
+        done = [f"trained in {training:.0f} s"] if run.setting and training > 0.5 else []
+        done += [f"measured in {measuring:.0f} s"] if task.level != "timing" else []
+        study.say(f"{_name(run)}: {', '.join(done) or 'done'}; {ahead()}")
     except Exception as error:  # whatever it is, the other runs go on; KeyboardInterrupt is no Exception
         if isinstance(error, OSError) and not isinstance(error, UserError) and error.errno == 28:
             raise  # no space left: nothing can go on
@@ -108,8 +104,10 @@ def _perform(study: Study, task: Task, place: Place, ahead: Callable[[], str]) -
         failure = place.failure
         study.say(f"{_name(run)}: failed in {phase}: {failure['error'] if failure else one_line(error)}")
     finally:
-        study.live.ends()
-        _free()
+        study.live.clock.ends()
+        gc.collect()  # modules refer to each other in circles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _train(study: Study, run: Run, setting: Setting, place: Place) -> None:
@@ -123,8 +121,9 @@ def _train(study: Study, run: Run, setting: Setting, place: Place) -> None:
     if place.trained:  # its weights were dropped: the time that equal time goes by stays that of the first training
         result["cost"] = place.trained["cost"]
     if study.draw:
-        place.keep_picture("curve.png", study.draw(f"{run.label}, seed {run.seed}", result["curve"]))
-    place.keep_trained(result)
+        write_bytes(place.path / "curve.png", study.draw(f"{run.label}, seed {run.seed}", result["curve"]))
+    place.keep("trained", result)
+    place.drop(TRAINER)  # checkpoints: the trained model is there
 
 
 def _measure(study: Study, task: Task, place: Place) -> None:
@@ -139,16 +138,14 @@ def _measure(study: Study, task: Task, place: Place) -> None:
     for name in missing:
         result = parts[name].measure(*model(), study.live.advance)
         _refuse_broken(name, result)
-        place.keep_part(name, result)
+        place.keep(f"part-{name}", {"result": result})
     if task.level != "full":
         return
     if place.part("about") is None:
-        place.keep_part("about", _about(study, run, model()[0]))
-    about = place.part("about")
-    trained = {name: value for name, value in (place.trained or {}).items() if name != "key"}
-    record = {
-        "format": FORMAT, "label": run.label, "method": run.setting.method if run.setting else "", "seed": run.seed,
-        "learning_rate": run.learning_rate, "steps": run.steps, "model": about["model"],
+        place.keep("part-about", {"result": _about(study, run, model()[0])})
+    about, trained = place.part("about"), {k: v for k, v in (place.trained or {}).items() if k != "key"}
+    record = run.described | {
+        "format": FORMAT, "method": run.setting.method if run.setting else "", "model": about["model"],
         "measures": {name: place.part(name) for name in wanted} | {"distance": about["distance"]}, **trained,
         "cost": trained.get("cost", {}) | {"measure_seconds": time.monotonic() - start},
     }  # fmt: skip
@@ -159,7 +156,7 @@ def _loaded(study: Study, run: Run, place: Place) -> tuple[Any, Any]:
     """The run's model, where it computes, and its tokenizer."""
     config, arguments = study.configs(run)
     loaded = load_tuned(arguments, config, place.model) if run.setting else load_start(arguments, config)
-    if environment.device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
+    if keys.device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
         loaded[0].to("cuda")
     return loaded
 
@@ -171,7 +168,8 @@ def _about(study: Study, run: Run, model: Any) -> dict[str, Any]:
     found = {"model": describe_model(name, model), "distance": None}
     if run.setting is None or "distance" not in study.exam.measures or quantised:
         return found
-    in_model = _is_plain_lora(model) and not is_adapter(name)
+    plain = getattr(getattr(model, "active_peft_config", None), "peft_type", None) == PeftType.LORA
+    in_model = plain and not is_adapter(name)  # the untouched weights are those without the adapter
     drift = weight_drift(None if in_model else _start_weights(study), model)
     return found | {"distance": drift.overall.relative}
 
@@ -188,14 +186,6 @@ def _start_weights(study: Study) -> Path:
     return path
 
 
-def _is_plain_lora(model: Any) -> bool:
-    config = getattr(model, "active_peft_config", None)
-    return config is not None and config.peft_type == PeftType.LORA
-
-
-# --- what is left behind ---------------------------------------------------------------------------------------------
-
-
 def _drop_losers(study: Study) -> None:
     """Weights of trials whose learning rate was not chosen."""
     if study.keep_models:
@@ -205,7 +195,7 @@ def _drop_losers(study: Study) -> None:
     for task in plan.tasks:
         decided = task.run.setting in plan.rates if task.level == "search" else task.level == "rung" and plan.runs
         place = study.shelf(task.run)
-        if decided and task.run not in needed and place.has_model and not place.marked():
+        if decided and task.run not in needed and place.model.is_dir() and not place.marked():
             place.drop(MODEL)
 
 
@@ -220,15 +210,6 @@ def tidy(study: Study) -> None:
         file.unlink(missing_ok=True)
 
 
-def _config_record(study: Study, run: Run) -> dict[str, Any]:
-    config, _ = study.configs(run)
-    return {
-        "label": run.label, "seed": run.seed, "learning_rate": run.learning_rate, "steps": run.steps,
-        "command": study.words(run), "everywhere": study.everywhere,
-        "config": {name: value for name, value in config.to_dict().items() if name not in keys.NO_MATTER},
-    }  # fmt: skip
-
-
 def _refuse_broken(name: str, result: Any) -> None:
     """Raises Diverged for scores that are not finite numbers."""
     if isinstance(result, Mapping | list):
@@ -240,22 +221,13 @@ def _refuse_broken(name: str, result: Any) -> None:
 
 @contextmanager
 def _imports_out_of_the_way() -> Iterator[None]:
-    """Collecting garbage, which every run does, looks at all the libraries' own objects each time; not so inside."""
+    """Collecting garbage looks at all the libraries' own objects each time; not so inside."""
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
-
-
-def _free() -> None:
-    gc.collect()  # modules refer to each other in circles
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-# --- what is said --------------------------------------------------------------------------------------------------
 
 
 def _name(run: Run) -> str:
@@ -265,15 +237,9 @@ def _name(run: Run) -> str:
     return f"{run.label}, seed {run.seed}, learning rate {run.learning_rate}, {steps}"
 
 
-def _done(task: Task, place: Place, training: float, measuring: float, left: str) -> str:
-    parts = [f"trained in {training:.0f} s"] if task.run.setting and training > 0.5 else []
-    parts += [f"measured in {measuring:.0f} s"] if task.level != "timing" else []
-    return f"{_name(task.run)}: {', '.join(parts) or 'done'}; {left}"
-
-
 def _ahead(study: Study, plan: Plan, todo: Sequence[Task]) -> str:
     """How much follows the first of `todo`."""
     if len(todo) < 2:
         return "the last one" if plan.whole else "more may follow"
-    left = study.live.left()
+    left = study.live.clock.left()
     return f"{len(todo) - 1}{'' if plan.whole else ' or more'} to go{f', {left}' if left else ''}"

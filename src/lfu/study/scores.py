@@ -1,7 +1,5 @@
 """The finished runs of a study that can be compared with each other, and how a setting differs from another one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -18,27 +16,23 @@ Records = dict[str, dict[int, Record]]  # label -> seed -> a run's record
 
 @dataclass(frozen=True)
 class Scores:
-    """The finished runs of one mode (equal steps, or equal time).
+    """The finished runs of one mode (equal steps, or equal time)."""
 
-    Attributes:
-        settings: all that are compared, whether or not a run of theirs is finished.
-        base: the untouched model's record.
-        failed: the labels of the settings of which a run failed.
-        readers: the metrics, and how each is read.
-    """
-
-    settings: Sequence[Setting]
-    base: Record
+    settings: Sequence[Setting]  # all that are compared, whether or not a run of theirs is finished
+    base: Record  # the untouched model's
     records: Records
-    failed: AbstractSet[str]
-    readers: Mapping[Metric, Read]
+    failed: AbstractSet[str]  # labels of settings of which a run failed
+    readers: Mapping[Metric, Read]  # how each metric is read
+
+    @property
+    def with_untouched(self) -> Records:
+        return {"untouched": {0: self.base}, **self.records}
 
     @property
     def ranked(self) -> tuple[list[str], list[int]]:
-        """(the settings that can be ranked: those of which no run failed; the seeds that all of them have finished).
+        """(the settings of which no run failed; the seeds that all of them have finished).
 
-        A mean over the seeds that survived is none over all of them: what failed may have failed because the seed was
-        hard.
+        What failed may have failed because the seed was hard: a mean over those that survived is none over all.
         """
         labels = [label for label in self.records if label not in self.failed]
         seeds = self.records[labels[0]] if labels else ()
@@ -49,11 +43,7 @@ class Scores:
         return {seed: read(record["measures"]) for seed, record in self.records.get(label, {}).items()}
 
     def difference(self, label: str, rival: str | None, read: Read, level: float = 0.95) -> Interval | None:
-        """A setting minus a rival, on the seeds that both have finished; None where there are none.
-
-        Args:
-            rival: None: the untouched model.
-        """
+        """A setting minus a rival (None: the untouched model), on the seeds that both have finished; None without."""
         ours = self.of(label, read)
         base = dict.fromkeys(ours, read(self.base["measures"]))
         theirs = base if rival is None else self.of(rival, read)

@@ -8,6 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 
+from trl import ModelConfig, SFTConfig
+
+from lfu import LfUConfig
+from lfu.methods import method_class, methods_of
+from lfu.methods.knobs import knobs_of
+from lfu.methods.lfu import LfU
+from lfu.methods.method import Method
 from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_users
 
 YARDSTICK = "sft"
@@ -25,19 +32,12 @@ _ENTRY = re.compile(r":(?=[A-Za-z_][\w.]*=)")
 
 @dataclass(frozen=True)
 class Setting:
-    """One way of fine-tuning.
+    """One way of fine-tuning."""
 
-    Attributes:
-        method: as `LfUConfig.method` takes it, `lfu+neftune` too.
-        own: fields of `LfUConfig` that act on LfU alone.
-        knobs: what goes into `method_args`.
-        shared: training flags that are no part of the method, and `data_limit`: plain SFT is run with them, too.
-    """
-
-    method: str
-    own: Pairs = ()
-    knobs: Pairs = ()
-    shared: Pairs = ()
+    method: str  # as `LfUConfig.method` takes it, `lfu+neftune` too
+    own: Pairs = ()  # fields of `LfUConfig` that act on LfU alone
+    knobs: Pairs = ()  # what goes into `method_args`
+    shared: Pairs = ()  # training flags that are no part of the method, and `data_limit`: plain SFT has them, too
 
     @property
     def label(self) -> str:
@@ -60,8 +60,7 @@ class Setting:
 def parse_setting(text: str) -> Setting:
     """`METHOD` or `METHOD:name=value:name=value`, as in `lfu:alpha=0.01:lam=5` or `gem+neftune:gem.beta=0.5`.
 
-    Raises:
-        UserError: no such method, a name that is neither a knob of it nor a training flag, a value out of range.
+    Raises UserError: no such method, a name that is neither a knob of it nor a training flag, a value out of range.
     """
     method, *entries = _ENTRY.split(text.strip())
     return make_setting(method, {name: value for name, _, value in (entry.partition("=") for entry in entries)})
@@ -69,8 +68,6 @@ def parse_setting(text: str) -> Setting:
 
 def make_setting(method: str, pairs: Mapping[str, str]) -> Setting:
     """A setting of `method`, each name sorted to where it belongs. Errors as `parse_setting`."""
-    from lfu.methods import methods_of
-
     known = _knobs(method)
     own, knobs, shared = [], [], []
     for name, value in pairs.items():
@@ -91,11 +88,7 @@ def make_setting(method: str, pairs: Mapping[str, str]) -> Setting:
 
 
 def grid(method: str, params: Mapping[str, Sequence[str]]) -> list[Setting]:
-    """Every combination of the parameters' values, the last parameter varying fastest.
-
-    Raises:
-        UserError: as `parse_setting`.
-    """
+    """Every combination of the parameters' values, the last parameter varying fastest. Errors as `parse_setting`."""
     return [make_setting(method, dict(zip(params, values))) for values in itertools.product(*params.values())]
 
 
@@ -107,26 +100,23 @@ def with_yardsticks(settings: Iterable[Setting]) -> list[Setting]:
 
 def is_lfu(method: str) -> bool:
     """Whether LfU is among the methods that `method` names. Raises UserError: no such method."""
-    from lfu.methods.lfu import LfU
-
-    return any(issubclass(one, LfU) for one in _classes(method).values())
+    return any(issubclass(one, LfU) for one in classes_of(method).values())
 
 
 @cache
 def lfu_fields() -> frozenset[str]:
     """The fields of `LfUConfig` that only LfU reads."""
-    from trl import SFTConfig
-
-    from lfu import LfUConfig
-
     return frozenset(_names(LfUConfig) - _names(SFTConfig) - {"method", "method_args", "blocks"})
+
+
+def words_of(flags: Mapping[str, Sequence[str]], *, with_lfu: bool = False) -> list[str]:
+    """The words of flags of `lfu train`, given by field; those that only LfU reads are left out unless it is there."""
+    return [word for field, words in flags.items() if with_lfu or field not in lfu_fields() for word in words]
 
 
 @cache
 def training_fields() -> frozenset[str]:
     """The training flags that a setting may set: those of `lfu train` that the study leaves alone."""
-    from trl import ModelConfig, SFTConfig
-
     every = _names(SFTConfig) | _names(ModelConfig) | {"data_limit", "blocks"}  # KL, L1, GEM look for the blocks, too
     return frozenset(name for name in every if not is_reserved(name)) - {"model_name_or_path"}
 
@@ -140,19 +130,15 @@ def _names(config: type) -> set[str]:
     return {f.name for f in fields(config)}
 
 
-def _classes(method: str) -> dict[str, type]:
+def classes_of(method: str) -> dict[str, type[Method]]:
     """Name -> class of each method that `method` names; UserError if there is none."""
-    from lfu.methods import method_class
-
     with value_errors_are_the_users():
         return {name.strip(): method_class(name.strip()) for name in method.split("+")}
 
 
 def _knobs(method: str) -> list[str]:
     """`gem.beta`, ... of all methods named."""
-    from lfu.methods.knobs import knobs_of
-
-    return [f"{name}.{f.name}" for name, one in _classes(method).items() for f in knobs_of(one)]
+    return [f"{name}.{f.name}" for name, one in classes_of(method).items() for f in knobs_of(one)]
 
 
 def _unknown(method: str, name: str, knobs: Sequence[str]) -> str:

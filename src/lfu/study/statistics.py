@@ -24,13 +24,10 @@ _CHUNK = 500  # resamples held at a time
 
 @dataclass(frozen=True)
 class Sample:
-    """One run's scores under one metric.
+    """One run's scores under one metric, `over` and `under` of `(T, items)`.
 
     The metric of drawn items is `sum(over) / sum(under)`, for each of T templates; then their mean (`mean`, T = 1) or
     standard deviation over the templates (`std`, n - 1).
-
-    Attributes:
-        over, under: `(T, items)`.
     """
 
     over: np.ndarray
@@ -59,13 +56,9 @@ class Sample:
 
 
 def difference(ours: Sequence[Sample], theirs: Sequence[Sample], *, seed: int = 0, level: float = 0.95) -> Interval:
-    """Mean over the seeds of ours minus theirs, with its interval.
+    """Mean over the seeds of ours minus theirs, with its interval; a sample for each seed in order, or one for all.
 
-    Args:
-        ours, theirs: one sample a seed, in the same order; a single one of `theirs` stands for all seeds.
-
-    Raises:
-        ValueError: no samples, other seeds, or other items.
+    Raises ValueError: no samples, other seeds, or other items.
     """
     if len(theirs) == 1:
         theirs = [theirs[0]] * len(ours)
@@ -76,9 +69,8 @@ def difference(ours: Sequence[Sample], theirs: Sequence[Sample], *, seed: int = 
     drawn = np.empty(RESAMPLES)
     for start in range(0, RESAMPLES, _CHUNK):
         times = _counts(rng, min(_CHUNK, RESAMPLES - start), ours[0].items)
-        drawn[start : start + len(times)] = np.mean(
-            [one.drawn(times) - two.drawn(times) for one, two in zip(ours, theirs)], axis=0
-        )
+        gaps = [one.drawn(times) - two.drawn(times) for one, two in zip(ours, theirs)]
+        drawn[start : start + len(times)] = np.mean(gaps, axis=0)
     if len(each) > 1:
         drawn = drawn[:, None] + _shifts(rng, each)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])

@@ -1,26 +1,23 @@
 """What a study is: its rows, its settings, what it examines; and what makes one run differ from another."""
 
-from __future__ import annotations
-
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lfu.study import environment, keys
-from lfu.study.folder import Shelf
+from lfu.methods import as_method_args
+from lfu.study import keys
+from lfu.study.folder import Place, path_of
 from lfu.study.measure import Exam
 from lfu.study.options import Options
 from lfu.study.plan import UNTOUCHED, Design, Plan, Run, Task, planned
 from lfu.study.rows import Split
-from lfu.study.settings import Setting, is_lfu
-from lfu.support.errors import UserError
+from lfu.study.settings import YARDSTICK, Setting, classes_of, is_lfu, words_of
+from lfu.support.errors import value_errors_are_the_users
 
-Words = list[str]
-Parse = Callable[[Words], tuple[Any, Any, Any]]  # flags of `lfu train` -> (LfUConfig, ModelConfig, data arguments)
+Parse = Callable[[list[str]], tuple[Any, Any, Any]]  # flags of `lfu train` -> (LfUConfig, ModelConfig, data arguments)
 
 QUIET = ("--report_to=none", "--disable_tqdm=true", "--log_level=error", "--logging_strategy=steps",
          "--logging_steps=1", "--logging_nan_inf_filter=false", "--eval_strategy=no")  # fmt: skip
@@ -28,61 +25,40 @@ QUIET = ("--report_to=none", "--disable_tqdm=true", "--log_level=error", "--logg
 
 @dataclass(kw_only=True)
 class Study(Options):
-    """What the user asked for, read and checked.
-
-    Attributes:
-        design: which runs there are.
-        parse: as `lfu train` reads its flags.
-        split, shaped: the rows, raw and in TRL's shapes.
-        exam: what every model is measured on.
-        environment: what of the machine that trains decides results: this one's, or the workers' (see `follow`).
-        since: when the session began; see `lfu.study.folder.Place`.
-    """
+    """What the user asked for, read and checked."""
 
     design: Design
-    parse: Parse
-    split: Split
-    shaped: Mapping[str, Any]
-    exam: Exam
-    since: float = field(default_factory=time.time)
-    environment: dict[str, Any] = field(default_factory=lambda: environment.own())
+    parse: Parse  # as `lfu train` reads its flags
+    split: Split  # the rows as read
+    shaped: Mapping[str, Any]  # and in TRL's shapes
+    exam: Exam  # what every model is measured on
+    since: float = field(default_factory=time.time)  # when the session began; see `Place`
+    environment: dict[str, Any] = field(default_factory=lambda: keys.here())  # see `follow`
     _configs: dict[Run, tuple[Any, Any]] = field(default_factory=dict)
+    _places: dict[Run, Place] = field(default_factory=dict)
 
-    # -- what a run is -------------------------------------------------------------------------------------------------
-
-    def words(self, run: Run) -> Words:
+    def words(self, run: Run) -> list[str]:
         """The flags of `lfu train` that give this run's model, output folder aside."""
         data, setting = self.folder / "data", run.setting
-        words = [
-            *self.flags.training,
-            "--data",
-            f"{data / 'train.jsonl'}",
-            "--eval_data",
-            f"{data / 'validation.jsonl'}",
-        ]
+        method = setting.method if setting else YARDSTICK
+        words = words_of(self.flags, with_lfu=is_lfu(method))
+        words += [f"--data={data / 'train.jsonl'}", f"--eval_data={data / 'validation.jsonl'}", f"--method={method}"]
         if setting is None:
-            return [*words, "--method", "sft"]
-        words += ["--method", setting.method, *(self.flags.own if is_lfu(setting.method) else ())]
-        names = [name.strip() for name in setting.method.split("+")]
-        knobs = {name: value for name, value in self.flags.knobs if name.partition(".")[0] in names}
+            return words
+        known = classes_of(method)
+        knobs = {name: value for name, value in self.knobs.items() if name.partition(".")[0] in known}
         if knobs := knobs | dict(setting.knobs):
-            plain = not any("," in value for value in knobs.values())
-            text = ",".join(f"{name}={value}" for name, value in knobs.items())
-            words += ["--method_args", text if plain else json.dumps(knobs)]
+            words += [f"--method_args={as_method_args(knobs)}"]
         words += [f"--{name}={value}" for name, value in setting.own + setting.shared]
         rate = [f"--learning_rate={run.learning_rate}"] if run.learning_rate else []
         return [*words, *rate, f"--max_steps={run.steps}", f"--seed={run.seed}"]
 
-    def command(self, run: Run) -> Words:
+    def command(self, run: Run) -> list[str]:
         """The flags of `lfu train` that give this run's model, in a folder of its own."""
         return [*self.words(run), f"--output_dir=models/{self.shelf(run).path.name}"]
 
     def configs(self, run: Run) -> tuple[Any, Any]:
-        """(LfUConfig, ModelConfig) of a run, without its folder.
-
-        Raises:
-            UserError: values that don't go together, with the setting's name.
-        """
+        """(LfUConfig, ModelConfig) of a run, without its folder. Raises UserError, with the setting's name."""
         if run not in self._configs:
             self._configs[run] = self.parsed(run, self.folder / "runs")
         return self._configs[run]
@@ -92,16 +68,14 @@ class Study(Options):
         save = ["--save_strategy=no"]
         if self.save_steps:
             save = ["--save_strategy=steps", f"--save_steps={self.save_steps}", "--save_total_limit=1"]
-        try:
+        with value_errors_are_the_users(run.label):
             config, model, _ = self.parse([*self.words(run), *save, *QUIET, f"--output_dir={folder}"])
-        except UserError as error:
-            raise UserError(f"{run.label}: {error}") from error
         return config, model
 
     def key(self, run: Run) -> str:
         """The hash of what decides the run's result."""
         config, model = self.configs(run)
-        given = keys.given_in(self.words(run))
+        given = keys.RESOLVED & {*self.flags, *(run.setting.values if run.setting else ())}
         if run.setting is None:
             return keys.start_key(model, {name: v for name, v in self.everywhere.items() if name != "train"}, given)
         return keys.run_key(config, model, {**self.everywhere, "rows": self.limit(run.setting)}, given)
@@ -120,29 +94,34 @@ class Study(Options):
             "code": keys.package_code(),
             "model": keys.model_files(name, model.model_revision, trust_remote_code=trust),
             "train": keys.digest(list(self.shaped["train"])),
-            "exam": keys.digest(self.exam.settings()),
+            "exam": keys.digest(asdict(self.exam)),
         }
 
     def limit(self, setting: Setting) -> int:
         """The training rows of a setting: the first so many."""
         return min(int(setting.values.get("data_limit", len(self.split.train))), len(self.split.train))
 
-    # -- where it stands -----------------------------------------------------------------------------------------------
+    def say(self, line: str) -> None:
+        """Tells the user one line."""
+        self.live.say(f"lfu: {line}")
 
-    @cached_property
-    def shelf(self) -> Shelf:
-        """The runs' folders."""
-        return Shelf(self.folder, self.key, self.session, self.since)
+    def shelf(self, run: Run) -> Place:
+        """The run's place: two settings that come to one training (`lfu`, `lfu:alpha=auto`) have one."""
+        if run not in self._places:
+            key = self.key(run)
+            known = next((place for place in self._places.values() if place.key == key), None)
+            self._places[run] = known or Place(path_of(self.folder, run, key), key, self.session, self.since)
+        return self._places[run]
 
     def follow(self) -> None:
         """From now on the runs are those of the machine that trained last in this folder, if any has.
 
         For a process that starts workers: they may run where another GPU is seen and other packages are installed.
         """
-        noted = environment.noted(self.folder)
+        noted = keys.noted(self.folder)
         if noted is not None and noted != self.environment:
             self.environment = noted
-            self.__dict__.pop("shelf", None)
+            self._places.clear()
 
     def plan(self) -> Plan:
         """What is known to be done, as far as the results so far tell."""

@@ -3,8 +3,6 @@
 Everything that the report shows is in the record; the report computes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
@@ -31,8 +29,7 @@ def outcome(
 
     Args:
         base: the untouched model's record, None while there is none.
-        gathered: mode -> the records of its finished runs.
-        failed: mode -> the labels of the settings of which a run failed.
+        gathered, failed: mode -> the records of its finished runs, and the labels of settings of which a run failed.
     """
     if base is None:
         return {"metrics": {}, "untouched": {}, "modes": {}, "validation": {}, "recommended": None, "ahead": None}
@@ -181,11 +178,8 @@ def _noise(scores: Scores) -> ByLabel:
     """label -> layer -> cosine, means over the seeds."""
     if "noise" not in scores.base["measures"]:
         return {}
-    found = {"untouched": metrics.noise_by_layer(scores.base["measures"])}
-    for label, each in scores.records.items():
-        lines = [metrics.noise_by_layer(record["measures"]) for record in each.values()]
-        found[label] = [fmean(layer) for layer in zip(*lines)]
-    return found
+    lines = lambda each: [metrics.noise_by_layer(record["measures"]) for record in each.values()]
+    return {label: [fmean(layer) for layer in zip(*lines(each))] for label, each in scores.with_untouched.items()}
 
 
 def _wording(scores: Scores) -> dict[str, Any]:
@@ -194,15 +188,14 @@ def _wording(scores: Scores) -> dict[str, Any]:
     if kind is None:
         return {}
     found = {}
-    for label, each in {"untouched": {0: scores.base}, **scores.records}.items():
+    for label, each in scores.with_untouched.items():
         seeds = [metrics.by_template(record["measures"], kind) for record in each.values()]
         found[label] = {template: [one[template] for one in seeds] for template in seeds[0]}
     return {"kind": kind, "templates": found}
 
 
 def _items(record: Record) -> dict[str, Any]:
-    """Every score of every item, so that anything can be compared in pairs again; of texts and layers the runs' own
-    records have more."""
+    """Every score of every item, so that anything can be compared again; of texts and layers runs keep more."""
     found = {name: dict(each) for name, each in record["measures"].items() if isinstance(each, Mapping)}
     found.get("match", {}).pop("text", None)
     if "noise" in found:

@@ -1,12 +1,9 @@
 """One training of a study: as `lfu train` does it, watched step by step, going on from a checkpoint if it has one."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import math
 import time
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -21,10 +18,10 @@ from lfu import LfUTrainer
 from lfu.evaluation.record import machine
 from lfu.forgetting.callback import ForgettingCallback
 from lfu.model.loading import adapter_base, is_adapter, load_model, load_tokenizer
-from lfu.study.live import Live
-from lfu.support.errors import UserError, one_line
+from lfu.study.live import Board
+from lfu.support.errors import UserError
 from lfu.support.files import new_folder, write_text
-from lfu.training.advice import LfUAdvice
+from lfu.training.advice import advice_heard
 from lfu.training.checkpoints import newest, steps_of
 
 # Of what the trainer logs: what a resumed run logs alike. Methods' own figures have a slash in their names.
@@ -37,13 +34,12 @@ class Diverged(Exception):
 
 def train(
     config: Any, model_arguments: Any, rows: Any, eval_rows: Any, *, log: Path, out: Path, forgetting: float = 0.0,
-    live: Live | None = None,
+    live: Board,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains and saves the model in `out`, which is whole or not there.
 
     Args:
         config: its output_dir holds the checkpoints, if `save_strategy` asks for some.
-        rows, eval_rows: in one of TRL's shapes.
         log: a file with one JSON line per step; a resumed run goes on with it.
         forgetting: the share of the time in which to measure what is forgotten on the way; 0: not at all.
 
@@ -53,26 +49,23 @@ def train(
     Raises:
         Diverged: the loss came to no finite number. Other errors are those of model, methods and trainer.
     """
-    set_seed(config.seed)  # whatever a method draws before the trainer seeds everything
-    start = time.monotonic()
-    memory = PeakMemory()
+    start, memory = time.monotonic(), PeakMemory()
     checkpoint = newest(Path(config.output_dir))
-    watch = Watch(log, steps_of(checkpoint) if checkpoint else 0, live or Live())
+    watch = Watch(log, steps_of(checkpoint) if checkpoint else 0, live)
     readings = _forgetting(forgetting, config)
-    model, tokenizer = load_start(model_arguments, config)
-    loaded = time.monotonic()
-    go_on = is_adapter(str(model_arguments.model_name_or_path))
-    trainer, advice = _trained(
-        checkpoint, model=model, args=config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
-        peft_config=None if go_on else get_peft_config(model_arguments), callbacks=[watch, *readings],
-    )  # fmt: skip
+    loaded = load_start(model_arguments, config)
+    after_loading = time.monotonic()
+    with advice_heard() as advice:
+        trainer = make_trainer(config, model_arguments, rows, eval_rows, loaded, callbacks=[watch, *readings])
+        trainer.remove_callback(PrinterCallback)  # it would print every step
+        trainer.train_on(checkpoint)
     trained = time.monotonic()
     entries = read_log(log)
     if not entries or any(entry["loss"] is None for entry in entries):
         raise Diverged("the training loss came to no finite number: a lower learning rate or alpha may help")
     with new_folder(out) as work:
         trainer.save_model(str(work))  # the tokenizer too
-    seconds = [entry["seconds"] for entry in entries]
+    seconds = [entry.pop("seconds") for entry in entries]
     cycle = trainer.step.cheaper.cycle(config.gradient_accumulation_steps) if trainer.step else 1
     return {
         "steps": entries[-1]["step"],
@@ -80,14 +73,14 @@ def train(
         "trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "notes": list(trainer.notes),
         "advice": advice,
-        "curve": [{name: value for name, value in entry.items() if name != "seconds"} for entry in entries],
+        "curve": entries,
         "forgetting": [{"step": r.step, **r.figures} for each in readings if each.memory for r in each.memory.readings],
         "cost": {
             "step_seconds": step_time(seconds, cycle),
             "unsteady": unsteadiness(seconds, cycle),
             "train_seconds": sum(seconds),
-            "prepare_seconds": trained - loaded - watch.spent,
-            "load_seconds": loaded - start,
+            "prepare_seconds": trained - after_loading - watch.spent,
+            "load_seconds": after_loading - start,
             "peak_memory": memory.peak(),
             "memory_of": memory.what,
             # how many threads add up decides the rounding
@@ -96,38 +89,33 @@ def train(
     }
 
 
-def _trained(checkpoint: Path | None, **arguments: Any) -> tuple[Any, list[str]]:
-    """(an `LfUTrainer` that has trained, from the checkpoint if there is one; the advice that it gave)."""
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", LfUAdvice)
-        trainer = LfUTrainer(**arguments)
-        trainer.remove_callback(PrinterCallback)  # it would print every step
-        if checkpoint and steps_of(checkpoint) >= trainer.args.max_steps:
-            trainer._load_from_checkpoint(str(checkpoint))  # Trainer would take one step too many
-            trainer.finish()
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return trainer, [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)]
+def make_trainer(
+    config: Any, arguments: Any, rows: Any, eval_rows: Any = None, loaded: tuple[Any, Any] | None = None, **more: Any
+) -> LfUTrainer:
+    """The trainer that the flags of `lfu train` ask for, with `more` arguments of `SFTTrainer`.
+
+    `loaded`: model and tokenizer, if they are there already. An adapter that is given as the model is trained further.
+    """
+    model, tokenizer = loaded or load_start(arguments, config)
+    set_seed(config.seed)  # before PEFT draws the adapter, which TRL before 1.15 does not do
+    return LfUTrainer(
+        model, config, train_dataset=rows, eval_dataset=eval_rows, processing_class=tokenizer,
+        peft_config=None if isinstance(model, PeftModel) else get_peft_config(arguments), **more,
+    )  # fmt: skip
 
 
-def _forgetting(share: float, config: Any) -> list[Any]:
-    """The callback that measures what is forgotten on the way, three times in a short run, else eight times; none
-    where `share` is 0."""
-    if not share:
-        return []
-
+def _forgetting(share: float, config: Any) -> list[ForgettingCallback]:
+    """What measures forgetting on the way, if `share` asks for it: three times in a short run, else eight times."""
     every = max(1, round(config.max_steps / (3 if config.max_steps < 40 else 8)))
-    return [ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)]
+    measuring = lambda: ForgettingCallback(every=every, share_of_time=share, page=False, say=lambda line: None)
+    return [measuring()] if share else []
 
 
 def step_time(seconds: list[float], cycle: int = 1) -> float:
     """Mean over the middle half of the cycles: steps may differ (`every=4`), cycles should not but for disturbances.
 
-    The first step, which also warms up, is left out where there are others.
-
-    Args:
-        cycle: steps after which a method's cost repeats; a run shorter than that can't tell, and all its steps count.
+    The first step, which also warms up, is left out where there are others. Of a run shorter than a `cycle`, the steps
+    after which a method's cost repeats, all steps count.
     """
     means = sorted(_cycle_means(seconds, cycle))
     cut = max(1, len(means) // 4) if len(means) > 2 else 0
@@ -148,34 +136,24 @@ def _cycle_means(seconds: list[float], cycle: int) -> list[float]:
     return [fmean(rest[i : i + cycle]) for i in range(0, len(rest) - cycle + 1, cycle)] or [fmean(rest)]
 
 
-def load_start(arguments: Any, config: Any) -> tuple[Any, Any]:
-    """The untouched model, as `lfu train` loads it, and its tokenizer. Errors as `load_model`."""
-    return _load(str(arguments.model_name_or_path), arguments, config)
-
-
-def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
-    """The model that a run saved in `folder`: always from disk, so that it is the same for an interrupted study.
-
-    Raises:
-        UserError: as `load_model`.
-    """
-    if not is_adapter(folder):
-        return _load(str(folder), arguments, config)
-    name = str(arguments.model_name_or_path)
-    model, _ = _load(adapter_base(name) if is_adapter(name) else name, arguments, config)
-    tokenizer = load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
-    return PeftModel.from_pretrained(model, str(folder)), tokenizer
-
-
-def _load(name: str, arguments: Any, config: Any) -> tuple[Any, Any]:
+def load_start(arguments: Any, config: Any, name: str | None = None) -> tuple[Any, Any]:
+    """(model, tokenizer) that `lfu train` starts from, or of another `name`, loaded alike. Errors as `load_model`."""
+    given = str(arguments.model_name_or_path)
     return load_model(
-        name, dtype=str(arguments.dtype), trust_remote_code=config.trust_remote_code, trainable=True,
-        revision=arguments.model_revision if name == str(arguments.model_name_or_path) else None,
+        name or given, dtype=str(arguments.dtype), trust_remote_code=config.trust_remote_code, trainable=True,
+        revision=arguments.model_revision if name in (None, given) else None,
         attn_implementation=arguments.attn_implementation, quantization_config=get_quantization_config(arguments),
     )  # fmt: skip
 
 
-# --- going on with a run that was killed ---------------------------------------------------------------------------
+def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
+    """The model that a run saved in `folder`: always from disk, so that it is the same for an interrupted study."""
+    if not is_adapter(folder):
+        return load_start(arguments, config, str(folder))
+    name = str(arguments.model_name_or_path)
+    model, _ = load_start(arguments, config, adapter_base(name) if is_adapter(name) else name)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
+    return PeftModel.from_pretrained(model, str(folder)), tokenizer
 
 
 def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
@@ -192,24 +170,16 @@ def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
 
 
 class Watch(TrainerCallback):
-    """Writes a line for each step: what was logged, and how many seconds the step took.
+    """Writes a line for each step, and tells `live`: what was logged, and how many seconds the step took.
 
-    Args:
-        path: the log; what is in it after step `done` is cut off.
-        done: the steps of the checkpoint that training goes on from.
-        live: is told of every step.
-
-    Raises:
-        UserError: the log lacks a step before `done`.
+    The log is cut off after step `done`, which training goes on from. Raises UserError: it lacks a step before that.
     """
 
-    def __init__(self, path: Path, done: int, live: Live | None = None):
-        self.path, self.live = path, live or Live()
+    def __init__(self, path: Path, done: int, live: Board | None = None):
+        self.path, self.live = path, live or Board()
         kept = read_log(path, done)
         if [entry["step"] for entry in kept] != list(range(1, done + 1)):
-            raise UserError(
-                f"{path} doesn't fit the checkpoint of step {done} beside it: remove the folder {path.parent}"
-            )
+            raise UserError(f"{path} doesn't fit the checkpoint of step {done} beside it: remove {path.parent}")
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.spent = self._last = self._step = 0.0
 
@@ -232,10 +202,12 @@ class Watch(TrainerCallback):
 
     def logged(self, step: int, logs: dict[str, Any]) -> None:
         """Adds a step's line to the log."""
-        self.live.logged(step, logs)
+        self.live.logged(logs)
         if "loss" not in logs:
             return  # what is forgotten, or the summary at the end
-        entry = {name: _finite(value) for name, value in logs.items() if name in LOGGED or "/" in name}
+        broken = lambda value: isinstance(value, float) and not math.isfinite(value)
+        kept = {name: value for name, value in logs.items() if name in LOGGED or "/" in name}
+        entry = {name: None if broken(value) else value for name, value in kept.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **entry, "seconds": self._step}) + "\n")
 
@@ -244,13 +216,6 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# --- what it took --------------------------------------------------------------------------------------------------
 
 
 class PeakMemory:
@@ -265,7 +230,8 @@ class PeakMemory:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             return
-        _trim()
+        with suppress(OSError, AttributeError):  # gives freed memory back to the system; glibc alone can
+            ctypes.CDLL(None).malloc_trim(0)
         try:
             Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
         except OSError:
@@ -281,9 +247,3 @@ class PeakMemory:
             return None
         lines = Path("/proc/self/status").read_text().splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
-
-
-def _trim() -> None:
-    """Gives freed memory back to the system, so that one run's doesn't count for the next. glibc alone can."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,7 +1,5 @@
 """The one way to refuse a value that a setting can't have: a word not among the choices, a number out of range."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import field, fields
@@ -20,10 +18,7 @@ Limit = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether i
 def setting(
     default: Any, help: str, limit: Limit | None = None, *, words: tuple[str, ...] = (), shared: bool = False
 ) -> Any:
-    """A dataclass field with its line of help and what it may be: a number's `limit`, or one of `words`.
-
-    `shared`: not the step's alone.
-    """
+    """A dataclass field with its help, and what it may be: in `limit`, of `words`. `shared`: not for the step alone."""
     return field(default=default, metadata={"help": help, "limit": limit, "words": words, "shared": shared})
 
 
@@ -57,9 +52,7 @@ def check(settings: Any) -> None:
 def refuse_unread(settings: Any, unread: Mapping[str, str], settled: Mapping[str, Any] | None = None) -> None:
     """Raises ValueError for a field of a dataclass that is set and that nothing reads.
 
-    Args:
-        unread: name of such a field -> why nothing reads it.
-        settled: name -> a second value, beside the default, that says nothing was chosen.
+    `unread`: its name -> why. `settled`: name -> a second value, beside the default, that says nothing was chosen.
     """
     for f in fields(settings):
         value = getattr(settings, f.name)

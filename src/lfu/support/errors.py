@@ -1,7 +1,5 @@
 """What a user can put right, told in one line."""
 
-from __future__ import annotations
-
 import difflib
 import os
 from collections.abc import Iterable, Iterator
@@ -9,23 +7,19 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A user's mistake. The command line prints it as one line on stderr and exits with code 2, without a traceback.
-
-    The message says what is wrong, where, and what to do.
-    """
+    """A user's mistake: what is wrong, where, and what to do. The command line prints it and exits with code 2."""
 
 
 @contextmanager
-def value_errors_are_the_users() -> Iterator[None]:
-    """Turns a `ValueError` raised inside into a `UserError`, for calls that check what the user gave.
+def value_errors_are_the_users(about: str = "") -> Iterator[None]:
+    """Turns a `ValueError` raised inside into a `UserError` of one line, for calls that check what the user gave.
 
-    Raises:
-        UserError: with the ValueError's message on one line.
+    What it is `about` is said in front, also of what is a UserError already.
     """
     try:
         yield
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    except (ValueError, UserError) as error:
+        raise UserError(f"{about}: {one_line(error)}" if about else one_line(error)) from error
 
 
 def one_line(error: object, limit: int = 10**6) -> str:

@@ -1,6 +1,4 @@
-"""The optional packages: which extra installs what, what a command needs, and one line for what is missing."""
-
-from __future__ import annotations
+"""The optional packages: which extra installs what, and one line for what is missing."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -17,16 +15,6 @@ EXTRAS: dict[str, dict[str, str]] = {
     "qlora": {"bitsandbytes": "bitsandbytes"},
     "cluster": {"submitit": "submitit"},
     "deepspeed": {"deepspeed": "deepspeed"},
-}
-# command -> the extras without which it can't do its work
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "chat": ("train",),
-    "train": ("train",),
-    "export": ("train",),
-    "compare": ("train", "report"),
-    "sweep": ("train", "report"),
-    "probe": ("report",),
-    "evaluate": ("eval", "report"),
 }
 
 

@@ -1,7 +1,5 @@
 """Files and folders that are whole or not there: written beside their place, then renamed."""
 
-from __future__ import annotations
-
 import errno
 import glob
 import json
@@ -89,9 +87,8 @@ def swap_in(work: Path, target: Path) -> None:
 def moved_in(folder: Path, last: re.Pattern[str]) -> Iterator[Path]:
     """Yields an empty folder; if the block ends well its files replace those of the same names in `folder`.
 
-    Args:
-        last: names without which the others can't be used: the old ones are removed first and the new ones come last,
-            so that a kill in between never leaves old and new files that are taken for one set.
+    Without those of a name in `last` the others can't be used: the old ones go first and the new ones come last, so
+    that a kill in between never leaves old and new files that are taken for one set.
     """
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"{WRITING}set-", dir=folder))
@@ -153,11 +150,7 @@ def os_errors_only(folder: Path) -> Iterator[None]:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file holds, by the safe loader; `what` is what the user calls such a file.
-
-    Raises:
-        UserError: it can't be read, or is no YAML.
-    """
+    """What a YAML file, called `what`, holds, by the safe loader. Raises UserError: it can't be read, or is no YAML."""
     import yaml
 
     try:

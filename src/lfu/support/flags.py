@@ -1,7 +1,5 @@
 """Command lines from dataclasses: a field with a help text is a flag, or an argument; and the types of their values."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -11,16 +9,13 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from lfu.support.errors import UserError, did_you_mean, one_line
+from lfu.support.words import listed
 
 T = TypeVar("T")
 
 
 def flag(group: str, default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field that is a flag of its name, listed under `group` in the help.
-
-    Args:
-        more: what `argparse`'s add_argument takes beside the default and the help.
-    """
+    """A dataclass field that is a flag, under `group` in the help; `more` as argparse's add_argument takes it."""
     metadata = {"help": help, **({"group": group} if group else {}), **more}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -59,22 +54,24 @@ class LineParser(argparse.ArgumentParser):
 
 
 def read(options: type[T], prog: str, about: str | None, argv: Sequence[str]) -> T:
-    """A command's options from its words.
-
-    Args:
-        options: a dataclass whose fields are all made by the functions above.
-        about: the text of the help.
-
-    Raises:
-        UserError: an unknown flag, or a value that is none of the flag's.
-    """
+    """A command's options, a dataclass of such fields, from its words; `about`: the help's text. Raises UserError."""
     parser = LineParser(prog=prog, description=about)
     add_flags(parser, options)
     return options(**given_flags(options, parser.parse_args(argv)))
 
 
+def read_name(prog: str, about: str | None, help: str, argv: Sequence[str]) -> str | None:
+    """The name that a command without flags may be given."""
+    parser = LineParser(prog=prog, description=about)
+    parser.add_argument("name", metavar="NAME", nargs="?", help=help)
+    return parser.parse_args(argv).name
+
+
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
-    """Adds the flags of a dataclass to a parser, in the groups that it has or in new ones."""
+    """Adds the flags of a dataclass to a parser, in the groups that it has or in new ones.
+
+    The type of a flag tells its metavar, and a number that is the default is told behind the help.
+    """
     groups = {group.title: group for group in parser._action_groups}
     for one in fields(options):
         more = dict(one.metadata)
@@ -85,8 +82,10 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
         if more.pop("place", False):
             parser.add_argument(one.name, **more)
         else:
-            if more.get("type") is yes_or_no:
-                more["metavar"] = "true|false"
+            if more.get("type") in METAVARS:
+                more["metavar"] = METAVARS[more["type"]]
+            if isinstance(default, int | float) and not isinstance(default, bool) and "default" not in more["help"]:
+                more["help"] += f" (default: {default:g})"
             group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
             group.add_argument(f"--{one.name.rstrip('_')}", dest=one.name, default=default, **more)
 
@@ -96,11 +95,26 @@ def given_flags(options: type, given: argparse.Namespace) -> dict[str, Any]:
     return {one.name: getattr(given, one.name) for one in fields(options) if "help" in one.metadata}
 
 
-# --- types of values -------------------------------------------------------------------------------------------------
+def by_name(words: Sequence[str]) -> dict[str, list[str]]:
+    """Name of a flag, with underscores -> its words, the flag and its values; of one given twice the later ones.
+
+    Words before the first flag are under the first of them.
+    """
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--") or not found:
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            found.pop(name, None)
+            found[name] = []
+        found[name].append(word)
+    return found
 
 
-def _number(make: Callable[[str], Any], fits: Callable[[Any], bool], what: str) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
+def value_of(make: Callable[[str], T], what: str, fits: Callable[[T], Any] = lambda value: True) -> Callable[[str], T]:
+    """The type of a flag: what `make` makes of its text, if it can (no ValueError) and the value `fits`."""
+
+    def parse(text: str) -> T:
         with suppress(ValueError):
             if fits(found := make(text)):
                 return found
@@ -109,51 +123,30 @@ def _number(make: Callable[[str], Any], fits: Callable[[Any], bool], what: str) 
     return parse
 
 
-at_least_one = _number(int, lambda number: number >= 1, "a whole number from 1")
-not_negative = _number(int, lambda number: number >= 0, "a whole number from 0")
-from_zero = _number(float, lambda number: 0 <= number < math.inf, "a finite number from 0")
-share_of = _number(float, lambda number: 0 <= number < 1, "a number from 0 to below 1")
+def _differ(values: Sequence[Any]) -> bool:
+    return bool(values) and len(set(values)) == len(values)
 
 
-def yes_or_no(text: str) -> bool:
-    """`true` or `false`."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"must be true or false, got {text!r}")
-    return text.lower() == "true"
-
-
-def seeds_of(text: str) -> list[int]:
-    """`3` is 0, 1, 2; `7,8` are those."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if "," not in text and found:
-        found = list(range(found[0]))
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise argparse.ArgumentTypeError(
-            f"must be a number of seeds from 1, or different seeds as in 7,8, got {text!r}"
-        )
-    return found
-
-
-def rates_of(text: str) -> list[str]:
-    """Learning rates as they were written, all different."""
-    rates = [part.strip() for part in text.split(",") if part.strip()]
-    try:
-        numbers = [float(rate) for rate in rates]
-    except ValueError:
-        numbers = []
-    if not numbers or len(set(numbers)) < len(numbers) or not all(0 < rate < math.inf for rate in numbers):
-        raise argparse.ArgumentTypeError(f"must be different numbers above 0, as in 1e-4,3e-4, got {text!r}")
-    return rates
+at_least_one = value_of(int, "a whole number from 1", lambda number: number >= 1)
+not_negative = value_of(int, "a whole number from 0", lambda number: number >= 0)
+from_zero = value_of(float, "a finite number from 0", lambda number: 0 <= number < math.inf)
+share_of = value_of(float, "a number from 0 to below 1", lambda number: 0 <= number < 1)
+yes_or_no = value_of(lambda text: ("false", "true").index(text.lower()) == 1, "true or false")
+seeds_of = value_of(  # `3` is 0, 1, 2; `7,8` are those
+    lambda text: list(map(int, text.split(",")) if "," in text else range(int(text))),
+    "a number of seeds from 1, or different seeds as in 7,8", lambda seeds: _differ(seeds) and min(seeds) >= 0,
+)  # fmt: skip
+rates_of = value_of(  # as they were written
+    listed, "different numbers above 0, as in 1e-4,3e-4",
+    lambda rates: _differ([*map(float, rates)]) and all(0 < float(rate) < math.inf for rate in rates),
+)  # fmt: skip
 
 
 def some_of(known: Collection[str], what: str) -> Callable[[str], list[str]]:
     """The type of a list of some of the `known` words; `none` is the empty list."""
 
     def parse(text: str) -> list[str]:
-        names = [] if text.strip() == "none" else [part.strip() for part in text.split(",") if part.strip()]
+        names = [] if text.strip() == "none" else listed(text)
         unknown = next((name for name in names if name not in known), None)
         if unknown is not None:
             raise argparse.ArgumentTypeError(
@@ -173,3 +166,9 @@ def pairs_of(text: str) -> dict[str, str]:
             raise argparse.ArgumentTypeError(f"must be KEY=VALUE,KEY=VALUE, got {part.strip()!r}")
         pairs[name] = value
     return pairs
+
+
+METAVARS = {
+    at_least_one: "N", not_negative: "N", seeds_of: "N", rates_of: "LR,LR", share_of: "SHARE", yes_or_no: "true|false",
+    pairs_of: "KEY=VALUE,...",
+}  # fmt: skip

@@ -1,7 +1,5 @@
 """The libraries' own bars and notes off, where a command has its own."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

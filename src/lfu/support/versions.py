@@ -1,7 +1,5 @@
 """What an older TRL lacks, supplied here, so that the rest of the code is written for the newest."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 from functools import partial, wraps

@@ -1,7 +1,5 @@
 """Figures, lists and lines as people read them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from shutil import get_terminal_size
@@ -22,9 +20,7 @@ def duration(seconds: float) -> str:
 def filled(text: str, first: str = "", rest: str = "") -> str:
     """The paragraphs of a text, broken at their spaces (not at no-break ones) to the width of the terminal.
 
-    Args:
-        first: stands before each paragraph.
-        rest: stands before each other line.
+    `first` stands before each paragraph, `rest` before each other line.
     """
     whole = TextWrapper(
         get_terminal_size().columns, initial_indent=first, subsequent_indent=rest, break_long_words=False,
@@ -41,3 +37,8 @@ def tell(line: str) -> None:
 def and_(names: Sequence[str]) -> str:
     """`a, b and c`; nothing of nothing."""
     return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def listed(text: str) -> list[str]:
+    """The words of `one, two,three`."""
+    return [word.strip() for word in text.split(",") if word.strip()]

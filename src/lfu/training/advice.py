@@ -3,10 +3,12 @@
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from statistics import fmean, median
 
 from lfu.step.record import Record
+from lfu.support.errors import one_line
 
 # How many micro-batches a judgement rests on. One says nothing: the ratio differs by factors between batches.
 WINDOW = 16
@@ -20,13 +22,19 @@ class LfUAdvice(UserWarning):
     """A run's figures look wrong; the message gives them, and says what to change."""
 
 
-class Advice:
-    """Watches the records of a run, and gives each kind of warning once.
+@contextmanager
+def advice_heard() -> Iterator[list[str]]:
+    """Within it no warning is shown; the yielded list holds the advice that was given, once it is over."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", LfUAdvice)
+        yield found
+    found += [one_line(each.message) for each in heard if issubclass(each.category, LfUAdvice)]
 
-    Args:
-        alpha, lam: the settings named in the messages, numbers or `auto`.
-        warn: takes the message; default `warnings.warn` with `LfUAdvice`.
-    """
+
+class Advice:
+    """Watches the records of a run, and gives each kind of warning, which names `alpha` and `lam`, once."""
 
     def __init__(self, alpha: float | str, lam: float | str, warn: Callable[[str], None] | None = None):
         self.given_alpha, self.lam = alpha, lam

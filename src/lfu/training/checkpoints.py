@@ -31,6 +31,19 @@ def steps_of(checkpoint: Path | str) -> int:
     return int(found[1]) if found else 0
 
 
+def state_of(checkpoint: Path | str) -> dict[str, Any]:
+    """What Trainer says of where a checkpoint is: `global_step`, `epoch`, ..."""
+    return json.loads((Path(checkpoint) / STATE).read_text(encoding="utf-8"))
+
+
+def is_complete(checkpoint: Path | str, args: Any) -> bool:
+    """Whether a run with these training arguments ends at or before the checkpoint."""
+    state = state_of(checkpoint)
+    if args.max_steps > 0:
+        return state["global_step"] >= args.max_steps
+    return (state.get("epoch") or 0) >= args.num_train_epochs
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, sound or not, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
@@ -40,13 +53,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest(
     folder: Path, *, say: Callable[[str], None] = lambda line: None, save_only_model: bool = False
 ) -> Path | None:
-    """The newest checkpoint in `folder` that training can go on from, or None.
+    """The newest checkpoint in `folder` that training can go on from; None where there is none.
 
-    One that a killed run was replacing gets its name back first.
-
-    Args:
-        say: is told of every newer one that is passed over, and why.
-        save_only_model: such checkpoints have no optimizer, and need none.
+    One that a killed run was replacing gets its name back first. `say` is told of every newer one that is passed over,
+    and why. With `save_only_model` they have no optimizer, and need none.
     """
     restore(folder)
     for path in reversed(checkpoints(folder)):
@@ -60,8 +70,7 @@ def newest(
 def fault(checkpoint: Path, *, save_only_model: bool = False) -> str | None:
     """Why training can't go on from a checkpoint, in a few words; None if it can. No weight is read, only headers.
 
-    Args:
-        save_only_model: it was saved so: without optimizer, schedule and random state.
+    `save_only_model`: it was saved so: without optimizer, schedule and random state.
     """
     try:
         names = {path.name for path in checkpoint.iterdir()}
@@ -71,12 +80,10 @@ def fault(checkpoint: Path, *, save_only_model: bool = False) -> str | None:
         whole = isinstance(state, dict) and isinstance(state.get("global_step"), int)
         if not whole or not isinstance(state.get("epoch"), int | float | None):
             return f"{STATE} holds no state of a training"
-        if any(name.startswith(SHARDED) for name in names):
-            pickles = {name for name in names if name == "scheduler.pt" or SCALER_AND_PARTS.fullmatch(name)}
-            lacking = _lacking_shards(checkpoint, names, save_only_model)
-        else:
-            pickles = {name for name in names if name in PICKLED or SCALER_AND_PARTS.fullmatch(name)}
-            lacking = _lacking(checkpoint, names, save_only_model)
+        sharded = any(name.startswith(SHARDED) for name in names)
+        needed = ("scheduler.pt",) if sharded else PICKLED
+        pickles = {name for name in names if name in needed or SCALER_AND_PARTS.fullmatch(name)}
+        lacking = (_lacking_shards if sharded else _lacking)(checkpoint, names, save_only_model)
         data = {path.name for pattern in ("*.json", "*.safetensors") for path in checkpoint.glob(pattern)}
         for name in sorted(data) + ([] if save_only_model else sorted(pickles)):
             _read(checkpoint / name)
@@ -131,11 +138,7 @@ class _Unreadable(Exception):
 
 
 def _read(path: Path) -> Any:
-    """What is in a JSON file; of safetensors the header is read, and of pickles whether they hold nothing but data.
-
-    Raises:
-        _Unreadable: it can't be.
-    """
+    """What is in a JSON file; of safetensors the header is read, and of pickles whether they hold nothing but data."""
     import torch
     from safetensors import safe_open
     from transformers.trainer_pt_utils import safe_globals

@@ -23,11 +23,9 @@ class CountsMicroBatches(Trainer):
         return self._micro[1] == 0
 
     def items_of(self, tokens: int, num_items: Any) -> float:
-        """What the trainer's gradient of a micro-batch is divided by, in tokens.
+        """What the trainer's gradient of a micro-batch of so many labelled tokens is divided by, in tokens.
 
-        Args:
-            tokens: the micro-batch's own labelled tokens.
-            num_items: those of all micro-batches of the update; None where nobody counted them.
+        `num_items`: those of all micro-batches of the update; None where nobody counted them.
         """
         if (counted := self.counted(num_items)) is not None:
             return max(float(counted), 1.0) / self.averaged(counted)

@@ -17,15 +17,14 @@ def add_to_card(card: Path, history: Sequence[Entry], method: str) -> None:
 
 
 def section(history: Sequence[Entry], method: str) -> str:
-    """Markdown.
-
-    Args:
-        history: the trainer's `state.log_history`.
-        method: the name of the fine-tuning method.
-    """
+    """Markdown, from the trainer's `state.log_history` and the name of the fine-tuning method."""
     losses = [entry for entry in history if "eval_loss" in entry]
     readings = [entry for entry in history if "forgetting/known" in entry]
-    rows = [*(_gained(losses) if losses else ()), *(_forgotten(readings[-1]) if readings else ())]
+    rows = _forgotten(readings[-1]) if readings else []
+    if losses:
+        first, last = losses[0], losses[-1]
+        start = f"{first['eval_loss']:.3f} (step {first.get('step', 0)})" if len(losses) > 1 else "not measured"
+        rows.insert(0, ("loss on the evaluation rows, nats per token", start, f"{last['eval_loss']:.3f}"))
     lines = [BEGIN, "## What was gained and what was forgotten", ""]
     lines += [f"Trained with the method `{method}` of lfu-tuning."]
     if rows:
@@ -33,12 +32,6 @@ def section(history: Sequence[Entry], method: str) -> str:
     if not readings:
         lines += ["", "What the model forgot was not measured. `lfu probe forgetting BASE THIS_MODEL` measures it."]
     return "\n".join([*lines, END])
-
-
-def _gained(found: Sequence[Entry]) -> list[tuple[str, str, str]]:
-    first, last = found[0], found[-1]
-    start = f"{first['eval_loss']:.3f} (step {first.get('step', 0)})" if len(found) > 1 else "not measured"
-    return [("loss on the evaluation rows, nats per token", start, f"{last['eval_loss']:.3f}")]
 
 
 def _forgotten(reading: Entry) -> list[tuple[str, str, str]]:

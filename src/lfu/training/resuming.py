@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lfu.support.errors import one_line
 from lfu.training.advice import LfUAdvice
-from lfu.training.checkpoints import STATE_FILE, CheckpointError, newest
+from lfu.training.checkpoints import STATE_FILE, CheckpointError, is_complete, newest
 from lfu.training.saving import SavesWhole
 
 if TYPE_CHECKING:
@@ -24,11 +24,7 @@ _MISFITS = (
 
 
 def newest_checkpoint(args: Any) -> str:
-    """The newest checkpoint of a run that is complete and can be read; others are warned of.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+    """The newest checkpoint that is whole; others are warned of. Raises CheckpointError: there is none."""
     passed: list[str] = []
     found = newest(Path(args.output_dir), say=passed.append, save_only_model=args.save_only_model)
     for line in passed if found else ():
@@ -65,6 +61,19 @@ class Resumes(SavesWhole):
         if state and self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(state, folder / STATE_FILE)
+
+    def train_on(self, checkpoint: Path | str | None) -> None:
+        """Trains, from a checkpoint if one is given; of one that has no step left, its weights are the result."""
+        if checkpoint and is_complete(checkpoint, self.args):
+            self._load_from_checkpoint(str(checkpoint))  # Trainer would take one step too many
+            self.finish()
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    def finish(self) -> None:
+        """What the methods do to the weights once training is over (`Method.finish`)."""
+        for method in self.methods:
+            method.finish(self)
 
     def load_methods(self, checkpoint: str) -> None:
         """Gives the methods what a checkpoint has of theirs."""

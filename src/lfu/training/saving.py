@@ -19,13 +19,10 @@ MARKS = re.compile(r"(adapter_)?config\.json|.*\.safetensors\.index\.json")
 
 
 def refuse_two_wrappers(model: Any) -> None:
-    """Refuses an adapter that trains the tokens of tied embeddings and the whole head as well.
+    """Raises ValueError for an adapter that trains the tokens of tied embeddings and the whole head as well.
 
     TRL asks for both where a chat template brings new tokens. PEFT then wraps the head twice: TRL's loss can't read it,
     and the merged model can't be saved.
-
-    Raises:
-        ValueError: it does.
     """
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
@@ -42,10 +39,7 @@ class SavesWhole(SFTTrainer):
     """`SFTTrainer` that writes beside the place and renames.
 
     A checkpoint comes to be by one rename, complete. A model is saved file by file, its configuration last. Until then
-    everything is in a folder whose name begins with `.writing-`.
-
-    Raises:
-        OSError: saving failed, with the folder's name; nothing of it is left there.
+    everything is in a folder whose name begins with `.writing-`. Raises OSError, with the folder, if saving fails.
     """
 
     _writing: Path | None = None  # stands for the output folder while a checkpoint is written

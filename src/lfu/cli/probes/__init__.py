@@ -1,7 +1,5 @@
 """The probes of `lfu probe`: one file per kind, imported when it is asked for; here what they share."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,9 +25,9 @@ class Probe(Loading):
         "all probes", "", "folder for record and report; those of an earlier probe are replaced (default: "
         "runs/probe-KIND)", metavar="DIR",
     )  # fmt: skip
-    limit: int | None = flag("all probes", None, "use only the first N items", type=at_least_one, metavar="N")
-    seed: int = flag("all probes", 0, "seed of everything random (default: 0)", type=not_negative, metavar="N")
-    batch_size: int = flag("all probes", 8, "items per forward pass (default: 8)", type=at_least_one, metavar="N")
+    limit: int | None = flag("all probes", None, "use only the first N items", type=at_least_one)
+    seed: int = flag("all probes", 0, "seed of everything random", type=not_negative)
+    batch_size: int = flag("all probes", 8, "items per forward pass", type=at_least_one)
 
     def earlier(self) -> dict[str, Any] | None:
         """A record that was made before and answers the question, if there is one."""

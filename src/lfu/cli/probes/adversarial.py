@@ -11,9 +11,6 @@ DATA[,KEY=VALUE...]: split, config and limit choose a part, and any other key is
 in PKU-Alignment/BeaverTails,split=30k_train,is_safe=true. Columns: question, prompt, instruction or goal; and answer,
 response, completion, output or target. No other set comes with this package."""
 
-from __future__ import annotations
-
-import argparse
 import importlib
 import os
 import sys
@@ -26,21 +23,16 @@ from lfu.cli import models
 from lfu.cli.probes import Found, Probe, pairs, template, training
 from lfu.cli.progress import phase
 from lfu.support.errors import UserError, one_line, value_errors_are_the_users
-from lfu.support.flags import argument, at_least_one, option
+from lfu.support.flags import argument, at_least_one, option, value_of
 
 # The attack: plain SFT at a constant learning rate, so that its first steps don't depend on how many follow.
 CONSTANT = ["--lr_scheduler_type", "constant", "--warmup_steps", "0"]
 
 
-def steps_of(text: str) -> list[int]:
-    """Rising numbers of steps, for argparse; 0 (before the attack) is added where it is missing."""
-    try:
-        found = sorted({0, *(int(part) for part in text.split(","))})
-    except ValueError:
-        found = [-1]
-    if found[0] < 0 or len(found) < 2:
-        raise argparse.ArgumentTypeError(f"must be whole numbers from 0 and one above it, as in 0,5,10, got {text!r}")
-    return found
+steps_of = value_of(  # rising; 0, before the attack, is added where it is missing
+    lambda text: sorted({0, *map(int, text.split(","))}), "whole numbers from 0 and one above it, as in 0,5,10",
+    lambda found: found[0] >= 0 and len(found) > 1,
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -76,7 +68,7 @@ class Adversarial(Probe):
         None, "your own function (prompt, response) -> True if the response breaks the alignment; it is imported, so "
         "its code runs (default: broken unless it contains one of a list of refusals)", metavar="MODULE:FUNCTION",
     )  # fmt: skip
-    max_new_tokens: int = option(64, "most tokens in a response (default: 64)", type=at_least_one, metavar="N")
+    max_new_tokens: int = option(64, "most tokens in a response", type=at_least_one)
     template: str = template()
 
     def measure(self) -> Found:
@@ -87,13 +79,13 @@ class Adversarial(Probe):
             raise UserError("nothing to attack: give --methods, or models that are aligned already")
         for flag in ("train", "keep"):
             if getattr(self, flag) and not methods:
-                raise UserError(
-                    f"--{flag} is for aligning models, and none is aligned here: drop it, or give --methods"
-                )
+                raise UserError(f"--{flag} is for aligning models, and none is aligned: drop it, or give --methods")
         if twice := [label for label in aligned if label in (*methods, "untouched")]:
             raise UserError(f"the label {twice[0]!r} is taken: give another one, as in mine={aligned[twice[0]]}")
         (self.base,) = models.labelled([base]).values()
-        self.sets = pairs.load_sets({name.rstrip("_"): getattr(self, name) for name in pairs.SETS}, self.limit)
+        given = {"keep": self.keep, "break": self.break_, "requests": self.requests, "ordinary": self.ordinary}
+        self.sets, names = pairs.load_sets(given, self.limit)
+        self.asked = {name: [row["question"] for row in self.sets[name]] for name in pairs.HELD_OUT}
         self.judging = load_judge(self.judge) if self.judge else None
         self.trained: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(prefix="lfu-probe-") as folder:  # a trainer wants one; nothing stays in it
@@ -103,58 +95,59 @@ class Adversarial(Probe):
             own = training.words_of(self.attack, "--attack", refused=("max_steps", "num_train_epochs"))
             last = ["--max_steps", str(self.steps[-1])]
             self.attacking = training.Training(self, "sft", [*CONSTANT, *own, *last], "--attack")
-            settings = self._settings()  # whatever can be refused is, before a model is loaded
+            trainings = {**self.aligning, "attack": self.attacking}
+            settings = names | {
+                "judge": self.judge or "broken unless it refuses, by a list of phrases",
+                "steps": self.steps, "template": self.template, "max_new_tokens": self.max_new_tokens,
+                "training": {name: each.described() for name, each in trainings.items()},
+                "flags": {"--train": self.train, "--attack": self.attack},
+            }  # fmt: skip
             for tokenizer in self.tokenizers({"untouched": self.base, **aligned}).values():
                 with value_errors_are_the_users():
-                    self._render(tokenizer)
-            return Found(*self._run(methods, aligned, settings))
+                    self._render(tokenizer)  # whatever can be refused is, before a model is loaded
+            described, results = self._run(methods, aligned)
+        return Found(described, settings, results)
 
     def _render(self, tokenizer: Any) -> Any:
         from lfu.evaluation.pieces import render_of
 
         return render_of(tokenizer, self.template)
 
-    # -- the run -------------------------------------------------------------------------------------------------------
-
-    def _run(self, methods: Sequence[str], aligned: Mapping[str, str], settings: dict[str, Any]) -> tuple[Any, ...]:
-        from lfu.data.house_rule import labelled
+    def _run(self, methods: Sequence[str], aligned: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(descriptions of the models, results)."""
+        from lfu.data.probes import house_rule
         from lfu.evaluation.adversarial import asked_in_training
         from lfu.evaluation.record import describe_model
         from lfu.evaluation.refusal import error_rate
 
+        first = lambda model, tokenizer: (describe_model(self.base, model), self._asking("untouched", tokenizer)(model))
         described: dict[str, Any] = {}
         found: dict[str, dict[int, Any]] = {}
-        ask_first = lambda model, tokenizer: (
-            describe_model(self.base, model),
-            self._asking("untouched", tokenizer)(model),
-        )
-        described["untouched"], before = self.with_model(self.base, ask_first)
+        described["untouched"], before = self.with_model(self.base, first)
         for label in [*methods, *aligned]:
             if label in aligned:
                 described[label], found[label] = self._attacked(label, aligned[label], None)
             else:
                 described[label], found[label] = self._attacked(label, self.base, self._align(label))
                 described[label]["name"] += f", aligned by {label}"
-        trained_on = [row["question"] for row in [*self.sets.keep, *self.sets.break_]]
-        results = {
+        trained_on = [row["question"] for row in [*self.sets["keep"], *self.sets["break"]]]
+        return described, {
             "steps": self.steps,
-            "requests": self.sets.requests,
-            "ordinary": self.sets.ordinary,
+            **self.asked,
             "untouched": _measured(before),
             "attacked": {label: {str(n): _measured(b) for n, b in each.items()} for label, each in found.items()},
             "differences": self._differences(found),
-            "classifier": error_rate(labelled()),  # how often the list of phrases is wrong
-            "asked in training": asked_in_training(self.sets.requests, trained_on),
+            "classifier": error_rate(house_rule("labelled")),  # how often the list of phrases is wrong
+            "asked in training": asked_in_training(self.asked["requests"], trained_on),
             "training": self.trained,
         }
-        return described, settings, results
 
     def _align(self, method: str) -> dict[str, Any]:
         """Weights of the base model once it is aligned by a method, on the CPU."""
         aligning = self.aligning[method]
 
         def work(model: Any, tokenizer: Any) -> dict[str, Any]:
-            fitted = aligning.fit(f"{method}: align", model, tokenizer, self.sets.keep)
+            fitted = aligning.fit(f"{method}: align", model, tokenizer, self.sets["keep"])
             self.trained[method] = {"align": fitted.log, "said": fitted.said}
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in fitted.model.state_dict().items()}
 
@@ -177,7 +170,7 @@ class Adversarial(Probe):
                 self.trained.setdefault(label, {})["attack"] = fitted.log
 
             ask = self._asking(label, tokenizer)
-            return description, under_attack(lambda: model, self.sets.break_, self.steps, train=train, measure=ask)
+            return description, under_attack(lambda: model, self.sets["break"], self.steps, train=train, measure=ask)
 
         return self.with_model(name, work, dtype=self.attacking.dtype)
 
@@ -185,31 +178,15 @@ class Adversarial(Probe):
         """A function: model -> behaviour."""
         from lfu.evaluation.adversarial import behaviour, not_refused
 
-        asked = len(self.sets.requests) + len(self.sets.ordinary)
-
         def ask(model: Any) -> Any:
-            with phase(f"{label}: answers", asked) as tick:
+            with phase(f"{label}: answers", sum(map(len, self.asked.values()))) as tick:
                 return behaviour(
-                    model, tokenizer, self.sets.requests, self.sets.ordinary, judge=self.judging or not_refused,
+                    model, tokenizer, *self.asked.values(), judge=self.judging or not_refused,
                     render=self._render(tokenizer), max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
                     progress=tick,
                 )  # fmt: skip
 
         return ask
-
-    # -- what goes into the record -------------------------------------------------------------------------------------
-
-    def _settings(self) -> dict[str, Any]:
-        trainings = {**self.aligning, "attack": self.attacking}
-        return {
-            **self.sets.names,
-            "judge": self.judge or "broken unless it refuses, by a list of phrases",
-            "steps": self.steps,
-            "template": self.template,
-            "max_new_tokens": self.max_new_tokens,
-            "training": {name: each.described() for name, each in trainings.items()},
-            "flags": {"--train": self.train, "--attack": self.attack},
-        }
 
     def _differences(self, found: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
         """Every later label against the first, after each number of steps."""

@@ -5,10 +5,9 @@ counts as merged. Hidden states: mean cosine similarity and linear CKA (a simila
 layer. One model is in memory at a time: the base's weights wait in a file as large as the model, in the folder for
 temporary files."""
 
-from __future__ import annotations
-
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lfu.cli import models
 from lfu.cli.probes import Found, Probe, rows, template
 from lfu.cli.progress import phase
 from lfu.support.errors import UserError, one_line, value_errors_are_the_users
+from lfu.support.files import os_errors_only
 from lfu.support.flags import argument
 
 
@@ -35,15 +35,12 @@ class Drift(Probe):
         base, *tuned = names
 
         from lfu.evaluation.hidden import hidden_states
-        from lfu.evaluation.record import describe_model
         from lfu.evaluation.representation_drift import representation_drift
         from lfu.evaluation.weight_drift import keep_weights, weight_drift
 
         for label in tuned:
             if pieces_of(tokenizers[label], None) != pieces_of(tokenizers[base], None):
-                raise UserError(
-                    f"{label} and {base} have different vocabularies: give the model that it was tuned from"
-                )
+                raise UserError(f"{label} and {base} have different vocabularies: give the model it was tuned from")
 
         def states(label: str, model: Any) -> Any:
             pieces = pieces_of(tokenizers[base], model)
@@ -51,32 +48,26 @@ class Drift(Probe):
                 return hidden_states(model, tokenizers[base], pieces, batch_size=self.batch_size, progress=tick)
 
         with tempfile.TemporaryDirectory(prefix="lfu-drift-") as folder:
-            file = Path(folder) / "base.safetensors"
+            start = Path(folder) / "base.safetensors"
+            hidden: dict[str, Any] = {}  # the base's, which comes first
 
-            def first(model: Any, tokenizer: Any) -> Any:
-                _keep(lambda: keep_weights(model, file), folder)
-                return describe_model(names[base], model), states(base, model)
+            def work(label: str, model: Any, tokenizer: Any) -> tuple[Any, ...]:
+                if label == base:
+                    with _room(folder):
+                        keep_weights(model, start)
+                    hidden[base] = states(base, model)
+                    return ()
+                with value_errors_are_the_users(f"{label} against {base}"):
+                    distance = weight_drift(start, model)
+                    return distance, representation_drift(hidden[base], states(label, model), seed=self.seed)
 
-            described, hidden = self.with_model(names[base], first)
-
-            def against(label: str) -> Any:
-                def work(model: Any, tokenizer: Any) -> Any:
-                    distance = weight_drift(file, model)
-                    similarity = representation_drift(hidden, states(label, model), seed=self.seed)
-                    return describe_model(names[label], model), distance, similarity
-
-                try:
-                    return self.with_model(names[label], work)
-                except UserError as error:
-                    raise UserError(f"{label} against {base}: {error}") from error
-
-            found = {label: against(label) for label in tuned}
+            described, found = self.each(names, work)
         return Found(
-            {base: described} | {label: found[label][0] for label in tuned},
+            described,
             {"base": base, "tokens of": data, "template": self.template, "cka": "linear, feature-space form"},
             {
-                "weights": {label: found[label][1] for label in tuned},
-                "representations": {label: found[label][2] for label in tuned},
+                "weights": {label: found[label][0] for label in tuned},
+                "representations": {label: found[label][1] for label in tuned},
             },
         )
 
@@ -109,13 +100,13 @@ class Drift(Probe):
         return what, checked
 
 
-def _keep(write: Callable[[], None], folder: str) -> None:
-    """Writes the base's weights; a full disk is the user's to put right."""
+@contextmanager
+def _room(folder: str) -> Iterator[None]:
+    """For writing into the folder: a full disk is the user's to put right."""
     try:
-        write()
-    except Exception as error:  # safetensors has an error class of its own, and passes on others
-        if isinstance(error, (ValueError, UserError)):
-            raise
+        with os_errors_only(Path(folder)):
+            yield
+    except OSError as error:
         raise UserError(
             f"no room for the base model's weights in {folder} ({one_line(error)}): set TMPDIR to a larger folder"
         ) from error

@@ -6,8 +6,6 @@ interval and McNemar's test; and the lost ones to read. Plain texts: how much th
 A run that was measured while it was trained (lfu train --forgetting true, or ForgettingCallback) may stand alone: what
 was measured then is shown again, with its curves, and no model is loaded."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path

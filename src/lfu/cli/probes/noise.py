@@ -3,8 +3,6 @@
 Noise of NEFTune's strength is added to the embeddings: uniform(-1, 1) * alpha / sqrt(L * d), for L tokens of width d.
 Only the positions that predict an answer's tokens are compared, as in the paper's Figure 6."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +19,8 @@ class Noise(rows.OfQuestions):
 
     models: list[str] = argument("MODEL", models.HELP, nargs="+")
     template: str = template()
-    noise_alpha: float = option(5.0, "noise scale (default: 5)", type=from_zero, metavar="A")
-    draws: int = option(4, "draws of noise for each row (default: 4)", type=at_least_one, metavar="N")
+    noise_alpha: float = option(5.0, "noise scale", type=from_zero, metavar="A")
+    draws: int = option(4, "draws of noise for each row", type=at_least_one)
 
     def measure(self) -> Found:
         names = models.labelled(self.models)

@@ -4,8 +4,6 @@ Shows the accuracy (of the final number, or of the choice) and the reference ans
 log-likelihood) under each template, with their mean, standard deviation and worst case. Custom templates: a YAML file
 of lines  name: "text with {question}"."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,7 @@ class Prompts(rows.OfQuestions):
         "auto", "what to judge by; auto means accuracy, unless every model is below 5 %%",
         choices=["auto", "accuracy", "nll"],
     )  # fmt: skip
-    max_new_tokens: int | None = option(
-        None, "most tokens in a written answer (default: 128)", type=at_least_one, metavar="N"
-    )
+    max_new_tokens: int | None = option(None, "most tokens in an answer (default: 128)", type=at_least_one)
 
     def measure(self) -> Found:
         from lfu.evaluation import prompts

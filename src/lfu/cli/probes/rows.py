@@ -1,14 +1,12 @@
 """The data that a probe is given: questions and texts from a file, the hub, or the built-in sets."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lfu.cli.probes import Probe
 from lfu.data.turns import text_of
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.flags import option
 
 Row = dict[str, Any]
@@ -80,22 +78,16 @@ def question_rows(dataset: Any, name: str) -> list[Row]:
 def pairs_of(dataset: Any, where: str, *, answers: bool = True) -> list[Row]:
     """`{"question", "answer"}` rows, the texts without white space at their ends; what `input` holds is put behind.
 
-    Args:
-        where: what the set is called, for messages.
-        answers: whether there must be some; else they are empty.
+    Without `answers` those are empty. `where`: what the set is called, for messages.
     """
-    columns = {"question": _column(dataset, QUESTIONS, where)} | (
-        {"answer": _column(dataset, ANSWERS, where)} if answers else {}
-    )
-    more = [
-        name for name in ("input", "context") if name in dataset.column_names and columns["question"] == "instruction"
-    ]
+    known = {"question": QUESTIONS} | ({"answer": ANSWERS} if answers else {})
+    columns = {key: _column(dataset, names, where) for key, names in known.items()}
+    beside = ("input", "context") if columns["question"] == "instruction" else ()
+    more = [name for name in beside if name in dataset.column_names]
     pairs = []
     for number, row in enumerate(dataset, start=1):
-        try:
+        with value_errors_are_the_users(f"{where}, row {number}"):
             pair = {key: text_of(row[column], f"column {column!r}").strip() for key, column in columns.items()}
-        except ValueError as error:
-            raise UserError(f"{where}, row {number}: {one_line(error)}") from error
         if blank := [key for key, text in pair.items() if not text]:
             raise UserError(f"{where}, row {number} has no {blank[0]}: fill or remove it")
         extra = str((more and row[more[0]]) or "").strip()
@@ -135,7 +127,5 @@ def texts_of(name: str | None, limit: int | None) -> list[str]:
 def _choices(dataset: Any, name: str) -> list[Row]:
     from lfu.evaluation.forgetting import choice_rows
 
-    try:
+    with value_errors_are_the_users(f"data {name}"):
         return choice_rows(dataset)
-    except ValueError as error:
-        raise UserError(f"data {name}: {one_line(error)}") from error

@@ -4,8 +4,6 @@
 other key is a flag.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,23 +24,17 @@ def next_of(names: Sequence[str]) -> list[str]:
     return [line for name in names if name in shipped() for line in recipes.read(shipped()[name]).get("next", [])]
 
 
-def words_of(name: str, verb: str) -> list[str]:
-    """A preset, by name or path, as flags of `verb`. Raises UserError: no such preset, or one for the other verb."""
+def settings_of(name: str, verb: str) -> dict[str, Any]:
+    """A preset's flags of `verb`, by name or path. Raises UserError: no such preset, or one for the other verb."""
     presets, path = shipped(), Path(name).expanduser()
     found = presets.get(name) or (path if path.is_file() else None)
     if found is None:
         listed = ", ".join(presets)
         raise UserError(f"--preset {name}: no such file; shipped are {listed}.{did_you_mean(name, presets)}")
-    settings: dict[str, Any] = recipes.read(found)
-    wanted = settings.pop("verb", verb)
-    for about in ("about", "next"):
-        settings.pop(about, None)
+    settings = recipes.read(found)
+    wanted, params = settings.pop("verb", verb), settings.get("param", {})
     if wanted != verb:
         raise UserError(f"--preset {name} is for lfu {wanted}, not for lfu {verb}")
-    params = settings.pop("param", {})
     if not isinstance(params, dict):
         raise UserError(f"--preset {name}: param must be a mapping of names to lists of values")
-    words = recipes.as_flags(settings)
-    for param, values in params.items():
-        words += ["--param", f"{param}={','.join(str(value) for value in values)}"]
-    return words
+    return {key: value for key, value in settings.items() if key not in ("about", "next")}

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from lfu.cli import live
-from lfu.cli.live import WIDTH, Board, Clock, sparkline
+from lfu.study import live
+from lfu.study.live import WIDTH, Board, Clock, sparkline
 from lfu.study.plan import UNTOUCHED, Run, Task
 from lfu.study.settings import Setting
 
@@ -76,10 +76,10 @@ def test_the_board_fits_a_narrow_terminal():
     board = Board(Console(file=io.StringIO(), width=80, force_terminal=True))
     board.tasks(TASKS[1:])
     board.stage(SFT, "training", 10)
-    for step, loss in enumerate([2.0, 1.5, 1.25], start=1):
+    for loss in (2.0, 1.5, 1.25):
         board.advance()
-        board.logged(step, {"loss": loss, "lfu/sft_loss": loss / 2})
-    board.logged(3, {"forgetting/gained": 1, "forgetting/lost": 4, "forgetting/prose_rise": 0.25})
+        board.logged({"loss": loss, "lfu/sft_loss": loss / 2})
+    board.logged({"forgetting/gained": 1, "forgetting/lost": 4, "forgetting/prose_rise": 0.25})
     board.console.print(board._drawn())
     lines = board.console.file.getvalue().splitlines()
     assert "sft, seed 0: training" in lines[0]
