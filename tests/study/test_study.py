@@ -251,8 +251,8 @@ def test_the_pictures_say_what_the_record_says(study):
 
 def test_the_verdict_says_how_sure_and_what_sft_did(study):
     sentences = study.report.split("\n## ")[0].splitlines()[2:]
-    assert sentences[0].startswith("Recommended: plain SFT, learning rate")
-    assert any("paired over 2 seeds" in s for s in sentences)
+    assert sentences[0].startswith("Recommended: plain SFT at learning rate")
+    assert any("paired differences, over 2 seeds" in s for s in sentences)
     assert any(s.startswith("Plain SFT against the untouched model") for s in sentences)
 
 
