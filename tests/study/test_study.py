@@ -324,7 +324,8 @@ def test_what_the_machine_decides_is_in_the_key_if_it_was_given(tmp_path):
     one, other = {"bf16": True, "dtype": "bfloat16"}, {"bf16": False, "dtype": "float32"}
     assert key(set(), **one) == key(set(), **other)
     assert not set(key({"bf16", "dtype"}, **one)) & set(key({"bf16", "dtype"}, **other))
-    assert set(flags_of(["--dtype", "float32", "--no_bf16", "--data=bf16"], "compare")[0]) == {"bf16", "dtype", "data"}
+    words = ["--dtype", "float32", "--bf16=false", "--no_use_peft", "--data", "bf16"]
+    assert set(flags_of(words, "compare")[0]) == {"dtype", "bf16", "use_peft", "data"}
 
 
 def test_a_finished_study_leaves_no_weights_and_no_halves(study):
