@@ -71,8 +71,7 @@ class Screen(TrainerCallback):
         numbers = {name: value for name, value in logs.items() if isinstance(value, (int, float))}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **numbers}) + "
-")
+            file.write(json.dumps({"step": state.global_step, **numbers}) + "\n")
         if state.global_step == 0 and "forgetting/net_lost" in numbers:  # the untouched model has forgotten nothing
             self.awaited.add("forgetting/net_lost")
             return
