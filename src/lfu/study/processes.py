@@ -35,10 +35,7 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
         study.say(f"{jobs} processes at once: one a GPU")
 
     def begin(number: int) -> subprocess.Popen:
-        """One more process, with its share of the threads, and one GPU."""
-        threads = max(1, torch.get_num_threads() // jobs)
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        environment |= {VISIBLE: gpus[number % len(gpus)]} if gpus else {}
+        environment = os.environ | _share(number, jobs)
         return subprocess.Popen(worker(study, command), env=environment, stdout=subprocess.DEVNULL)
 
     def start() -> list[int]:
@@ -97,6 +94,14 @@ def in_rounds(study: Study, start: Callable[[], list[int]], mistake: str) -> Non
 def free_memory() -> int:
     """Bytes that new processes can have."""
     return psutil.virtual_memory().available
+
+
+def _share(number: int, jobs: int) -> dict[str, str]:
+    """The environment of a process: its share of the threads, and one GPU."""
+    threads = max(1, torch.get_num_threads() // jobs)
+    found = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    gpus = visible_gpus()
+    return found | ({VISIBLE: gpus[number % len(gpus)]} if gpus else {})
 
 
 def leave_busy_cores() -> None:
