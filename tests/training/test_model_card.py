@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from datasets import Dataset
 from peft import LoraConfig
 from test_trainer import DATA, settings
@@ -48,8 +49,9 @@ def test_a_newer_section_takes_the_place_of_the_older(tmp_path):
     assert told.rstrip().endswith("## Added by hand")
 
 
-def test_a_saved_model_has_it(tmp_path):
-    config = settings(tmp_path, LfUConfig, method="sft", max_steps=2)
+@pytest.mark.parametrize("method", ["sft", "lfu"])
+def test_a_saved_model_has_it(tmp_path, method):
+    config = settings(tmp_path, LfUConfig, method=method, max_steps=2)
     tokenizer = byte_tokenizer()
     t = LfUTrainer(
         model=tiny_model("llama", dtype=None, vocab_size=len(tokenizer)), args=config, processing_class=tokenizer,
@@ -61,3 +63,5 @@ def test_a_saved_model_has_it(tmp_path):
     t.create_model_card()
     for card in (tmp_path / "saved" / "README.md", tmp_path / "README.md"):
         assert "built-in questions answered rightly" in card.read_text(), json.dumps(t.state.log_history)
+        assert ("\n- lfu\n" in card.read_text()) == (method == "lfu")
+    assert ("Learning from the Undesirable" in card.read_text()) == (method == "lfu")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lfu.cli import output
 from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import remove_folder, restore
-from lfu.support.words import tell
+from lfu.support.words import filled, tell
 from lfu.training import checkpoints
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _run(
     done_before = checkpoints.state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
     about = facts(trainer, str(data.data))
     if leading():
-        print(*(f"{name:<9}{text}" for name, text in about.items()), sep="\n", flush=True)
+        print(*(filled(text, f"{name:<9}", " " * 9) for name, text in about.items()), sep="\n", flush=True)
         rows = data.show_rows or 2 * data.dry_run
         for line in shown(trainer, rows, colour=sys.stdout.isatty() and not os.getenv("NO_COLOR")):
             print(line)
