@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lfu.evaluation.pieces import Piece
+from lfu.model.rng import Replay
 from lfu.support.annotations import Model, Tokenizer
 
 Progress = Callable[[int], None]  # called with the number of items just finished
@@ -52,9 +53,8 @@ def adapter_off(model: Any) -> Iterator[None]:
 def generators_kept(model: Model | None = None) -> Iterator[None]:
     """Afterwards Python's, numpy's and torch's random generators are as before, those of the model's devices too."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = {p.device for p in model.parameters()} if model is not None else set()
     try:
-        with torch.random.fork_rng(sorted((d for d in devices if d.type == "cuda"), key=str)):
+        with Replay(() if model is None else (p.device for p in model.parameters()))():
             yield
     finally:
         random.setstate(python)
@@ -143,11 +143,8 @@ def with_logits(model: Model, **inputs: Any) -> Any:
     from lfu.model.representations import hidden_of
 
     parts, caught = anatomy(model), []
-    hook = parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output)))
-    try:
+    with parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output))):
         out = model(**inputs)
-    finally:
-        hook.remove()
     head = parts.model.get_output_embeddings()
     out.logits = parts.logits(caught[-1].to(head.weight.dtype))
     return out

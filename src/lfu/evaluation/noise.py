@@ -1,7 +1,7 @@
 """How steady are a model's representations when its input is noisy? Noise of NEFTune's strength on the embeddings."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -125,10 +125,9 @@ def _nll(parts: Any, batch: Batch, hidden: Tensor, sizes: list[int]) -> list[flo
     return [float(part.sum()) for part in each.split(sizes)]
 
 
-@contextmanager
 def _noisy(
     embedding: nn.Module, lengths: Sequence[int], sources: Sequence[int], alpha: float, seed: int
-) -> Iterator[None]:
+) -> AbstractContextManager[Any]:
     """Inside, what the embedding gives is noisy, as NEFTune has it in training; of each row only its tokens are.
 
     Each row has a random generator of its own (`sources`), so that the noise is the same at every batch size.
@@ -143,8 +142,4 @@ def _noisy(
             noise[row, :length] = uniform * alpha / (length * width) ** 0.5
         return output + noise.to(output.device, output.dtype)
 
-    handle = embedding.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return embedding.register_forward_hook(add)

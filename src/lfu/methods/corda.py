@@ -15,6 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lfu.evaluation.batching import evaluating
+from lfu.evaluation.pieces import longest_input
 from lfu.methods.adapters import AdapterMethod
 from lfu.methods.knobs import knob
 from lfu.methods.run import Preparation, Trainer
@@ -64,10 +65,9 @@ class CorDA(AdapterMethod):
         anatomy, tokenizer = trainer.anatomy, trainer.processing_class
         layers = {name: layer for name, layer in anatomy.model.named_modules() if isinstance(layer, LoraLayer)}
         ranks = {name: self._rank(anatomy, name, layer) for name, layer in layers.items()}
-        config = anatomy.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None) or self.max_length
-        windows = self._windows(tokenizer, min(self.max_length, limit))
-        tokens, wanted = sum(len(window) for window in windows), TOKENS_PER_DIMENSION * config.hidden_size
+        windows = self._windows(tokenizer, longest_input(anatomy.model, self.max_length))
+        wanted = TOKENS_PER_DIMENSION * anatomy.model.config.get_text_config().hidden_size
+        tokens = sum(map(len, windows))
         trainer.say(f"corda: {tokens:,} tokens of {self.data} say what to keep")
         if tokens < wanted:
             trainer.say(f"corda: PEFT advises {wanted:,} tokens or more for this model: give more in corda.data")

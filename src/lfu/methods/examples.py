@@ -11,7 +11,7 @@ from lfu.evaluation.batching import evaluating
 from lfu.methods.run import Trainer
 from lfu.methods.tokens import in_pieces, nll_of, read_last
 
-IGNORED = -100
+IGNORED = -100  # a label that carries no loss
 
 
 def example_of(inputs: Mapping[str, Any], positions: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def losses_before_training(trainer: Trainer, method: str) -> dict[bytes, torch.T
     if not isinstance(rows, Dataset):
         raise ValueError(f"method {method!r} reads all training rows first: give a datasets.Dataset, not a stream")
     mine, size = range(accelerator.process_index, len(rows), accelerator.num_processes), trainer.args.train_batch_size
-    logits_of = trainer.anatomy.logits
+    loss_of = lambda hidden, labels: nll_of(trainer.anatomy.logits(hidden), labels)
     found: list[tuple[bytes, torch.Tensor]] = []
     with evaluating(accelerator.unwrap_model(trainer.model)), torch.no_grad(), trainer.compute_loss_context_manager():
         for start in range(0, len(mine), size):
@@ -61,7 +61,7 @@ def losses_before_training(trainer: Trainer, method: str) -> dict[bytes, torch.T
             last, places = read_last(trainer.anatomy, batch, detach=True, stop=True)
             labels = batch["labels"].flatten()
             nll = torch.full(labels.shape, torch.nan)
-            nll[places.cpu()] = in_pieces(lambda h, y: nll_of(logits_of(h), y), last, labels[places]).to(nll)
+            nll[places.cpu()] = in_pieces(loss_of, last, labels[places]).to(nll)
             found += [(key, nll[place.cpu()]) for key, place in examples_of(batch)]
     losses = {b"": torch.empty(0)}  # a row without tokens
     if accelerator.num_processes > 1:  # as plain numbers: a tensor's pickle hangs on the dtype that is the default

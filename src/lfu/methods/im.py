@@ -8,13 +8,13 @@ from typing import Any
 from datasets import Dataset
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
+from lfu.methods.examples import IGNORED
 from lfu.methods.method import Method
 from lfu.methods.rows import Message, Row, messages_of, shape_of, template_arguments
 from lfu.methods.run import Preparation
 from lfu.methods.writing import end_tokens
 from lfu.support.errors import UserError
 
-IGNORED = -100
 MARK = "QzXjWvMark"  # stands where a message's text stands; no template and no text has it
 # What of a message is text that a template writes out; the last two are an assistant's reasoning.
 TEXTS = ("content", "reasoning_content", "thinking")

@@ -15,6 +15,7 @@ from lfu.evaluation.record import weights_hash
 from lfu.methods.run import Preparation
 from lfu.methods.tokens import likeliest_tokens
 from lfu.methods.writing import end_tokens, kept, key_of, length_of, ready_to_write
+from lfu.model.rng import Replay
 
 VERSION = 1  # raise it when what is written or kept changes: older files are then left alone
 AT_A_TIME = 16  # texts that are written at a time
@@ -88,8 +89,7 @@ def _write(
 ) -> list[tuple[Ids, list[bool]]]:
     """Each text with what of it the model chose itself; sampled at temperature 1 from the whole distribution."""
     written, model, tokenizer = [], run.model, run.text_tokenizer
-    devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices):
+    with Replay(p.device for p in model.parameters())():
         torch.manual_seed(run.args.seed)
         for start in range(0, texts, AT_A_TIME):
             prompts = [given] * min(AT_A_TIME, texts - start)

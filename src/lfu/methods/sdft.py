@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
 from lfu.evaluation import batching
-from lfu.evaluation.pieces import encode
+from lfu.evaluation.pieces import encode, longest_input
 from lfu.evaluation.record import weights_hash
 from lfu.methods.agreement import agreed
 from lfu.methods.method import Method, knob
@@ -72,8 +72,8 @@ class SDFT(Method):
                 "sdft generates with the whole model, which ZeRO-3 or FSDP has split or not loaded yet: run it once in "
                 "one process with max_steps=1, and the rewrites will be found on disk"
             )
-        room = getattr(run.model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-        tasks = [task_of(row, run.text_tokenizer, room - self.max_new_tokens) for row in rows]
+        room = longest_input(run.model, most=2**30) - self.max_new_tokens
+        tasks = [task_of(row, run.text_tokenizer, room) for row in rows]
         rewrites = self._rewrites([task.ids for task in tasks if task.ids], run)
         done, left, words = [], Counter[str](), Counter[str]()
         for row, task in zip(rows, tasks):

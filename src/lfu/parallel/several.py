@@ -14,6 +14,7 @@ auxiliary that those hooks don't know, so:
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -122,7 +123,7 @@ class Several(OneProcess):
 
         if self._taps is not None:
             self._taps.second = True
-        with _forward_of(inner, instead):
+        with mock.patch.object(inner, "forward", instead):
             (result,), self._tail = self.wrapper(batch["input_ids"])
         return result
 
@@ -142,9 +143,7 @@ class Several(OneProcess):
             one = {"input_ids": batch["input_ids"][:1, :1]}
             loss = 0.0 * self.through(batch, lambda: hidden_of(decoder(**one, use_cache=False))).float().sum()
         else:
-            self.through(batch, lambda: None)
-            assert self._tail is not None
-            loss = self._tail
+            loss = self._reaching_all(batch)
         self._pending, self._tail = False, None
         backward(loss)
 
@@ -164,6 +163,9 @@ class Several(OneProcess):
         if self.sharded:
             two = torch.zeros((1, 2), dtype=torch.long, device=self.device)
             return 0.0 * self.wrapper(input_ids=two, use_cache=False).logits.float().sum()
+        return self._reaching_all(batch)
+
+    def _reaching_all(self, batch: Mapping[str, Any]) -> torch.Tensor:
         self.through(batch, lambda: None)
         assert self._tail is not None
         return self._tail
@@ -200,17 +202,3 @@ class Several(OneProcess):
         everyone[dist.get_rank()] = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(everyone)
         return everyone.tolist()
-
-
-@contextmanager
-def _forward_of(module: nn.Module, instead: Callable[..., Any]) -> Iterator[None]:
-    """Calls of `module` run `instead`, with its hooks and wrappers round it."""
-    own = vars(module).get("forward")  # libraries patch it on the instance
-    module.forward = instead
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own

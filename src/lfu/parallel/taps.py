@@ -1,7 +1,8 @@
 """The two gradients of theta in several processes, where a reducer must find their sum: measured as they arrive."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,17 +43,14 @@ class Taps:
             for module in processes.unwrapped(processes.wrapper).modules():
                 names = [name for name, p in module.named_parameters(recurse=False) if id(p) in chosen]
                 if names:
-                    self.handles.append(module.register_forward_pre_hook(self._when_whole(names)))
+                    self.handles.append(module.register_forward_pre_hook(partial(self._tap_whole, names)))
         else:
             for p in measured:
                 self._tap(p)
 
-    def _when_whole(self, names: list[str]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            for name in names:
-                self._tap(getattr(module, name))
-
-        return hook
+    def _tap_whole(self, names: list[str], module: nn.Module, args: Any) -> None:
+        for name in names:
+            self._tap(getattr(module, name))
 
     def _tap(self, p: torch.Tensor) -> None:
         if id(p) not in self.tapped and p.requires_grad:

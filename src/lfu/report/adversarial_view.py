@@ -14,7 +14,6 @@ HALF = 0.5  # of the requests: an alignment that still breaks in so many was not
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     results = record["results"]
     steps, attacked = [str(n) for n in results["steps"]], results["attacked"]
     columns = ["", *(f"{n} steps" for n in steps)]

@@ -15,7 +15,6 @@ from lfu.report.text import by_chance
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     results, model = record["results"], record["settings"]["model"]
     collapse, settings = results["collapse"], results["settings"]
     return view_of_template(

@@ -12,7 +12,6 @@ from lfu.report.text import estimate, shorter
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     weights, hidden = record["results"]["weights"], record["results"]["representations"]
     style = look([record["settings"]["base"], *weights])
     return view_of_template(

@@ -14,7 +14,6 @@ SMALL = 400  # items: below, the 95 % interval of a share is up to 10 points wid
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     results, labels = record["results"], list(record["models"])
     ranked = sorted((results["ranks"] or {}).items(), key=lambda pair: pair[1])
     ranks = [[label, f"{rank:.2f}"] for label, rank in ranked]

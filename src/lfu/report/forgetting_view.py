@@ -17,7 +17,6 @@ MOST_ITEMS = 200  # to read on the page; record.json has them all
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     results, base = record["results"], record["settings"]["base"]
     curve = results.get("curve")  # what `ForgettingCallback` saw on the way, if it was there
 

@@ -13,7 +13,6 @@ from lfu.report.text import estimate, shorter
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     results = record["results"]
     by_layer, against = results["by_layer"], results["against"]
     summary = [["", "mean cosine", f"against {against}", "rise of the answer's NLL, nats per token"]]

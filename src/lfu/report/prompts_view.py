@@ -33,7 +33,6 @@ METRICS = (
 
 
 def view(record: Mapping[str, Any]) -> View:
-    """The report, from the record alone."""
     results = record["results"]
     known = [each for each in METRICS if each.key in next(iter(results["spread"].values()))]
     metrics = sorted(known, key=lambda each: each.key != results["metric"])

@@ -14,16 +14,8 @@ for _file in pkgutil.iter_modules(__path__):  # a new kind needs no line here
     importlib.import_module(f"{__name__}.{_file.name}")
 
 __all__ = [
-    "KINDS",
-    "Auxiliary",
-    "LoRA",
-    "Own",
-    "Steering",
-    "ascend",
-    "auxiliary_of",
-    "component_dtype",
-    "forward_hooks",
-]
+    "KINDS", "Auxiliary", "LoRA", "Own", "Steering", "ascend", "auxiliary_of", "component_dtype", "forward_hooks",
+]  # fmt: skip
 
 
 def auxiliary_of(kind: str | Auxiliary) -> Auxiliary:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 from unittest import mock
 
 import torch
@@ -26,18 +25,14 @@ def quiet() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             heard.append(record.getMessage())
 
-    def silent(*args: Any, **options: Any) -> Any:
-        return tqdm(*args, **options | {"disable": True})
-
-    cudnn = torch.backends.cudnn
-    flags = cudnn.deterministic, cudnn.benchmark
-    logger, handler = logging.getLogger("lm_eval"), Listen(logging.WARNING)
-    propagate, bars = logger.propagate, datasets.are_progress_bars_disabled()
-    logger.propagate = False
-    logger.addHandler(handler)
+    silent = lambda *args, **options: tqdm(*args, **options | {"disable": True})
+    logger, cudnn = logging.getLogger("lm_eval"), torch.backends.cudnn
+    flags, bars = (cudnn.deterministic, cudnn.benchmark), datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         with (
+            mock.patch.object(logger, "propagate", False),
+            mock.patch.object(logger, "handlers", [*logger.handlers, Listen(logging.WARNING)]),
             mock.patch("lm_eval.api.task.tqdm", silent),
             mock.patch("lm_eval.api.model.tqdm", silent),
             mock.patch("lm_eval.models.huggingface.tqdm", silent),
@@ -47,8 +42,6 @@ def quiet() -> Iterator[list[str]]:
             yield heard
     finally:
         cudnn.deterministic, cudnn.benchmark = flags
-        logger.removeHandler(handler)
-        logger.propagate = propagate
         if not bars:
             datasets.enable_progress_bars()
 
