@@ -29,9 +29,8 @@ CORE = (
     "tests/test_trainer.py",
     "tests/forgetting",
     "tests/integrations",
-    "tests/methods/test_corda.py",
-    "tests/methods/test_oft.py",
-    "tests/methods/test_osf.py",
+    "tests/methods",
+    "tests/support/test_versions.py",
     "tests/step/test_step.py",
 )
 # What takes long and hangs on no version: numbers that settle, most of the resumed runs, a third kind of adapter.

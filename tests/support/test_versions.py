@@ -72,7 +72,7 @@ class OldTrainer:
     def __init__(self, is_vlm=False):
         self._is_vlm, self.given = is_vlm, None
 
-    def _prepare_dataset(self, dataset, processing_class, args, *, packing=False):
+    def _prepare_dataset(self, dataset, processing_class, args, packing):
         self.given = processing_class
         prompt = processing_class.apply_chat_template(PROMPT, tokenize=True, add_generation_prompt=True)
         whole = processing_class.apply_chat_template(PROMPT + ANSWER)
@@ -90,27 +90,52 @@ def test_trl_0_24_learns_the_answer_and_not_its_prompt(monkeypatch):
     assert prepare.__wrapped__ is OldTrainer._prepare_dataset
     tokenizer = byte_tokenizer()
     learned = lambda ids, mask: tokenizer.decode([token for token, one in zip(ids, mask) if one])
-    assert learned(*mended()._prepare_dataset([], tokenizer, None, packing=True)) == "Four.<|im_end|>\n"
-    assert "two and two" in learned(*OldTrainer()._prepare_dataset([], tokenizer, None))  # what is mended
+    assert learned(*mended()._prepare_dataset([], tokenizer, None, True)) == "Four.<|im_end|>\n"
+    assert "two and two" in learned(*OldTrainer()._prepare_dataset([], tokenizer, None, True))  # what is mended
     assert isinstance(tokenizer.apply_chat_template(PROMPT), Mapping)  # the user's tokenizer is as it was
 
 
 def test_with_the_mend_a_dictionary_is_given_to_who_asks_and_a_processor_is_left_alone():
     tokenizer, asked = byte_tokenizer(), []
 
-    def prepare(trainer, dataset, processing_class):
+    def prepare(trainer, dataset, processing_class, args, packing):
         asked.append(processing_class)
         return processing_class.apply_chat_template(PROMPT, return_dict=True)
 
     trainer = OldTrainer()
-    found = versions._with_ids(prepare)(trainer, [], tokenizer)
+    found = versions._with_ids(prepare)(trainer, [], tokenizer, None, False)
     assert found["input_ids"] == tokenizer.apply_chat_template(PROMPT, return_dict=False)
     assert asked[0].pad_token_id == tokenizer.pad_token_id
-    versions._with_ids(prepare)(OldTrainer(is_vlm=True), [], tokenizer)
+    versions._with_ids(prepare)(OldTrainer(is_vlm=True), [], tokenizer, None, False)
     assert asked[1] is tokenizer
 
 
 def test_rows_that_lost_their_whole_answer_are_left_out_as_by_newer_trl():
     rows = Dataset.from_dict({"input_ids": [[1, 2], [3, 4]], "labels": [[-100, -100], [-100, 4]]})
-    made = versions._with_ids(lambda *given: rows)(OldTrainer(), [], byte_tokenizer())
+    made = versions._with_ids(lambda *given: rows)(OldTrainer(), [], byte_tokenizer(), None, False)
     assert list(made["input_ids"]) == [[3, 4]]
+
+
+@pytest.mark.parametrize("liger", [False, True])
+def test_labels_that_rows_bring_are_packed_with_them(liger):
+    """TRL 0.24 drops them where it packs, and for the Liger kernel."""
+
+    def prepare(trainer, dataset, processing_class, args, packing):
+        return dataset.select_columns(["input_ids"]) if packing or args.use_liger_kernel else dataset
+
+    rows = Dataset.from_dict({"input_ids": [[1, 2], [3, 4], [5]], "labels": [[-100, 2], [-100, -100], [5]]})
+    args = SimpleNamespace(max_length=8, packing_strategy="bfd", use_liger_kernel=liger)
+    made = versions._with_ids(prepare)(OldTrainer(), rows, byte_tokenizer(), args, True)
+    assert [(row["input_ids"], row["labels"]) for row in made] == [([1, 2, 5], [-100, 2, 5])]
+    assert (args.max_length, args.use_liger_kernel) == (8, liger)
+    loose = versions._with_ids(prepare)(OldTrainer(), rows, byte_tokenizer(), args, False)
+    assert list(loose["labels"]) == [[-100, 2], [5]]
+
+
+def test_tools_that_are_json_text_are_read():
+    def prepare(trainer, dataset, processing_class, args, packing):
+        return processing_class.apply_chat_template(PROMPT, tools='[{"name": "f"}]', tokenize=False)
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ tools[0]['name'] }}"
+    assert versions._with_ids(prepare)(OldTrainer(), [], tokenizer, None, False) == "f"

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import json
 from functools import partial, wraps
 from importlib.util import find_spec
 from typing import Any
@@ -58,26 +59,38 @@ def _begin(manager: Any) -> Any:
     return torch.autograd.graph.saved_tensors_hooks.__enter__(manager)
 
 
-def _ids(tokenizer: Any, *args: Any, **options: Any) -> Any:
-    return tokenizer.apply_chat_template(*args, **{"return_dict": False} | options)
+def _ids(tokenizer: Any, *args: Any, tools: Any = None, **options: Any) -> Any:
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return tokenizer.apply_chat_template(*args, tools=tools, **{"return_dict": False} | options)
+
+
+def _has_labels(dataset: Any) -> bool:
+    return "labels" in (getattr(dataset, "column_names", None) or ())
 
 
 def _with_ids(prepare: Any) -> Any:
     """`SFTTrainer._prepare_dataset` of TRL 0.24, with a tokenizer that writes a conversation as a list of ids.
 
     Transformers 5 gives a dictionary unless it is told otherwise. TRL 0.24 takes its length, 2, for the prompt's, and
-    would have most of the prompt learned. Rows whose whole answer was cut off are left out, as newer TRL does.
+    would have most of the prompt learned. Labels that rows bring are kept when rows are packed, and rows whose whole
+    answer was cut off are left out, as newer TRL does.
     """
 
     @wraps(prepare)
-    def prepared(self: Any, dataset: Any, processing_class: Any, *args: Any, **options: Any) -> Any:
+    def prepared(self: Any, dataset: Any, processing_class: Any, args: Any, packing: bool, *more: Any) -> Any:
         if not getattr(self, "_is_vlm", False):
             writer = copy.copy(processing_class)
             writer.apply_chat_template = partial(_ids, processing_class)
             processing_class = writer
-        made = prepare(self, dataset, processing_class, *args, **options)
-        if "labels" in (getattr(made, "column_names", None) or ()):
+        given, labelled = copy.copy(args), _has_labels(dataset) and not (packing and args.max_length is None)
+        if labelled:
+            given.use_liger_kernel, given.max_length = False, None if packing else args.max_length
+        made = prepare(self, dataset, processing_class, given, packing and not labelled, *more)
+        if _has_labels(made):
             made = made.filter(lambda row: any(label != -100 for label in row["labels"]))
+        if labelled and packing:
+            pack = importlib.import_module("trl.data_utils").pack_dataset
+            made = pack(made.select_columns(["input_ids", "labels"]), args.max_length, args.packing_strategy)
         return made
 
     return prepared
