@@ -32,6 +32,7 @@ CORE = (
     "tests/methods",
     "tests/support/test_versions.py",
     "tests/step/test_step.py",
+    "tests/step/test_trim.py",
 )
 # What takes long and hangs on no version: numbers that settle, most of the resumed runs, a third kind of adapter.
 LEFT_OUT = (
