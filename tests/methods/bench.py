@@ -110,6 +110,13 @@ def written_out(model: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), found)}
 
 
+def logits(model: Any) -> torch.Tensor:
+    """(3, 10, V), on the tiny batch. Not with its labels: then a model that TRL 1.9 or 1.14 has patched gives none."""
+    batch = tiny_batch()
+    with torch.no_grad():
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
 def forward(model: Any, batch: dict[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
     """(logits (N, V), labels (N,), hidden states: K tensors (N, d)) at the positions that predict a label."""
     batch = tiny_batch() if batch is None else batch

@@ -7,7 +7,7 @@ import json
 import peft
 import pytest
 import torch
-from bench import step_of, tiny_trainer
+from bench import logits, step_of, tiny_trainer
 from packaging.version import Version
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
@@ -39,12 +39,6 @@ def trainer(folder, texts, base=None, *, lora=LORA, method="corda", more="", **o
     base = model() if base is None else base
     args = f"corda.data={texts},corda.max_length=16{more}"
     return tiny_trainer(method, folder, model=base, peft_config=LoraConfig(**lora), method_args=args, **options)
-
-
-def logits(of):
-    batch = tiny_batch()
-    with torch.no_grad():  # given labels, a model that TRL 1.9 or 1.14 has patched returns none
-        return of(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
 def windows(texts, size=16):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench import tiny_trainer
+from bench import logits, tiny_trainer
 from peft import LoraConfig, PeftModel
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_model
 
 from lfu.methods import methods_of
 from lfu.methods.intruders import reduce_intruder_dimension
@@ -82,18 +82,16 @@ def test_one_ordinary_adapter_is_left(tmp_path):
     t = trainer(tmp_path, torch.float32)
     names = {n: (tuple(p.shape), p.requires_grad, p.dtype) for n, p in t.model.named_parameters()}
     make_intruders(t)
-    with torch.no_grad():
-        before = t.model(**tiny_batch()).logits
+    before = logits(t.model)
     t.finish()
     assert {n: (tuple(p.shape), p.requires_grad, p.dtype) for n, p in t.model.named_parameters()} == names
     assert (list(t.model.peft_config), t.model.active_adapters) == (["default"], ["default"])
     t.save_model(str(tmp_path / "saved"))
     assert not [entry.name for entry in (tmp_path / "saved").iterdir() if entry.is_dir()]
-    with torch.no_grad():
-        logits = t.model(**tiny_batch()).logits
-        loaded = PeftModel.from_pretrained(model(torch.float32), str(tmp_path / "saved"))
-        assert torch.equal(loaded(**tiny_batch()).logits, logits)
-    assert not torch.allclose(before, logits, atol=1e-2)
+    after = logits(t.model)
+    loaded = PeftModel.from_pretrained(model(torch.float32), str(tmp_path / "saved"))
+    assert torch.equal(logits(loaded), after)
+    assert not torch.allclose(before, after, atol=1e-2)
     t.train()  # and it can be trained further
 
 

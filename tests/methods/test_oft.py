@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench import tiny_trainer
+from bench import logits, tiny_trainer
 from peft import LoraConfig, OFTConfig
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_model
 
 LORA = LoraConfig(r=2, target_modules="all-linear")
-
-
-def logits(model):
-    with torch.no_grad():
-        return model(tiny_batch()["input_ids"]).logits
 
 
 @pytest.mark.parametrize("method", ["oft", "oft+kl", "lfu+oft", "oft+l2sp"])

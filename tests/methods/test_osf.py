@@ -7,10 +7,10 @@ import copy
 import peft
 import pytest
 import torch
-from bench import tiny_trainer
+from bench import logits, tiny_trainer
 from packaging.version import Version
 from peft import IA3Config, LoraConfig, PeftModel
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_model
 
 from lfu.methods import methods_of
 from lfu.methods.osf import _start
@@ -26,12 +26,6 @@ def trainer(folder, base=None, lora=LORA, **options):
     return tiny_trainer(
         "osf", folder, model=model() if base is None else base, peft_config=LoraConfig(**lora), **options
     )
-
-
-def logits(of):
-    batch = tiny_batch()
-    with torch.no_grad():  # given labels, a model that TRL 1.9 or 1.14 has patched returns none
-        return of(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
 @torch.no_grad()

@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
-from bench import tiny_trainer, token_rows
+from bench import logits, tiny_trainer, token_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import IA3Config, LoraConfig, get_peft_model
-from tiny import tiny_batch, tiny_model
+from tiny import tiny_model
 
 from lfu.methods import methods_of
 from lfu.methods.wise import GRID, chosen_alpha
@@ -68,14 +68,13 @@ def test_every_weight_is_interpolated(tmp_path, theta):
 
 @pytest.mark.parametrize("theta", ["full", "lora"])
 def test_the_ends_are_the_untouched_and_the_tuned_model(tmp_path, theta):
-    logits = lambda t: t.model(**tiny_batch()).logits
     tuned = trainer("sft", tmp_path, theta)
-    untouched = logits(tuned)
+    untouched = logits(tuned.model)
     tuned.train()
-    for alpha, expected in ((0, untouched), (1, logits(tuned))):
+    for alpha, expected in ((0, untouched), (1, logits(tuned.model))):
         t = trainer("wise", tmp_path, theta, method_args={"alpha": alpha})
         t.train()
-        assert torch.equal(logits(t), expected)
+        assert torch.equal(logits(t.model), expected)
 
 
 def test_a_finished_resumed_run_keeps_the_start_of_the_run(tmp_path):
