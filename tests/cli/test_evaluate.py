@@ -166,7 +166,7 @@ def test_ctrl_c_keeps_what_is_finished(here, monkeypatch, capsys):
     assert run("base") == 130
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == (
-        "lfu evaluate: interrupted. Finished tasks are kept: the same command goes on from there."
+        "lfu evaluate: interrupted. Finished tasks are kept: the same command continues from there."
     )
     assert not Path("runs").exists()
     assert run("base") == 0

@@ -272,7 +272,7 @@ WRONG = [
     (["noise", "base", "--data_split", "train"], "--data_split says which part of --data is read"),
     (["noise", "base", "--data", "pairs.jsonl", "--data_split", "train"], "pairs.jsonl is a single file: drop it"),
     (["forgetting", "base", "tuned", "--data_config", "main"], "--data_config says which part of --data is read"),
-    (["forgetting", "base", "tuned", "--anew"], "--anew is for a run alone"),
+    (["forgetting", "base", "tuned", "--anew"], "--anew is for a single run"),
     (["drift", "base", "tuned", "--template", "alpaca"], "--template is for questions"),
 ]
 

@@ -142,7 +142,7 @@ def test_rows_are_cut_where_the_models_positions_end(here, capsys):
     tokenizer.save_pretrained("gpt2")
     assert train("gpt2", "--max_steps 1 --template none") == 0
     err = capsys.readouterr().err
-    assert "the model's context is 48 tokens: rows are cut there, in place of max_length 2048" in err
+    assert "the model's context is 48 tokens: rows are cut there, not at max_length 2048" in err
 
 
 def test_rows_that_are_there_twice_are_counted(here, model, capsys):

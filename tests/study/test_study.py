@@ -440,7 +440,7 @@ def test_ctrl_c_says_how_to_go_on_and_finished_phases_are_kept(here, model, caps
     with monkeypatch.context() as patch:
         patch.setattr(study_run, "_about", stop)
         assert run(model, "--methods sft --measures gain") == 130
-    assert "0 of 2 runs are finished and kept: the same command goes on from there." in capsys.readouterr().err
+    assert "0 of 2 runs are finished and kept: the same command continues from there." in capsys.readouterr().err
     with monkeypatch.context() as patch:  # untouched: measured but for the last part; then sft
         patch.setattr(study_run, "parts_of", lambda *args, **more: dict.fromkeys(("validation", "gain"), Part(1, stop)))
         assert run(model, "--methods sft --measures gain") == 130
@@ -528,7 +528,7 @@ def stub(left: int, **more) -> SimpleNamespace:
         ([], 10 * 2**30, 3, "3 of 4 processes at once: a training takes 2.0 GiB"),
         ([], 2**30, 1, "1 of 4 processes"),
         ([], 100 * 2**30, 4, ""),
-        (["0", "1"], 2**30, 2, "2 processes at once: one a GPU"),
+        (["0", "1"], 2**30, 2, "2 processes at once: one per GPU"),
     ],
 )
 def test_no_more_processes_than_memory_holds(gpus, free, processes_, says, monkeypatch, tmp_path):

@@ -69,7 +69,7 @@ def run(argv: list[str]) -> int:
     try:
         record = _measure(given, shlex.join(["lfu", "evaluate", *argv]))
     except KeyboardInterrupt as stop:
-        how = "" if given.no_cache else "Finished tasks are kept: the same command goes on from there."
+        how = "" if given.no_cache else "Finished tasks are kept: the same command continues from there."
         raise KeyboardInterrupt(how) from stop
     output.write_and_show(record, out)
     if given.data_dir:  # the definitions of the tasks with local files, with which the harness alone measures the same

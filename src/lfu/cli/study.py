@@ -77,7 +77,7 @@ def run_study(verb: str, kind: type[Command], argv: list[str], about: str | None
             raise SystemExit(INTERRUPTED) from stop
         tasks = study.plan().tasks
         done = f"{len(tasks) - len(study.todo())} of {len(tasks)} runs are finished and kept"
-        raise KeyboardInterrupt(f"{done}: the same command goes on from there.") from stop
+        raise KeyboardInterrupt(f"{done}: the same command continues from there.") from stop
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror or error}: make room, and run the same command again") from error
     if command.worker:

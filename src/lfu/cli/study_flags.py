@@ -19,7 +19,7 @@ def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) ->
 
     given, typed = parser.parse_known_args(argv)[0], by_name(argv)
     if "learning_rate" in typed and given.learning_rates:
-        raise UserError("--learning_rates says which are tried, and --learning_rate would be passed over: give one")
+        raise UserError("--learning_rates says which are tried, so --learning_rate would do nothing: give one of them")
     replaced = typed.keys() | ({"learning_rates"} if "learning_rate" in typed else set())
     below: dict[str, Any] = {}
     for name in given.preset:
@@ -63,7 +63,7 @@ def _knobs(text: str) -> dict[str, str]:
     with value_errors_are_the_users():
         pairs = {name: str(value) for name, value in knob_pairs(text).items()}
     if short := next((name for name in pairs if "." not in name), None):
-        raise UserError(f"--method_args: {short!r} must be METHOD.KNOB=VALUE, as methods are compared")
+        raise UserError(f"--method_args: {short!r} must be METHOD.SETTING=VALUE where methods are compared")
     return pairs
 
 

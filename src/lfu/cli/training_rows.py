@@ -96,7 +96,7 @@ def _fit_the_context(config: LfUConfig, arguments: ModelArguments, say: Say) -> 
     )
     if longest and ends and (config.max_length is None or config.max_length > longest):
         beyond = "no limit" if config.max_length is None else f"max_length {config.max_length}"
-        say(f"note: the model's context is {longest} tokens: rows are cut there, in place of {beyond}")
+        say(f"note: the model's context is {longest} tokens: rows are cut there, not at {beyond}")
         config.max_length = longest
     return longest
 

@@ -57,7 +57,7 @@ def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
-            f"out of memory in LfU's perturbed pass: it is done in {count} pieces of rows, with the same gradients. "
+            f"out of memory in LfU's perturbed pass: it is run in {count} pieces of rows, with the same gradients. "
             "A smaller micro-batch with more accumulation steps would spare the failed attempts",
             stacklevel=2,
         )

@@ -46,7 +46,7 @@ class Bisection:
         if not 0 < self.low < self.high < math.inf:
             raise UserError(f"--bisect {self.name}: the ends must be 0 < LOW < HIGH, got {self.low} and {self.high}")
         if self.setting(self.low).shared:  # an unknown name shows here, too
-            raise UserError(f"--bisect {self.name}: that is no knob of {self.method}, plain SFT has it too")
+            raise UserError(f"--bisect {self.name}: plain SFT has it too, so it is no setting of {self.method}")
 
     def setting(self, value: float) -> Setting:
         """The setting with the parameter at that value."""

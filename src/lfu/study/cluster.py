@@ -38,4 +38,4 @@ def work_on_cluster(study: Study, jobs: int, command: Sequence[str], options: Ma
 
     in_rounds(study, start, f"a job stopped with an error: see {logs}")
     if left := len(study.todo()):
-        study.say(f"{left} runs are not finished, their jobs ended early: see {logs}; the same command goes on")
+        study.say(f"{left} runs are not finished, as their jobs ended early: see {logs}; the same command continues")

@@ -32,7 +32,7 @@ def work_in_processes(study: Study, jobs: int, command: Sequence[str]) -> None:
     gpus = visible_gpus()
     if 0 < len(gpus) < jobs:
         jobs = len(gpus)
-        study.say(f"{jobs} processes at once: one a GPU")
+        study.say(f"{jobs} processes at once: one per GPU")
 
     def begin(number: int) -> subprocess.Popen:
         environment = os.environ | _share(number, jobs)

@@ -31,7 +31,7 @@ class Forgetting(rows.OfQuestions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.anew and len(self.models) > 1:
-            raise UserError("--anew is for a run alone: of several models nothing is taken from their trainings")
+            raise UserError("--anew is for a single run: with several models, everything is measured anew")
 
     def earlier(self) -> dict[str, Any] | None:
         """The record of a run that was measured while it was trained, if it is all that is asked for, and the same."""
