@@ -1,4 +1,4 @@
-"""The loss of single tokens: hidden states read, and logits made of them in pieces that fit into memory."""
+"""Single tokens: their loss, the likeliest of them, and logits made in pieces that fit into memory."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

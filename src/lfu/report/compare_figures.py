@@ -1,6 +1,7 @@
 """The pictures of a comparison, each from the record alone."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -240,12 +241,13 @@ def sweep(mode: Mode) -> Figure | None:
     complete = all(list(values) == names for values in grid.values())
     if not panels or len(found) < 2 or len(methods) > 1 or not complete or not 1 <= len(names) <= 2:
         return None
-    paint_one = _lines if len(names) == 1 else _map
+    yardsticks = [settings[label]["yardstick"] for label in found]
+    paint_one = partial(_lines, yardsticks=yardsticks) if len(names) == 1 else _map
 
     def paint(*axes: Axes) -> None:
         for axis, metric in zip(axes, panels):
             shown = {label: metric.scale.shown(one["mean"]) for label, one in means[metric.key].items()}
-            paint_one(axis, metric, shown, grid, names, [settings[label]["yardstick"] for label in found])
+            paint_one(axis, metric, shown, grid, names)
 
     told = "; ".join(
         f"{metric.title}: " + ", ".join(f"{label} {value(metric, means[metric.key][label]['mean'])}" for label in found)
@@ -277,10 +279,7 @@ def _lines(
     axis.grid(axis="y")
 
 
-def _map(
-    axis: Axes, metric: Metric, shown: Mapping[str, float], grid: Mapping[str, Any], names: Sequence[str],
-    yardsticks: Sequence[str],
-) -> None:  # fmt: skip
+def _map(axis: Axes, metric: Metric, shown: Mapping[str, float], grid: Mapping[str, Any], names: Sequence[str]) -> None:
     """Over two parameters, as a table with shades: the better the darker."""
     rows, columns = (list(dict.fromkeys(values[name] for values in grid.values())) for name in names)
     known = {tuple(values[name] for name in names): shown[label] for label, values in grid.items()}

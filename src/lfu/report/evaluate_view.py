@@ -94,25 +94,23 @@ def _picture(results: Mapping[str, Any], labels: Sequence[str]) -> Figure:
     else:
         scored = {name: row["scores"] for name, row in results["tasks"].items()}
         values = {label: {n: scores[label] for n, scores in scored.items() if label in scores} for label in labels}
+    step, style = 0.7 / max(1, len(values)), look(labels)
+
+    def paint(axis: Axes) -> None:
+        for place, (label, found) in enumerate(values.items()):
+            colour, up = style[label]["color"], (place - (len(values) - 1) / 2) * step
+            for name, score in found.items():
+                shown = {key: 100 * score[key] for key in ("low", "value", "high")}
+                whisker(axis, tasks.index(name) + up, shown, colour)
+            axis.plot([], [], "o-", color=colour, label=shorter(label))
+        row_names(axis, [shorter(name) for name in tasks], zero=bool(base))
+        axis.set_xlabel("← worse      change, percentage points      better →" if base else "score, %")
+        if len(values) > 1:
+            legend(axis, outside=True)
 
     what = f"change against {base}, points" if base else "score, %"
     told = "; ".join(
         f"{label} {name} {number(100 * one['value'])}" for label, found in values.items() for name, one in found.items()
     )
     size = (9, 1.4 + (0.3 + 0.2 * len(values)) * len(tasks))
-    paint = lambda axis: _dots(axis, tasks, values, look(labels), base)
     return Figure("tasks", draw(size, paint), f"{what}: {told}", f"{what[0].upper()}{what[1:]}, with 95 % intervals.")
-
-
-def _dots(axis: Axes, tasks: Sequence[str], values: Mapping[str, Any], style: Mapping[str, Any], base: Any) -> None:
-    step = 0.7 / max(1, len(values))
-    for place, (label, found) in enumerate(values.items()):
-        colour = style[label]["color"]
-        for name, score in found.items():
-            y = tasks.index(name) + (place - (len(values) - 1) / 2) * step
-            whisker(axis, y, {key: 100 * score[key] for key in ("low", "value", "high")}, colour)
-        axis.plot([], [], "o-", color=colour, label=shorter(label))
-    row_names(axis, [shorter(name) for name in tasks], zero=bool(base))
-    axis.set_xlabel("← worse      change, percentage points      better →" if base else "score, %")
-    if len(values) > 1:
-        legend(axis, outside=True)
