@@ -154,6 +154,11 @@ def shelf(tmp_path_factory):
     return folder
 
 
+def _six(rows: list) -> list:
+    """From the whole length of the list, so that each kind of row is among them."""
+    return rows[:: -(-len(rows) // 6)]
+
+
 @pytest.fixture
 def place(shelf, tmp_path, monkeypatch):
     """A copy of the shelf to work in, where everything is short."""
@@ -164,7 +169,7 @@ def place(shelf, tmp_path, monkeypatch):
     monkeypatch.setattr("lfu.model.embedded.embedded_folder", lambda name: tmp_path / "smollm2-tiny")
     for module, name in ((probes, "general_knowledge"), (probes, "plain_text"), (probes, "house_rule")):
         usual = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *words, usual=usual: usual(*words)[:6])
+        monkeypatch.setattr(module, name, lambda *words, usual=usual: _six(usual(*words)))
     problems = word_problems.word_problems
     monkeypatch.setattr(word_problems, "word_problems", lambda split, n, seed=42: problems(split, min(n, 6), seed))
     hub = [{"prompt": f"{i}?", "response": f"{i}.", "is_safe": i % 2 == 0, **sums(1, i)[0]} for i in range(4)]

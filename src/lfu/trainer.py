@@ -34,7 +34,7 @@ from lfu.support.versions import mend_trl
 from lfu.support.words import tell
 from lfu.training.advice import LfUAdvice
 from lfu.training.micro_batches import CountsMicroBatches
-from lfu.training.model_card import add_to_card
+from lfu.training.model_card import add_to_card, of_kept
 from lfu.training.resuming import Resumes, newest_checkpoint
 from lfu.training.saving import refuse_two_wrappers
 from lfu.undesirable import Auxiliary
@@ -265,7 +265,10 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
 
     def complete_card(self, card: Path) -> None:
         """What was gained and forgotten so far, on the model card."""
-        add_to_card(card, self.state.log_history, self.args.method)
+        history, best = self.state.log_history, self.state.best_model_checkpoint
+        if best and self.args.load_best_model_at_end and not self.is_in_train:  # the weights of that step are back
+            history = of_kept(history, self.state.best_global_step)
+        add_to_card(card, history, self.args.method)
 
 
 def _load_as_sft_trainer_does(given: dict[str, Any]) -> None:

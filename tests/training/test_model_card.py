@@ -12,7 +12,7 @@ from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu import ForgettingCallback, LfUConfig, LfUTrainer
-from lfu.training.model_card import BEGIN, add_to_card, section
+from lfu.training.model_card import BEGIN, add_to_card, of_kept, section
 
 READING = {
     "forgetting/known": 150, "forgetting/items": 307, "forgetting/lost": 5, "forgetting/gained": 2,
@@ -47,6 +47,14 @@ def test_a_newer_section_takes_the_place_of_the_older(tmp_path):
     assert told.count(BEGIN) == 1
     assert "150 of 307" in told
     assert told.rstrip().endswith("## Added by hand")
+
+
+def test_the_figures_are_those_of_the_weights_that_are_kept():
+    """Of step 1, which is the best; and of what is measured after training, when its weights are back."""
+    log = [{"eval_loss": 0.5, "step": 1}, {"eval_loss": 0.9, "step": 2}, {"train_runtime": 1.0, "step": 2}]
+    assert "0.500" in section(of_kept(log, 1), "sft")
+    assert "0.900" not in section(of_kept(log, 1), "sft")
+    assert "150 of 307" in section(of_kept([*log, READING | {"step": 2}], 1), "sft")
 
 
 @pytest.mark.parametrize("method", ["sft", "lfu"])

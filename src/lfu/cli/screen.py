@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from lfu.support.errors import one_line
 from lfu.support.quiet import quiet_libraries
-from lfu.support.words import duration
+from lfu.support.words import duration, filled
 from lfu.training.advice import DOMINATING, NEGLIGIBLE, LfUAdvice
 
 METRICS_FILE = "metrics.jsonl"
@@ -133,7 +133,7 @@ def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str
         # a word on short runs, too, which end before the trainer's advice has seen enough micro-batches
         word = "hardly acts" if ratio < NEGLIGIBLE else "dominates"
         lines.append(f"Note: at a gradient ratio of {ratio:.2g} LfU {word}; --lam auto holds it at --strength (0.5).")
-    lines.append(f"Saved in {folder}{_kept(trainer)}")
+    lines.append(filled(f"Saved in {folder}{_kept(trainer)}", rest="  "))
     if (folder / "adapter_config.json").is_file():
         lines += ["Next, talk to it beside the untouched model, or merge it into a full model:"]
         lines += [f"  lfu chat {folder} --beside", f"  lfu export {folder} {folder}-merged"]

@@ -16,6 +16,12 @@ def add_to_card(card: Path, history: Sequence[Entry], method: str) -> None:
         card.write_text(f"{before.rstrip()}\n\n{section(history, method)}\n{after.lstrip()}", encoding="utf-8")
 
 
+def of_kept(history: Sequence[Entry], step: int) -> list[Entry]:
+    """What was logged up to the step whose weights are kept, and after training, when these were back."""
+    end = max((i for i, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
+    return [entry for i, entry in enumerate(history) if entry["step"] <= step or i > end]
+
+
 def section(history: Sequence[Entry], method: str) -> str:
     """Markdown, from the trainer's `state.log_history` and the name of the fine-tuning method."""
     losses = [entry for entry in history if "eval_loss" in entry]
