@@ -190,21 +190,22 @@ class LoRA(Auxiliary):
         self.pairs, self.constants = [], {}
 
     def _in(self, which: int, dtype: torch.dtype, n: int) -> torch.Tensor:
-        """A (0) or B^T (1) of a site in the dtype of its layer: constants are cast together, not one by one."""
-        matrix = self.pairs[n][which] if which == 0 else self.pairs[n][1].T
+        """A (0) or B (1) of a site in the dtype of its layer: constants are cast together, not one by one."""
+        matrix = self.pairs[n][which]
         if matrix.requires_grad or matrix.dtype == dtype:
             return matrix
         if (which, dtype) not in self.constants:
-            pairs = self.pairs[: len(self.sites)]
-            self.constants[which, dtype] = cast([pair[0] if which == 0 else pair[1].T for pair in pairs], dtype)
-        return self.constants[which, dtype][n]
+            rows = [(pair[0], pair[1].T)[which] for pair in self.pairs[: len(self.sites)]]  # as they lie in memory
+            self.constants[which, dtype] = cast(rows, dtype)
+        found = self.constants[which, dtype][n]
+        return found.T if which else found
 
     def _hook(self, inputs: _SharedInputs, n: int):
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...], named: dict[str, Any], y: torch.Tensor) -> Any:
             low = inputs.low(n, args[0] if args else next(iter(named.values())))
             if self.moved and _kept_by_others(module):
                 y = y.clone()
-            b, whole = self._in(1, y.dtype, n).T, _whole(y)
+            b, whole = self._in(1, y.dtype, n), _whole(y)
             if whole is None:
                 return _AddLowRank.apply(y, low, b, self.scaling, self.moved)
             # a view that the model may clamp_
