@@ -44,15 +44,9 @@ class ForgettingArguments:
         with value_errors_are_the_users():
             if self.forgetting_keep_best:
                 check_best(args)
-            return ForgettingCallback(
-                self.forgetting_budget,
-                stop=self.forgetting_stop,
-                keep_best=self.forgetting_keep_best,
-                every=self.forgetting_every,
-                share_of_time=self.forgetting_share,
-                files=self.forgetting_files or (),
-                say=say,
-            )
+            named = {name: getattr(self, f"forgetting_{name}") for name in ("budget", "stop", "keep_best", "every")}
+            share, files = self.forgetting_share, self.forgetting_files or ()
+            return ForgettingCallback(**named, share_of_time=share, files=files, say=say)
 
 
 def curve(callback: ForgettingCallback) -> None:
