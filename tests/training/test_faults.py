@@ -158,7 +158,10 @@ def test_an_exception_in_the_custom_parts_of_discard(monkeypatch):
 
 
 def oom_above(model: nn.Module, rows: int, *, passes: tuple[int, ...] = (2,), backward: bool = False):
-    """A hook on a block that is out of memory for more than so many rows, in the named passes."""
+    """A hook on a block that is out of memory for more than so many rows, in the named passes.
+
+    To see rows it needs a step with `trim=False`: without padding they are one sequence.
+    """
     seen = SimpleNamespace(sizes=[], passes=0)
     block = model.model.layers[2]
 
@@ -197,13 +200,38 @@ def test_the_perturbed_pass_in_pieces_leaves_the_same_gradients(kind, consistenc
     assert log_two == pytest.approx(log_one, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_pieces_without_padding_leave_the_same_gradients():
+    """The first try of the perturbed pass, over all rows as one sequence, is out of memory."""
+    found, sizes = [], []
+    for short in (False, True):
+        model = tiny_model("llama", attn_implementation="sdpa")
+        step = LfUStep(model)
+        run = step.reader.run
+
+        def first_is_too_much(batch, run=run, short=short):
+            sizes.append(tuple(batch["input_ids"].shape))
+            if short and len(sizes) == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory (a test)")
+            run(batch)
+
+        step.reader.run = first_is_too_much
+        batch = tiny_batch(3, rows=4)
+        batch["attention_mask"][1:, 6:], batch["labels"][1:, 6:] = 0, -100
+        assert step(batch).pieces == (2 if short else 1)
+        found.append(gradients(model))
+    tokens = [rows * width for rows, width in sizes]
+    assert sizes[0] == sizes[1] == (1, tokens[2] + tokens[3])
+    assert relative_difference(*found) < 1e-5
+
+
 @cache  # what several cases are compared with
 def five_rows(kind: str, consistency, fits: int | None = None, backward: bool = False):
     """Gradients, record and lam's running mean of the second of two micro-batches; the memory holds `fits` rows."""
     batch = tiny_batch(3, rows=5)
     batch["labels"][3] = -100
     model = tiny_model("llama")
-    step = LfUStep(model, auxiliary=AUXILIARIES[kind](), consistency=consistency, lam="auto")
+    step = LfUStep(model, auxiliary=AUXILIARIES[kind](), consistency=consistency, lam="auto", trim=False)
     step(batch)  # an earlier micro-batch of the update
     seen = oom_above(model, fits, backward=backward) if fits else None
     record = step(batch)
@@ -245,7 +273,7 @@ def test_a_sampled_theta_is_tried_in_pieces_until_a_backward_has_begun(monkeypat
     for short in (False, True):
         monkeypatch.setattr("lfu.step.gradients.WHOLE", 300)
         model = tiny_model("llama")
-        step = LfUStep(model, auxiliary=AUXILIARIES[kind]())
+        step = LfUStep(model, auxiliary=AUXILIARIES[kind](), trim=False)
         step(batch)
         seen = oom_above(model, 2, backward=backward) if short else None
         if short and backward:
