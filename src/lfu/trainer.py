@@ -85,9 +85,7 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
                 f"args must be an LfUConfig, got {type(args).__name__}: LfUConfig takes SFTConfig's fields too"
             )
         self.methods = methods_of(args.method, args.method_args)
-        if not any(
-            method.takes_step for method in self.methods
-        ):  # the model card names what the model was trained with
+        if not any(method.takes_step for method in self.methods):  # the model card says what it was trained with
             self._tag_names, self._name, self._paper = ["trl", "sft"], "SFT", {}
         self.notes: list[str] = []
         self._bad_loss: torch.Tensor | None = None
