@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", choices=list(SIZES))
     parser.add_argument("--batch", type=_at_least_one, metavar="N")
-    parser.add_argument("--length", type=_at_least_one, metavar="N", help="tokens a row, padding included")
+    parser.add_argument("--length", type=_at_least_one, metavar="N", help="tokens per row, padding included")
     parser.add_argument("--layers", type=_at_least_one, metavar="N", help="default: the size's own")
     parser.add_argument("--rank", type=_at_least_one, metavar="N", help="of theta's LoRA (8)")
     parser.add_argument("--rounds", type=_at_least_one, metavar="N")

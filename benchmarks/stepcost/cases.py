@@ -42,7 +42,7 @@ class Case:
     Attributes:
         theta: `lora` (rank `rank`, all linear layers) or `full`.
         size: a name in `SIZES`.
-        batch, length: rows of the micro-batch and tokens a row, padding included.
+        batch, length: rows of the micro-batch and tokens per row, padding included.
         layers: blocks; None: the size's own.
         rank: of theta's LoRA.
         dtype: of the weights, a torch dtype's name.

@@ -10,7 +10,7 @@ from stepcost.curves import curve
 
 NAMES = {
     "batch": "rows of the micro-batch",
-    "length": "tokens a row",
+    "length": "tokens per row",
     "size": "parameters",
     "layers": "layers",
     "rank": "rank of theta's LoRA",

@@ -124,9 +124,9 @@ def floor_table(found: Sequence[dict[str, Any]]) -> str:
 
 
 def curve_table(found: dict[str, Any], axis: str) -> str:
-    """Ratio to SFT at each point (time, peak memory); slopes: seconds grow as x^p, the ratio so much a doubling."""
+    """Ratio to SFT at each point (time, peak memory); slopes: seconds grow as x^p, the ratio so much per doubling."""
     xs = next(iter(found.values()))["x"]
-    heads = ["theta", "step", *(_point(x, axis) for x in xs), "seconds ~ x^p", "ratio a doubling"]
+    heads = ["theta", "step", *(_point(x, axis) for x in xs), "seconds ~ x^p", "ratio per doubling"]
     rows = []
     for theta, part in found.items():
         for name, ratios in part["ratio"].items():
