@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lfu import LfUStep
 from lfu.model.anatomy import anatomy
+from lfu.model.rng import generators
 from lfu.undesirable import LoRA
 from lfu.undesirable.lora import _SharedInputs
 
@@ -178,6 +179,29 @@ class _SiLUMul(torch.autograd.Function):
         up.copy_(grad * gate * sigmoid)
         gate.copy_(of_gate)
         return gate, up
+
+
+def test_the_matrices_are_those_of_the_last_move_in_any_dtype():
+    """Two ascents move A, too; what was cast before belongs to the A before."""
+    model = tiny_model("llama", dtype=torch.bfloat16)
+    bound = LoRA(rank=3), LoRA(rank=3)
+    for auxiliary in bound:
+        auxiliary.bind(anatomy(model))
+    moved, again = bound
+    moved.reset(generators(0, 0))
+    batch = tiny_batch()
+    with moved.attached():
+        model(**batch)
+    for _ in range(2):
+        moved.move([torch.full_like(p, 0.1) for p in moved.parameters()])
+    moved.freeze()
+    again.restore(moved.kept())
+    again.load_state(moved.state())  # sites that are read together: the last bits hang on it
+    found = []
+    for auxiliary in bound:
+        with auxiliary.attached(), torch.no_grad():
+            found.append(model(**batch).logits)
+    assert torch.equal(*found)
 
 
 def _shared_inputs():

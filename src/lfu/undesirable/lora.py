@@ -151,7 +151,7 @@ class LoRA(Auxiliary):
 
     def move(self, steps: Iterable[torch.Tensor | None], length: float = 1.0) -> None:
         super().move(steps, length)
-        self.moved = True
+        self.moved, self.constants = True, {}
         for a, _ in self.pairs:
             a.requires_grad_()
 
