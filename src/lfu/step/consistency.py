@@ -203,17 +203,22 @@ class _TokenSum(torch.autograd.Function):
         return gradient_of(ctx.consistency, target, moving, gradients[0]), None, None
 
 
-def gradient_of(
-    consistency: Distance, target: torch.Tensor, moving: torch.Tensor, scale: torch.Tensor | None = None
-) -> torch.Tensor:
+def gradient_of(consistency: Distance, target: torch.Tensor, moving: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The gradient `(N, d)` of the sum over tokens with respect to `moving`, times `scale`."""
     if analytic := getattr(consistency, "gradient", None):
-        gradient = analytic(target, moving)
-        return (gradient if scale is None else gradient.mul_(scale)).to(moving.dtype)
+        return analytic(target, moving).mul_(scale).to(moving.dtype)
+    return value_and_gradient(consistency, target, moving, scale)[1]
+
+
+def value_and_gradient(
+    consistency: Distance, target: torch.Tensor, moving: torch.Tensor, scale: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum over tokens, and its gradient `(N, d)` with respect to `moving`, times `scale`."""
     with torch.enable_grad():
         leaf = moving.detach().requires_grad_()
         value = consistency(target, leaf.view_as(leaf)).sum()  # a view: FlopCounterMode can't watch a leaf here
-    return torch.autograd.grad(value, leaf, scale)[0]
+    (gradient,) = torch.autograd.grad(value, leaf, scale)
+    return value.detach(), gradient
 
 
 def _in_chunks(piece: Any, width: int, *tensors: torch.Tensor) -> list[torch.Tensor]:

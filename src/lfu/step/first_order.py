@@ -18,7 +18,7 @@ import torch
 
 from lfu.model.tensors import global_norm
 from lfu.step import second_pass
-from lfu.step.consistency import Distance, Hidden, gradient_of
+from lfu.step.consistency import Distance, Hidden, value_and_gradient
 from lfu.step.gradients import SplitGradients, check_finite, sample_of
 from lfu.step.pieces import Rows
 from lfu.step.record import Record, Skip
@@ -59,7 +59,7 @@ def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], to
         step.auxiliary.restore(step.direction.components)
         whole = Rows(micro.batch, micro.where, {})
         with step.auxiliary.attached(), torch.no_grad(), second_pass.read(step, micro, whole) as moved:
-            pass
+            pass  # no graph, so no backward
         step.auxiliary.discard()
         weight = record.lam * micro.share / len(moved) / micro.items
         scale = weight if scaler is None else scaler.get_scale() * weight
@@ -104,12 +104,8 @@ class Injection:
         self.reached: list[int] = []
 
     def __call__(self, layer: int, hidden: torch.Tensor, h: torch.Tensor) -> None:
-        with (
-            torch.autocast(h.device.type, enabled=False),
-            torch.no_grad(),
-        ):  # as the exact form has it, after the forward
-            self.sums[layer] = self.consistency(h, self.moved[layer]).sum()
-            gradient = gradient_of(self.consistency, h, self.moved[layer])
+        with torch.autocast(h.device.type, enabled=False):  # as the exact form has it, after the forward
+            self.sums[layer], gradient = value_and_gradient(self.consistency, h, self.moved[layer])
         if not hidden.requires_grad:
             return
         self.reached.append(layer)
