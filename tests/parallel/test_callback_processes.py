@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,21 @@ pytestmark = pytest.mark.timeout(900)  # two processes on a busy machine wait fo
 
 
 def measured(folder: Path, wrapper: str | None, name: str) -> dict[str, Any]:
-    """The curve, the page's lines and the written files of a run with the callback; without it, the weights."""
     launched(wrapper)
+    options = {"per_device_train_batch_size": 2 if wrapper is None else 1, "optim": "sgd", "max_steps": 4}
+    return with_and_without(
+        lambda callbacks: trainer(name, folder / f"{wrapper} {name}", callbacks, **options),
+        lambda model: [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()],
+    )
+
+
+def with_and_without(make: Callable[[list[Any]], Any], weights_of: Callable[[Any], list[Any]]) -> dict[str, Any]:
+    """The curve, the page's lines and the weights of a run with the callback, and the weights of one without."""
     found: dict[str, Any] = {}
     for callbacks in ([], [ForgettingCallback(0.5, share_of_time=None, say=(lines := []).append)]):
-        options = {"per_device_train_batch_size": 2 if wrapper is None else 1, "optim": "sgd", "max_steps": 4}
-        run = trainer(name, folder / f"{wrapper} {name}", callbacks, **options)
+        run = make(callbacks)
         run.train()
-        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in run.model.parameters()]
-        found["with" if callbacks else "without"] = [p.detach().clone() for p in weights]
+        found["with" if callbacks else "without"] = [p.detach().clone() for p in weights_of(run.model)]
     return found | {"curve": curve(run), "lines": lines, "wrapper": type(run.model_wrapped).__name__}
 
 

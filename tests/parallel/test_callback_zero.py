@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 from accelerate import PartialState
-from forgetting.runs import curve, few, trainer
-from test_callback_processes import read_what_one_reads
+from forgetting.runs import few, trainer
+from test_callback_processes import read_what_one_reads, with_and_without
 from trainers import launched
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from two import both
 from zero import config
-
-from lfu import ForgettingCallback
 
 deepspeed = pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -27,21 +25,21 @@ CASES = [(stage, name) for stage in (2, 3) for name in ("plain", "sft, lora")]
 
 
 def measured(folder: Path, stage: int, name: str) -> dict[str, Any]:
-    """Curve, lines and weights of a run with the callback, and the weights of one without."""
-    found: dict[str, Any] = {}
-    for callbacks in ([], [ForgettingCallback(0.5, share_of_time=None, say=(lines := []).append)]):
+    def make(callbacks: list[Any]) -> Any:
         launched(None)
         unset_hf_deepspeed_config()
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "false"}
         PartialState(backend="gloo")
-        run = trainer(
+        return trainer(
             name, folder / f"{stage} {name}", callbacks, per_device_train_batch_size=1, optim="sgd", max_steps=4,
             deepspeed=config(stage, False), accelerator_config={"use_configured_state": True},
         )  # fmt: skip
-        run.train()
-        with deepspeed.zero.GatheredParameters(list(run.model.parameters()), enabled=stage == 3):
-            found["with" if callbacks else "without"] = [p.detach().clone() for p in run.model.parameters()]
-    return found | {"curve": curve(run), "lines": lines, "wrapper": type(run.model_wrapped).__name__}
+
+    def weights_of(model: Any) -> list[Any]:
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=stage == 3):
+            return [p.detach().clone() for p in model.parameters()]
+
+    return with_and_without(make, weights_of)
 
 
 def everything(rank: int, folder: Path) -> list[dict[str, Any]]:

@@ -16,21 +16,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Where the N tokens of one sequence stand in the rows, each from its row's start: attention is causal.
+    """Where the N tokens of one sequence stand in the rows, each from its row's start: attention is causal."""
 
-    Attributes:
-        places: `(N,)`, flat indices into `count * width`, ascending.
-        count: rows.
-        width: positions per row.
-    """
-
-    places: torch.Tensor
-    count: int
-    width: int
+    places: torch.Tensor  # (N,), flat indices into `count * width`, ascending
+    count: int  # rows
+    width: int  # positions per row
 
     @classmethod
     def of(cls, lengths: torch.Tensor, device: torch.device) -> "PackedRows":
-        """PackedRows of these lengths, `(count,)`."""
+        """Of rows of these lengths, `(count,)`."""
         width = int(lengths.max())
         stands = torch.arange(width) < lengths[:, None]
         return cls(stands.flatten().nonzero().squeeze(1).to(device), len(lengths), width)
