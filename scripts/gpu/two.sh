@@ -1,7 +1,7 @@
 #!/bin/bash
 # Command 2, under five minutes: fine-tuning on few rows and the paper's protocol, small, many runs side by side.
 #   bash scripts/gpu/two.sh        after one.sh on the same machine; OUT=FOLDER, SECONDS_ALL=280
-#   CAREFUL="--rows 64 128 --only sft" bash scripts/gpu/two.sh     the runs of fewrows.careful instead, with these flags
+#   CAREFUL="--rows 64 128 --methods sft" bash scripts/gpu/two.sh     the runs of fewrows.careful instead, with these flags
 #   DEVICE=cpu MODEL=FOLDER ROWS=FILE bash scripts/gpu/two.sh      to rehearse
 set -uo pipefail
 source "$(dirname "$0")/setup.sh"

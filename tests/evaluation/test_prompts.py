@@ -6,15 +6,19 @@ import statistics
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from questions import CHOICES, QUESTIONS
 from tiny import tiny_model
 from tiny_folder import byte_tokenizer
+from tokenizers import processors
 
-from lfu.data.templates import alpaca_prompt
+from lfu import LfUConfig
+from lfu.data.learned import tokenised
+from lfu.data.templates import alpaca_prompt, to_training_rows
 from lfu.evaluation import score
-from lfu.evaluation.pieces import chat_pair, render_of
+from lfu.evaluation.pieces import answer_pieces, chat_pair, render_of
 from lfu.evaluation.prompts import (
     TASKS,
     TemplateScores,
@@ -129,6 +133,23 @@ def test_task_of():
 def test_questions_are_put_as_in_training(template, chat, prompt, answer):
     tokenizer = byte_tokenizer(chat=chat)
     assert render_of(tokenizer, template)(tokenizer, {"question": "Q", "answer": "A"}) == (prompt, answer)
+
+
+@pytest.mark.parametrize("template", ["alpaca", "none"])
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_base_model_is_scored_on_the_tokens_that_it_is_trained_on(template, bos, tmp_path):
+    tokenizer = byte_tokenizer(chat=False)
+    if bos:  # as Llama, Mistral and Gemma do
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+        )
+        tokenizer.bos_token = "<|im_start|>"
+    row = {"question": "How many?", "answer": "Four."}
+    rows = to_training_rows(Dataset.from_list([row]), template=template, tokenizer=tokenizer)
+    (trained,) = tokenised(rows, tokenizer, LfUConfig(str(tmp_path), use_cpu=True))
+    (piece,) = answer_pieces(tokenizer, [row], render=render_of(tokenizer, template))
+    assert piece.ids == trained["input_ids"]
+    assert piece.tokens == sum(label != -100 for label in trained["labels"])
 
 
 # --- scores --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from fewrows.rows import Row, shaped
 from fewrows.work import append
 from lfu import LfUConfig, LfUTrainer
 from lfu.cli import careful
-from lfu.data.templates import to_training_rows
+from lfu.data.templates import beginning, to_training_rows
 from lfu.evaluation.prompts import fill, shipped_templates
 from lfu.evaluation.score import answer_nll, perplexity
 from lfu.methods.l2sp import UPDATES
@@ -100,8 +100,8 @@ def settings(given: argparse.Namespace) -> Iterator[Key]:
     for draw in range(given.draws):
         for rate in given.rates:
             for rows in given.rows:
-                yield Key(rows, "sft", 0.0, rate, draw)
-                yield Key(rows, "l2sp", given.share, rate, draw)
+                for method in given.methods:
+                    yield Key(rows, method, given.share if method == "l2sp" else 0.0, rate, draw)
 
 
 def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, int]:
@@ -117,6 +117,7 @@ def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, in
             folder, method=key.method, method_args=f"share={of_60}" if key.share else None, learning_rate=key.rate,
             seed=key.draw, **lengths, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             gradient_checkpointing=False, dataloader_pin_memory=False, use_cpu=base.device.type == "cpu",
+            **({"lam": "auto"} if key.method == "lfu" else {}),
         )  # fmt: skip
         trainer = LfUTrainer(
             copy.deepcopy(base),
@@ -133,7 +134,8 @@ def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, in
 @torch.no_grad()
 def measured(model: Any, tokenizer: Any, rows: dict[str, list[Row]], task: str) -> dict[str, Any]:
     """Nats a token: validation and test rows, other wordings of some test rows, the other task, LAMBADA's passages."""
-    bare = lambda tokenizer, row: (f"{row['question']}\n", row["answer"] + tokenizer.eos_token)
+    first = beginning(tokenizer)  # as in training: Gemma can't do without
+    bare = lambda tokenizer, row: (f"{first}{row['question']}\n", row["answer"] + tokenizer.eos_token)
     nll = lambda some, render=bare: answer_nll(model, tokenizer, some, batch_size=16, render=render).mean
     (kept,) = {"gsm8k", "dolly"} & rows.keys()
     kind, names = WORDINGS[task]
@@ -142,7 +144,7 @@ def measured(model: Any, tokenizer: Any, rows: dict[str, list[Row]], task: str) 
     return {
         "validation": nll(rows["validation"]),
         "test": nll(rows["test"]),
-        kept: nll(rows[kept], None),
+        kept: nll(rows[kept], None if tokenizer.chat_template else bare),
         "lambada": perplexity(model, tokenizer, [row["text"] for row in rows["lambada"]]).mean,
         "wordings": {name: nll([row | {"question": fill(texts[name], row)} for row in few]) for name in names},
     }
@@ -164,7 +166,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3])
     parser.add_argument("--share", type=float, default=0.15, help="of the gradient, the pull at the end of the run")
     parser.add_argument("--task", choices=WORDINGS, default="dolly")
-    parser.add_argument("--only", help="this method alone")
+    parser.add_argument("--methods", nargs="+", choices=("sft", "l2sp", "lfu"), default=["sft", "l2sp"])
     parser.add_argument("--part", default="1/1", help="of the list: the first of so many processes")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing that would end later")
     parser.add_argument("--model", default="smollm2")
@@ -175,7 +177,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     given, began, took = arguments(argv), time.time(), 0.0
     rows = picked(given.data, given.task)
-    study = "careful" if given.task == "dolly" else f"careful {given.task}"
+    study = " ".join(["careful", *[given.task] * (given.task != "dolly"), *[given.model] * (given.model != "smollm2")])
     base, tokenizer = load_model(given.model)
     base.to(given.device)
     done = {
@@ -183,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         for one in records_of(given.out, study)
     }
     part, parts = map(int, given.part.split("/"))
-    listed = [key for key in settings(given) if given.only in (None, key.method)]
+    listed = list(settings(given))
     for key in [UNTOUCHED] * (part == 1) + listed[part - 1 :: parts]:
         if key in done:
             continue
@@ -193,7 +195,12 @@ def main(argv: list[str] | None = None) -> None:
         model, updates = (base, 0) if key == UNTOUCHED else tuned(base, tokenizer, rows["train"], key)
         training = time.process_time() - begun
         record = {"study": study, "rows": key.rows, "draw": key.draw, "theta": "lora", "method": key.method}
-        record |= {"rate": key.rate, "updates": updates, "weight": key.share, "lam": 0.0}
+        record |= {
+            "rate": key.rate,
+            "updates": updates,
+            "weight": key.share,
+            "lam": "auto" if key.method == "lfu" else 0.0,
+        }
         record |= measured(model, tokenizer, rows, given.task)
         record |= {"seconds_training": round(training, 1), "seconds": round(time.process_time() - begun, 1)}
         append(given.out, record)

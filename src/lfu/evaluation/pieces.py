@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lfu.data.templates import TEMPLATES, alpaca_prompt
+from lfu.data.templates import TEMPLATES, alpaca_prompt, beginning
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
 
@@ -132,5 +132,5 @@ def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
     if template == "chat" or (template == "auto" and has_chat):
         return chat_pair
     prompt = "{}\n".format if template == "none" else alpaca_prompt
-    # TRL ends an answer that is plain text with the end-of-sequence token, too
-    return lambda tok, row: (prompt(row["question"]), row["answer"] + (tok.eos_token or ""))
+    # what tokenizer and TRL put round a plain text in training
+    return lambda tok, row: (beginning(tok) + prompt(row["question"]), row["answer"] + (tok.eos_token or ""))
