@@ -138,7 +138,8 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
         _say(f"missing: {task}: {why}")
     settings = Settings(given.limit, given.batch_size, given.max_length, given.apply_chat_template, given.seed)
     outcomes: dict[str, Any] = {}
-    with _board(len(names) * len(todo.tasks)) as board:
+    with bar() as drawn:
+        board = Board(drawn, len(names) * len(todo.tasks))
         for label, name in names.items():
             more = {"settings": settings, "name": name, "use_cache": not given.no_cache, "watch": board}
             outcomes[label] = given.with_model(name, partial(score, label, plan=todo, **more))
@@ -193,33 +194,22 @@ def _say(text: str) -> None:
     tell(f"lfu evaluate: {text}")
 
 
-def _board(total: int) -> Any:
-    """Progress on stderr: a bar on a terminal, and a line for each finished task."""
-    from rich.markup import escape
+class Board:
+    """A `Watch` on stderr: on a terminal `bar` shows the task at hand, and each finished task gets a line."""
 
-    from lfu.evaluation.suite import Watch
+    def __init__(self, bar: Any, tasks: int) -> None:
+        self.bar, self.tasks, self.number = bar, tasks, 0
+        self.row = bar.add_task("", total=None)
 
-    class Board(Watch):
-        def __init__(self) -> None:
-            self.finished, self.bar = 0, bar()
-            self.row = self.bar.add_task("", total=None)
+    def starts(self, label: str, task: str) -> None:
+        from rich.markup import escape
 
-        def __enter__(self) -> Any:
-            self.bar.start()
-            return self
+        self.number += 1
+        self.bar.reset(self.row, total=None, description=escape(f"[{self.number}/{self.tasks}] {label}: {task}"))
 
-        def __exit__(self, *error: object) -> None:
-            self.bar.stop()
+    def advances(self, done: int, total: int) -> None:
+        self.bar.update(self.row, completed=done, total=total)
 
-        def starts(self, label: str, task: str) -> None:
-            self.bar.reset(self.row, total=None, description=escape(f"[{self.finished + 1}/{total}] {label}: {task}"))
-
-        def advances(self, done: int, of: int) -> None:
-            self.bar.update(self.row, completed=done, total=of)
-
-        def ends(self, label: str, task: str, how: str, seconds: float) -> None:
-            self.finished += 1
-            line = f"[{self.finished}/{total}] {label}: {task}: {how}, {seconds:.0f} s"
-            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    return Board()
+    def ends(self, label: str, task: str, how: str, seconds: float) -> None:
+        line = f"[{self.number}/{self.tasks}] {label}: {task}: {how}, {seconds:.0f} s"
+        self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

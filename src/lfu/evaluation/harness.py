@@ -2,9 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,9 @@ import torch
 
 from lfu.evaluation.batching import evaluating, generators_kept
 from lfu.evaluation.tasks import Runnable
-from lfu.evaluation.tasks.quiet import quiet
+from lfu.evaluation.tasks.quiet import Progress, quiet, unheard
 from lfu.support.errors import UserError, one_line
 
-Progress = Callable[[int, int], None]  # called with requests done, requests altogether
 _SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 SHOWN = 1200  # characters of a text that are kept for reading
 
@@ -26,21 +24,13 @@ class TaskFailed(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers beside model and task.
+    """What decides the numbers beside model and task."""
 
-    Attributes:
-        limit: the first so many items of each task; None: all.
-        batch_size: requests in one forward pass. It changes results by rounding alone.
-        max_length: longest input in tokens; what is longer loses its beginning. None: the model's own.
-        apply_chat_template: put prompts into the tokenizer's chat template.
-        seed: of the drawing of worked examples. 1234 is the harness's own.
-    """
-
-    limit: int | None = None
-    batch_size: int = 8
-    max_length: int | None = None
-    apply_chat_template: bool = False
-    seed: int = 1234
+    limit: int | None = None  # the first so many items of each task; None: all
+    batch_size: int = 8  # requests in one forward pass; it changes results by rounding alone
+    max_length: int | None = None  # longest input in tokens; a longer one loses its beginning. None: the model's own
+    apply_chat_template: bool = False  # put prompts into the tokenizer's chat template
+    seed: int = 1234  # of the drawing of worked examples; this one is the harness's own
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class TaskResult:
 
 
 def run_task(
-    model: Any, tokenizer: Any, task: Runnable, settings: Settings | None = None, *, progress: Progress | None = None
+    model: Any, tokenizer: Any, task: Runnable, settings: Settings | None = None, *, progress: Progress = unheard
 ) -> TaskResult:
     """Scores a model in memory, also a `PeftModel`, on one task.
 
@@ -75,10 +65,12 @@ def run_task(
     if settings.apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise UserError("the tokenizer has no chat template: leave --apply_chat_template out")
     from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    with evaluating(model), generators_kept(model), quiet() as heard:
-        lm = _language_model(model, tokenizer, settings, progress)
+    with evaluating(model), generators_kept(model), quiet(progress) as heard:
+        own = copy.deepcopy(tokenizer)  # the harness may give it a padding token, and turns its padding side
+        lm = HFLM(model, tokenizer=own, batch_size=settings.batch_size, max_length=settings.max_length)
         try:
             found = simple_evaluate(
                 model=lm,
@@ -99,33 +91,6 @@ def run_task(
     result = _together(task, leaves, sum("truncat" in line.lower() for line in heard))
     _check_agreement(task, result, found)
     return result
-
-
-def _language_model(model: Any, tokenizer: Any, settings: Settings, progress: Progress | None) -> Any:
-    from lm_eval.models.huggingface import HFLM
-
-    count = {"done": 0, "total": 0}
-
-    def finished(attr: str, request: Any, result: Any) -> None:
-        count["done"] += 1
-        if progress:
-            progress(count["done"], max(count.values()))
-
-    class Counted(HFLM):
-        """Says how many requests there are."""
-
-        def loglikelihood(self, requests: list[Any], *args: Any, **options: Any) -> list[tuple[float, bool]]:
-            count["total"] += len(requests)
-            return super().loglikelihood(requests, *args, **options)
-
-        def generate_until(self, requests: list[Any], *args: Any, **options: Any) -> list[str]:
-            count["total"] += len(requests)
-            return super().generate_until(requests, *args, **options)
-
-    own = copy.deepcopy(tokenizer)  # the harness may give it a padding token, and turns its padding side
-    lm = Counted(model, tokenizer=own, batch_size=settings.batch_size, max_length=settings.max_length)
-    lm.set_cache_hook(SimpleNamespace(add_partial=finished))  # the harness tells its cache what is done
-    return lm
 
 
 def _leaf(task: Any, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:

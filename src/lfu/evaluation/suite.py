@@ -17,7 +17,7 @@ from lfu.support.errors import UserError
 
 
 class Watch:
-    """Told what happens; does nothing. A command line overrides it."""
+    """Is told what happens, and does nothing: a command line gives another object with these methods."""
 
     def starts(self, label: str, task: str) -> None:
         """A task starts on a model."""

@@ -1,16 +1,25 @@
 """The harness without its progress bars and log lines."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
 
+Progress = Callable[[int, int], None]  # called with requests done, requests altogether
+
+
+def unheard(done: int, total: int) -> None:
+    """The progress that nobody wants to hear of."""
+
 
 @contextmanager
-def quiet() -> Iterator[list[str]]:
+def quiet(progress: Progress = unheard) -> Iterator[list[str]]:
     """Inside, lm_eval and datasets say nothing; yields the list of what lm_eval would have warned of.
+
+    What its bar would have shown of a model's requests goes to `progress`.
 
     Nor does lm_eval look for a git repository and for compilers, which it does after each evaluation: the first writes
     to stderr, the second takes half a second, and records have their own versions. It makes cuDNN deterministic:
@@ -25,7 +34,15 @@ def quiet() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             heard.append(record.getMessage())
 
-    silent = lambda *args, **options: tqdm(*args, **options | {"disable": True})
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options | {"disable": True})
+
+    class Counter(Silent):
+        def update(self, n: float | None = 1) -> None:
+            self.n += n
+            progress(self.n, self.total)
+
     logger, cudnn = logging.getLogger("lm_eval"), torch.backends.cudnn
     flags, bars = (cudnn.deterministic, cudnn.benchmark), datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
@@ -33,9 +50,9 @@ def quiet() -> Iterator[list[str]]:
         with (
             mock.patch.object(logger, "propagate", False),
             mock.patch.object(logger, "handlers", [*logger.handlers, Listen(logging.WARNING)]),
-            mock.patch("lm_eval.api.task.tqdm", silent),
-            mock.patch("lm_eval.api.model.tqdm", silent),
-            mock.patch("lm_eval.models.huggingface.tqdm", silent),
+            mock.patch("lm_eval.api.task.tqdm", Silent),
+            mock.patch("lm_eval.api.model.tqdm", Silent),
+            mock.patch("lm_eval.models.huggingface.tqdm", Counter),
             mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None),
             mock.patch("lm_eval.evaluator.add_env_info", return_value=None),
         ):
