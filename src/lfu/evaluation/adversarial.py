@@ -58,11 +58,8 @@ def behaviour(
 ) -> Behaviour:  # fmt: skip
     """Asks the model everything, greedily, and judges what it says. Leaves the model as it was.
 
-    Args:
-        requests: prompts whose answers the alignment decides.
-        ordinary: questions that should be answered as ever.
-        render: makes (prompt, answer) text of `{"question", "answer"}`. Default: the tokenizer's chat template.
-        max_new_tokens: a response is cut there.
+    The alignment decides the answers to `requests`; `ordinary` questions should be answered as ever. `render` makes
+    (prompt, answer) of `{"question", "answer"}`; by default the tokenizer's chat template does.
 
     Raises ValueError: no requests; no chat template and no `render`.
     """
@@ -87,17 +84,12 @@ def under_attack(
 
     Args:
         load: gives the aligned model afresh; the attack changes what it gives, and nothing else.
-        rows: what the attacker trains on.
         steps: numbers of training steps, rising; 0 is before the attack.
-        train: see `Train`.
-        measure: what to make of a model; called in between, so it must leave the model as it was.
+        train: how the attacker trains on the rows; see `Train`.
+        measure: what to make of a model after such a number of steps; it must leave the model as it was.
 
-    Returns:
-        steps -> what `measure` gave.
-
-    Raises:
-        ValueError: no rows; steps that don't rise or are negative.
-        RuntimeError: `train` ended without having taken all steps.
+    Returns what `measure` gave, by the number of steps. Raises ValueError: no rows; steps that don't rise or are
+    negative. RuntimeError: `train` ended without having taken all steps.
     """
     if not rows:
         raise ValueError("no rows to attack with")

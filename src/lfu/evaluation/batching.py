@@ -187,7 +187,7 @@ def batches(lengths: Sequence[int], size: int, tokens: int = 0) -> Iterator[list
         order = order[count:]
 
 
-def tick(progress: Progress | None) -> None:
-    """One more item is finished."""
+def tick(progress: Progress | None, count: int = 1) -> None:
+    """So many more items are finished."""
     if progress is not None:
-        progress(1)
+        progress(count)

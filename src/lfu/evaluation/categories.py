@@ -53,8 +53,7 @@ def shipped() -> dict[str, Path]:
 def load(name: str) -> Categories:
     """The categories of a shipped file's name, or of a path.
 
-    Raises:
-        UserError: no such file, or one that isn't as this module's docstring has it; the message names the place.
+    Raises UserError: no such file, or one that isn't as this module's docstring has it; the message names the place.
     """
     path = shipped().get(name) or Path(name).expanduser()
     if not path.is_file():
@@ -72,8 +71,7 @@ def load(name: str) -> Categories:
 def select(categories: Categories, wanted: Iterable[str]) -> Categories:
     """Only the entries or tasks that are wanted, by category, entry or task name; others are put under `OTHER`.
 
-    Raises:
-        UserError: nothing is wanted, or a name is wanted twice.
+    Raises UserError: nothing is wanted, or a name is wanted twice.
     """
     names = list(wanted)
     if not names:

@@ -34,8 +34,7 @@ def hidden_states(
     Costs N x K x d x 4 bytes of memory for N positions. Works on a `PeftModel`, whose adapters take part. Leaves the
     model's train/eval state and every random generator as they were.
 
-    Raises:
-        ValueError: no pieces; prompt tuning; hidden states that aren't finite.
+    Raises ValueError: no pieces; prompt tuning; hidden states that aren't finite.
     """
     counts = [piece.tokens for piece in pieces]
     layers: dict[int, Tensor] = {}
@@ -47,8 +46,7 @@ def hidden_states(
             places = layers[layer].split(counts)  # views
             for index, rows in zip(batch.indices, hidden.split([counts[i] for i in batch.indices])):
                 places[index].copy_(rows)
-        for _ in batch.indices:
-            tick(progress)
+        tick(progress, len(batch.indices))
 
     over_batches(model, tokenizer, pieces, batch_size, keep)
     return Hidden(layers, counts)

@@ -75,15 +75,10 @@ def noise_similarity(
     the sequence, padding left out, and d the embedding's width (NEFTune, Jain et al. 2023, arXiv 2310.05914). It
     depends on seed, draw and row alone: models of one width and tokenizer get the very same noise.
 
-    Args:
-        rows: `{"question", "answer"}`, or whatever `render` reads.
-        alpha: NEFTune's noise scale, >= 0; its paper trains with 5 to 15.
-        draws: how often noise is drawn for each row.
-        render: makes (prompt, answer) of a row. Default: the tokenizer's chat template.
-        progress: called with the number of rows just finished.
+    Rows and `render` are those of `lfu.evaluation.score.answer_nll`. `alpha` is NEFTune's noise scale, >= 0 (its paper
+    trains with 5 to 15); noise is drawn for each row `draws` times.
 
-    Raises:
-        ValueError: alpha or draws out of range; no rows, or a row longer than the model reads; prompt tuning.
+    Raises ValueError: alpha or draws out of range; no rows, or a row longer than the model reads; prompt tuning.
     """
     if not 0 <= alpha < float("inf"):
         raise ValueError(f"the noise scale alpha must be a finite number, 0 or more, got {alpha!r}")
@@ -92,37 +87,34 @@ def noise_similarity(
     pieces = answer_pieces(tokenizer, rows, render=render, window=longest_input(model, most=2**20))
     parts = parts_of(model)
     counts = [piece.tokens for piece in pieces]
-    cosine = [[0.0] * len(pieces) for _ in parts.blocks]
-    clean, noisy = [0.0] * len(pieces), [0.0] * len(pieces)
+    layers = list(range(1, len(parts.blocks) + 1))
+    cosine = torch.zeros(len(layers), len(pieces), dtype=torch.float64)
+    clean, noisy = torch.zeros(2, len(pieces), dtype=torch.float64)
 
     def compare(batch: Batch) -> None:
-        sizes = [counts[i] for i in batch.indices]
+        at, sizes = batch.indices, [counts[i] for i in batch.indices]
         still = batch.read()
-        for index, value in zip(batch.indices, _nll(parts, batch, still[len(cosine)], sizes)):
-            clean[index] = value
-        lengths = [len(pieces[i].ids) for i in batch.indices]
+        clean[at] = _nll(parts, batch, still[layers[-1]], sizes)
+        lengths = [len(pieces[i].ids) for i in at]
         for draw in range(draws):
-            sources = [draw * _DRAWS_APART + i for i in batch.indices]
+            sources = [draw * _DRAWS_APART + i for i in at]
             with _noisy(parts.model.get_input_embeddings(), lengths, sources, alpha, seed):
                 moved = batch.read()
             for layer, before in still.items():
                 similar = cosine_similarity(before.double(), moved[layer].double(), dim=1).split(sizes)
-                for index, values in zip(batch.indices, similar):
-                    cosine[layer - 1][index] += float(values.mean()) / draws
-            for index, value in zip(batch.indices, _nll(parts, batch, moved[len(cosine)], sizes)):
-                noisy[index] += value / draws
-        for _ in batch.indices:
-            tick(progress)
+                cosine[layer - 1, at] += torch.stack([values.mean() for values in similar]) / draws
+            noisy[at] += _nll(parts, batch, moved[layers[-1]], sizes) / draws
+        tick(progress, len(at))
 
     over_batches(model, tokenizer, pieces, batch_size, compare)
-    return NoiseScores(list(range(1, len(cosine) + 1)), cosine, clean, noisy, counts)
+    return NoiseScores(layers, cosine.tolist(), clean.tolist(), noisy.tolist(), counts)
 
 
-def _nll(parts: Any, batch: Batch, hidden: Tensor, sizes: list[int]) -> list[float]:
+def _nll(parts: Any, batch: Batch, hidden: Tensor, sizes: list[int]) -> Tensor:
     """NLL of each row's answer from the last layer, which is after the final norm: only the head is missing."""
     logits = parts.logits(hidden.to(parts.device, parts.model.dtype)).float()
     each = cross_entropy(logits, batch.targets, reduction="none")
-    return [float(part.sum()) for part in each.split(sizes)]
+    return torch.stack([part.sum() for part in each.split(sizes)]).double().cpu()
 
 
 def _noisy(

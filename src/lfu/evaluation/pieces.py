@@ -33,8 +33,7 @@ def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024, 
             hidden states: at the first position most models park one huge vector that is the same for every text
             (massive activations, Sun et al. 2024), and a similarity over all positions would measure little else.
 
-    Raises:
-        ValueError: no texts, or a text without a token that counts.
+    Raises ValueError: no texts, or a text without a token that counts.
     """
     if not texts:
         raise ValueError("no texts to score")
@@ -51,11 +50,9 @@ def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024, 
 def answer_pieces(
     tokenizer: Tokenizer, rows: Sequence[Mapping[str, Any]], *, render: Render | None = None, window: int | None = None
 ) -> list[Piece]:
-    """Rows as pieces of which the answer's tokens count.
+    """Rows, `{"question", "answer"}` or whatever `render` (default: `chat_pair`) reads, as pieces.
 
-    Args:
-        rows: `{"question", "answer"}`, or whatever `render` (default: `chat_pair`) reads.
-        window: the longest that a row may be, in tokens.
+    The answer's tokens count. A row may have `window` tokens.
 
     Raises ValueError: no rows; a row that is too long, or whose answer has no token; no chat template and no `render`.
     """

@@ -3,13 +3,10 @@
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from lfu.evaluation.batching import Progress, tick
 from lfu.evaluation.intervals import Interval, percentiles, resampled
@@ -19,6 +16,7 @@ from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
 from lfu.support.files import read_yaml
 
+SHIPPED = Path(__file__).with_suffix(".yaml")
 TASKS = ("word_problems", "multiple_choice", "instruction")
 METRICS = ("auto", "accuracy", "nll")
 TOO_LOW = 0.05  # accuracy below which it can't tell templates apart
@@ -54,20 +52,13 @@ class Spread:
 def shipped_templates(task: str) -> dict[str, str]:
     """Name -> template of one of `TASKS`, as shipped. Raises ValueError: no such task."""
     one_of("task", task, TASKS)
-    return dict(_shipped()[task])
-
-
-@cache
-def _shipped() -> dict[str, dict[str, str]]:
-    return yaml.safe_load(files("lfu.evaluation").joinpath("prompts.yaml").read_text(encoding="utf-8"))
+    return read_yaml(SHIPPED, "templates")[task]
 
 
 def read_templates(path: Path) -> dict[str, str]:
     """Name -> template from a YAML file of the user's: `name: "text with {question}"`, two or more.
 
-    Raises:
-        UserError: the file can't be read or isn't YAML.
-        ValueError: it isn't such a file; a template without {question}, or with other fields.
+    Raises UserError: it can't be read or isn't YAML. ValueError: no such lines; no {question} in one, or other fields.
     """
     found = read_yaml(path, "templates")
     if not isinstance(found, dict):
@@ -121,12 +112,10 @@ def prompt_scores(
     Args:
         rows: `{"question", "answer"}`; for multiple choice `{"question", "choices", "answer": index}`.
         templates: name -> text with {question}, and {choices} where wanted.
-        wrap: makes (prompt, answer) of `{"question": the filled-in template, "answer"}`. Default: the tokenizer's chat
-            template.
+        wrap: what `render` is elsewhere, of `{"question": the filled-in template, "answer"}`.
         progress: called with 1 for each row that is finished under one template.
 
-    Raises:
-        ValueError: no rows or templates; a template that isn't one; no chat template and no `wrap`.
+    Raises ValueError: no rows or templates; a template that isn't one; no chat template and no `wrap`.
     """
     if not rows or not templates:
         raise ValueError(f"no {'templates' if rows else 'rows'} to score")
@@ -194,8 +183,7 @@ def headline(models: Sequence[Mapping[str, TemplateScores]], metric: str = "auto
 def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int = 10_000, seed: int = 0) -> Spread:
     """Mean, standard deviation (over the templates, n - 1) and worst template of `accuracy` or `nll`.
 
-    Raises:
-        ValueError: fewer than two templates, or accuracy where there is none.
+    Raises ValueError: fewer than two templates, or accuracy where there is none.
     """
     if len(scores) < 2:
         raise ValueError("a spread over templates takes two or more of them")

@@ -25,8 +25,7 @@ class RepresentationDrift:
 def representation_drift(base: Hidden, tuned: Hidden, *, seed: int = 0) -> RepresentationDrift:
     """Compares hidden states that `hidden_states` read on the same pieces, in float64, layer by layer.
 
-    Raises:
-        ValueError: other tokens, layers or widths; fewer than two tokens.
+    Raises ValueError: other tokens, layers or widths; fewer than two tokens.
     """
     if base.counts != tuned.counts:
         raise ValueError("the hidden states of the two models were not read at the same tokens")
@@ -45,8 +44,7 @@ def representation_drift(base: Hidden, tuned: Hidden, *, seed: int = 0) -> Repre
 def mean_cosine(x: Tensor, y: Tensor, counts: list[int], *, seed: int = 0) -> Interval:
     """Mean over the N rows of the cosine between x and y, both `(N, d)`; the interval draws whole texts.
 
-    Args:
-        counts: how many rows each text has, one text after the other.
+    The rows are those of one text after the other; each has as many as `counts` says.
     """
     per_token = cosine_similarity(x.double(), y.double(), dim=1)
     per_text = [float(part.mean()) for part in per_token.split(counts)]

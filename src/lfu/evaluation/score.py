@@ -82,13 +82,10 @@ def answer_nll(
 ) -> TokenScores:  # fmt: skip
     """NLL of each row's answer given its question; only the answer's tokens are scored.
 
-    Args:
-        rows: `{"question", "answer"}`, or whatever `render` reads.
-        render: makes (prompt, answer) of a row. Default `chat_pair`: the tokenizer's chat template.
-        progress: called with the number of rows just finished.
+    Rows are `{"question", "answer"}`, or whatever `render` makes (prompt, answer) of; by default `chat_pair` does, with
+    the tokenizer's chat template. Here as below `progress` is called with the number of items just finished.
 
-    Raises:
-        ValueError: no rows; an answer without a token; a tokenizer without chat template and no `render`.
+    Raises ValueError: no rows; an answer without a token; a tokenizer without chat template and no `render`.
     """
     pieces = answer_pieces(tokenizer, rows, render=render)
     nll = token_nll(model, tokenizer, pieces, batch_size, lambda index: tick(progress))
@@ -104,8 +101,7 @@ def perplexity(
     The first token of a text follows nothing and isn't scored. A text longer than `window` tokens is read in
     consecutive windows, each starting anew, so that nothing is cut off.
 
-    Raises:
-        ValueError: no texts; a text with fewer than two tokens.
+    Raises ValueError: no texts; a text with fewer than two tokens.
     """
     pieces = text_pieces(tokenizer, texts, window, start=1)
     left = Counter(piece.item for piece in pieces)  # pieces of each text that are still to be read
@@ -136,8 +132,7 @@ def multiple_choice(
         cached: read each prompt once; its choices continue from the key-value cache. False: read every choice with its
             whole prompt. Slower, but the number of forward passes follows from the number of rows alone.
 
-    Raises:
-        ValueError: no rows; an answer that is no index into its choices; prompt and choice merged into one token.
+    Raises ValueError: no rows; an answer that is no index into its choices; prompt and choice merged into one token.
     """
     if not rows:
         raise ValueError("no rows to score")
@@ -209,12 +204,10 @@ def exact_match(
 ) -> MatchScores:  # fmt: skip
     """Generate an answer to each row's question, greedily, and compare the final number with the reference's.
 
-    Args:
-        rows: `{"question", "answer"}`, the answer ending in '#### n', or whatever `render` reads.
-        max_new_tokens: a generation is cut there; one that hasn't come to its number by then counts as wrong.
+    Rows are those of `answer_nll`, with answers that end in '#### n'. A generation that has not come to its number
+    after `max_new_tokens` counts as wrong.
 
-    Raises:
-        ValueError: no rows; a reference answer without '#### n'; no chat template and no `render`.
+    Raises ValueError: no rows; a reference answer without '#### n'; no chat template and no `render`.
     """
     if not rows:
         raise ValueError("no rows to score")
@@ -234,10 +227,6 @@ _FINAL = re.compile(rf"####\s*\$?\s*({_NUMBER})")
 
 
 def final_number(text: str, anywhere: bool = False) -> Decimal | None:
-    """The number behind the first '####' of a text, or None; thousands commas are dropped.
-
-    Args:
-        anywhere: where there is no '#### number', take the last number of the text.
-    """
+    """The number behind the first '####' of a text, or `anywhere` its last one, or None; commas in it are dropped."""
     numbers = [found[1]] if (found := _FINAL.search(text)) else re.findall(_NUMBER, text) if anywhere else []
     return Decimal(numbers[-1].replace(",", "")) if numbers else None

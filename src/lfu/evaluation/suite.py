@@ -33,10 +33,9 @@ def plan(
     categories: Categories | None = None, *, data_dir: Path | None = None, allow_hub: bool = False,
     num_fewshot: int | None = None, say: Callable[[str], None] = lambda text: None,
 ) -> Plan:  # fmt: skip
-    """Loads the items of all tasks. See `lfu.evaluation.tasks.find` for the arguments.
+    """Loads the items of all tasks, by default the paper's; the other arguments are those of `tasks.find`.
 
-    Raises:
-        UserError: an unknown task, a broken file, or no task that can be run.
+    Raises UserError: an unknown task, a broken file, or no task that can be run.
     """
     categories = categories or load("paper")
     options: dict[str, Any] = {"data_dir": data_dir, "allow_hub": allow_hub, "num_fewshot": num_fewshot}
@@ -55,19 +54,14 @@ def evaluate(
     models: Mapping[str, tuple[Model, Tokenizer]], plan: Plan, *, settings: Settings | None = None,
     base: str | None = None, use_cache: bool = True, watch: Watch | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
-    """Scores models in memory on each task.
+    """Scores models in memory (label -> model and tokenizer) on each task of a plan.
 
-    Args:
-        models: label -> (model, tokenizer).
-        plan: what to run.
-        base: the label of the untouched model, if it is among them: forgetting is counted against it.
-        use_cache: take finished tasks from the cache, and keep those that finish.
+    `base` is the label of the untouched model, if it is among them: forgetting is counted against it. With `use_cache`
+    finished tasks are taken from the cache, and those that finish are kept.
 
-    Returns:
-        (descriptions by label, `assemble`'s results): what `make_record` takes as models and results.
+    Returns (descriptions by label, `assemble`'s results): what `make_record` takes as models and results.
 
-    Raises:
-        UserError: as `score`; a base that isn't among the models.
+    Raises UserError: as `score`; a base that isn't among the models.
     """
     if base is not None and base not in models:
         raise UserError(f"base {base!r} is not among the models ({', '.join(models)})")

@@ -47,8 +47,7 @@ def weight_drift(base: Model | Path | None, tuned: Model) -> WeightDrift:
             None: `tuned`, a `PeftModel`, with its adapters off.
         tuned: theta: a model of the same shape.
 
-    Raises:
-        ValueError: parameters or shapes that differ, or quantised weights.
+    Raises ValueError: parameters or shapes that differ, or quantised weights.
     """
     theta0, place, tied = _start(base, tuned), _places(tuned), _tied_names(tuned)
     left = set(theta0)

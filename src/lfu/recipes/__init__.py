@@ -30,8 +30,7 @@ def launches() -> dict[str, Path]:
 def find(name: str) -> Path:
     """The file of a shipped recipe's name, or of a path.
 
-    Raises:
-        UserError: if there is neither, with the closest names.
+    Raises UserError: if there is neither, with the closest names.
     """
     recipes, path = shipped(), Path(name).expanduser()
     if name in recipes or path.is_file():
@@ -44,8 +43,7 @@ def find(name: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The settings in one recipe file, keys with underscores.
 
-    Raises:
-        UserError: if it can't be read or is no YAML mapping.
+    Raises UserError: if it can't be read or is no YAML mapping.
     """
     settings = read_yaml(path, "recipe")
     settings = {} if settings is None else settings
@@ -59,8 +57,7 @@ def read(path: Path) -> dict[str, Any]:
 def parts(spec: str) -> list[tuple[Path, dict[str, Any]]]:
     """The files that `spec` (names or paths, separated by commas) stands for, each with its settings.
 
-    Raises:
-        UserError: as `find` and `read`.
+    Raises UserError: as `find` and `read`.
     """
     names = [spec] if Path(spec).expanduser().is_file() else listed(spec)
     if not names:

@@ -32,9 +32,8 @@ class Runnable:
     @property
     def num_fewshot(self) -> int:
         """Worked examples in each prompt; for several tasks the largest number."""
-        if self.override is not None:
-            return self.override
-        return max(leaf.get_config("num_fewshot") or 0 for leaf in self.leaves)
+        own = max(leaf.get_config("num_fewshot") or 0 for leaf in self.leaves)
+        return own if self.override is None else self.override
 
 
 def find(
@@ -50,8 +49,7 @@ def find(
         num_fewshot: worked examples in each prompt, where there are any: a task that the harness fixes at zero, or
             whose prompts could then show the item itself, keeps its own number. None: each task's own.
 
-    Returns:
-        The tasks that can be run, by name, and why the others can't, by theirs.
+    Returns the tasks that can be run, by name, and why the others can't, by theirs.
 
     Raises UserError: a name that is no task of the harness, or a local file that holds rows of another shape.
     """
