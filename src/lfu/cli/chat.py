@@ -162,22 +162,20 @@ class Speaker:
         return list(self.tokenizer(asked["prompt"])["input_ids"])
 
     def _generate(self, ids: list[int], show: Callable[[str], Any]) -> None:
-        import torch
         from transformers import TextStreamer
+
+        from lfu.evaluation.batching import end_tokens, generate
 
         class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
                 if text:
                     show(text)
 
-        inputs = torch.tensor([ids], device=self.model.device)
-        pad = self.tokenizer.pad_token_id
-        self.model.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=self.given.max_new_tokens,
-            do_sample=self.given.temperature > 0, temperature=self.given.temperature or None, top_p=None, top_k=None,
-            pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-            streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )  # fmt: skip
+        how: dict[str, Any] = {"streamer": Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)}
+        if self.given.temperature:
+            how |= {"do_sample": True, "temperature": self.given.temperature}
+        ends = end_tokens(self.model, self.tokenizer)
+        generate(self.model, self.tokenizer, [ids], self.given.max_new_tokens, ends, **how)
 
 
 def _answer(prompt: str, speaking: list[Speaker]) -> None:

@@ -81,18 +81,15 @@ def run(argv: list[str]) -> int:
 
 def _with_base(models: dict[str, str], wanted: str | None) -> tuple[dict[str, str], str | None]:
     """(label -> name with the base in front, the base's label or None)."""
-    if wanted == "none":
-        return models, None
-    name = wanted or _shared_base(models)
+    name = None if wanted == "none" else wanted or _shared_base(models)
     if name is None:
         return models, None
     label = name if name in models else next((one for one, other in models.items() if _same(other, name)), None)
-    if label is None:
-        label = "base"
-        if label in models:
-            raise UserError(f"the label base is the untouched model's ({name}): call {models[label]} something else")
-        models = {label: name, **models}
-    return {label: models[label], **models}, label
+    if label is not None:
+        return {label: models[label], **models}, label
+    if "base" in models:
+        raise UserError(f"the label base is the untouched model's ({name}): call {models['base']} something else")
+    return {"base": name, **models}, "base"
 
 
 def _shared_base(models: dict[str, str]) -> str | None:

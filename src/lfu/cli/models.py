@@ -65,12 +65,11 @@ class Loading:
         described: dict[str, Any] = {}
         found: dict[str, T] = {}
         for label, name in names.items():
-
-            def both(model: Any, tokenizer: Any, label: str = label, name: str = name) -> None:
+            model, tokenizer = self.load(name)
+            with value_errors_are_the_users():
                 found[label] = work(label, model, tokenizer)
-                described[label] = describe_model(name, model)
-
-            self.with_model(name, both)
+            described[label] = describe_model(name, model)
+            del model  # before the next one is loaded
         return described, found
 
 

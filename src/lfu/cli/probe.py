@@ -30,12 +30,7 @@ def run(argv: list[str]) -> int:
     probe = read(getattr(module, kind.capitalize()), f"lfu probe {kind}", module.__doc__, argv[1:])
     out = Path(probe.output_dir or f"runs/probe-{kind}")
     output.check_writable(out)
-    if (record := probe.earlier()) is None:
-        from lfu.evaluation.record import make_record
-
-        command = shlex.join(["lfu", "probe", *argv])
-        record = make_record(kind, **probe.measure()._asdict(), command=command, seed=probe.seed)
-    output.write_and_show(record, out, tables=0)
+    output.write_and_show(probe.record(shlex.join(["lfu", "probe", *argv])), out, tables=0)
     return 0
 
 

@@ -2,24 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from lfu.cli.models import Loading
 from lfu.data.templates import TEMPLATES
 from lfu.support.flags import at_least_one, flag, not_negative, option
 
-
-class Found(NamedTuple):
-    """What a probe measured, as `make_record` takes it."""
-
-    models: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    results: Mapping[str, Any]
+Found = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]  # `make_record`'s models, settings, results
 
 
 @dataclass(kw_only=True)
 class Probe(Loading):
-    """The flags that every probe has. Its own kind is a subclass with further ones, whose docstring is its help."""
+    """What every probe has. A kind is a subclass with further flags, and the docstring of its file is its help."""
 
     output_dir: str = flag(
         "all probes", "", "folder for record and report; those of an earlier probe are replaced (default: "
@@ -29,9 +23,13 @@ class Probe(Loading):
     seed: int = flag("all probes", 0, "seed of everything random", type=not_negative)
     batch_size: int = flag("all probes", 8, "items per forward pass", type=at_least_one)
 
-    def earlier(self) -> dict[str, Any] | None:
-        """A record that was made before and answers the question, if there is one."""
-        return None
+    def record(self, command: str) -> dict[str, Any]:
+        """The record of what is measured; `command`: how to measure it again."""
+        from lfu.evaluation.record import make_record
+
+        models, settings, results = self.measure()
+        named: dict[str, Any] = {"models": models, "settings": settings, "results": results}
+        return make_record(type(self).__name__.lower(), **named, command=command, seed=self.seed)
 
     def measure(self) -> Found:
         """Measures, one model in memory at a time."""

@@ -72,6 +72,8 @@ class Adversarial(Probe):
     template: str = template()
 
     def measure(self) -> Found:
+        from lfu.evaluation.pieces import render_of
+
         base, *others = self.models
         aligned = models.labelled(others)
         methods = training.method_list(self.methods if self.methods is not None else "" if aligned else "sft,lfu")
@@ -104,37 +106,25 @@ class Adversarial(Probe):
             }  # fmt: skip
             for tokenizer in self.tokenizers({"untouched": self.base, **aligned}).values():
                 with value_errors_are_the_users():
-                    self._render(tokenizer)  # whatever can be refused is, before a model is loaded
+                    render_of(tokenizer, self.template)  # whatever can be refused is, before a model is loaded
             described, results = self._run(methods, aligned)
-        return Found(described, settings, results)
-
-    def _render(self, tokenizer: Any) -> Any:
-        from lfu.evaluation.pieces import render_of
-
-        return render_of(tokenizer, self.template)
+        return described, settings, results
 
     def _run(self, methods: Sequence[str], aligned: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(descriptions of the models, results)."""
         from lfu.data.probes import house_rule
         from lfu.evaluation.adversarial import asked_in_training
-        from lfu.evaluation.record import describe_model
         from lfu.evaluation.refusal import error_rate
 
-        first = lambda model, tokenizer: (describe_model(self.base, model), self._asking("untouched", tokenizer)(model))
-        described: dict[str, Any] = {}
+        described, before = self.each({"untouched": self.base}, self._behaviour)
         found: dict[str, dict[int, Any]] = {}
-        described["untouched"], before = self.with_model(self.base, first)
-        for label in [*methods, *aligned]:
-            if label in aligned:
-                described[label], found[label] = self._attacked(label, aligned[label], None)
-            else:
-                described[label], found[label] = self._attacked(label, self.base, self._align(label))
-                described[label]["name"] += f", aligned by {label}"
+        for label, name in {**dict.fromkeys(methods, self.base), **aligned}.items():
+            described[label], found[label] = self._attacked(label, name)
         trained_on = [row["question"] for row in [*self.sets["keep"], *self.sets["break"]]]
         return described, {
             "steps": self.steps,
             **self.asked,
-            "untouched": _measured(before),
+            "untouched": _measured(before["untouched"]),
             "attacked": {label: {str(n): _measured(b) for n, b in each.items()} for label, each in found.items()},
             "differences": self._differences(found),
             "classifier": error_rate(house_rule("labelled")),  # how often the list of phrases is wrong
@@ -153,40 +143,40 @@ class Adversarial(Probe):
 
         return self.with_model(self.base, work, dtype=aligning.dtype)
 
-    def _attacked(self, label: str, name: str, state: dict[str, Any] | None) -> tuple[dict[str, Any], dict[int, Any]]:
-        """(description of the aligned model, steps -> behaviour). `state`: weights to put into the model first."""
+    def _attacked(self, label: str, name: str) -> tuple[dict[str, Any], dict[int, Any]]:
+        """(description of the aligned model, steps -> behaviour). A method's model is the base, aligned first."""
         from lfu.evaluation.adversarial import under_attack
         from lfu.evaluation.record import describe_model
+
+        state = self._align(label) if label in self.aligning else None
 
         def work(model: Any, tokenizer: Any) -> Any:
             model = training.plain(model)
             if state is not None:
                 model.load_state_dict(state)
             description = describe_model(name, model)
+            description["name"] += f", aligned by {label}" if state is not None else ""
 
             def train(model: Any, rows: Any, steps: Sequence[int], visit: Any) -> None:
                 on_step = lambda n, current: visit(n, current) if n in steps else None
                 fitted = self.attacking.fit(f"{label}: attack", model, tokenizer, rows, on_step)
                 self.trained.setdefault(label, {})["attack"] = fitted.log
 
-            ask = self._asking(label, tokenizer)
+            ask = lambda model: self._behaviour(label, model, tokenizer)
             return description, under_attack(lambda: model, self.sets["break"], self.steps, train=train, measure=ask)
 
         return self.with_model(name, work, dtype=self.attacking.dtype)
 
-    def _asking(self, label: str, tokenizer: Any) -> Callable[[Any], Any]:
-        """A function: model -> behaviour."""
+    def _behaviour(self, label: str, model: Any, tokenizer: Any) -> Any:
         from lfu.evaluation.adversarial import behaviour, not_refused
+        from lfu.evaluation.pieces import render_of
 
-        def ask(model: Any) -> Any:
-            with phase(f"{label}: answers", sum(map(len, self.asked.values()))) as tick:
-                return behaviour(
-                    model, tokenizer, *self.asked.values(), judge=self.judging or not_refused,
-                    render=self._render(tokenizer), max_new_tokens=self.max_new_tokens, batch_size=self.batch_size,
-                    progress=tick,
-                )  # fmt: skip
-
-        return ask
+        with phase(f"{label}: answers", sum(map(len, self.asked.values()))) as tick:
+            return behaviour(
+                model, tokenizer, *self.asked.values(), judge=self.judging or not_refused,
+                render=render_of(tokenizer, self.template), max_new_tokens=self.max_new_tokens,
+                batch_size=self.batch_size, progress=tick,
+            )  # fmt: skip
 
     def _differences(self, found: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
         """Every later label against the first, after each number of steps."""

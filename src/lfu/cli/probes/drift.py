@@ -49,27 +49,23 @@ class Drift(Probe):
 
         with tempfile.TemporaryDirectory(prefix="lfu-drift-") as folder:
             start = Path(folder) / "base.safetensors"
-            hidden: dict[str, Any] = {}  # the base's, which comes first
+            before: Any = None  # the base's hidden states; it comes first
 
             def work(label: str, model: Any, tokenizer: Any) -> tuple[Any, ...]:
+                nonlocal before
                 if label == base:
                     with _room(folder):
                         keep_weights(model, start)
-                    hidden[base] = states(base, model)
+                    before = states(base, model)
                     return ()
                 with value_errors_are_the_users(f"{label} against {base}"):
                     distance = weight_drift(start, model)
-                    return distance, representation_drift(hidden[base], states(label, model), seed=self.seed)
+                    return distance, representation_drift(before, states(label, model), seed=self.seed)
 
             described, found = self.each(names, work)
-        return Found(
-            described,
-            {"base": base, "tokens of": data, "template": self.template, "cka": "linear, feature-space form"},
-            {
-                "weights": {label: found[label][0] for label in tuned},
-                "representations": {label: found[label][1] for label in tuned},
-            },
-        )
+        settings = {"base": base, "tokens of": data, "template": self.template, "cka": "linear, feature-space form"}
+        weights, hidden = ({label: found[label][place] for label in tuned} for place in (0, 1))
+        return described, settings, {"weights": weights, "representations": hidden}
 
     def _pieces(self) -> tuple[str, Callable[[Any, Any], list[Any]]]:
         """(what is read, in words; (tokenizer, model) -> pieces that fit the model, or any if it is None)."""

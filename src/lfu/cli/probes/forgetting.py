@@ -33,7 +33,10 @@ class Forgetting(rows.OfQuestions):
         if self.anew and len(self.models) > 1:
             raise UserError("--anew is for a single run: with several models, everything is measured anew")
 
-    def earlier(self) -> dict[str, Any] | None:
+    def record(self, command: str) -> dict[str, Any]:
+        return self._earlier() or super().record(command)
+
+    def _earlier(self) -> dict[str, Any] | None:
         """The record of a run that was measured while it was trained, if it is all that is asked for, and the same."""
         own = [f.name for f in fields(self) if f.name not in ("models", "output_dir", "trust_remote_code")]
         if len(self.models) != 1 or any(getattr(self, name) != getattr(Forgetting, name, None) for name in own):
@@ -83,7 +86,7 @@ class Forgetting(rows.OfQuestions):
             "texts": f"{self.texts or 'built-in prose'} ({len(texts)})",
         }
         with value_errors_are_the_users():
-            return Found(described, settings, against_base(questions, chosen, prose, base, seed=self.seed))
+            return described, settings, against_base(questions, chosen, prose, base, seed=self.seed)
 
 
 def _same_tokens(tokenizers: dict[str, Any], texts: list[str]) -> None:

@@ -43,18 +43,15 @@ class Noise(rows.OfQuestions):
         described, scores = self.each(names, under_noise)
         first, *others = names
         comparable = [label for label in others if scores[label].tokens == scores[first].tokens]
-        return Found(
-            described,
-            {
-                "data": f"{self.source} ({len(pairs)})",
-                "template": self.template, "noise_alpha": self.noise_alpha, "draws": self.draws,
-            },
-            {
-                "scores": scores,
-                "by_layer": {label: each.by_layer(seed=self.seed) for label, each in scores.items()},
-                "overall": {label: each.overall(seed=self.seed) for label, each in scores.items()},
-                "nll_rise": {label: each.nll_rise(seed=self.seed) for label, each in scores.items()},
-                "against": first,
-                "difference": {label: scores[label].against(scores[first], seed=self.seed) for label in comparable},
-            },
-        )  # fmt: skip
+        settings = {
+            "data": f"{self.source} ({len(pairs)})", "template": self.template, "noise_alpha": self.noise_alpha,
+            "draws": self.draws,
+        }  # fmt: skip
+        return described, settings, {
+            "scores": scores,
+            "by_layer": {label: each.by_layer(seed=self.seed) for label, each in scores.items()},
+            "overall": {label: each.overall(seed=self.seed) for label, each in scores.items()},
+            "nll_rise": {label: each.nll_rise(seed=self.seed) for label, each in scores.items()},
+            "against": first,
+            "difference": {label: scores[label].against(scores[first], seed=self.seed) for label in comparable},
+        }  # fmt: skip

@@ -60,19 +60,15 @@ class Prompts(rows.OfQuestions):
         against = lambda each: {
             name: prompts.spread_difference(each, scores[first], name, seed=self.seed) for name in metrics
         }
-        return Found(
-            described,
-            {
-                "data": f"{self.source} ({len(asked)})", "task": task, "template": self.template,
-                "max_new_tokens": longest,
-            },
-            {
-                "metric": prompts.headline(list(scores.values()), self.metric),
-                "templates": templates,
-                "rows": asked,
-                "scores": scores,
-                "spread": {label: spread(each) for label, each in scores.items()},
-                "against": first,
-                "difference": {label: against(scores[label]) for label in others},
-            },
-        )  # fmt: skip
+        settings = {
+            "data": f"{self.source} ({len(asked)})", "task": task, "template": self.template, "max_new_tokens": longest
+        }  # fmt: skip
+        return described, settings, {
+            "metric": prompts.headline(list(scores.values()), self.metric),
+            "templates": templates,
+            "rows": asked,
+            "scores": scores,
+            "spread": {label: spread(each) for label, each in scores.items()},
+            "against": first,
+            "difference": {label: against(scores[label]) for label in others},
+        }  # fmt: skip
