@@ -43,9 +43,8 @@ def folded(verbose: bool, say: Callable[[str], None]) -> Iterator[None]:
 class Screen(TrainerCallback):
     """One line per logging step: step, loss, held-out loss, forgotten, learning rate, time left.
 
-    Args:
-        folder: where `metrics.jsonl` goes; a run that is resumed appends to it.
-        often: log some twenty times, where the run is too short for the usual every tenth step.
+    `metrics.jsonl` goes to `folder`; a run that is resumed appends to it. `often`: some twenty lines, where the run is
+    too short for the usual one every tenth step.
     """
 
     def __init__(self, trainer: Any, folder: Path, *, often: bool):
@@ -119,9 +118,7 @@ def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str
     state = trainer.state
     if done_before and state.global_step == 0:  # not one step was taken
         return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
-    last: dict[str, float] = {}
-    for entry in state.log_history:
-        last |= entry
+    last = {name: value for entry in state.log_history for name, value in entry.items()}
     steps = f"steps {done_before + 1:,} to {state.global_step:,}" if done_before else f"{state.global_step:,} steps"
     tokens = f", {last['num_tokens']:,.0f} tokens{' in all' * bool(done_before)}" if "num_tokens" in last else ""
     lines = [f"Trained on {_rows_seen(trainer, done_before)}{tokens}, {steps} in {duration(seconds)}."]

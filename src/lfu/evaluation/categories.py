@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lfu.support.errors import UserError, did_you_mean
-from lfu.support.files import read_yaml
+from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_users
+from lfu.support.files import named_yaml, read_yaml
 
 FOLDER = Path(__file__).parent / "categories"
 OTHER = "Other tasks"  # the category of tasks that were asked for and stand in none
@@ -55,17 +55,10 @@ def load(name: str) -> Categories:
 
     Raises UserError: no such file, or one that isn't as this module's docstring has it; the message names the place.
     """
-    path = shipped().get(name) or Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"categories {name}: no such file, and none of the shipped ones ({', '.join(shipped())})."
-            f"{did_you_mean(name, shipped())}"
-        )
+    path = named_yaml(name, shipped(), "categories")
     content = read_yaml(path, "categories")
-    try:
+    with value_errors_are_the_users(f"categories {path}"):
         return _parsed(path.stem, content)
-    except ValueError as error:
-        raise UserError(f"categories {path}: {error}") from error
 
 
 def select(categories: Categories, wanted: Iterable[str]) -> Categories:

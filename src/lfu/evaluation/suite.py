@@ -11,7 +11,7 @@ from lfu.evaluation.categories import Categories, load
 from lfu.evaluation.harness import Settings, TaskFailed, TaskResult, run_task
 from lfu.evaluation.record import describe_model
 from lfu.evaluation.results import Outcome, Plan, assemble
-from lfu.evaluation.tasks import Runnable, find
+from lfu.evaluation.tasks import find
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.errors import UserError
 
@@ -86,32 +86,25 @@ def score(
     outcome = Outcome(describe_model(name or label, model))
     ours = cache.model_fingerprint(outcome.description["weights"], model, tokenizer) if use_cache else ""
     for task in plan.tasks.values():
-        key = None
+        kept = key = None
         if use_cache:
             theirs = cache.task_fingerprint(task.leaves, limit=settings.limit, num_fewshot=task.num_fewshot)
             key = cache.key(ours, theirs, asdict(settings))
+            kept = cache.load(key)
         start = time.monotonic()
         watch.starts(label, task.name)
-        how = _one(outcome, model, tokenizer, task, settings, key, watch)
+        try:
+            result = TaskResult(**kept) if kept else run_task(model, tokenizer, task, settings, progress=watch.advances)
+        except TaskFailed as error:
+            outcome.failed[task.name] = str(error)
+            how = f"failed: {error}"
+        else:
+            outcome.results[task.name] = result
+            items = len(result.texts)
+            how = f"{items} item{'s' * (items != 1)}{', from the cache' * bool(kept)}"
+            if kept:
+                outcome.cached.append(task.name)
+            elif key:
+                cache.save(key, asdict(result))
         watch.ends(label, task.name, how, time.monotonic() - start)
     return outcome
-
-
-def _one(
-    outcome: Outcome, model: Model, tokenizer: Tokenizer, task: Runnable, settings: Settings, key: str | None,
-    watch: Watch,
-) -> str:  # fmt: skip
-    """One model on one task, from the cache if it is there. Returns how it went, in words."""
-    kept = cache.load(key) if key else None
-    try:
-        result = TaskResult(**kept) if kept else run_task(model, tokenizer, task, settings, progress=watch.advances)
-    except TaskFailed as error:
-        outcome.failed[task.name] = str(error)
-        return f"failed: {error}"
-    if kept:
-        outcome.cached.append(task.name)
-    elif key:
-        cache.save(key, asdict(result))
-    outcome.results[task.name] = result
-    items = len(result.texts)
-    return f"{items} item{'s' * (items != 1)}{', from the cache' * bool(kept)}"

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lfu.support.errors import UserError, did_you_mean
-from lfu.support.files import read_yaml
+from lfu.support.errors import UserError
+from lfu.support.files import named_yaml, read_yaml
 from lfu.support.words import listed
 
 FOLDER = Path(__file__).parent
@@ -28,23 +28,12 @@ def launches() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The file of a shipped recipe's name, or of a path.
-
-    Raises UserError: if there is neither, with the closest names.
-    """
-    recipes, path = shipped(), Path(name).expanduser()
-    if name in recipes or path.is_file():
-        return recipes.get(name, path)
-    raise UserError(
-        f"recipe {name}: no such file, and no shipped recipe (see: lfu recipes).{did_you_mean(name, recipes)}"
-    )
+    """The file of a shipped recipe's name, or of a path. Raises UserError: neither."""
+    return named_yaml(name, shipped(), "recipe", listed="see: lfu recipes")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in one recipe file, keys with underscores.
-
-    Raises UserError: if it can't be read or is no YAML mapping.
-    """
+    """The settings in one recipe file, keys with underscores. Raises UserError: it can't be read, or is no mapping."""
     settings = read_yaml(path, "recipe")
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
@@ -55,10 +44,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parts(spec: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The files that `spec` (names or paths, separated by commas) stands for, each with its settings.
-
-    Raises UserError: as `find` and `read`.
-    """
+    """The files of a `spec`, names or paths with commas between, each with its settings. Errors as `find`, `read`."""
     names = [spec] if Path(spec).expanduser().is_file() else listed(spec)
     if not names:
         raise UserError("recipe: the name is empty (see: lfu recipes)")

@@ -7,12 +7,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, did_you_mean, one_line
 
 # Begins the name of what is not finished, or on its way out; a killed process may leave one. Then comes what it is:
 # file-, set- (several files), new-NAME- (a folder), checkpoint-N, old-NAME- (holds what is being replaced), gone-NAME.
@@ -165,6 +165,17 @@ def read_yaml(path: Path, what: str) -> Any:
     if not _fits(found, YAML_VALUES):
         raise UserError(f"{what} {path}: its aliases (*name) stand for more than {YAML_VALUES:,} values")
     return found
+
+
+def named_yaml(name: str, shipped: Mapping[str, Path], what: str, listed: str = "") -> Path:
+    """The file of a shipped name, or of a path. Raises UserError: neither, with those `listed` and the closest ones."""
+    path = shipped.get(name) or Path(name).expanduser()
+    if path.is_file():
+        return path
+    known = listed or ", ".join(shipped)
+    raise UserError(
+        f"{what} {name}: no such file, and none of the shipped ones ({known}).{did_you_mean(name, shipped)}"
+    )
 
 
 def _fits(value: Any, limit: int) -> bool:

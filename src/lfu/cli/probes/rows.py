@@ -34,9 +34,9 @@ class OfQuestions(Probe):
     data_config: str | None = option(None, "configuration of a hub data set", metavar="NAME")
 
     def __post_init__(self) -> None:
-        for name in (given := [name for name in ("data_split", "data_config") if getattr(self, name) is not None]):
-            if self.data is None:
-                raise UserError(f"--{name} says which part of --data is read, and there is no --data: give it, too")
+        given = [name for name in ("data_split", "data_config") if getattr(self, name) is not None]
+        if given and self.data is None:
+            raise UserError(f"--{given[0]} says which part of --data is read, and there is no --data: give it, too")
         if given:
             from lfu.data.load import check_part
 

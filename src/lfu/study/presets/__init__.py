@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lfu import recipes
-from lfu.support.errors import UserError, did_you_mean
+from lfu.support.errors import UserError
+from lfu.support.files import named_yaml
 
 FOLDER = Path(__file__).parent
 
@@ -26,12 +27,7 @@ def next_of(names: Sequence[str]) -> list[str]:
 
 def settings_of(name: str, verb: str) -> dict[str, Any]:
     """A preset's flags of `verb`, by name or path. Raises UserError: no such preset, or one for the other verb."""
-    presets, path = shipped(), Path(name).expanduser()
-    found = presets.get(name) or (path if path.is_file() else None)
-    if found is None:
-        listed = ", ".join(presets)
-        raise UserError(f"--preset {name}: no such file; shipped are {listed}.{did_you_mean(name, presets)}")
-    settings = recipes.read(found)
+    settings = recipes.read(named_yaml(name, shipped(), "--preset"))
     wanted, params = settings.pop("verb", verb), settings.get("param", {})
     if wanted != verb:
         raise UserError(f"--preset {name} is for lfu {wanted}, not for lfu {verb}")
