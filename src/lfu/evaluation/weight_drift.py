@@ -1,6 +1,6 @@
 """How far fine-tuning moved a model's weights, in all and part by part."""
 
-import warnings
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ def weight_drift(base: Model | Path | None, tuned: Model) -> WeightDrift:
 def effective_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
     """`(name, tensor)` of every parameter as it acts, by its name without PEFT's wrappers; tied ones once.
 
-    An adapter is merged into its layer, one layer at a time, whose own weights are then put back bit for bit.
+    An adapter is merged into a copy of its layer, one layer at a time.
 
     Raises ValueError: quantised weights, or prompt tuning.
     """
@@ -106,31 +106,23 @@ def _in_use(wrapper: Any) -> nn.Module:
 
 @torch.no_grad()
 def _merged(layer: Any, path: str, seen: set[int]) -> list[tuple[str, Tensor]]:
-    """The base layer's parameters with the active adapters merged, as copies; the layer itself is left as it was."""
+    """The base layer's parameters, in a copy of the layer with the active adapters merged if there are some."""
+    unseen = _unseen(layer.get_base_layer().named_parameters(), path, seen)
+    if not _active(layer):
+        return unseen
+    twin = copy.deepcopy(layer)
+    for wrapper in _active(twin):
+        wrapper.merge()
+    merged = dict(twin.get_base_layer().named_parameters())
+    return [(name, merged[name.removeprefix(path)].detach()) for name, _ in unseen]
+
+
+def _active(layer: Any) -> list[Any]:
+    """The adapters of a layer that are on and not merged; those on several parameters of one module are nested."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base = layer.get_base_layer()
-    unseen = _unseen(base.named_parameters(), path, seen)
-    wrappers = []
-    while isinstance(layer, BaseTunerLayer):  # adapters on several parameters of one module are nested
-        wrappers.append(layer)
-        layer = layer.base_layer
-    mergeable = [wrapper for wrapper in wrappers if not (wrapper.disable_adapters or wrapper.merged)]
-    if not mergeable:
-        return unseen
-    own = {name: p.detach().clone() for name, p in base.named_parameters()}
-    try:
-        for wrapper in mergeable:
-            wrapper.merge()
-        merged = dict(base.named_parameters())
-        return [(name, merged[name.removeprefix(path)].detach().clone()) for name, _ in unseen]
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that unmerging may be inexact, which is put right below
-            for wrapper in mergeable:
-                wrapper.unmerge()
-        for name, p in base.named_parameters():
-            p.data.copy_(own[name])
+    inner = _active(layer.base_layer) if isinstance(layer.base_layer, BaseTunerLayer) else []
+    return inner if layer.disable_adapters or layer.merged else [layer, *inner]
 
 
 def _unseen(parameters: Iterable[tuple[str, Tensor]], path: str, seen: set[int]) -> list[tuple[str, Tensor]]:
