@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lfu.cli import models
-from lfu.cli.probes import Found, Probe, pairs, template, training
+from lfu.cli.probes import Found, Probe, rows, template, training
 from lfu.cli.progress import phase
 from lfu.support.errors import UserError, one_line, value_errors_are_the_users
 from lfu.support.flags import argument, at_least_one, option, value_of
@@ -86,8 +86,8 @@ class Adversarial(Probe):
             raise UserError(f"the label {twice[0]!r} is taken: give another one, as in mine={aligned[twice[0]]}")
         (self.base,) = models.labelled([base]).values()
         given = {"keep": self.keep, "break": self.break_, "requests": self.requests, "ordinary": self.ordinary}
-        self.sets, names = pairs.load_sets(given, self.limit)
-        self.asked = {name: [row["question"] for row in self.sets[name]] for name in pairs.HELD_OUT}
+        self.sets, names = rows.load_sets(given, self.limit)
+        self.asked = {name: [row["question"] for row in self.sets[name]] for name in rows.HELD_OUT}
         self.judging = load_judge(self.judge) if self.judge else None
         self.trained: dict[str, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory(prefix="lfu-probe-") as folder:  # a trainer wants one; nothing stays in it

@@ -38,9 +38,7 @@ class Drift(Probe):
         from lfu.evaluation.representation_drift import representation_drift
         from lfu.evaluation.weight_drift import keep_weights, weight_drift
 
-        for label in tuned:
-            if pieces_of(tokenizers[label], None) != pieces_of(tokenizers[base], None):
-                raise UserError(f"{label} and {base} have different vocabularies: give the model it was tuned from")
+        rows.same_tokens(tokenizers, lambda tokenizer: pieces_of(tokenizer, None))
 
         def states(label: str, model: Any) -> Any:
             pieces = pieces_of(tokenizers[base], model)
@@ -76,24 +74,20 @@ class Drift(Probe):
         if dataset is None or "text" in dataset.column_names:
             if self.template != "auto":
                 raise UserError("--template is for questions, and --texts holds plain texts: drop it")
-            texts = rows.texts_of(self.texts, self.limit)
-            make = lambda tokenizer, model: text_pieces(
-                tokenizer, texts, 1024 if model is None else longest_input(model)
-            )
+            texts, pairs = rows.texts_of(self.texts, self.limit), None
             what = f"{self.texts or 'built-in prose'} ({len(texts)})"
         else:
-            pairs = rows.answered(rows.question_rows(dataset, str(self.texts)))
-            fits = lambda model: None if model is None else longest_input(model, most=2**20)
-            make = lambda tokenizer, model: answer_pieces(
-                tokenizer, pairs, render=render_of(tokenizer, self.template), window=fits(model)
-            )
+            texts, pairs = [], rows.answered(rows.question_rows(dataset, str(self.texts)))
             what = f"{self.texts}, answers ({len(pairs)})"
 
-        def checked(tokenizer: Any, model: Any) -> list[Any]:
+        def pieces_of(tokenizer: Any, model: Any) -> list[Any]:
             with value_errors_are_the_users():
-                return make(tokenizer, model)
+                if pairs is None:
+                    return text_pieces(tokenizer, texts, longest_input(model) if model else 1024)
+                window = longest_input(model, most=2**20) if model else None
+                return answer_pieces(tokenizer, pairs, render=render_of(tokenizer, self.template), window=window)
 
-        return what, checked
+        return what, pieces_of
 
 
 @contextmanager

@@ -62,7 +62,7 @@ class Forgetting(rows.OfQuestions):
     def measure(self) -> Found:
         names = models.base_and_tuned(self.models, "forgetting")
         questions, texts = self.choices(), rows.texts_of(self.texts, self.limit)
-        _same_tokens(self.tokenizers(names), texts)
+        rows.same_tokens(self.tokenizers(names), lambda tokenizer: tokenizer(texts)["input_ids"])
 
         from lfu.evaluation.forgetting import against_base
         from lfu.evaluation.pieces import longest_input
@@ -87,15 +87,3 @@ class Forgetting(rows.OfQuestions):
         }
         with value_errors_are_the_users():
             return described, settings, against_base(questions, chosen, prose, base, seed=self.seed)
-
-
-def _same_tokens(tokenizers: dict[str, Any], texts: list[str]) -> None:
-    """Raises UserError unless all models read the texts as the same tokens: else perplexities can't be compared."""
-    (base, first), *others = tokenizers.items()
-    wanted = first(texts)["input_ids"]
-    for label, tokenizer in others:
-        if tokenizer(texts)["input_ids"] != wanted:
-            raise UserError(
-                f"{label} and {base} have different vocabularies, so their perplexities can't be compared: "
-                "give the model that it was fine-tuned from"
-            )
