@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lfu.evaluation.pieces import answer_pieces
 from lfu.study.rows import pair_of
 
 Batch = dict[str, torch.Tensor]
@@ -15,8 +16,8 @@ IGNORED = -100
 
 def answer_batches(tokenizer: Any, rows: Sequence[Mapping[str, Any]], size: int) -> list[Batch]:
     """Micro-batches of `size` rows in one of TRL's shapes, the loss on the answers."""
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    return padded([tuple(map(encode, pair_of(tokenizer, row))) for row in rows], size)
+    pieces = answer_pieces(tokenizer, rows, render=pair_of)
+    return padded([(piece.ids[: piece.start], piece.ids[piece.start :]) for piece in pieces], size)
 
 
 def text_batches(tokenizer: Any, texts: Sequence[str], size: int) -> list[Batch]:

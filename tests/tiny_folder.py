@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 CHAT_TEMPLATE = (
@@ -26,6 +26,30 @@ def byte_tokenizer(*, chat: bool = True) -> Any:
         tokenizer_object=backend, pad_token=special[0], bos_token=special[1], eos_token=special[2]
     )
     tokenizer.chat_template = CHAT_TEMPLATE if chat else None
+    return tokenizer
+
+
+AROUND = {  # what base models' tokenizers put round a text
+    "Qwen": "$A", "Llama 3": "<|im_start|> $A", "GLM": "<|pad|> <|im_start|> $A",
+    "with an end": "<|im_start|> $A <|im_end|>", "Llama 2": "<|im_start|> $A",
+}  # fmt: skip
+
+
+def base_tokenizer(kind: str) -> Any:
+    """A base model's tokenizer, without a chat template: one of `AROUND`. Llama 2's puts a space before a text, too."""
+    tokenizer = byte_tokenizer(chat=False)
+    backend = tokenizer.backend_tokenizer
+    if kind == "Llama 2":
+        vocab = {**tokenizer.get_vocab(), "▁": len(tokenizer), "\n": len(tokenizer) + 1}
+        model = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<|pad|>"))
+        model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        model.decoder = decoders.Metaspace(prepend_scheme="first")
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **tokenizer.special_tokens_map)
+        backend = tokenizer.backend_tokenizer
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<|pad|>", "<|im_start|>", "<|im_end|>")]
+    backend.post_processor = processors.TemplateProcessing(single=AROUND[kind], special_tokens=special)
+    if kind == "GLM":
+        tokenizer.bos_token = None
     return tokenizer
 
 

@@ -71,6 +71,16 @@ def test_the_untouched_answer_is_the_base_models(talk, model, adapter):
     assert untouched == answers(talk(["hello", "and now?"], model, "--beside", model), "untouched")
 
 
+def test_an_answer_ends_where_tokenizer_or_template_end_it(model):
+    """A base model's settings for generation name its end of text alone, and its template writes another."""
+    speaker, seen = one([model]), {}
+    speaker.model.generation_config.eos_token_id = 7
+    speaker.tokenizer.chat_template = speaker.tokenizer.chat_template.replace("<|im_end|>", "<|pad|>")
+    speaker.model.generate = lambda **how: seen.update(how) or how["input_ids"]
+    assert speaker.answer("hello", print)
+    assert seen["eos_token_id"] == [0, 2, 7]
+
+
 def test_commands(talk, model):
     out = talk(["hello", "/new", "hello", "/what", "/quit", "never asked"], model)
     first, second = answers(out, "model")

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tiny_folder import byte_tokenizer, save_model
+from tiny_folder import base_tokenizer, byte_tokenizer, save_model
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -160,6 +160,52 @@ def test_where_trl_takes_the_row_it_is_learned_as_trl_learns_it(tmp_path, folder
     rows = to_training_rows(as_dataset(ROWS[shape]), tokenizer=tokenizer)
     ours = LfUTrainer(model, args, processing_class=tokenizer, train_dataset=rows)
     assert collated(ours)[0] == collated(theirs)[0]
+
+
+GEMMA = (  # begins a conversation with a token, and with what the system says; reasoning stays in the last turn only
+    "<|pad|>{% if messages[0].role != 'system' %}<sys>Be good.</sys>{% endif %}{% for m in messages %}"
+    "<t>{{ m.role }}\n{{ m.content if loop.last else m.content.split('</think>')[-1] }}<turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<t>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("first", ["Quick", "kind", "<|im_start|>"])
+def test_an_answer_that_opens_the_conversation_is_learned_alone(first):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = GEMMA
+    talk = [assistant(first), user("q"), assistant("a")]
+    (row,) = tokenised(to_training_rows(as_dataset([{"messages": talk}]), tokenizer=tokenizer), tokenizer, ARGS)
+    assert runs(tokenizer, row["input_ids"], row["labels"]) == [f"{first}<turn>\n", "a<turn>\n"]
+
+
+@pytest.mark.parametrize("last", ["Mark", "Q", "x"])
+def test_the_end_of_an_earlier_answer_is_learned_where_the_token_has_no_role(last):
+    """Many base models' tokenizers know the end of a turn, which is neither their end of text nor an extra token."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = GEMMA
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    talk = [user("q"), assistant(f"<think>hm</think>{last}"), user("r"), assistant("a")]
+    (row,) = tokenised(to_training_rows(as_dataset([{"messages": talk}]), tokenizer=tokenizer), tokenizer, ARGS)
+    assert runs(tokenizer, row["input_ids"], row["labels"]) == [f"{last}<turn>", "a<turn>\n"]
+
+
+def test_a_text_is_ended_once():
+    tokenizer, told = base_tokenizer("with an end"), []
+    for row in ({"text": "Herons."}, {"prompt": "Name: ", "completion": "Bo"}, {"text": "Herons.<|im_end|>"}):
+        rows = to_training_rows(as_dataset([row]), tokenizer=tokenizer)
+        (one,) = tokenised(rows, tokenizer, ARGS, told.append)
+        ids, labels = one["input_ids"], one["labels"]
+        assert ids.count(tokenizer.eos_token_id) == 1
+        assert ids[-1] == labels[-1] == tokenizer.eos_token_id
+    assert told == ["note: the tokenizer ends texts with <|im_end|>, as training does: it is put there once"] * 3
+
+
+def test_all_of_a_conversation_as_text_is_learned_where_that_is_asked_for():
+    tokenizer = byte_tokenizer(chat=False)
+    args = SFTConfig("out", report_to="none", bf16=False, use_cpu=True, completion_only_loss=False)
+    rows = to_training_rows(as_dataset([{"conversations": ["q", "a", "r", "b"]}]), tokenizer=tokenizer, template="none")
+    (one,) = tokenised(rows, tokenizer, args)
+    assert one["labels"] == one["input_ids"]
 
 
 # -- tools ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from questions import CHOICES, QUESTIONS
 from tiny import tiny_model
-from tiny_folder import byte_tokenizer
-from tokenizers import processors
+from tiny_folder import AROUND, base_tokenizer, byte_tokenizer
 
 from lfu import LfUConfig
 from lfu.data.learned import tokenised
@@ -132,24 +131,38 @@ def test_task_of():
 )
 def test_questions_are_put_as_in_training(template, chat, prompt, answer):
     tokenizer = byte_tokenizer(chat=chat)
-    assert render_of(tokenizer, template)(tokenizer, {"question": "Q", "answer": "A"}) == (prompt, answer)
+    assert render_of(tokenizer, template)(tokenizer, {"question": "Q", "answer": "A"})[:2] == (prompt, answer)
 
 
 @pytest.mark.parametrize("template", ["alpaca", "none"])
-@pytest.mark.parametrize("bos", [False, True])
-def test_a_base_model_is_scored_on_the_tokens_that_it_is_trained_on(template, bos, tmp_path):
-    tokenizer = byte_tokenizer(chat=False)
-    if bos:  # as Llama, Mistral and Gemma do
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
-        )
-        tokenizer.bos_token = "<|im_start|>"
-    row = {"question": "How many?", "answer": "Four."}
+@pytest.mark.parametrize("kind", AROUND)
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+def test_a_base_model_is_scored_on_the_tokens_that_it_is_trained_on(template, kind, end, tmp_path):
+    tokenizer = base_tokenizer(kind)
+    row = {"question": "How many?", "answer": f"Four.{end}"}
     rows = to_training_rows(Dataset.from_list([row]), template=template, tokenizer=tokenizer)
     (trained,) = tokenised(rows, tokenizer, LfUConfig(str(tmp_path), use_cpu=True))
     (piece,) = answer_pieces(tokenizer, [row], render=render_of(tokenizer, template))
     assert piece.ids == trained["input_ids"]
     assert piece.tokens == sum(label != -100 for label in trained["labels"])
+    assert piece.ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_a_choice_is_scored_where_the_answer_stands():
+    """Behind the empty reasoning that a template puts in front of every answer, which no generation prompt has."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ message['content'] }}",
+        "{% if message.role == 'assistant' %}<think></think>{% endif %}{{ message.content }}",
+    )
+    row = {"question": "Which?", "choices": ["think", "m"], "answer": 0}
+    model = tiny_model(vocab_size=len(tokenizer))
+    found = prompt_scores(model, tokenizer, [row], {"bare": "{question}"})["bare"]
+    prompt, answer = chat_pair(tokenizer, {"question": "Which?", "answer": "think"})
+    head, end = "<think></think>", "<|im_end|>\n"
+    assert answer == f"{head}think{end}"
+    scores = score.answer_nll(model, tokenizer, [row], render=lambda tok, row: (prompt + head, "think"))
+    assert found.nll == pytest.approx(scores.nll, rel=1e-12)
 
 
 # --- scores --------------------------------------------------------------------------------------------------------

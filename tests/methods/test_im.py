@@ -115,6 +115,17 @@ def test_chatml(first, second, third, fourth):
     assert labelled({"messages": turns}) == expected
 
 
+@pytest.mark.parametrize("turn", [1, 3])
+def test_an_answer_with_weight_0_is_not_learned(turn):
+    turns = [user("q"), bot("one"), user("r"), bot("two")]
+    without = labelled({"messages": turns})
+    turns[turn]["weight"] = 0
+    found = labelled({"messages": turns})
+    assert found["input_ids"] == without["input_ids"]
+    lost = [old for old, new in zip(without["labels"], found["labels"]) if old != new]
+    assert BYTES.decode(lost) == f"{turns[turn]['content']}<|im_end|>"
+
+
 @given(WORD, WORD)
 @settings(max_examples=30, deadline=None)
 def test_contents_that_the_template_strips(question, answer):

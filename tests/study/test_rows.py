@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_folder import byte_tokenizer
+from tiny_folder import AROUND, base_tokenizer, byte_tokenizer
 from trl import SFTConfig, SFTTrainer
 
+from lfu import LfUConfig
+from lfu.data.columns import as_dataset
+from lfu.data.learned import tokenised
 from lfu.data.templates import to_training_rows
-from lfu.evaluation.pieces import encode, shared_start
+from lfu.evaluation.pieces import answer_pieces, encode, shared_start
 from lfu.study.rows import chooses, pair_of, questions, retention, split
 from lfu.support.errors import UserError
 
@@ -108,11 +112,42 @@ def test_a_row_is_scored_as_it_is_trained_on(row, chat, template, tmp_path):
         LlamaForCausalLM(config), SFTConfig(str(tmp_path), **options), train_dataset=rows, processing_class=tokenizer
     )
     trained = trainer.train_dataset[0]
-    prompt, answer = pair_of(tokenizer, rows[0])
+    prompt, answer, *plain = pair_of(tokenizer, rows[0])
+    assert plain == ([] if chat and template == "auto" else [True])
     ids = encode(tokenizer, prompt + answer)
     assert ids == list(trained["input_ids"])
     if "completion_mask" in trained:
         assert shared_start(encode(tokenizer, prompt), ids) == list(trained["completion_mask"]).index(1)
+
+
+TALKS: list[dict[str, Any]] = [
+    {"question": "One?", "answer": " Yes.\n"},
+    {"instruction": "Name it", "input": "the sea", "output": "Sea", "system": "Be short."},
+    {"conversations": ["One?", "Yes.", "Two?", "No."]},
+    {"prompt": "Say a", "completion": " and b"},
+    {"prompt": "Say a:", "completion": " b<|im_end|>"},
+    {"question": "Which?", "choices": ["x", "yy"], "answer": 1},
+]
+
+
+@pytest.mark.parametrize("row", TALKS, ids=lambda row: next(iter(row)))
+@pytest.mark.parametrize("template", ["alpaca", "none"])
+@pytest.mark.parametrize("kind", AROUND)
+def test_every_base_model_is_scored_on_its_training_tokens(row, template, kind, tmp_path):
+    tokenizer = base_tokenizer(kind)
+    rows = to_training_rows(as_dataset([row]), template=template, tokenizer=tokenizer)
+    (trained,) = tokenised(rows, tokenizer, LfUConfig(str(tmp_path), use_cpu=True))
+    (piece,) = answer_pieces(tokenizer, list(rows), render=pair_of)
+    assert piece.ids == trained["input_ids"]
+    last = max(place for place, label in enumerate(trained["labels"]) if label == -100)
+    assert piece.start == last + 1
+
+
+def test_an_answer_that_is_not_learned_is_not_scored():
+    talk = [turn | ({"weight": 0} if turn["content"] == "No." else {}) for turn in CONVERSATION]
+    tokenizer = byte_tokenizer()
+    (row,) = to_training_rows(as_dataset([{"messages": talk}]), tokenizer=tokenizer)
+    assert pair_of(tokenizer, row) == pair_of(tokenizer, {"messages": CONVERSATION[:3]})
 
 
 def test_questions_that_can_be_reworded():

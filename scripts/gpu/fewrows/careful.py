@@ -30,7 +30,8 @@ from fewrows.rows import Row, shaped
 from fewrows.work import append
 from lfu import LfUConfig, LfUTrainer
 from lfu.cli import careful
-from lfu.data.templates import beginning, to_training_rows
+from lfu.data.templates import to_training_rows
+from lfu.evaluation.pieces import render_of
 from lfu.evaluation.prompts import fill, shipped_templates
 from lfu.evaluation.score import answer_nll, perplexity
 from lfu.methods.l2sp import UPDATES
@@ -134,8 +135,7 @@ def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, in
 @torch.no_grad()
 def measured(model: Any, tokenizer: Any, rows: dict[str, list[Row]], task: str) -> dict[str, Any]:
     """Nats a token: validation and test rows, other wordings of some test rows, the other task, LAMBADA's passages."""
-    first = beginning(tokenizer)  # as in training: Gemma can't do without
-    bare = lambda tokenizer, row: (f"{first}{row['question']}\n", row["answer"] + tokenizer.eos_token)
+    bare = render_of(tokenizer, "none")  # as in training
     nll = lambda some, render=bare: answer_nll(model, tokenizer, some, batch_size=16, render=render).mean
     (kept,) = {"gsm8k", "dolly"} & rows.keys()
     kind, names = WORDINGS[task]

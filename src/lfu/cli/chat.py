@@ -153,13 +153,15 @@ class Speaker:
         return ids[-room:]
 
     def _encoded(self) -> list[int]:
+        from lfu.evaluation.pieces import encode
+
         if self.tokenizer.chat_template:
             text = self.tokenizer.apply_chat_template(self.turns, tokenize=False, add_generation_prompt=True)
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return encode(self.tokenizer, text)
         from lfu.data.templates import as_text  # as `lfu train` writes rows for such a model
 
         asked = as_text([*self.turns, {"role": "assistant", "content": ""}], "alpaca", self.tokenizer.eos_token or "")
-        return list(self.tokenizer(asked["prompt"])["input_ids"])
+        return encode(self.tokenizer, asked["prompt"], special=True)
 
     def _generate(self, ids: list[int], show: Callable[[str], Any]) -> None:
         from transformers import TextStreamer

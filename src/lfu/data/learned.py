@@ -19,7 +19,8 @@ from trl.data_utils import maybe_apply_chat_template
 
 from lfu.data.checking import IGNORED, Checking
 from lfu.data.columns import is_exact
-from lfu.data.turns import Message, is_learned, said
+from lfu.data.templates import around
+from lfu.data.turns import MARK, Message, is_learned, said, special_ids
 from lfu.support.errors import UserError, one_line
 from lfu.support.versions import mend_trl
 
@@ -28,7 +29,6 @@ try:
 except ImportError:  # TRL 0.24 has no templates of its own for training
     chat_template_utils = None
 mend_trl()
-MARK = "QzXjWvMark"  # stands where an answer stands; no template and no text has it
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 CHUNK = 1000  # rows that are held as Python lists at a time
 Row = Mapping[str, Any]
@@ -62,6 +62,9 @@ def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], No
             chunks.append(pa.table({key: pa.array(lists, pa.list_(pa.int32())) for key, lists in found.items()}))
             found = {"input_ids": [], "labels": []}
     checking.report(tell)
+    if writing.closing:
+        end = tokenizer.decode(writing.closing)
+        tell(f"note: the tokenizer ends texts with {end}, as training does: it is put there once")
     return Dataset(pa.concat_tables(chunks))
 
 
@@ -107,18 +110,23 @@ class _Writing:
         self.trainer: Any = SFTTrainer.__new__(SFTTrainer)  # no model is needed; this is all that is read of a trainer
         self.trainer._tokenizer, self.trainer._is_vlm = tokenizer, False
         self.trainer.chat_template, self.trainer.completion_only_loss = template, completion
+        _, behind = around(tokenizer)
+        # tokens behind every plain text that repeat the end which TRL puts there
+        self.closing = behind if behind == [tokenizer.eos_token_id] and _is_plain(rows[0]) else []
 
     def __iter__(self) -> Iterator[tuple[Row, list[int], list[int]]]:
         stream = IterableDataset(ExamplesIterable(self._rows, {}))
         try:
             for row in self.trainer._prepare_dataset(stream, self.tokenizer, self.args, False, None, "train"):
                 ids = list(row["input_ids"])
-                yield row, ids, self._answers(row, ids) if self.by_turns else self._labels(row, ids)
+                labels = self._answers(row, ids) if self.by_turns else self._labels(row, ids)
+                length = len(ids) - len(self.closing)
+                yield row, ids[:length], labels[:length]
         except UserError:
             raise
         except Exception as error:  # whatever a template or a tokenizer trips over
             row = self.rows[max(self.number - 1, 0)]
-            writer = "tokenizer" if isinstance(next(iter(row.values())), str) else "chat template"
+            writer = "tokenizer" if _is_plain(row) else "chat template"
             raise UserError(
                 f"data row {self.number}: the {writer} can't write it ({type(error).__name__}: "
                 f"{one_line(error)[:200]}); the row: {one_line(row)[:200]}"
@@ -135,7 +143,7 @@ class _Writing:
 
     def _labels(self, row: Row, ids: list[int]) -> list[int]:
         """TRL's; where it leaves their making to its collator, as it does before 1.7, by its masks."""
-        if row.get("answers"):
+        if row.get("answers") and self.trainer.completion_only_loss:
             return self._answers_of_text(row, ids)
         if "labels" in row:
             return list(row["labels"])
@@ -163,8 +171,7 @@ class _Writing:
         for index, message in enumerate(messages):
             if not is_learned(message):
                 continue
-            before = self._write(row, messages[:index], add_generation_prompt=True)
-            start, end = _common(before, ids), len(ids)
+            start, end = self._start_of(row, index, ids), len(ids)
             if index + 1 < len(messages):
                 upto = self._write(row, messages[: index + 1])
                 end = _common(upto, ids)
@@ -173,20 +180,31 @@ class _Writing:
             labels[start:end] = ids[start:end]
         return labels
 
+    def _start_of(self, row: Row, index: int, ids: list[int]) -> int:
+        if before := row["messages"][:index]:
+            return _common(self._write(row, before, add_generation_prompt=True), ids)
+        return min(_common(other, ids) for other in self._with_others(row, index))
+
     def _end_of(self, row: Row, index: int, ids: list[int]) -> int:
-        marked = [*row["messages"]]
-        marked[index] = said("assistant", MARK)
-        end = len(ids) - _common(self._write(row, marked)[::-1], ids[::-1])
-        ending = set(self.tokenizer.all_special_ids) - {self.tokenizer.bos_token_id}
+        end = len(ids) - min(_common(other[::-1], ids[::-1]) for other in self._with_others(row, index))
+        ending = special_ids(self.tokenizer) - {self.tokenizer.bos_token_id}
         while end < len(ids) and ids[end] in ending:
             end += 1
         return end
 
+    def _with_others(self, row: Row, index: int) -> Iterator[list[int]]:
+        """The conversation with another answer in place of that one, in two ways that begin and end differently."""
+        for answer in (MARK, MARK[::-1]):
+            yield self._write(row, [*row["messages"][:index], said("assistant", answer), *row["messages"][index + 1 :]])
+
     def _write(self, row: Row, messages: list[Message], **more: Any) -> list[int]:
-        if not messages:
-            return []
         options = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {}), **more}
         return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def _is_plain(row: Row) -> bool:
+    """Whether a row is of texts, and not a conversation."""
+    return isinstance(next(iter(row.values())), str)
 
 
 def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:

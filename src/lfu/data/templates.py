@@ -214,10 +214,15 @@ def _begin_once(made: list[Row], tokenizer: Tokenizer, tell: Callable[[str], Non
 
 
 def beginning(tokenizer: Tokenizer) -> str:
-    """The token that the tokenizer puts in front of a text, or an empty text."""
-    bos = getattr(tokenizer, "bos_token", None)
-    first = tokenizer("a", verbose=False)["input_ids"][:1] if bos else []
-    return str(bos) if bos and first == [tokenizer.bos_token_id] else ""
+    """The tokens that the tokenizer puts in front of a text, as text: mostly none or one; GLM's has two."""
+    return str(tokenizer.decode(around(tokenizer)[0]))
+
+
+def around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer puts in front of a plain text, and those behind it."""
+    made = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, added = list(made["input_ids"]), list(made["special_tokens_mask"])
+    return ids[: added.index(0)], ids[len(ids) - added[::-1].index(0) :]
 
 
 def _refuse_media(dataset: Dataset) -> None:

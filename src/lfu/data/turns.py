@@ -17,6 +17,7 @@ SPEAKERS = {
     "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "function_call": "assistant", "tool": "tool",
     "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+MARK = "QzXjWvMark"  # stands where a text stands, to see what a template writes round it; no text has it
 TEXT_PARTS = ("text", "input_text", "output_text")
 WORDED = ("reasoning_content", "thinking", "name")  # further texts of a message
 KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false", int: "a number", float: "a number"}
@@ -198,3 +199,9 @@ def check_turns(messages: list[Message], column: str) -> None:
             raise ValueError(f"{_turn(column, index)} ({message['role']}) is empty: fill it, or leave the row out")
     if not any(is_learned(message) for message in messages):
         raise ValueError(f"column {column!r}: every answer has weight 0, so nothing is learned: leave the row out")
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """The tokenizer's special tokens, those among them that it has no role for, such as another model's end of turn."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)

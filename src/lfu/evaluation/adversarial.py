@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 from lfu.evaluation.batching import Progress, continuations
 from lfu.evaluation.intervals import Interval, paired_difference, wilson
-from lfu.evaluation.pieces import Render, chat_pair, encode
+from lfu.evaluation.pieces import Asked, Render, chat_pair, encode
 from lfu.evaluation.refusal import plain_words, refuses
 
 T = TypeVar("T")
@@ -65,8 +65,9 @@ def behaviour(
     """
     if not requests:
         raise ValueError("no requests to ask")
-    pairs = [(render or chat_pair)(tokenizer, {"question": q, "answer": "."}) for q in (*requests, *ordinary)]
-    prompts = [encode(tokenizer, prompt) for prompt, _ in pairs]
+    questions = [{"question": question, "answer": "."} for question in (*requests, *ordinary)]
+    pairs = [Asked(*(render or chat_pair)(tokenizer, row)) for row in questions]
+    prompts = [encode(tokenizer, asked.prompt, asked.plain) for asked in pairs]
     said = [text.strip() for text in continuations(model, tokenizer, prompts, max_new_tokens, batch_size, progress)]
     first, others = said[: len(requests)], said[len(requests) :]
     broke = [bool(judge(prompt, response)) for prompt, response in zip(requests, first)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lfu.evaluation.pieces import Piece
+from lfu.evaluation.pieces import Piece, end_of_turn
 from lfu.model.rng import Replay
 from lfu.support.annotations import Model, Tokenizer
 
@@ -94,9 +94,10 @@ def continuations(
 
 
 def end_tokens(model: Model, tokenizer: Tokenizer) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those of the model's own settings for generation."""
+    """The tokens that end an answer: the tokenizer's, those of the model's own settings for generation, and what the
+    chat template writes, which in a base model's tokenizer is often none of them."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None})
+    return sorted({tokenizer.eos_token_id, end_of_turn(tokenizer), *(own if isinstance(own, list) else [own])} - {None})
 
 
 def generate(

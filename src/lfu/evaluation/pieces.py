@@ -2,13 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from lfu.data.templates import TEMPLATES, alpaca_prompt, beginning
+from lfu.data.templates import TEMPLATES, alpaca_prompt
+from lfu.data.turns import MARK, said, special_ids
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
 
-Render = Callable[[Any, Mapping[str, Any]], tuple[str, str]]  # (tokenizer, row) -> (prompt, answer), as text
+
+class Asked(NamedTuple):
+    """A row as a model reads it, as text."""
+
+    prompt: str
+    answer: str
+    plain: bool = False  # no chat template wrote it, so the tokenizer puts its own tokens in front, as in training
+
+
+Render = Callable[[Any, Mapping[str, Any]], tuple[str, str] | Asked]  # (tokenizer, row) -> (prompt, answer)
 
 
 @dataclass(frozen=True)
@@ -60,9 +70,9 @@ def answer_pieces(
         raise ValueError("no rows to score")
     pieces = []
     for item, row in enumerate(rows):
-        prompt, answer = (render or chat_pair)(tokenizer, row)
-        ids = encode(tokenizer, prompt + answer)
-        piece = Piece(ids, max(1, shared_start(encode(tokenizer, prompt), ids)), item)
+        asked = Asked(*(render or chat_pair)(tokenizer, row))
+        ids = encode(tokenizer, asked.prompt + asked.answer, asked.plain)
+        piece = Piece(ids, max(1, shared_start(encode(tokenizer, asked.prompt, asked.plain), ids)), item)
         if piece.tokens < 1:
             raise ValueError(f"row {item + 1} has no answer token to score")
         if window is not None and len(ids) > window:
@@ -72,8 +82,15 @@ def answer_pieces(
 
 
 def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
-    """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own)."""
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    """Token ids; `special` adds what the tokenizer puts in front of plain text (a template brings its own).
+
+    What it puts behind is left out: some tokenizers end every text, and no prompt may end before its answer.
+    """
+    made = tokenizer(text, add_special_tokens=special, return_special_tokens_mask=True, verbose=False)
+    ids, added = list(made["input_ids"]), made["special_tokens_mask"]
+    while special and ids and added[len(ids) - 1]:
+        ids.pop()
+    return ids
 
 
 def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
@@ -116,6 +133,18 @@ def last_answer(
     return prompt, whole[len(prompt) :]
 
 
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The special token that the chat template writes behind an answer, if it has one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        text = tokenizer.apply_chat_template([said("user", "a"), said("assistant", MARK)], tokenize=False)
+    except Exception:  # a template that wants more than that
+        return None
+    special = special_ids(tokenizer)
+    return next((token for token in encode(tokenizer, text.partition(MARK)[2]) if token in special), None)
+
+
 def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
     """How `lfu train` would put a question: `chat`, `alpaca`, `none` (the bare question), or `auto`: chat if the
     tokenizer has a chat template, else alpaca.
@@ -129,5 +158,10 @@ def render_of(tokenizer: Tokenizer, template: str = "auto") -> Render:
     if template == "chat" or (template == "auto" and has_chat):
         return chat_pair
     prompt = "{}\n".format if template == "none" else alpaca_prompt
-    # what tokenizer and TRL put round a plain text in training
-    return lambda tok, row: (beginning(tok) + prompt(row["question"]), row["answer"] + (tok.eos_token or ""))
+    return lambda tok, row: plain_pair(tok, prompt(row["question"]), row["answer"])
+
+
+def plain_pair(tokenizer: Tokenizer, prompt: str, answer: str) -> Asked:
+    """Prompt and answer that are plain texts; TRL ends the answer with the end-of-sequence token, once."""
+    end = tokenizer.eos_token or ""
+    return Asked(prompt, answer if answer.endswith(end) else answer + end, plain=True)

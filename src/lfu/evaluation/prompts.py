@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from lfu.data.turns import MARK
 from lfu.evaluation.batching import Progress, tick
 from lfu.evaluation.intervals import Interval, percentiles, resampled
-from lfu.evaluation.pieces import Render, chat_pair
+from lfu.evaluation.pieces import Asked, Render, chat_pair
 from lfu.evaluation.score import answer_nll, exact_match, final_number, likeliest
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
@@ -149,8 +150,13 @@ def _choices(
     model: Model, tokenizer: Tokenizer, rows: list[dict[str, Any]], batch_size: int, wrap: Render,
     progress: Progress | None,
 ) -> TemplateScores:  # fmt: skip
-    """Every choice is scored as the answer, without the end of the turn: that is no part of any choice."""
-    render = lambda tok, row: (wrap(tok, row)[0], row["answer"])
+    """Every choice is scored where the answer stands, without the end of the turn: that is no part of any choice."""
+
+    def render(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Asked:
+        asked = Asked(*wrap(tokenizer, {**row, "answer": MARK}))
+        before = asked.answer.partition(MARK)[0]  # some templates open an answer with empty reasoning
+        return asked._replace(prompt=asked.prompt + before, answer=row["answer"])
+
     each = [dict(row) | {"answer": choice} for row in rows for choice in row["choices"]]
     scores = answer_nll(model, tokenizer, each, batch_size=batch_size, render=render)
     every = iter(zip(scores.nll, scores.tokens))

@@ -16,7 +16,7 @@ import torch
 
 from lfu.evaluation import batching
 from lfu.evaluation.batching import Progress, batches, continuations, forward, nll_of, padded, tick, token_nll
-from lfu.evaluation.pieces import Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
+from lfu.evaluation.pieces import Asked, Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
 from lfu.support.annotations import Model, Tokenizer
 
 SHORT = 64  # tokens of a question; of shorter ones more are read at a time
@@ -211,11 +211,11 @@ def exact_match(
     """
     if not rows:
         raise ValueError("no rows to score")
-    pairs = [(render or chat_pair)(tokenizer, row) for row in rows]
-    wanted = [final_number(answer) for _, answer in pairs]
+    pairs = [Asked(*(render or chat_pair)(tokenizer, row)) for row in rows]
+    wanted = [final_number(asked.answer) for asked in pairs]
     if None in wanted:
         raise ValueError(f"reference answer {wanted.index(None)} doesn't end in '#### number'")
-    prompts = [encode(tokenizer, prompt) for prompt, _ in pairs]
+    prompts = [encode(tokenizer, asked.prompt, asked.plain) for asked in pairs]
     texts = continuations(model, tokenizer, prompts, max_new_tokens, batch_size, progress)
     strict = [final_number(text) == number for text, number in zip(texts, wanted)]
     loose = [final_number(text, anywhere=True) == number for text, number in zip(texts, wanted)]

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from lfu.data.templates import ALPACA, ALPACA_WITH_INPUT
+from lfu.data.turns import MARK
 from lfu.methods.examples import IGNORED
 from lfu.methods.method import Method
 from lfu.methods.rows import Message, Row, messages_of, shape_of, template_arguments
@@ -15,7 +16,6 @@ from lfu.methods.run import Preparation
 from lfu.methods.writing import end_tokens
 from lfu.support.errors import UserError
 
-MARK = "QzXjWvMark"  # stands where a message's text stands; no template and no text has it
 # What of a message is text that a template writes out; the last two are an assistant's reasoning.
 TEXTS = ("content", "reasoning_content", "thinking")
 _ALPACA_FRAME = re.compile(
@@ -31,7 +31,8 @@ class InstructionModelling(Method):
 
     With the loss: the content of every message of the data, whatever its role; what ends an assistant's turn; all of a
     prompt that is a text, but for Alpaca's frame; a token across the border of content and template. Without it: role
-    markers, generation prompts, tool descriptions, the template's own system prompt, the beginning-of-sequence token.
+    markers, generation prompts, tool descriptions, the template's own system prompt, the beginning-of-sequence token,
+    and answers with weight 0.
 
     The rows are tokenised with their labels before TRL sees them, to the same `input_ids` as TRL's own; cutting,
     packing and evaluation rows stay TRL's, and `completion_only_loss` speaks of the evaluation rows alone.
@@ -60,8 +61,6 @@ class InstructionModelling(Method):
         if args.completion_only_loss is None:  # TRL would go by the training rows, whose shape changes here
             args.completion_only_loss = shape == "prompt"
         eos = args.eos_token or tokenizer.eos_token or ""
-        special = set(tokenizer.all_special_ids)
-        special |= {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         ends = set(end_tokens(run))
 
         def label(row: Row, index: int) -> dict[str, list[int]]:
@@ -77,7 +76,7 @@ class InstructionModelling(Method):
             # special tokens as TRL has them: for texts, not for what a template wrote
             encoded = tokenizer(text, add_special_tokens=messages is None, return_offsets_mapping=True, verbose=False)
             ids, places = list(encoded["input_ids"]), encoded["offset_mapping"]
-            spans += _ends_of_turns(turns, list(zip(ids, places)), ends, special)
+            spans += _ends_of_turns(turns, list(zip(ids, places)), ends)
             inside = lambda start, end: any(start < last and end > first for first, last in spans)
             labels = [token if inside(*place) else IGNORED for token, place in zip(ids, places)]
             return {"input_ids": ids, "labels": labels}
@@ -138,8 +137,8 @@ def turns_of(messages: list[Message], text: str, render: Callable[[list[Message]
                     f"{name} can't be found in what the chat template makes of the row: give its reasoning as "
                     "reasoning_content, or leave out what the template leaves out"
                 )
-        turns.append((str(message.get("role")), sorted(spans)))
         behind = max([behind, *(end for _, end in spans)])
+        turns.append((str(message.get("role")), [] if message.get("weight") == 0 else sorted(spans)))
     return turns
 
 
@@ -153,17 +152,9 @@ def _span_of(content: str, text: str, marked: str, behind: int) -> Span | None:
     return (place, place + len(content)) if alone else None
 
 
-def _ends_of_turns(
-    turns: list[Turn], tokens: Sequence[tuple[int, Span]], ends: set[int], special: set[int]
-) -> list[Span]:
-    """From the end of each assistant's content to the end of its end-of-turn token, where the template has one.
-
-    That is a token of `ends`, or the first special token behind the conversation's last answer: a base model's
-    tokenizer may name another end than its chat template writes.
-    """
+def _ends_of_turns(turns: list[Turn], tokens: Sequence[tuple[int, Span]], ends: set[int]) -> list[Span]:
+    """From the end of each assistant's content to the end of its end-of-turn token, one of `ends`, if it has one."""
     answers = [spans[-1][1] for role, spans in turns if role == "assistant" and spans]
-    if answers and turns[-1][0] == "assistant" and turns[-1][1]:
-        ends = ends | {next((token for token, (start, _) in tokens if token in special and start >= answers[-1]), -1)}
     starts = [spans[0][0] for _, spans in turns if spans]
     found = []
     for begin in answers:

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lfu.data.turns import MARK
 from lfu.evaluation.batching import generate, pad_id, padded, with_logits
 from lfu.evaluation.pieces import encode
 from lfu.evaluation.record import weights_hash
@@ -19,7 +20,6 @@ from lfu.model.rng import Replay
 
 VERSION = 1  # raise it when what is written or kept changes: older files are then left alone
 AT_A_TIME = 16  # texts that are written at a time
-MARK = "<<the user's words>>"
 
 Ids = list[int]
 

@@ -137,6 +137,8 @@ def task_of(row: Row, tokenizer: Any, longest: float = float("inf")) -> Task:
     question, answer = turns[-2:] if len(turns) > 1 else ({}, turns[-1])
     if answer["role"] != "assistant" or not _is_text(answer) or answer.get("tool_calls"):
         return Task([], left="without a text answer at the end")
+    if answer.get("weight") == 0:
+        return Task([], left="with a last answer that is not learned")
     if question.get("role") != "user" or not _is_text(question):
         return Task([], left="without a question before the answer")
     reference = answer["content"].removesuffix(tokenizer.eos_token or "").strip()

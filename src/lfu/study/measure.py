@@ -13,6 +13,7 @@ from datasets import Dataset
 from lfu.data.templates import to_training_rows
 from lfu.evaluation import prompts
 from lfu.evaluation.noise import noise_similarity
+from lfu.evaluation.pieces import Asked, Render
 from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
 from lfu.study.options import Options
 from lfu.study.rows import Kept, Split, pair_of, questions
@@ -133,13 +134,13 @@ def _prompts(
     return {name: {"nll": s.nll, "tokens": s.tokens, "correct": s.correct} for name, s in scores.items()}
 
 
-def _wrap(worded: Sequence[str], tokenizer: Any, exam: Exam) -> Callable[[Any, Mapping[str, Any]], tuple[str, str]]:
+def _wrap(worded: Sequence[str], tokenizer: Any, exam: Exam) -> Render:
     """(tokenizer, question and answer) -> (prompt, answer), as a training row of one of the questions would be."""
     plain = Dataset.from_list([{"question": question, "answer": "a"} for question in worded])
     made = to_training_rows(plain, template=exam.template, tokenizer=tokenizer, system=exam.system)
     known = {question: row["prompt"] for question, row in zip(worded, made)}
 
-    def wrap(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
+    def wrap(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str] | Asked:
         prompt, answer = known[row["question"]], row["answer"]
         turn = [{"role": "assistant", "content": answer}]
         return pair_of(tokenizer, {"prompt": prompt, "completion": turn if isinstance(prompt, list) else answer})

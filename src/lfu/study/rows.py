@@ -10,9 +10,10 @@ from typing import Any
 from lfu.data.columns import as_dataset
 from lfu.data.duplicates import repeated, row_text
 from lfu.data.probes import general_knowledge, plain_text
-from lfu.data.templates import beginning, to_training_rows
+from lfu.data.templates import to_training_rows
+from lfu.data.turns import is_learned
 from lfu.evaluation.forgetting import choice_rows
-from lfu.evaluation.pieces import last_answer
+from lfu.evaluation.pieces import Asked, last_answer, plain_pair
 from lfu.methods.rows import messages_of, template_arguments
 from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.files import write_text
@@ -121,15 +122,16 @@ def chooses(items: int) -> list[bool]:
     return [place % 3 == 0 for place in range(items)]
 
 
-def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str]:
-    """(prompt, answer) of a row in one of TRL's shapes, as the trainer would write them; of several turns the last.
+def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str] | Asked:
+    """Prompt and answer of a row in one of TRL's shapes, as the trainer would write them; of several answers the last
+    that is learned.
 
     Raises ValueError: a chat template that doesn't keep the prompt in front of the answer.
     """
     if (turns := messages_of(row)) is not None:
-        return last_answer(tokenizer, turns, template_arguments(row))
-    # what the tokenizer and TRL put round a plain text
-    return beginning(tokenizer) + row["prompt"], row["completion"] + (tokenizer.eos_token or "")
+        last = max(place for place, turn in enumerate(turns) if is_learned(turn))
+        return last_answer(tokenizer, turns[: last + 1], template_arguments(row))
+    return plain_pair(tokenizer, row["prompt"], row["completion"])
 
 
 def questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]] | None:
