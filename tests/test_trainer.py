@@ -680,7 +680,7 @@ def test_presets_are_the_papers_and_explicit_values_win(tmp_path):
 
 
 def test_part_is_refused_beside_noise_in_the_embeddings(tmp_path):
-    with pytest.raises(ValueError, match=r"part=0\.5 with NEFTune's noise saves nothing"):
+    with pytest.raises(ValueError, match=r"part=0\.5 with dropout or embedding noise saves nothing"):
         trainer(tmp_path, part=0.5, method="lfu+neftune")
 
 

@@ -11,11 +11,13 @@ from trl import SFTConfig
 
 from lfu.methods import REGISTRY, methods_of, written_out
 from lfu.step.consistency import KINDS as CONSISTENCIES
-from lfu.step.settings import StepSettings, settled, with_fields_of
+from lfu.step.settings import StepSettings, with_fields_of
 from lfu.support.choices import one_of, refuse_unread
 from lfu.support.flags import option
 from lfu.undesirable import KINDS as AUXILIARIES
 
+# The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
+PRESETS: dict[str, tuple[float, float]] = {"base": (0.1, 5.0), "instruct": (0.001, 500.0), "reps": (0.1, 0.1)}
 KINDS: dict[str, Any] = {"auxiliary": AUXILIARIES, "consistency": CONSISTENCIES}
 SETTLED = {"alpha": "auto", "auxiliary": "lora", "consistency": "mse"}  # what None comes to
 NOT_OF_THE_STEP = {"method", "method_args", "preset", "lam", "advice"}
@@ -93,8 +95,7 @@ class LfUConfig(SFTConfig):
             one_of(what, getattr(self, what), kinds)
             self.make(what)  # refuses values outside their range
         self._refuse_unread(on)
-        step = settled(self, on)
-        self.alpha, self.lam = step.alpha, step.lam
+        self._settle_strength(on)
         for method in methods:
             method.check(self)
 
@@ -102,6 +103,20 @@ class LfUConfig(SFTConfig):
     def step(self) -> StepSettings:
         """How an LfU step is taken."""
         return StepSettings(**{f.name: getattr(self, f.name) for f in fields(StepSettings)})
+
+    def _settle_strength(self, on: bool) -> None:
+        """alpha and lam: what is given, or the preset's, or auto; lam is 0 where no LfU step is taken.
+
+        Raises ValueError: a setting of the step out of range; a lam given though no step is taken.
+        """
+        if self.preset is not None:
+            one_of("preset", self.preset, PRESETS)
+        if not on and self.lam not in (None, 0, 0.0, "0", "0.0"):
+            raise ValueError(f"method={self.method!r} means lam=0, got lam={self.lam!r}: drop one of the two")
+        alpha, lam = PRESETS[self.preset] if on and self.preset else ("auto", "auto" if on else 0.0)
+        self.alpha = alpha if self.alpha is None else _number(self.alpha)
+        self.lam = lam if self.lam is None else _number(self.lam)
+        _ = self.step  # refuses what is out of range
 
     def make(self, what: str) -> Any:
         """The `auxiliary` or the `consistency` that is named, with the settings that its class says it uses."""
@@ -123,6 +138,14 @@ class LfUConfig(SFTConfig):
             names = {f.name for f in fields(self)} - {f.name for f in fields(SFTConfig)} - shared - NOT_OF_THE_STEP
             unread = dict.fromkeys(names, f"method={self.method!r} takes no LfU step")
         refuse_unread(self, unread, SETTLED)
+
+
+def _number(value: Any) -> Any:
+    """A text as the number that it spells; anything else is left for the checks."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def _refuse_deepspeed(given: Any) -> None:

@@ -17,6 +17,7 @@ from lfu.model.anatomy import anatomy
 from lfu.step.cheaper import (
     BESIDE,
     Cheaper,
+    Sizes,
     cost,
     draw_layers,
     draw_rows,
@@ -374,8 +375,9 @@ def test_between_the_passes_only_the_answer_tokens_are_kept(dtype):
 @given(st.floats(1.01, 2.5), st.booleans(), st.integers(1, 16), st.integers(1, 80), st.integers(0, 40), st.booleans())
 def test_a_budget_is_kept_and_never_spends_less_than_it_must(budget, full, rows, top, below, stale):
     layers, depth = range(min(below, top - 1) + 1, top + 1), top + below
-    form = within(budget, full=full, rows=rows, layers=layers, depth=depth, stale=stale)
-    assert cost(form, full=full, rows=rows, layers=layers, depth=depth) <= budget + 1e-9
+    sizes = Sizes(full, rows, layers, depth)
+    form = within(budget, sizes, stale)
+    assert cost(form, sizes) <= budget + 1e-9
     assert stale or not form.stale
     assert form.cycle() <= longest_cycle(Cheaper(), budget)
     if budget >= 1 + BESIDE + top / depth:
@@ -383,11 +385,11 @@ def test_a_budget_is_kept_and_never_spends_less_than_it_must(budget, full, rows,
 
 
 def test_a_range_that_ends_early_costs_its_share_and_a_late_draw_costs_what_lies_below():
-    early = cost(Cheaper(), full=False, layers=range(1, 5), depth=12)
+    early = cost(Cheaper(), Sizes(False, 1, range(1, 5), 12))
     assert early == pytest.approx(1 + BESIDE + 4 / 12)
-    assert within(1.5, full=False, rows=4, layers=range(1, 5), depth=12).exact
+    assert within(1.5, Sizes(False, 4, range(1, 5), 12)).exact
     # one of 9..12: the forward runs 9 to 12 of 12 layers
-    late = cost(Cheaper(random_layers=1), full=False, layers=range(9, 13), depth=12)
+    late = cost(Cheaper(random_layers=1), Sizes(False, 1, range(9, 13), 12))
     assert late == pytest.approx(1 + BESIDE + (9 + 10 + 11 + 12) / 4 / 12)
 
 
@@ -403,7 +405,7 @@ def test_a_range_that_ends_early_costs_its_share_and_a_late_draw_costs_what_lies
     ],
 )
 def test_what_a_budget_picks_on_a_lora_theta(budget, rows, want):
-    assert str(within(budget, full=False, rows=rows, layers=range(1, 5), depth=4)) == want
+    assert str(within(budget, Sizes(False, rows, range(1, 5), 4))) == want
 
 
 @pytest.mark.parametrize(

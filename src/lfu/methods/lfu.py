@@ -13,7 +13,7 @@ from lfu.methods.run import Micro, Trainer
 from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
 from lfu.parallel.several import Several, several
 from lfu.parallel.zero import Zero
-from lfu.step.cheaper import cost_of, settle_budget
+from lfu.step.cheaper import Sizes, cost, part_saves_nothing, settle_budget
 from lfu.step.record import Record
 from lfu.step.step import LfUStep
 from lfu.training.advice import Advice
@@ -176,7 +176,7 @@ def _tell_approximate(trainer: Trainer, step: LfUStep) -> None:
         picked = f"budget={budget:g} picks "
     if picked or not step.cheaper.exact:
         form = f"{step.cheaper} (approximate)" if not step.cheaper.exact else "the exact step"
-        trainer.say(f"{picked}{form}: about {cost_of(step, rows):.2f} times an SFT step, counted")
+        trainer.say(f"{picked}{form}: about {cost(step.cheaper, Sizes.of(step, rows)):.2f} times an SFT step, counted")
 
 
 def refuse_settings(args: Any) -> None:
@@ -214,10 +214,7 @@ def _refuse_setup(trainer: Trainer) -> None:
     if trainer.accelerator.mixed_precision == "fp8":
         raise ValueError("mixed precision fp8 replaces the layers that LfU is attached to: use bf16")
     if args.part < 1 and args.same_dropout and args.neftune_noise_alpha:
-        raise ValueError(
-            f"part={args.part:g} with NEFTune's noise saves nothing, as the second pass must draw that of the whole "
-            "micro-batch: use every or random_layers, or set same_dropout=False"
-        )
+        raise ValueError(part_saves_nothing(args.part))
     if getattr(trainer, "_is_vision_dataset", False):
         raise ValueError("LfU compares text layers: vision-language data sets are not supported")
     if args.ascent_batch == "independent" and not hasattr(trainer.train_dataset, "__len__"):

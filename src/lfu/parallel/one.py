@@ -69,7 +69,7 @@ class OneProcess:
         """The ascent gradient: this process's, or the sum over all."""
         return gradients
 
-    def taps(self, theta: list[nn.Parameter], measured: list[nn.Parameter], own: bool) -> Any:
+    def taps(self, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter], own: bool) -> Any:
         """Several processes: what tells the SFT backward's gradient from the consistency backward's."""
         raise NotImplementedError
 

@@ -13,10 +13,9 @@ def refuse_data_parallel(args: Any, who: str) -> None:
 
 
 def refuse_launch(trainer: Any) -> None:
-    """Ways to run several processes that LfU and SAM can't work under.
+    """Raises ValueError for ways to run several processes that LfU and SAM can't work under.
 
-    Raises ValueError: DataParallel, FSDP 1, tensor, context or sequence parallelism, a model sharded while it was
-    loaded.
+    DataParallel, FSDP 1, tensor, context or sequence parallelism, a model sharded while it was loaded.
     """
     method, works = trainer.args.method, "use DDP, or FSDP with fsdp_version 2"
     refuse_data_parallel(trainer.args, f"method {method!r}")
@@ -55,10 +54,9 @@ def refuse_stale(stale: int) -> None:
 
 
 def refuse_zero(trainer: Any, own: bool, reads_logits: bool, fused_experts: bool) -> None:
-    """What LfU can't do under DeepSpeed and shows before DeepSpeed has the model.
+    """Raises ValueError for what LfU can't do under DeepSpeed, before DeepSpeed has the model.
 
-    Raises ValueError: fp16, whose loss scale DeepSpeed keeps to itself; an auxiliary or consistency that reads whole
-    weights.
+    That is fp16, whose loss scale DeepSpeed keeps to itself, and what reads whole weights.
     """
     if trainer.accelerator.mixed_precision == "fp16":
         raise ValueError("DeepSpeed's fp16 scales the loss out of LfU's sight: use bf16, or DDP or FSDP")

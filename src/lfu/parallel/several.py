@@ -48,13 +48,9 @@ def several(trainer: Any) -> bool:
 
 
 class Several(OneProcess):
-    """Processes that each hold a part of every micro-batch, under DDP or FSDP2.
+    """Processes that each hold a part of every micro-batch, under DDP or FSDP2 (`scope`: see the module).
 
-    Args:
-        model: the wrapper: `DistributedDataParallel`, or what `fully_shard` returned.
-        scope: `global` or `local`, see the module.
-        accelerator: accelerate's, which knows when an update ends. Default: when DDP's `no_sync` says; FSDP2: always.
-
+    An `accelerator` knows when an update ends. Without one: when DDP's `no_sync` says; FSDP2: after each micro-batch.
     Raises ValueError: a model in no wrapper; DDP's `static_graph`.
     """
 
@@ -193,8 +189,8 @@ class Several(OneProcess):
             summed += _unflatten_dense_tensors(flat, group)
         return summed
 
-    def taps(self, theta: list[nn.Parameter], measured: list[nn.Parameter], own: bool) -> Taps:
-        self._taps = Taps(self, measured, theta if own else [])
+    def taps(self, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter], own: bool) -> Taps:
+        self._taps = Taps(self, measured, theta, own)
         return self._taps
 
     def gathered(self, numbers: Sequence[float]) -> list[list[float]]:

@@ -21,22 +21,19 @@ class Taps:
     The figures are those of all processes' gradients before they are averaged, laid end to end: three numbers are
     summed instead of a gradient, and every process sees the same ratio.
 
-    Args:
-        processes: the `Several` that ask for them.
-        measured: the parameters to measure.
-        put_aside: theta, where the ascent moves it.
+    `measured` are those of `theta` to measure; `own`: the ascent moves theta.
     """
 
-    def __init__(self, processes: Any, measured: list[nn.Parameter], put_aside: list[nn.Parameter]):
-        self.processes, self.theta, self.second = processes, put_aside, False
+    def __init__(self, processes: Any, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter], own: bool):
+        self.processes, self.theta, self.second = processes, theta, False
         self.keep: int | None = None  # without effect: what a reducer has summed can't be taken apart
         # the first backward's gradient and its square: autograd may add the second's to it where it lies
         self.first: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self.sums: dict[Any, torch.Tensor] = {}  # (cons . cons, sft . cons), float64
         self.handles: list[Any] = []
         self.tapped: set[int] = set()
-        self.earlier = [p.grad for p in self.theta]
-        for p in self.theta:
+        self.earlier = [(p, p.grad) for p in theta] if own else []
+        for p, _ in self.earlier:
             p.grad = None
         if processes.sharded:  # FSDP2 and ZeRO-3, whose whole parameters exist only while a module runs
             chosen = {id(p) for p in measured}
@@ -69,10 +66,10 @@ class Taps:
 
     def set_aside(self) -> None:
         """The clean pass is over: `.grad` is again the sum with earlier micro-batches."""
-        for p, before in zip(self.theta, self.earlier):
+        for p, before in self.earlier:
             if before is not None:
                 p.grad = before if p.grad is None else before.add_(p.grad)
-        self.theta, self.earlier = [], []
+        self.earlier = []
 
     def undo(self) -> bool:
         """Never: what has come since is in the sum."""
@@ -81,10 +78,10 @@ class Taps:
     def narrow(self, measured: Sequence[nn.Parameter]) -> None:
         """Nothing is kept that could be given up."""
 
-    def abandon(self, theta: Sequence[nn.Parameter]) -> None:
+    def abandon(self) -> None:
         """After an error: nothing of this update is left, as its parts can't be told apart."""
         self.join()
-        for p in theta:
+        for p in self.theta:
             p.grad = None
 
     def compare(self) -> tuple[float, float, float]:
@@ -96,9 +93,9 @@ class Taps:
         cosine = dot / scale if scale > 0 and math.isfinite(dot / scale) else 0.0
         return math.sqrt(a) if a >= 0 else math.nan, math.sqrt(b) if b >= 0 else math.nan, cosine
 
-    def unsure(self, theta: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    def unsure(self) -> Sequence[nn.Parameter]:
         """All: what the reducer has made of the gradients is in `.grad`."""
-        return list(theta)
+        return self.theta
 
     def join(self) -> None:
         """Hooks off."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from lfu.model.anatomy import Anatomy, whole_shape
+from lfu.model.anatomy import whole_shape
 from lfu.model.rng import draws_masks
 from lfu.support.choices import SHARE, check, setting, whole
 
@@ -86,8 +86,7 @@ def generator(seed: int, index: int) -> torch.Generator:
 def draw_rows(where: torch.Tensor, width: int, part: float, source: torch.Generator) -> tuple[torch.Tensor, float]:
     """The positions `where` (flat indices into B x width) of a random share of the rows that have any.
 
-    Returns:
-        the chosen positions, and what their token sums are multiplied by so that the expectation is the sum over all.
+    With them comes what their token sums are multiplied by, so that the expectation is the sum over all.
     """
     rows = (where // width).cpu()
     answered = rows.unique()
@@ -140,34 +139,18 @@ def part_saves_nothing(part: float) -> str:
 
 
 def settle_budget(step: LfUStep, rows: int, noise: bool = False, alone: bool = True) -> None:
-    """The step's `budget` becomes one of the forms, once.
+    """The step's `budget` becomes one of the forms, once, for micro-batches of so many rows.
 
-    Args:
-        rows: of a micro-batch.
-        noise: the embeddings will have some, as NEFTune's.
-        alone: the model won't be put into a wrapper of several processes, where `stale` can't run.
+    `noise`: the embeddings will have some, as NEFTune's. `alone`: the model won't be put into a wrapper of several
+    processes, where `stale` can't run.
     """
     s = step.settings
     stale = step.auxiliary.can_be_kept and s.direction == "perturbed" and not step.term.reads_logits
     if replays_masks(step) or (noise and s.same_dropout):
         rows = 1  # no `part`: the second pass keeps its shape
     assert step.budget is not None
-    step.cheaper = within(step.budget, stale=stale and alone and step.processes.alone, **_sizes(step, rows))
+    step.cheaper = within(step.budget, Sizes.of(step, rows), stale and alone and step.processes.alone)
     step.budget = None
-
-
-def cost_of(step: LfUStep, rows: int) -> float:
-    """What a micro-batch of so many rows costs as a multiple of an SFT step, counted: see `cost`."""
-    return cost(step.cheaper, **_sizes(step, rows))
-
-
-def _sizes(step: LfUStep, rows: int) -> dict[str, Any]:
-    return {
-        "full": trains_all(step.anatomy),
-        "rows": rows,
-        "layers": step.reader.layers,
-        "depth": len(step.anatomy.blocks),
-    }
 
 
 # -- what it costs, and budget= ----------------------------------------------------------------------------------------
@@ -177,32 +160,42 @@ def _sizes(step: LfUStep, rows: int) -> dict[str, Any]:
 BESIDE = 0.15
 
 
-def cost(form: Cheaper, *, full: bool, rows: int = 1, layers: Sequence[int] = (1,), depth: int = 1) -> float:
+@dataclass(frozen=True)
+class Sizes:
+    """What the cost of a form depends on."""
+
+    full: bool  # theta is most of the blocks' weights, not an adapter
+    rows: int  # of a micro-batch
+    layers: Sequence[int]  # compared, neighbours in 1..depth
+    depth: int  # K, the number of layers
+
+    @classmethod
+    def of(cls, step: LfUStep, rows: int) -> Sizes:
+        weights = [p for block in step.anatomy.blocks for p in block.parameters()]
+        sizes = [(whole_shape(p).numel(), p.requires_grad) for p in weights]
+        full = 2 * sum(size for size, trained in sizes if trained) > sum(size for size, _ in sizes)
+        return cls(full, rows, step.reader.layers, len(step.anatomy.blocks))
+
+    def mean_depth(self, count: int) -> float:
+        """Mean share of the model up to the highest compared layer, of all or (`random_layers`) of `count` drawn."""
+        if not count:
+            return self.layers[-1] / self.depth
+        ends = (min(start + count, len(self.layers)) for start in range(len(self.layers)))  # past the end, see above
+        return sum(self.layers[end - 1] for end in ends) / len(self.layers) / self.depth
+
+
+def cost(form: Cheaper, sizes: Sizes) -> float:
     """Arithmetic of a step, as a multiple of an SFT step, counted in passes.
 
     A backward costs one forward where theta is an adapter, two where it is all weights. The head, which the second
     pass leaves out, is counted in: models with a large vocabulary cost less than this.
-
-    Args:
-        form: the approximate form.
-        full: theta is (nearly) all weights.
-        rows: rows of a micro-batch.
-        layers: compared layers, neighbours in 1..K.
-        depth: K, the number of layers.
     """
-    forward = 1 / (3 if full else 2)  # of an SFT step
-    second = max(1, round(form.part * rows)) / rows * _mean_depth(layers, depth, form.random_layers)
+    forward = 1 / (3 if sizes.full else 2)  # of an SFT step
+    second = max(1, round(form.part * sizes.rows)) / sizes.rows * sizes.mean_depth(form.random_layers)
     exact = BESIDE + second  # `part` spares nothing of what is beside the second pass
     if form.stale:
         return 1 + (exact + (form.stale - 1) * second * forward) / form.stale
     return 1 + exact / form.every
-
-
-def trains_all(parts: Anatomy) -> bool:
-    """Whether theta is most of the blocks' weights, not an adapter: then a backward costs two forwards."""
-    weights = [p for block in parts.blocks for p in block.parameters()]
-    sizes = [(whole_shape(p).numel(), p.requires_grad) for p in weights]
-    return 2 * sum(size for size, trained in sizes if trained) > sum(size for size, _ in sizes)
 
 
 def longest_cycle(form: Cheaper, budget: float | None, accumulation: int = 1) -> int:
@@ -210,37 +203,16 @@ def longest_cycle(form: Cheaper, budget: float | None, accumulation: int = 1) ->
     return form.cycle(accumulation) if budget is None else max(8, math.ceil((1 + BESIDE) / (budget - 1)))
 
 
-def _mean_depth(layers: Sequence[int], depth: int, count: int) -> float:
-    """Mean share of the model up to the highest compared layer, of all `layers` or of `count` that are drawn."""
-    if not count:
-        return layers[-1] / depth
-    ends = (min(start + count, len(layers)) for start in range(len(layers)))  # past the end it goes on at the start
-    return sum(layers[end - 1] for end in ends) / len(layers) / depth
-
-
-def within(
-    budget: float, *, full: bool, rows: int = 1, layers: Sequence[int] = (1,), depth: int = 1, stale: bool = True
-) -> Cheaper:
+def within(budget: float, sizes: Sizes, stale: bool = True) -> Cheaper:
     """The first form of this list whose `cost` is within `budget`: the exact step; `part`, as many rows as fit;
-    `random_layers`, a quarter of them; `stale` 4, then 8; `every`, the lowest k that fits.
+    `random_layers`, a quarter of them; `stale` 4, then 8, where it can be used; `every`, the lowest k that fits.
 
     In this order because `part` and `random_layers` act on every update, exactly and unbiased, `stale` is first order
     in alpha, and `every` acts in bursts.
-
-    Args:
-        budget: a step's cost as a multiple of an SFT step, > 1.
-        full, rows, layers, depth: as in `cost`; one row where `part` can't be used.
-        stale: whether `stale` can be used.
-
-    Raises:
-        ValueError: a budget of 1 or less.
     """
-    if not (isinstance(budget, (int, float)) and math.isfinite(budget) and budget > 1):
-        raise ValueError(f"budget must be a finite number > 1 (1 is plain SFT), got {budget!r}")
-    forms = [Cheaper(), *(Cheaper(part=count / rows) for count in range(rows - 1, 0, -1))]
-    forms += [Cheaper(random_layers=len(layers) // 4)] if len(layers) >= 8 else []
+    forms = [Cheaper(), *(Cheaper(part=count / sizes.rows) for count in range(sizes.rows - 1, 0, -1))]
+    forms += [Cheaper(random_layers=len(sizes.layers) // 4)] if len(sizes.layers) >= 8 else []
     forms += [Cheaper(stale=4), Cheaper(stale=8)] if stale else []
-    price = cost(Cheaper(), full=full, layers=layers, depth=depth) - 1
+    price = cost(Cheaper(), sizes) - 1
     forms += [Cheaper(every=max(2, math.ceil(price / (budget - 1) - 1e-9)))]
-    prices = ((form, cost(form, full=full, rows=rows, layers=layers, depth=depth)) for form in forms)
-    return next(form for form, price in prices if price <= budget + 1e-9)
+    return next(form for form in forms if cost(form, sizes) <= budget + 1e-9)

@@ -1,13 +1,7 @@
 """The consistency term (Eq. 5) and its siblings: how far the representations moved.
 
-One class a kind, one shape: `(target, moving) -> (N,)`, a value a token. `target` is detached by the caller, the
-gradient goes through `moving`. `Term` sums over tokens, layer by layer. A kind says about itself:
-
-- `reads`: `layers`, representations `(N, d)`, or `logits` `(N, V)`;
-- `token_sum`: a token's value depends on that token alone, so rows may be taken one after the other;
-- `gradient`: `(target, moving) -> (N, d)` of the sum over tokens, where it is known better than autograd does;
-- `settings`: the fields of `LfUConfig` that are its own, and its arguments for them;
-- `ignores`: the settings of the step that play no part with it.
+One class per kind, one shape: `(target, moving) -> (N,)`, a value per token. `target` is detached by the caller, the
+gradient goes through `moving`. `Term` sums over tokens, layer by layer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,16 +19,20 @@ from lfu.support.choices import one_of
 
 Hidden = dict[int, torch.Tensor]  # layer -> (N, d)
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Autocast = Callable[[], AbstractContextManager[None]]
 CHUNK = 2**24  # entries of one chunk of an N x N or N x V matrix: 64 MB in float32
 
 
 class Consistency(nn.Module):
-    """Base of the kinds below; an `nn.Module` of your own with the same call needs none of it."""
+    """Base of the kinds below; an `nn.Module` of your own with the same call needs none of it.
 
-    reads: ClassVar[str] = "layers"
-    token_sum: ClassVar[bool] = True
-    settings: ClassVar[Mapping[str, str]] = {}
-    ignores: ClassVar[Sequence[str]] = ()
+    A `gradient`, `(target, moving) -> (N, d)` of the sum over tokens, is used in place of autograd where there is one.
+    """
+
+    reads: ClassVar[str] = "layers"  # representations `(N, d)`; or `logits` `(N, V)`
+    token_sum: ClassVar[bool] = True  # a value depends on its token alone: rows may be taken one after the other
+    settings: ClassVar[Mapping[str, str]] = {}  # the fields of `LfUConfig` that are its own, its arguments for them
+    ignores: ClassVar[Sequence[str]] = ()  # the settings of the step that play no part with it
 
 
 class MSE(Consistency):
@@ -133,20 +131,10 @@ def consistency_of(kind: str | nn.Module, **options: Any) -> nn.Module:
 class Term:
     """Eq. 5 layer by layer: a consistency of the representations, or (Eq. 7) of what the head makes of them.
 
-    Args:
-        consistency: of `(N, d), (N, d)`, or, where it `reads` logits, of `(N, V), (N, V)`.
-        anatomy: the model's parts.
-        head_stays: the auxiliary leaves the head as it is, so that clean logits `(N, V)` need not be kept.
-        autocast: as in `LfUStep`.
+    `head_stays`: the auxiliary leaves the head as it is, so that clean logits `(N, V)` need not be kept.
     """
 
-    def __init__(
-        self,
-        consistency: nn.Module,
-        anatomy: Anatomy,
-        head_stays: bool,
-        autocast: Callable[[], AbstractContextManager[None]],
-    ):
+    def __init__(self, consistency: nn.Module, anatomy: Anatomy, head_stays: bool, autocast: Autocast):
         self.consistency, self.anatomy, self.head_stays, self.autocast = consistency, anatomy, head_stays, autocast
         self.reads_logits = getattr(consistency, "reads", "layers") == "logits"
 
@@ -200,14 +188,9 @@ class _TokenSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
         moving, target = ctx.saved_tensors
-        return gradient_of(ctx.consistency, target, moving, gradients[0]), None, None
-
-
-def gradient_of(consistency: Distance, target: torch.Tensor, moving: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The gradient `(N, d)` of the sum over tokens with respect to `moving`, times `scale`."""
-    if analytic := getattr(consistency, "gradient", None):
-        return analytic(target, moving).mul_(scale).to(moving.dtype)
-    return value_and_gradient(consistency, target, moving, scale)[1]
+        if analytic := getattr(ctx.consistency, "gradient", None):
+            return analytic(target, moving).mul_(gradients[0]).to(moving.dtype), None, None
+        return value_and_gradient(ctx.consistency, target, moving, gradients[0])[1], None, None
 
 
 def value_and_gradient(

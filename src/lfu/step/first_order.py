@@ -55,7 +55,7 @@ def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], to
     record.lam *= record.alpha / step.direction.alpha  # alpha="auto" may have changed since; the strength stays
     record.alpha = step.direction.alpha
     theta, scaler = step.anatomy.theta(), step.grad_scaler
-    with step.apart(SplitGradients(sample_of(theta))) as parts:
+    with step.apart(SplitGradients(sample_of(theta), theta)) as parts:
         step.auxiliary.restore(step.direction.components)
         whole = Rows(micro.batch, micro.where, {})
         with step.auxiliary.attached(), torch.no_grad(), second_pass.read(step, micro, whole) as moved:
@@ -87,21 +87,14 @@ def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], to
 class Injection:
     """The `visit` of a `Reader.reading`: adds the gradient of the consistency to that of the hidden states.
 
-    Args:
-        moved: layer -> h' `(N, d)`.
-        where: `(N,)`, the positions of its tokens in the clean pass.
-        consistency: of `(N, d), (N, d)`.
-        scale: what the sum over tokens is multiplied by in the loss, a loss scale (fp16) included.
-
-    Attributes:
-        sums: layer -> the consistency summed over tokens.
-        reached: layers whose hidden states are in the graph of theta.
+    `moved` is h' `(N, d)` by layer, of the tokens at the flat positions `where` `(N,)`; `scale`, with a loss scale
+    (fp16) in it, is what the sum over tokens is multiplied by in the loss.
     """
 
     def __init__(self, moved: Hidden, where: torch.Tensor, consistency: Distance, scale: float | torch.Tensor):
         self.moved, self.where, self.consistency, self.scale = moved, where, consistency, scale
-        self.sums: Hidden = {}
-        self.reached: list[int] = []
+        self.sums: Hidden = {}  # layer -> the consistency summed over tokens
+        self.reached: list[int] = []  # layers whose hidden states are in the graph of theta
 
     def __call__(self, layer: int, hidden: torch.Tensor, h: torch.Tensor) -> None:
         with torch.autocast(h.device.type, enabled=False):  # as the exact form has it, after the forward

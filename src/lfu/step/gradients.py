@@ -56,18 +56,12 @@ class SplitGradients:
     By moving `.grad` tensors aside, not by copying them: a backward that finds None writes a fresh tensor. `join`
     adds the parts up again; until then a plain `optimizer.step()` would miss some.
 
-    Args:
-        measured: the parameters whose parts are kept apart; the gradients of the others just accumulate.
-        theta: all of them, for `undo`. Default: `measured`.
-
-    Attributes:
-        keep: how many parts `join` adds up, from the first on; None for all.
+    The parts of `measured` alone are kept apart; the gradients of the rest of `theta` just accumulate.
     """
 
-    def __init__(self, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter] | None = None):
-        self.measured = list(measured)
-        self.theta = self.measured if theta is None else list(theta)
-        self.keep: int | None = None
+    def __init__(self, measured: Sequence[nn.Parameter], theta: Sequence[nn.Parameter]):
+        self.measured, self.theta = list(measured), theta
+        self.keep: int | None = None  # how many parts `join` adds up, from the first on; None for all
         self.parts: list[list[torch.Tensor | None]] = []
         self.finite = False  # both parts, as far as compared
         self.others: list[tuple[nn.Parameter, torch.Tensor | None, int]] = []
@@ -82,8 +76,11 @@ class SplitGradients:
 
     def _look_at_others(self) -> None:
         """Remembers what is on the tensors that are not measured: a backward adds in place, which counts versions."""
+        self.others = [(p, p.grad, _version(p.grad)) for p in self._not_measured()]
+
+    def _not_measured(self) -> list[nn.Parameter]:
         measured = {id(p) for p in self.measured}
-        self.others = [(p, p.grad, _version(p.grad)) for p in self.theta if id(p) not in measured]
+        return [p for p in self.theta if id(p) not in measured]
 
     def narrow(self, measured: Sequence[nn.Parameter]) -> None:
         """From now on keep the parts of these alone apart; those of the others are added up, and freed."""
@@ -108,16 +105,15 @@ class SplitGradients:
         scale = norm_a * norm_b
         return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0
 
-    def unsure(self, theta: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        """What of `theta` may have a gradient that is not finite: all but what `compare` found finite in both parts.
+    def unsure(self) -> Sequence[nn.Parameter]:
+        """What of theta may have a gradient that is not finite: all but what `compare` found finite in both parts.
 
         A norm in float32 is finite only below 2e19 an entry, which no sum takes to float32's or bfloat16's end; in
         float16 two finite gradients may add up to infinity.
         """
         if not self.finite or any(p.dtype == torch.float16 for p in self.measured):
-            return list(theta)
-        sure = {id(p) for p in self.measured}
-        return [p for p in theta if id(p) not in sure]
+            return self.theta
+        return self._not_measured()
 
     def undo(self) -> bool:
         """Drops what came since the newest part. False where a backward has reached tensors that are not measured."""
@@ -127,12 +123,12 @@ class SplitGradients:
             p.grad = None
         return True
 
-    def abandon(self, theta: Sequence[nn.Parameter]) -> None:
-        """Leaves the first part alone on `.grad`; nothing at all where some of `theta` is not measured."""
+    def abandon(self) -> None:
+        """Leaves the first part alone on `.grad`; nothing at all where some of theta is not measured."""
         self.keep = 1
         self.join()
-        if len(self.measured) < len(theta):
-            for p in theta:
+        if len(self.measured) < len(self.theta):
+            for p in self.theta:
                 p.grad = None
 
     def join(self) -> None:

@@ -13,17 +13,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a micro-batch, as the perturbed pass takes them.
+    """Rows of a micro-batch, as the perturbed pass takes them."""
 
-    Attributes:
-        batch: `input_ids`, `labels` `(B, T)`, anything else the model takes.
-        where: flat indices `(N,)` into the B*T positions, ascending.
-        target: layer -> `(N, d)`, or the logits `(N, V)`, at these positions.
-    """
-
-    batch: Mapping[str, Any]
-    where: torch.Tensor
-    target: dict[int, torch.Tensor]
+    batch: Mapping[str, Any]  # `input_ids`, `labels` `(B, T)`, anything else the model takes
+    where: torch.Tensor  # flat indices `(N,)` into the B*T positions, ascending
+    target: dict[int, torch.Tensor]  # layer -> `(N, d)`, or the logits `(N, V)`, at these positions
 
 
 def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None, undo: Callable[[], bool]) -> T:

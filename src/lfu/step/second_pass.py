@@ -31,19 +31,16 @@ Batch = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Micro:
-    """One micro-batch; what of it is compared (positions `where` `(N,)`, the reader's layers), `share` its weight.
-
-    `items`: what token sums are divided by. `second`: the decoder's inputs of the perturbed pass over it.
-    """
+    """One micro-batch, and what of it is compared."""
 
     batch: Batch
-    where: torch.Tensor
-    items: float | torch.Tensor
+    where: torch.Tensor  # the compared positions, `(N,)`
+    items: float | torch.Tensor  # what token sums are divided by
     index: int
-    share: float
-    reader: Reader
+    share: float  # its weight
+    reader: Reader  # of the compared layers
     replay: Replay
-    second: Trimmed
+    second: Trimmed  # the decoder's inputs of the perturbed pass
 
 
 def plan(step: LfUStep, batch: Batch, where: torch.Tensor, items: float | torch.Tensor, index: int) -> Micro:
@@ -55,19 +52,12 @@ def plan(step: LfUStep, batch: Batch, where: torch.Tensor, items: float | torch.
         reader = Reader(step.anatomy, draw_layers(reader.layers, form.random_layers, source), reader.final_norm)
     # now, with nothing under way: it looks at masks and positions, and a GPU would have to catch up first
     second = smaller(step, Rows(batch, where, {}))
-    return Micro(
-        batch, where, items, index, share, reader, Replay(step.anatomy.devices, step.settings.same_dropout), second
-    )
+    replay = Replay(step.anatomy.devices, step.settings.same_dropout)
+    return Micro(batch, where, items, index, share, reader, replay, second)
 
 
 def run(step: LfUStep, record: Record, micro: Micro, clean: Hidden, target: Hidden, parts: Any) -> None:
-    """Leaves `lam` times the gradient of Eq. 5 on theta.
-
-    Args:
-        clean: h, layer -> `(N, d)`, detached.
-        target: what h' is compared with, see `Term.target`.
-        parts: tells this gradient from SFT's.
-    """
+    """Leaves `lam` times the gradient of Eq. 5 on theta. `clean` is h, `target` what h' is compared with (`Term`)."""
     step.auxiliary.freeze()
     through = _through_moved if step.settings.direction == "perturbed" else _through_clean
     moved = in_pieces(

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any, TypeVar, Union, get_type_hints
 
-from lfu.step.cheaper import Cheaper, within
-from lfu.support.choices import number, one_of, refuse_unread, setting, whole
+from lfu.step.cheaper import Cheaper
+from lfu.support.choices import number, refuse_unread, setting, whole
 
 C = TypeVar("C", bound=type)
-
-# The strengths the paper reports, by one word (alpha, lambda: base models, instruct models, RepS).
-PRESETS: dict[str, tuple[float, float]] = {"base": (0.1, 5.0), "instruct": (0.001, 500.0), "reps": (0.1, 0.1)}
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,7 @@ class StepSettings(Cheaper):
         None,
         "APPROXIMATE, cheaper: the cost per step that you want, as a multiple of SFT's, > 1; picks one of every, part, "
         "stale and random_layers, and says which.",
+        ("a finite number > 1 (1 is plain SFT)", lambda v: v is None or (isinstance(v, (int, float)) and 1 < v < inf)),
     )
     on_bad_batch: str = setting(
         "skip",
@@ -99,10 +98,8 @@ class StepSettings(Cheaper):
             raise ValueError(
                 f"strength={self.strength:g} is the target of lam='auto', and lam={self.lam:g} is fixed: drop one"
             )
-        if self.budget is not None:
-            within(self.budget, full=True)  # refuses one out of its range
-            if not self.exact:
-                raise ValueError(f"budget={self.budget:g} picks the approximate form itself: drop {self}")
+        if self.budget is not None and not self.exact:
+            raise ValueError(f"budget={self.budget:g} picks the approximate form itself: drop {self}")
         if self.lam == 0 and not (self.exact and self.budget is None):
             what = str(self) or f"budget={self.budget:g}"
             raise ValueError(f"{what} makes LfU's second pass cheaper, and lam=0 has none: drop it")
@@ -113,35 +110,6 @@ class StepSettings(Cheaper):
             name: f"{type(part).__name__} does not use it" for part in parts for name in getattr(part, "ignores", ())
         }
         refuse_unread(self, unread)
-
-
-def settled(given: Any, on: bool) -> StepSettings:
-    """The settings that a config means: what it leaves at None is the preset's, or auto.
-
-    Args:
-        given: has the fields of `StepSettings`, and `preset`; alpha and lam may be None or texts.
-        on: whether a method takes the step; without one lam is 0.
-
-    Raises:
-        ValueError: a value outside its range; a lam given though nothing takes the step.
-    """
-    if given.preset is not None:
-        one_of("preset", given.preset, PRESETS)
-    alpha, lam = PRESETS[given.preset] if on and given.preset else ("auto", "auto" if on else 0.0)
-    if not on and given.lam not in (None, 0, 0.0, "0", "0.0"):
-        raise ValueError(f"method={given.method!r} means lam=0, got lam={given.lam!r}: drop one of the two")
-    chosen = {f.name: getattr(given, f.name) for f in fields(StepSettings)}
-    chosen["alpha"] = alpha if given.alpha is None else _number(given.alpha)
-    chosen["lam"] = lam if given.lam is None else _number(given.lam)
-    return StepSettings(**chosen)
-
-
-def _number(value: Any) -> Any:
-    """A text as the number that it spells; anything else is left for the checks."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return value
 
 
 def with_fields_of(source: type) -> Callable[[C], C]:

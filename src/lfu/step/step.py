@@ -7,7 +7,7 @@ gives both d l/d theta and d l/d aux. That graph is freed; one perturbed forward
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -204,7 +204,7 @@ class LfUStep:
                 second_pass.run(self, record, micro, h, target, parts)  # Eq. 4 to 6
             parts.keep = None if self.grad_scaler or record.skipped is None else SOUND_PARTS.get(Skip(record.skipped))
         processes.settle(micro.batch, self.anatomy.decoder, self.backward)
-        self._end(record, theta if record.skipped is not None else parts.unsure(theta))
+        self._end(record, theta if record.skipped is not None else parts.unsure())
         if self.reach is not None:
             self.reach.watch(record)
 
@@ -214,7 +214,7 @@ class LfUStep:
         try:
             yield parts
         except BaseException:
-            parts.abandon(self.anatomy.theta())
+            parts.abandon()
             raise
         finally:
             try:
@@ -226,9 +226,9 @@ class LfUStep:
         """What tells SFT's gradient of theta from the consistency's."""
         if self.processes.alone:
             return SplitGradients(theta if self.ascends_theta else sample_of(theta), theta)
-        return self.processes.taps(theta, sample_of(theta), self.ascends_theta)
+        return self.processes.taps(sample_of(theta), theta, self.ascends_theta)
 
-    def _end(self, record: Record, unsure: list[nn.Parameter]) -> None:
+    def _end(self, record: Record, unsure: Sequence[nn.Parameter]) -> None:
         """Looks at what may not be finite; the record of this process's part becomes that of all."""
         if self.grad_scaler is None:  # which must see what overflowed, to skip the update and lower its scale
             check_finite(record, unsure)

@@ -47,11 +47,8 @@ class RunningMean:
 class Strength(RunningMean):
     """`lam="auto"`: lam such that ||grad(lam * consistency)|| / ||grad(SFT)|| stays near `target`.
 
-    The ratio is linear in lam, so lam = target / r, with r the mean ratio at lam = 1.
-
-    Args:
-        target: the wanted ratio.
-        start: lam of the very first micro-batch, small enough not to act: it only measures.
+    The ratio is linear in lam, so lam = target / r, with r the mean ratio at lam = 1. `start` is lam of the very first
+    micro-batch, small enough not to act: it only measures.
     """
 
     def __init__(self, target: float, start: float):

@@ -38,22 +38,15 @@ class Trimmed(NamedTuple):
 
 
 def trimmed(batch: Batch, where: torch.Tensor, anatomy: Anatomy) -> Trimmed:
-    """The decoder's inputs for the second pass, and where the compared tokens are in them.
+    """The decoder's inputs `(B', T')` for the second pass, and where the compared tokens are in them, in their order.
 
-    PackedRows without a compared token go, and the columns after the last one. Then either the rows become one sequence
+    Rows without a compared token go, and the columns after the last one. Then either the rows become one sequence
     without any padding (right-padded rows of a family in `PACKS`, where it saves arithmetic), or columns that are
     padding in every row go too.
 
-    Args:
-        batch: `input_ids` `(B, T)`, ...; what is cut along: `attention_mask`, `position_ids`, `token_type_ids`.
-        where: `(N,)`, flat indices into B*T, ascending.
-        anatomy: the model's parts; its config says what is safe.
-
-    Returns:
-        inputs `(B', T')` and `(N,)` flat indices into B'*T', in the same order. What can't be cut safely comes back as
-        it is: another tensor in the batch (the bounds in a row that TRL has packed, which has no padding), a compared
-        token that is masked, a rope that depends on the length, a model that is not causal or whose adapter goes by
-        what is in the batch (aLoRA).
+    What can't be cut safely comes back as it is: another tensor in the batch (the bounds in a row that TRL has packed,
+    which has no padding), a compared token that is masked, a rope that depends on the length, a model that is not
+    causal or whose adapter goes by what is in the batch (aLoRA).
     """
     inputs = {name: value for name, value in batch.items() if name not in LOSS_ONLY}
     if not len(where) or not _plain(inputs, anatomy):

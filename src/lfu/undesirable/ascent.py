@@ -10,18 +10,12 @@ from lfu.undesirable.auxiliary import Auxiliary
 
 
 def ascend(auxiliary: Auxiliary, gradients: Sequence[torch.Tensor | None], alpha: float) -> float:
-    """`aux <- aux + alpha * g / ||g||_2`, one global norm over all of aux.
+    """`aux <- aux + alpha * g / ||g||_2`, one global L2 norm over all of aux, which is returned.
 
-    Args:
-        gradients: of the SFT loss, in the order of `auxiliary.parameters()`; None counts as zero. A loss scale
-            (fp16) on them cancels out.
-        alpha: length of the step, in the L2 norm over all components together.
-
-    Returns:
-        `||g||_2`. Where it is zero or not finite nothing is moved: the caller decides what then.
+    `gradients` are those of the SFT loss, in the order of `auxiliary.parameters()`; None counts as zero. A loss scale
+    (fp16) on them cancels out. Where the norm is zero or not finite nothing is moved: the caller decides what then.
     """
     norm = global_norm(gradients)
-    if norm == 0.0 or not math.isfinite(norm):
-        return norm
-    auxiliary.move(gradients, alpha / norm)
+    if norm > 0 and math.isfinite(norm):
+        auxiliary.move(gradients, alpha / norm)
     return norm
