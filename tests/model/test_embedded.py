@@ -36,7 +36,7 @@ def smollm2(tmp_path, monkeypatch):
     (package / "tiny.gguf").write_bytes(b"x" * 10)
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_write_float32", lambda gguf, folder: save_model(folder))
+    monkeypatch.setattr(models, "write_float32", lambda gguf, folder: save_model(folder))
     return package
 
 
@@ -62,7 +62,7 @@ def test_a_failed_conversion_leaves_nothing(smollm2, monkeypatch):
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_write_float32", fail)
+        patch.setattr(models, "write_float32", fail)
         with pytest.raises(RuntimeError, match="killed"):
             models.embedded_folder()
     assert [path.name for path in models.cache_folder().iterdir() if path.is_dir()] == []
@@ -79,7 +79,7 @@ def slow(gguf, folder):
     (folder / "config.json").write_text("half")
     time.sleep(1)
     (folder / "config.json").write_text("whole")
-models._write_float32 = slow
+models.write_float32 = slow
 print((models.embedded_folder() / "config.json").read_text())
 """
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -156,7 +156,7 @@ def test_parts_are_joined_checked_and_not_kept(gemma, monkeypatch, capsys):
         seen.append((gguf.name, gguf.read_bytes()))
         save_model(folder)
 
-    monkeypatch.setattr(models, "_write_float32", write)
+    monkeypatch.setattr(models, "write_float32", write)
     folder = models.embedded_folder("gemma3-270m")
     assert seen == [("tiny.gguf", gemma)]
     assert "converting the embedded model once" in capsys.readouterr().err

@@ -147,17 +147,14 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
-    """Find the parts of `model`, by structure.
+    """The parts of a transformers causal language model, or of a `PeftModel` around one, found by structure.
 
-    Args:
-        model: a transformers causal language model, or a `PeftModel` around one.
-        blocks: dotted path, inside the decoder, of the `nn.ModuleList`, `Sequential` or `ModuleDict` of blocks, for
-            an architecture that is laid out in an unusual way. Default: the `nn.ModuleList` of
-            `config.num_hidden_layers` modules that holds the most weights.
+    `blocks` is the dotted path, inside the decoder, of the `nn.ModuleList`, `Sequential` or `ModuleDict` of blocks, for
+    an architecture that is laid out in an unusual way. Default: the `nn.ModuleList` of `config.num_hidden_layers`
+    modules that holds the most weights.
 
-    Raises:
-        ValueError: an encoder-decoder, a model without `config`, one whose blocks cannot be found, or that runs one
-            block as several layers.
+    Raises ValueError: an encoder-decoder, a model without `config`, one whose blocks cannot be found, or that runs one
+    block as several layers.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     config = getattr(base, "config", None)
@@ -267,14 +264,10 @@ def weight_of(module: nn.Module) -> torch.Tensor:
 
 
 def layer_range(layers: str, depth: int) -> list[int]:
-    """The compared layers, numbered 1..K as the paper does (hidden_states[l] of transformers).
+    """The compared layers, numbered 1..K as the paper does (hidden_states[l] of transformers), K being the `depth`.
 
-    Args:
-        layers: `all`, `early`, `middle`, `late` (thirds; 1-11, 12-22, 23-32 of 32), a range `"5-12"`, or one `"7"`.
-        depth: K, the number of blocks.
-
-    Raises:
-        ValueError: anything else, or a range outside 1..K.
+    `layers` is `all`, `early`, `middle`, `late` (thirds; 1-11, 12-22, 23-32 of 32), a range `"5-12"`, or one `"7"`.
+    Raises ValueError: anything else, or a range outside 1..K.
     """
     first, second = math.ceil(depth / 3), math.ceil(2 * depth / 3)
     named = {"all": (1, depth), "early": (1, first), "middle": (first + 1, second), "late": (second + 1, depth)}

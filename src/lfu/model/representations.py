@@ -22,12 +22,10 @@ class _Stop(Exception):
 
 
 def answer_positions(labels: torch.Tensor, which: str = "predict") -> torch.Tensor:
-    """Flat indices `(N,)` into the B*T positions of a batch whose representations are compared.
+    """Flat indices `(N,)` into the positions of a batch with these labels `(B, T)` whose representations are compared.
 
-    Args:
-        labels: `(B, T)`, -100 where no loss is taken; the label at t is predicted from position t-1.
-        which: `predict`, the positions that predict an answer token (paper: h[l,t] = M(x, y_<t)), or `answer`, the
-            answer tokens' own positions (the authors' code). Both have the N of the loss's mean.
+    `predict`: the positions that predict an answer token, t-1 for the label at t (paper: h[l,t] = M(x, y_<t)).
+    `answer`: the answer tokens' own positions (the authors' code). Both have the N of the loss's mean.
     """
     labelled = labels != -100
     labelled[:, 0] = False  # never predicted
@@ -58,12 +56,9 @@ def forward_hooks(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]], with_kw
 
 
 class Reader:
-    """Reads the chosen layers' representations at the answer positions.
+    """Reads the representations of chosen `layers`, in 1..K and ascending, at the answer positions.
 
-    Args:
-        anatomy: the model's parts.
-        layers: layer numbers in 1..K, ascending.
-        final_norm: layer K is read after the final norm, as transformers' hidden_states[K] is.
+    With `final_norm` layer K is read after the final norm, as transformers' hidden_states[K] is.
     """
 
     def __init__(self, anatomy: Anatomy, layers: list[int], final_norm: bool = True):

@@ -47,10 +47,7 @@ class Replay:
     """Remembers the random state at its making; `with replay():` runs from that state and then puts back today's.
 
     So the perturbed pass sees the dropout masks and NEFTune noise of the clean one, and the run's own stream of
-    random numbers is the one that plain SFT would have had.
-
-    Args:
-        devices: those of the model; the CPU's state is always kept, too.
+    random numbers is the one that plain SFT would have had. The CPU's state is kept beside that of the `devices`.
     """
 
     def __init__(self, devices: Iterable[torch.device], enabled: bool = True):

@@ -50,11 +50,9 @@ class PackedRows:
 
 @contextmanager
 def attention_in(rows: PackedRows | None, config: Any) -> Iterator[None]:
-    """Within it, models of this config attend in these rows: in the forward and, with checkpointing, in the backward.
+    """Within it, models of this text config, whose attention is `sdpa`, attend in these rows; None changes nothing.
 
-    Args:
-        rows: None changes nothing.
-        config: the text model's; its attention is `sdpa`, and comes back at the end.
+    That is so in the forward and, with checkpointing, in the backward.
     """
     if rows is None:
         yield

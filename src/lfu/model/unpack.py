@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 
 def write_float32(file: Path, folder: Path) -> None:
     """Writes config, float32 weights and tokenizer of a GGUF file into `folder`. Raises ValueError: it lacks some."""
@@ -37,6 +35,7 @@ def _read_once() -> Iterator[None]:
     It would parse it three times: 19 s of processor time for SmolLM2-135M, where it takes 12.
     """
     import gguf
+    import numpy as np
 
     original = gguf.GGUFReader
     files: dict[str, Any] = {}
