@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
@@ -46,14 +45,11 @@ class EMA(Method):
         """d_t of update t = 1, 2, ..."""
         return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
 
+    @torch.no_grad()
     def after_update(self, trainer: Trainer) -> None:
-        step = get_ema_multi_avg_fn(self.decay_at(trainer.state.global_step))
-        averages, now = list(self.average.values()), [p.detach() for p in self._theta.values()]
-        if all(m.dtype == p.dtype for m, p in zip(averages, now)):
-            step(averages, now, None)
-        else:  # one at a time, lest a bf16 theta be there in float32 all at once
-            for m, p in zip(averages, now):
-                step([m], [p.to(m.dtype)], None)
+        decay = self.decay_at(trainer.state.global_step)
+        for name, p in self._theta.items():
+            self.average[name].lerp_(wide(p), 1 - decay)
 
     @torch.no_grad()
     def finish(self, trainer: Trainer) -> None:

@@ -1,6 +1,7 @@
 """Penalties on the hidden states themselves: L1 and L2, the LfU paper's Table 6c and 6d."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +19,7 @@ class FeaturePenalty(Method):
 
     protects = "small features (or, with anchor=start, the features as they were)"
     places = ("penalty",)
+    rho: ClassVar[Callable[[torch.Tensor], torch.Tensor]]  # elementwise
 
     weight: float = knob(0.01, "weight of the penalty (ours)", low=0)
     anchor: str = knob("zero", "towards zero, or start: the untouched model's (ours)", choices=("zero", "start"))
@@ -42,10 +44,6 @@ class FeaturePenalty(Method):
         batch.log_mean(f"{self.name}/value", value)
         return loss + self.weight * value
 
-    def rho(self, features: torch.Tensor) -> torch.Tensor:
-        """Elementwise."""
-        raise NotImplementedError
-
 
 class L1(FeaturePenalty):
     """`l = l_SFT + weight * mean |h - a|` over tokens, layers and dimensions; a = 0, or h of the untouched model."""
@@ -53,13 +51,11 @@ class L1(FeaturePenalty):
     name = "l1"
     summary = "L1 penalty on the hidden states"
     source = "a baseline of the LfU paper, arXiv 2511.13052, Table 6c"
+    rho = staticmethod(torch.abs)
     protects = "sparse, small features (or, with anchor=start, the features as they were)"
 
     # as strong as l2's 0.01 on SmolLM2-135M-Instruct at the start: 0.2 to 0.3 of the SFT gradient's norm
     weight: float = knob(0.5, "weight of the penalty (ours)", low=0)
-
-    def rho(self, features: torch.Tensor) -> torch.Tensor:
-        return features.abs()
 
 
 class L2(FeaturePenalty):
@@ -68,6 +64,4 @@ class L2(FeaturePenalty):
     name = "l2"
     summary = "L2 penalty on the hidden states"
     source = "a baseline of the LfU paper, arXiv 2511.13052, Table 6d"
-
-    def rho(self, features: torch.Tensor) -> torch.Tensor:
-        return features.square()
+    rho = staticmethod(torch.square)

@@ -1,7 +1,7 @@
 """L2-SP: a penalty on the distance from the weights where fine-tuning starts."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -60,8 +60,8 @@ class L2SP(Method):
             raise ValueError(
                 f"{self.name}.weight=auto in float16 reads unscaled gradients: set max_grad_norm, or use bf16"
             )
-        self._pairs = lora_pairs(trainer.anatomy)
-        for pair in self._pairs:
+        pairs = lora_pairs(trainer.anatomy)
+        for pair in pairs:
             if pair.variant not in (None, "Dora"):
                 raise ValueError(f"method 'l2sp' knows the weights of LoRA and DoRA, not of {pair.variant}")
             if self.decoupled and pair.B.any():
@@ -69,9 +69,8 @@ class L2SP(Method):
                     f"l2sp.decoupled draws a LoRA's B towards zero, and {pair.name} does not start there: "
                     "start a fresh adapter, or leave decoupled off"
                 )
-        plain = plain_theta(trainer.anatomy, self._pairs)
-        self._factor_starts = [(pair.A.detach().clone(), pair.B.detach().clone()) for pair in self._pairs]
-        self._plain = [(p, p.detach().clone()) for p in plain.values()]
+        self._pairs = [(pair, (pair.A.detach().clone(), pair.B.detach().clone())) for pair in pairs]
+        self._plain = [(p, p.detach().clone()) for p in plain_theta(trainer.anatomy, pairs).values()]
         self._gradients = torch.zeros(2, dtype=torch.float64)  # sum of the norms of g, and their number
 
     def loss(self, loss: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -93,14 +92,13 @@ class L2SP(Method):
         if self.decoupled:
             self._draw_back(trainer, done)
             return
-        pulls = self._pulls()
-        length = _length(pull for _, pull in pulls)
+        length = _length(pull for _, pull in self._pulls())
         share = self.share * math.sqrt(UPDATES / steps) * done * self._fall(trainer.state)
         weight = share * float(self._gradients[0] / self._gradients[1])
         weight = weight / length if length > 0 else 0.0
-        for p, pull in pulls:
+        for p, pull in self._pulls():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            p.grad.add_(pull().to(p.grad.dtype), alpha=weight)
+            p.grad.add_(pull.to(p.grad.dtype), alpha=weight)
         trainer.log_metric(f"{self.name}/weight", weight)
 
     def stretched(self, p: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
@@ -117,23 +115,21 @@ class L2SP(Method):
     def _fall(self, state: Any) -> float:
         return 1.0 if self.schedule == "constant" else 1 - state.global_step / max(state.max_steps, 1)
 
-    def _pulls(self) -> list[tuple[torch.Tensor, Callable[[], torch.Tensor]]]:
-        """Each parameter with what makes its part of the gradient of `||theta - theta_start||^2 / 2`."""
-        pulls: list[tuple[torch.Tensor, Callable[[], torch.Tensor]]] = []
-        for pair, start in zip(self._pairs, self._factor_starts):
+    def _pulls(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each parameter with its part of the gradient of `||theta - theta_start||^2 / 2`, one in memory at a time."""
+        for pair, start in self._pairs:
             trained = [factor for factor in (pair.A, pair.B) if factor.requires_grad]
             half = 0.5 * pair.scaling**2 * lora_squared_distance(pair.A, pair.B, *start)
-            found = torch.autograd.grad(half, trained)
-            pulls += [(factor, partial(lambda g: g, g)) for factor, g in zip(trained, found)]
-        return pulls + [(p, partial(self._pull, p, start)) for p, start in self._plain]
+            yield from zip(trained, torch.autograd.grad(half, trained))
+        yield from ((p, self._pull(p, start)) for p, start in self._plain)
 
     @torch.no_grad()
     def _draw_back(self, trainer: Trainer, done: float) -> None:
         """One decoupled step towards the start; a fresh LoRA's product shrinks with its B."""
-        moved = [(pair.B, start) for pair, (_, start) in zip(self._pairs, self._factor_starts)] + self._plain
+        moved = [(pair.B, start) for pair, (_, start) in self._pairs] + self._plain
         weight = self.weight
         if weight == "auto":
-            length = _length(partial(self._pull, p, start) for p, start in moved)
+            length = _length(self._pull(p, start) for p, start in moved)
             weight = self.share * done * math.sqrt(sum(p.numel() for p, _ in moved)) / length if length > 0 else 0.0
         weight = float(weight) * self._fall(trainer.state)
         for p, start in moved:
@@ -148,14 +144,10 @@ class L2SP(Method):
 
     def squared_distance(self) -> torch.Tensor:
         """`||theta - theta_start||^2`: a scalar in float32 or wider, in the graph."""
-        parts = [
-            pair.scaling**2 * lora_squared_distance(pair.A, pair.B, *start)
-            for pair, start in zip(self._pairs, self._factor_starts)
-        ]
+        parts = [pair.scaling**2 * lora_squared_distance(pair.A, pair.B, *start) for pair, start in self._pairs]
         # recomputed in the backward, lest all differences stay in memory until then
-        parts += [
-            checkpoint(self._part, p, start, use_reentrant=False, preserve_rng_state=False) for p, start in self._plain
-        ]
+        recomputed = partial(checkpoint, self._part, use_reentrant=False, preserve_rng_state=False)
+        parts += [recomputed(p, start) for p, start in self._plain]
         return torch.stack([part.to(parts[0].device) for part in parts]).sum()
 
 
@@ -169,7 +161,7 @@ def lora_squared_distance(A: torch.Tensor, B: torch.Tensor, A0: torch.Tensor, B0
     return product_norm2(torch.cat([B - B0, B0], dim=1), torch.cat([A, A - A0], dim=0))
 
 
-def _length(pulls: Iterable[Callable[[], torch.Tensor]]) -> float:
-    """The norm over all of them together; one is there at a time."""
-    norms = [torch.linalg.vector_norm(pull()) for pull in pulls]
+def _length(pulls: Iterable[torch.Tensor]) -> float:
+    """The norm over all of them together; one is in memory at a time."""
+    norms = [torch.linalg.vector_norm(pull) for pull in pulls]
     return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
