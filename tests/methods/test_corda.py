@@ -178,8 +178,8 @@ def test_resume_ends_where_the_whole_run_ends(tmp_path, texts):
     whole.train()
     resumed = trainer(tmp_path / "resumed", texts, **options)
     with torch.no_grad():  # as another machine's SVD might have it
-        for half in resumed.methods[0]._fixed:
-            half.parameter.mul_(-1)
+        for factor, _ in resumed.methods[0]._fixed:
+            factor.mul_(-1)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     for (name, one), (_, two) in zip(whole.model.named_parameters(), resumed.model.named_parameters()):
         assert torch.equal(one, two), name

@@ -21,10 +21,9 @@ from tiny_folder import byte_tokenizer
 from lfu.data.templates import alpaca_prompt
 from lfu.evaluation.score import final_number
 from lfu.methods.agreement import ABOUT_THE_EXERCISE, agreed
-from lfu.methods.rewrites import Rewrite, Rewrites
 from lfu.methods.run import Preparation
 from lfu.methods.sdft import PREAMBLE, SDFT, generate, rewriting_prompt, task_of
-from lfu.methods.writing import end_tokens, kept
+from lfu.methods.writing import Rewrite, Rewrites, end_tokens, kept
 from lfu.support.errors import UserError
 
 OTHER = "another final answer"

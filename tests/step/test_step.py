@@ -204,7 +204,7 @@ def test_bf16_resolves_the_papers_alpha_and_not_a_hundredth_of_it(mixed):
             grads.append(torch.cat([(total[n].float() - plain[n].float()).flatten() for n in total]))
         cosines[alpha] = float(torch.cosine_similarity(*grads, dim=0))
         messages: list[str] = []
-        advice = Advice(alpha, 0.5 / alpha, warn=messages.append)
+        advice = Advice(0.5 / alpha, warn=messages.append)
         for _ in range(WINDOW):
             advice.watch(record)
         told[alpha] = any("too small for this precision" in m for m in messages)

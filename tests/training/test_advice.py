@@ -10,7 +10,7 @@ from lfu.training.advice import Advice
 
 def _advised(losses=(), records=()):
     messages: list[str] = []
-    advice = Advice(0.1, 5.0, warn=messages.append)
+    advice = Advice(5.0, warn=messages.append)
     for loss in losses:
         advice.watch_loss(loss)
     for record in records:

@@ -31,9 +31,8 @@ def with_lfu(trainer: type[T], **settings: Any) -> type[T]:
     It logs what `LfUTrainer` logs (`lfu/consistency`, `lfu/gradient_ratio`, ...), and checkpoints hold the step's
     state. The newest `Record` is `last_record`. One process or DDP or FSDP2; the data must have `labels`.
 
-    Args:
-        trainer: `transformers.Trainer` or a subclass whose `compute_loss` is a mean over the labelled tokens.
-        settings: those of `LfUStep`. `lam` is "auto" unless it is given.
+    `trainer` is `transformers.Trainer` or a subclass whose `compute_loss` is a mean over the labelled tokens; the
+    `settings` are those of `LfUStep`, with `lam="auto"` unless it is given.
 
     Raises ValueError: an unknown setting; when the trainer is made: arguments that LfU can't work with.
     """

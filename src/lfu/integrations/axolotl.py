@@ -19,15 +19,10 @@ KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
 
 
 class LfUArgs(BaseModel):
-    """What the plugin adds to axolotl's YAML.
+    """What the plugin adds to axolotl's YAML."""
 
-    Attributes:
-        forgetting: arguments of `ForgettingCallback`, or true for its defaults.
-        lfu: settings of `LfUStep`, or true for its defaults with `lam: auto`.
-    """
-
-    forgetting: dict[str, Any] | bool | None = None
-    lfu: dict[str, Any] | bool | None = None
+    forgetting: dict[str, Any] | bool | None = None  # arguments of `ForgettingCallback`, or true for its defaults
+    lfu: dict[str, Any] | bool | None = None  # settings of `LfUStep`, or true for its defaults with `lam: auto`
 
     @field_validator("forgetting")
     @classmethod
@@ -90,9 +85,6 @@ def wanted(given: Any) -> bool:
 
 
 def settings_of(given: Any) -> dict[str, Any]:
-    """The settings under a key, as a plain dictionary; empty for `true`."""
-    return {name: _plain(value) for name, value in given.items()} if isinstance(given, Mapping) else {}
-
-
-def _plain(value: Any) -> Any:
-    return settings_of(value) if isinstance(value, Mapping) else value
+    """The settings under a key, as a plain dictionary of such; empty for `true`."""
+    items = given.items() if isinstance(given, Mapping) else ()
+    return {name: settings_of(value) if isinstance(value, Mapping) else value for name, value in items}

@@ -33,9 +33,7 @@ class About:
 def about(name: str) -> About:
     """What one of lfu's own methods says of itself.
 
-    Raises:
-        KeyError: it is not in `REGISTRY`.
-        ValueError: its file says a thing in a way that only running it would tell.
+    Raises KeyError: it is not in `REGISTRY`; ValueError: what its file says shows only once it runs.
     """
     module, _, cls = str(REGISTRY[name]).partition(":")
     if cls not in _classes():

@@ -17,7 +17,7 @@ _SAID_CHOICE = re.compile(r"\b(?:answer|choice|option)\b(?: is|:)*[\s*(]*([A-Z])
 
 
 def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None, str]:
-    """The answer to train on in place of the reference, or the reason why the reference stays.
+    """`(answer to train on in place of the reference, "")`, or `(None, why the reference stays)`.
 
     A rewrite that is empty, was cut off (not `ended`), or talks about the exercise is never used. What else is asked
     depends on what the reference shows, the first of these:
@@ -29,9 +29,6 @@ def agreed(rewrite: str, reference: str, ended: bool = True) -> tuple[str | None
     - it is short (up to 5 words and 60 characters): it must occur in the rewrite as a word or words, case aside, and
       the opposite of yes, no, true and false must not.
     - anything longer has no final answer to compare: the rewrite is taken.
-
-    Returns:
-        (the answer, "") or (None, the reason).
     """
     rewrite, reference = rewrite.strip(), reference.strip()
     if not ended:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -71,7 +72,7 @@ class CorDA(AdapterMethod):
         trainer.say(f"corda: {tokens:,} tokens of {self.data} say what to keep")
         if tokens < wanted:
             trainer.say(f"corda: PEFT advises {wanted:,} tokens or more for this model: give more in corda.data")
-        self._fixed: list[_Fixed] = []
+        self._fixed: list[tuple[torch.Tensor, tuple[slice, ...]]] = []
         for name, (A0, B0) in _smallest_components(anatomy, ranks, windows).items():
             (adapter,) = layers[name].active_adapters
             A, B = factors_of(layers[name], adapter)
@@ -80,15 +81,17 @@ class CorDA(AdapterMethod):
                 A.copy_(size * torch.cat([A0, A0]))
                 B.copy_(size * torch.cat([B0, -B0], dim=1))
             second = slice(ranks[name], None)
-            self._fixed += [_Fixed(A, (second,)), _Fixed(B, (slice(None), second))]
+            self._fixed += [(A, (second,)), (B, (slice(None), second))]
+        for factor, half in self._fixed:
+            factor.register_hook(partial(_without, half))
 
     def before_update(self, trainer: Trainer) -> None:
-        for half in self._fixed:
-            half.read()
+        self._values = [factor.detach()[half].clone() for factor, half in self._fixed]
 
+    @torch.no_grad()
     def after_update(self, trainer: Trainer) -> None:
-        for half in self._fixed:  # weight decay shrinks what has no gradient, too
-            half.put_back()
+        for (factor, half), value in zip(self._fixed, self._values):  # weight decay needs no gradient to shrink it
+            factor[half] = value
 
     def _rank(self, anatomy: Anatomy, name: str, layer: Any) -> int:
         """r of one layer, which has an adapter of rank 2r."""
@@ -151,21 +154,7 @@ def _smallest_components(
     return found
 
 
-class _Fixed:
-    """A part of a parameter that takes no gradient and no step."""
-
-    def __init__(self, parameter: torch.Tensor, part: tuple[slice, ...]):
-        self.parameter, self.part = parameter, part
-        parameter.register_hook(self._without)
-
-    def read(self) -> None:
-        self.value = self.parameter.detach()[self.part].clone()
-
-    @torch.no_grad()
-    def put_back(self) -> None:
-        self.parameter[self.part] = self.value
-
-    def _without(self, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone()
-        gradient[self.part] = 0
-        return gradient
+def _without(part: tuple[slice, ...], gradient: torch.Tensor) -> torch.Tensor:
+    gradient = gradient.clone()
+    gradient[part] = 0
+    return gradient

@@ -7,7 +7,7 @@ import torch
 
 from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
-from lfu.methods.weights import named_theta
+from lfu.methods.weights import named_theta, take_back
 from lfu.model.precision import wide
 
 
@@ -61,7 +61,4 @@ class EMA(Method):
         return dict(self.average)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        if state.keys() != self.average.keys():
-            raise ValueError("the checkpoint's moving average is of other weights: resume with the run's own settings")
-        for name, value in state.items():
-            self.average[name].copy_(value)
+        take_back(state, self.average, "moving average")

@@ -8,8 +8,6 @@ from lfu.methods.method import Method, knob
 from lfu.methods.run import Batch, Trainer
 from lfu.model.precision import wide
 
-DIRECTIONS = ("forward", "reverse")
-
 
 class KL(Method):
     """`l = l_SFT + weight * (1/N) sum_t KL(r_t || p_t)`, next-token distributions: r the untouched model, p theta.
@@ -27,7 +25,9 @@ class KL(Method):
     whole_weights = True
 
     weight: float = knob(0.05, "weight of the KL term (ASFT: 0.05)", low=0)
-    direction: str = knob("forward", "forward: KL(untouched || tuned) (ASFT); or reverse", choices=DIRECTIONS)
+    direction: str = knob(
+        "forward", "forward: KL(untouched || tuned) (ASFT); or reverse", choices=("forward", "reverse")
+    )
 
     def layers(self, depth: int) -> list[int]:
         return [depth]

@@ -15,7 +15,6 @@ from lfu.methods.weights import lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 from lfu.model.tensors import global_norm
 
-SCHEDULES = ("constant", "decay")
 UPDATES = 60  # of a run that `share` is said for; docs/results.md tells why it falls with their root
 
 
@@ -50,7 +49,7 @@ class L2SP(Method):
         above=0,
     )
     decoupled: bool = knob(False, "pull the weights directly, past Adam, as AdamW's weight decay does (ours)")
-    schedule: str = knob("constant", "decay: the pull falls to zero over the run (ours)", choices=SCHEDULES)
+    schedule: str = knob("constant", "decay: the pull falls to zero over the run (ours)", choices=("constant", "decay"))
 
     def __post_init__(self) -> None:
         refuse_idle(self, "share", by="weight")

@@ -66,7 +66,7 @@ class LfU(Method):
         if trainer.is_fsdp_enabled:
             refuse_on_shards(step.ascends_theta, step.term.reads_logits)
         _tell_approximate(trainer, step)
-        self.advice = Advice(args.alpha, args.lam)
+        self.advice = Advice(args.lam)
         self._update_losses: list[float] = []
 
     def training_step(self, trainer: Trainer, micro: Micro) -> torch.Tensor:

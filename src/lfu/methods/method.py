@@ -74,16 +74,11 @@ class Method:
     def configure(self, args: Any) -> None:
         """When the config is made: sets what the method stands for. Called again for a copy, so idempotent.
 
-        Raises:
-            ValueError: a setting that the method cannot work with.
+        Raises ValueError: a setting that the method cannot work with.
         """
 
     def check(self, args: Any) -> None:
-        """Once the config is settled.
-
-        Raises:
-            ValueError: a setting that the method cannot work with.
-        """
+        """Once the config is settled. Raises ValueError: a setting that the method cannot work with."""
         fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1")
         if self.whole_weights and (fsdp or args.deepspeed_plugin is not None):
             raise ValueError(

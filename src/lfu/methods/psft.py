@@ -9,7 +9,7 @@ from lfu.methods.run import Batch, Trainer
 from lfu.methods.token_loss import TokenLoss
 from lfu.methods.tokens import in_pieces, nll_of
 from lfu.methods.untouched import Untouched
-from lfu.methods.weights import named_theta
+from lfu.methods.weights import named_theta, take_back
 
 
 class PSFT(TokenLoss):
@@ -49,7 +49,4 @@ class PSFT(TokenLoss):
         return {name: self._old.start[id(p)] for name, p in self._theta.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        if state.keys() != self._theta.keys():
-            raise ValueError("the checkpoint's old model is of other weights: resume with the run's own settings")
-        for name, value in state.items():
-            self._old.start[id(self._theta[name])].copy_(value.detach())
+        take_back(state, self.state_dict(), "old model")

@@ -16,9 +16,7 @@ Message = dict[str, Any]
 def shape_of(rows: Any, method: str, text_field: str = "text") -> str:
     """`prompt` (prompt and completion), `messages` or `text` (the column `text_field`): the training rows' shape.
 
-    Raises:
-        ValueError: a streamed data set.
-        UserError: rows that are tokenised already, hold pictures, or are in none of the shapes.
+    Raises ValueError: a streamed data set; UserError: rows that are tokenised, hold pictures, or have no such shape.
     """
     if not isinstance(rows, Dataset):
         raise ValueError(f"method {method!r} needs all training rows at hand: load them without streaming")

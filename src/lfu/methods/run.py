@@ -149,11 +149,8 @@ class Batch:
         """`function(logits, targets, *more)` of all N labelled tokens: `(N,)`, in the graph.
 
         TRL's fused head keeps no logits, and those of all tokens might not fit into memory. So they are made here, in
-        float32 or wider, for some of the tokens at a time, and once more in the backward.
-
-        Args:
-            function: gets logits `(n, V)` and `(n,)` targets on their device, and returns `(n,)`; n may be 0.
-            more: `(N, ...)` each, handed on in the same pieces.
+        float32 or wider, for some of the tokens at a time, and once more in the backward: `function` gets `(n, V)`,
+        `(n,)` targets on their device and the same pieces of `more`, each `(N, ...)`, and returns `(n,)`; n may be 0.
         """
 
         def piece(hidden: torch.Tensor, targets: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:

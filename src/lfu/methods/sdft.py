@@ -15,10 +15,9 @@ from lfu.evaluation.pieces import encode, longest_input
 from lfu.evaluation.record import weights_hash
 from lfu.methods.agreement import agreed
 from lfu.methods.method import Method, knob
-from lfu.methods.rewrites import Rewrite, Rewrites
 from lfu.methods.rows import Message, Row, messages_of, shape_of, template_arguments
 from lfu.methods.run import Preparation
-from lfu.methods.writing import end_tokens, kept, key_of, length_of, ready_to_write
+from lfu.methods.writing import Rewrite, Rewrites, end_tokens, kept, key_of, length_of, ready_to_write
 from lfu.support.errors import UserError
 
 PROMPT_VERSION = 1  # raise it when what the model is asked changes: older rewrites are then left alone

@@ -1,6 +1,7 @@
 """Theta as methods on weights see it: plain parameters by name, and LoRA's pairs of factors."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -72,3 +73,14 @@ def product_norm2(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     left, right = wide(left), wide(right)
     with torch.autocast(left.device.type, enabled=False):  # it would multiply in half precision
         return ((left.T @ left) * (right @ right.T)).sum()
+
+
+def take_back(state: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor], what: str) -> None:
+    """Copies what a checkpoint holds, called `what` in the message, into the tensors that have its names.
+
+    Raises ValueError: they have others.
+    """
+    if state.keys() != into.keys():
+        raise ValueError(f"the checkpoint's {what} is of other weights: resume with the run's own settings")
+    for name, value in state.items():
+        into[name].copy_(value.detach())

@@ -31,6 +31,7 @@ class OneProcess:
 
     size = 1
     alone = True
+    scope = "global"  # what the ascent looks at: all processes, or each (`local`) at its own part
 
     def unwrapped(self, model: nn.Module) -> nn.Module:
         """The model inside its wrapper."""
@@ -40,13 +41,17 @@ class OneProcess:
         """Within it, backward passes leave the reduction of theta's gradient to a later one."""
         return nullcontext()
 
+    def summed(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over the processes, in float64."""
+        return list(numbers)
+
     def finite(self, loss: torch.Tensor) -> bool:
         """Whether the losses of all processes are finite."""
-        return bool(torch.isfinite(loss))
+        return self.summed([float(not torch.isfinite(loss))]) == [0.0]
 
     def anyone(self, goes_on: bool) -> bool:
         """Whether one of the processes goes on; then all must, those that would skip with weight 0."""
-        return goes_on
+        return self.summed([float(goes_on)])[0] > 0
 
     def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
         """A zero to go backward from in place of a loss that is not finite; theta may lie on several devices."""
@@ -54,11 +59,11 @@ class OneProcess:
 
     def mean(self, count: float) -> float:
         """A count, averaged over the processes."""
-        return count
+        return self.summed([count])[0] / self.size
 
     def total(self, count: float) -> float:
         """A count, summed over the processes that the ascent looks at."""
-        return count
+        return self.summed([count])[0] if self.scope == "global" else count
 
     def check(self, own: bool, reads_logits: bool, stale: int) -> None:
         """Raises ValueError for what can't be done right here; the message names what can."""

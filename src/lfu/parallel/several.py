@@ -146,13 +146,9 @@ class Several(OneProcess):
     # -- what is agreed on ---------------------------------------------------------------------------------------------
 
     def summed(self, numbers: Sequence[float]) -> list[float]:
-        """The sum of each number over the processes, in float64."""
         message = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(message)
         return message.tolist()
-
-    def finite(self, loss: torch.Tensor) -> bool:
-        return self.summed([float(not torch.isfinite(loss))]) == [0.0]
 
     def nothing(self, batch: Mapping[str, Any], theta: Sequence[nn.Parameter]) -> torch.Tensor:
         """It reaches all of theta, so that what earlier micro-batches have left is reduced where this one should."""
@@ -165,15 +161,6 @@ class Several(OneProcess):
         self.through(batch, lambda: None)
         assert self._tail is not None
         return self._tail
-
-    def anyone(self, goes_on: bool) -> bool:
-        return self.summed([float(goes_on)])[0] > 0
-
-    def mean(self, count: float) -> float:
-        return self.summed([count])[0] / self.size
-
-    def total(self, count: float) -> float:
-        return self.summed([count])[0] if self.scope == "global" else count
 
     def direction(
         self, gradients: list[torch.Tensor | None], parameters: Sequence[torch.Tensor]

@@ -28,8 +28,7 @@ class Cheaper:
     the gradients over k updates. `part`: weighted so that the mean stays. `stale`: see `lfu.step.first_order`.
     `random_layers`: past the end of the range it goes on at the start, so that the perturbed forward often stops early.
 
-    Raises:
-        ValueError: a value outside its range, or two that can't be combined.
+    Raises ValueError: a value outside its range, or two that can't be combined.
     """
 
     every: int = setting(1, "APPROXIMATE, cheaper: LfU on every k-th update only, with k times the weight.", whole(1))

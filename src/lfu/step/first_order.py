@@ -19,7 +19,7 @@ import torch
 from lfu.model.tensors import global_norm
 from lfu.step import second_pass
 from lfu.step.consistency import Distance, Hidden, value_and_gradient
-from lfu.step.gradients import SplitGradients, check_finite, sample_of
+from lfu.step.gradients import SplitGradients, sample_of
 from lfu.step.pieces import Rows
 from lfu.step.record import Record, Skip
 from lfu.step.second_pass import Micro
@@ -64,11 +64,7 @@ def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], to
         weight = record.lam * micro.share / len(moved) / micro.items
         scale = weight if scaler is None else scaler.get_scale() * weight
         injection = Injection(moved, micro.where, step.term.per_token, scale)
-        with micro.reader.reading(micro.where, detach=True, visit=injection) as clean:
-            step.keep_loss(record, first_pass(), micro.items)
-        step.random = micro.replay.drew()
-        if record.tokens == 0:
-            record.skip(Skip.NO_TOKEN)
+        clean = step.clean(record, micro, first_pass, visit=injection)
         if record.skipped is None:
             second_pass.note_layers(record, micro, step.term.numbered(injection.sums))
             second_pass.note_move(step, record, clean, moved)
@@ -80,8 +76,7 @@ def run(step: LfUStep, record: Record, micro: Micro, first_pass: Callable[[], to
         if scaler is None and not math.isfinite(global_norm([p.grad for p in parts.measured])):
             record.skip(Skip.GRADIENT)
             parts.keep = 1
-    if scaler is None:
-        check_finite(record, theta)
+    step.end(record, theta)
 
 
 class Injection:

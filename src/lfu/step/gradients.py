@@ -29,20 +29,18 @@ SOUND_PARTS = {
 }
 
 
-def sample_of(theta: Sequence[nn.Parameter], limit: int | None = None) -> list[nn.Parameter]:
-    """The tensors of theta whose two gradients are kept apart: all of them up to `limit` (`WHOLE`) elements.
+def sample_of(theta: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The tensors of theta whose two gradients are kept apart: all of them up to `WHOLE` elements.
 
-    So a LoRA theta is measured whole. Of a larger theta, whole tensors are drawn: a 32nd of its elements, but no fewer
-    than 2^22 and no more than `limit`. The draw has a fixed seed: the same tensors in each step and each run of a
-    model. At least one tensor is taken.
+    So a LoRA theta is measured whole. Of a larger one whole tensors are drawn, at least one, with a fixed seed: they
+    are the same in each step and each run of a model.
     """
-    limit = WHOLE if limit is None else limit
     sizes = {p: whole_shape(p).numel() for p in theta}
     total = sum(sizes.values())
-    if total <= limit:
+    if total <= WHOLE:
         return list(theta)
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(0)).tolist()
-    chosen, room = [], min(limit, max(SAMPLE, total // SHARE))
+    chosen, room = [], min(WHOLE, max(SAMPLE, total // SHARE))
     for p in (theta[i] for i in order):
         if sizes[p] <= room:
             chosen.append(p)

@@ -23,15 +23,10 @@ class Rows:
 def in_pieces(run: Callable[[list[Rows]], T], rows: Rows, *, inexact: str | None, undo: Callable[[], bool]) -> T:
     """`run([rows])`; out of memory, again with twice as many pieces half as large, down to single rows.
 
-    Exact where the term is a sum over tokens: the sum over the pieces is the sum over the rows.
+    Exact where the term is a sum over tokens: the sum over the pieces is the sum over the rows. `inexact` says why it
+    is none; None if it is. `undo` takes a failed attempt's gradients back; False if it can't (`SplitGradients.undo`).
 
-    Args:
-        run: takes the pieces, one after the other, and accumulates their gradients.
-        inexact: why the term is no sum over the rows' own tokens; None if it is.
-        undo: takes a failed attempt's gradients back; False if it can't (see `gradients.SplitGradients.undo`).
-
-    Raises:
-        torch.OutOfMemoryError: even for the smallest pieces, or where pieces would not be exact; its note says which.
+    Raises torch.OutOfMemoryError: even for the smallest pieces, or where pieces can't be taken; its note says why.
     """
     most = 1 if inexact else _most(rows.batch)
     count = 1

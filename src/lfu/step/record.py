@@ -73,10 +73,9 @@ class Record:
         self.skipped = self.skipped or reason
 
     def figures(self, layers: bool = False) -> dict[str, float]:
-        """What trainers log, by name. What a micro-batch did not show is left out, and not counted as zero.
+        """What trainers log, by name; with `layers` consistency and displacement of each layer, too.
 
-        Args:
-            layers: `consistency` and `displacement` of each layer, too.
+        What a micro-batch did not show is left out, and not counted as zero.
         """
         found = {"skipped": float(self.skipped is not None), "lam": self.lam, "alpha": self.alpha}
         if self.approximate:

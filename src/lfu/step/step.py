@@ -172,7 +172,7 @@ class LfUStep:
         elif (index if update is None else update) % form.every:
             record.form, record.lam = "not due", 0.0
             self.keep_loss(record, first_pass(), items)
-            self._end(record, self.anatomy.theta())
+            self.end(record, self.anatomy.theta())
         else:
             micro = second_pass.plan(self, batch, where, items, index)
             if form.stale and self.direction.components and index % form.stale and len(where):
@@ -189,7 +189,7 @@ class LfUStep:
         self.auxiliary.reset(generators(self.settings.seed, micro.index))
         with self.apart(self._parts(theta)) as parts:
             with processes.deferred():
-                h = self._clean(record, micro, first_pass)  # Eq. 1 and 3, and the gradients of theta and aux
+                h = self.clean(record, micro, first_pass)  # Eq. 1 and 3, and the gradients of theta and aux
                 if going_on := processes.anyone(record.skipped is None):
                     target = self.term.target(h)
                     g = self._ascent_gradients(ascent_batch, micro)
@@ -204,7 +204,7 @@ class LfUStep:
                 second_pass.run(self, record, micro, h, target, parts)  # Eq. 4 to 6
             parts.keep = None if self.grad_scaler or record.skipped is None else SOUND_PARTS.get(Skip(record.skipped))
         processes.settle(micro.batch, self.anatomy.decoder, self.backward)
-        self._end(record, theta if record.skipped is not None else parts.unsure())
+        self.end(record, theta if record.skipped is not None else parts.unsure())
         if self.reach is not None:
             self.reach.watch(record)
 
@@ -228,7 +228,7 @@ class LfUStep:
             return SplitGradients(theta if self.ascends_theta else sample_of(theta), theta)
         return self.processes.taps(sample_of(theta), theta, self.ascends_theta)
 
-    def _end(self, record: Record, unsure: Sequence[nn.Parameter]) -> None:
+    def end(self, record: Record, unsure: Sequence[nn.Parameter]) -> None:
         """Looks at what may not be finite; the record of this process's part becomes that of all."""
         if self.grad_scaler is None:  # which must see what overflowed, to skip the update and lower its scale
             check_finite(record, unsure)
@@ -237,13 +237,16 @@ class LfUStep:
 
     # -- the clean pass (Eq. 1, Eq. 3) ---------------------------------------------------------------------------------
 
-    def _clean(self, record: Record, micro: Micro, first_pass: FirstPass) -> Hidden:
+    def clean(
+        self, record: Record, micro: Micro, first_pass: FirstPass, visit: Callable[..., None] | None = None
+    ) -> Hidden:
         """Forward and backward with the zero auxiliary: the loss, h, and the gradients on theta and the auxiliary.
 
-        With an independent ascent batch the pass owes the auxiliary nothing.
+        With an independent ascent batch, and with a `visit` (first_order.py), the pass owes the auxiliary nothing.
         """
-        attached = nullcontext() if self.settings.ascent_batch == "independent" else self.auxiliary.attached()
-        with attached, micro.reader.reading(micro.where, detach=True) as h:
+        owes = self.settings.ascent_batch == "same" and visit is None
+        attached = self.auxiliary.attached() if owes else nullcontext()
+        with attached, micro.reader.reading(micro.where, detach=True, visit=visit) as h:
             self.keep_loss(record, first_pass(), micro.items)
         self.random = micro.replay.drew()
         if record.tokens == 0:

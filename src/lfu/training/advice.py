@@ -34,10 +34,10 @@ def advice_heard() -> Iterator[list[str]]:
 
 
 class Advice:
-    """Watches the records of a run, and gives each kind of warning, which names `alpha` and `lam`, once."""
+    """Watches the records of a run with this `lam`, and gives each kind of warning once."""
 
-    def __init__(self, alpha: float | str, lam: float | str, warn: Callable[[str], None] | None = None):
-        self.given_alpha, self.lam = alpha, lam
+    def __init__(self, lam: float | str, warn: Callable[[str], None] | None = None):
+        self.lam = lam
         self.warn = warn or (lambda message: warnings.warn(message, LfUAdvice, stacklevel=4))
         self.reasons: deque[str | None] = deque(maxlen=WINDOW)
         self.records: deque[Record] = deque(maxlen=WINDOW)
@@ -65,8 +65,8 @@ class Advice:
 
     @property
     def alpha(self) -> float:
-        """That of the newest record where it is chosen."""
-        return self.records[-1].alpha if isinstance(self.given_alpha, str) else self.given_alpha
+        """That of the newest record."""
+        return self.records[-1].alpha
 
     @property
     def _settings(self) -> str:

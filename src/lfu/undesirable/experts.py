@@ -60,7 +60,7 @@ def _apply(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name == "__getitem__" and not isinstance(args[1], (tuple, slice)):
         w, index = args
         return PlusLowRank.of(w[index], w.left[index], w.right[index])
-    if name == "transpose" and not kwargs and {d % args[0].dim() for d in args[1:]} == _last_two(args[0]):
+    if name == "transpose" and not kwargs and {d % args[0].dim() - args[0].dim() for d in args[1:]} == {-2, -1}:
         w = args[0]
         return PlusLowRank.of(w.transpose(-2, -1), w.right.transpose(-2, -1), w.left.transpose(-2, -1))
     result = func(*args, **kwargs)
@@ -70,10 +70,6 @@ def _apply(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     whole = lambda t: t.as_subclass(torch.Tensor) + t.left @ t.right if isinstance(t, PlusLowRank) else t
     args, kwargs = tree_map(whole, (args, kwargs))
     return func(*args, **kwargs)
-
-
-def _last_two(w: torch.Tensor) -> set[int]:
-    return {w.dim() - 2, w.dim() - 1}
 
 
 class _Appended(nn.Module):

@@ -236,14 +236,9 @@ def _kept_by_others(module: nn.Module) -> bool:
 class _SharedInputs:
     """`A x` of each site in one pass; sites with one input (q, k, v; gate and up) have it read once for all.
 
-    Args:
-        matrix: `(dtype, site) -> (r, in)`, its A.
-        rank: r.
-        groups: number of a site -> numbers of those that were called with its x one after the other in a pass before.
-        moved: whether x gets a gradient through A.
-
-    `found` is what this pass shows of the groups. It is not used before the next: a block that gradient checkpointing
-    runs again must do what it did.
+    `matrix` gives a site's A, `(dtype, site) -> (r, in)`; `moved`: x gets a gradient through it. `groups`: number of a
+    site -> those of the sites that were called with its x, one after the other, in a pass before. `found` is what this
+    pass shows of them, not used before the next: a block that gradient checkpointing runs again must do what it did.
     """
 
     def __init__(
