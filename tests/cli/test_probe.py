@@ -12,9 +12,15 @@ from peft import LoraConfig, get_peft_model
 from tiny_folder import byte_tokenizer, save_model
 from transformers import AutoModelForCausalLM
 
+from lfu import LfUConfig
 from lfu.cli import main
 from lfu.cli.models import base_and_tuned, labelled
 from lfu.cli.probe import PROBES
+from lfu.cli.probes.rows import as_trained
+from lfu.data.columns import as_dataset
+from lfu.data.learned import tokenised
+from lfu.data.templates import to_training_rows
+from lfu.evaluation.pieces import answer_pieces
 from lfu.report.blocks import Figure, Items
 from lfu.report.page import view_of
 from lfu.support.errors import UserError
@@ -155,6 +161,40 @@ def test_drift_on_the_answers_of_questions(here):
     assert record["settings"]["tokens of"] == "rows.jsonl, answers (3)"
 
 
+SHAPES: list[dict[str, Any]] = [
+    {"question": "One?", "answer": "  Yes.\n"},
+    {"instruction": "Name it", "input": "the sea", "output": "Sea"},
+    {"question": "One?", "answer": "Yes.", "system": "Be short."},
+    {"conversations": ["One?", "Yes.", "Two?", "No."]},
+    {"prompt": "Say a:", "completion": " b"},
+    {"question": "Which?", "choices": ["x", "yy"], "answer": 1},
+]
+
+
+@pytest.mark.parametrize("template", ["auto", "alpaca"])
+@pytest.mark.parametrize("row", SHAPES)
+def test_a_row_is_read_as_it_is_trained_on(here, row, template, tmp_path):
+    """By the probes that score answers: the trainer's tokens, all of them, and the same ones counted."""
+    tokenizer, own = byte_tokenizer(), "completion" in row
+    template = "auto" if own else template
+    dataset = as_dataset([row])
+    pairs, render = as_trained(dataset, "data", template, tokenizer)
+    (piece,) = answer_pieces(tokenizer, pairs, render=render)
+    made = to_training_rows(dataset, template=template, tokenizer=tokenizer)
+    (trained,) = tokenised(made, tokenizer, LfUConfig(str(tmp_path), use_cpu=True))
+    assert piece.ids == trained["input_ids"]
+    learned = [place for place, label in enumerate(trained["labels"]) if label != -100]
+    assert [*range(piece.start, len(piece.ids))] == learned[-piece.tokens :]
+
+
+def test_columns_of_other_sets_are_read_as_questions_and_answers(here, capsys):
+    dataset = as_dataset([{"prompt": " Hi?", "response": "Ho. ", "system": "Be short."}])
+    pairs, render = as_trained(dataset, "data x", "auto", byte_tokenizer())
+    assert pairs == [{"question": " Hi?", "answer": "Ho. "}]
+    assert render(byte_tokenizer(), pairs[0])[1] == "Ho. <|im_end|>\n"
+    assert "what the columns system hold is left out" in capsys.readouterr().err
+
+
 def test_no_noise_changes_nothing(here):
     record = probe("noise", "base", "tuned", "--noise_alpha", "0")
     for lines in record["results"]["by_layer"].values():
@@ -254,7 +294,12 @@ WRONG = [
     (["drift", "base", "tuned", "--texts", "blank.jsonl"], "texts blank.jsonl: row 2 has no text"),
     (["drift", "base", "tuned", "--texts", "short.jsonl"], "text 1 has fewer than three tokens"),
     (["noise", "base", "--data", "blank.jsonl"], "no column of questions among text; accepted: question, prompt"),
-    (["noise", "base", "--data", "unanswered.jsonl"], "data unanswered.jsonl, row 2 has no answer"),
+    (
+        ["noise", "base", "--data", "unanswered.jsonl"],
+        "data unanswered.jsonl: 1 of 2 data rows have no answer",
+    ),
+    (["prompts", "base", "--data", "unanswered.jsonl"], "data unanswered.jsonl, row 2 has no answer"),
+    (["noise", "base", "--data", "talk.jsonl", "--template", "alpaca"], "data talk.jsonl has messages: drop it"),
     (["noise", "base", "--noise_alpha", "-1"], "--noise_alpha: must be a finite number from 0"),
     (["noise", "base", "--draws", "0"], "--draws: must be a whole number from 1"),
     (["noise", "base", "--seed", "-1"], "must be a whole number from 0, got '-1'"),
@@ -285,6 +330,8 @@ def test_wrong_inputs(here, argv, message, capsys):
     Path("blank.jsonl").write_text('{"text": "some text here"}\n{"text": " "}\n')
     Path("short.jsonl").write_text('{"text": "no"}\n')
     Path("unanswered.jsonl").write_text('{"question": "Hi?", "answer": "Ho."}\n{"question": "Hi?", "answer": ""}\n')
+    talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}]
+    Path("talk.jsonl").write_text(json.dumps({"messages": talk}))
     Path("bad.yaml").write_text('one: "{question}"\ntwo: "nothing"\n')
     before = sorted(here.rglob("*"))
     assert main(["probe", *argv]) == 2

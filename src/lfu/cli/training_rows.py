@@ -19,7 +19,7 @@ from lfu.methods import methods_of
 from lfu.methods.method import Method
 from lfu.model.loading import context_length, training_tokenizer
 from lfu.support.errors import UserError, one_line
-from lfu.support.words import listed
+from lfu.support.words import listed, once
 
 Say = Callable[[str], None]
 
@@ -32,13 +32,7 @@ def load_data(
     sets = _with_held_out(data.rows() if raw is None else raw, config, data)
     tokenizer = training_tokenizer(model, config)
     check_chat_template(tokenizer)
-    told: set[str] = set()
-
-    def tell(line: str) -> None:  # what is odd in both sets is said once
-        if line not in told:
-            say(line)
-        told.add(line)
-
+    tell = once(say)  # what is odd in both sets
     shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
     rows = [to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape) for each in sets]
     if data.template in ("alpaca", "none") and not isinstance(next(iter(rows[0][0].values())), str):

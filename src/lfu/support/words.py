@@ -1,7 +1,8 @@
 """Figures, lists and lines as people read them."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from shutil import get_terminal_size
 from textwrap import TextWrapper
 
@@ -32,6 +33,11 @@ def filled(text: str, first: str = "", rest: str = "") -> str:
 def tell(line: str) -> None:
     """Prints a line on standard error; broken to its width if that is a terminal."""
     print(filled(line, rest="  ") if sys.stderr.isatty() else line.replace("\xa0", " "), file=sys.stderr)
+
+
+def once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """`say`, but each line is said only the first time."""
+    return cache(say)
 
 
 def and_(names: Sequence[str]) -> str:

@@ -68,24 +68,24 @@ class Drift(Probe):
     def _pieces(self) -> tuple[str, Callable[[Any, Any], list[Any]]]:
         """(what is read, in words; (tokenizer, model) -> pieces that fit the model, or any if it is None)."""
         from lfu.data.load import load_rows
-        from lfu.evaluation.pieces import answer_pieces, longest_input, render_of, text_pieces
+        from lfu.evaluation.pieces import answer_pieces, longest_input, text_pieces
 
         dataset = load_rows(self.texts, limit=self.limit) if self.texts else None
         if dataset is None or "text" in dataset.column_names:
             if self.template != "auto":
                 raise UserError("--template is for questions, and --texts holds plain texts: drop it")
-            texts, pairs = rows.texts_of(self.texts, self.limit), None
+            texts = rows.texts_of(self.texts, self.limit)
             what = f"{self.texts or 'built-in prose'} ({len(texts)})"
         else:
-            texts, pairs = [], rows.answered(rows.question_rows(dataset, str(self.texts)))
-            what = f"{self.texts}, answers ({len(pairs)})"
+            texts, what = [], f"{self.texts}, answers ({len(dataset)})"
 
         def pieces_of(tokenizer: Any, model: Any) -> list[Any]:
             with value_errors_are_the_users():
-                if pairs is None:
+                if texts:
                     return text_pieces(tokenizer, texts, longest_input(model) if model else 1024)
                 window = longest_input(model, most=2**20) if model else None
-                return answer_pieces(tokenizer, pairs, render=render_of(tokenizer, self.template), window=window)
+                pairs, render = rows.as_trained(dataset, f"texts {self.texts}", self.template, tokenizer)
+                return answer_pieces(tokenizer, pairs, render=render, window=window)
 
         return what, pieces_of
 

@@ -4,6 +4,7 @@ Noise of NEFTune's strength is added to the embeddings: uniform(-1, 1) * alpha /
 Only the positions that predict an answer's tokens are compared, as in the paper's Figure 6."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lfu.cli import models
@@ -24,27 +25,27 @@ class Noise(rows.OfQuestions):
 
     def measure(self) -> Found:
         names = models.labelled(self.models)
-        pairs = rows.answered(self.questions())
-        tokenizers = self.tokenizers(names)
+        dataset, where = self.questions(), f"data {self.source}"
 
         from lfu.evaluation.noise import NoiseScores, noise_similarity
-        from lfu.evaluation.pieces import render_of
 
         with value_errors_are_the_users():
-            renders = {label: render_of(tokenizer, self.template) for label, tokenizer in tokenizers.items()}
+            read = partial(rows.as_trained, dataset, where, self.template)
+            asked = {label: read(tokenizer) for label, tokenizer in self.tokenizers(names).items()}
 
         def under_noise(label: str, model: Any, tokenizer: Any) -> NoiseScores:
+            pairs, render = asked[label]
             with phase(f"{label}: noisy answers", len(pairs)) as tick:
                 return noise_similarity(
                     model, tokenizer, pairs, alpha=self.noise_alpha, draws=self.draws, seed=self.seed,
-                    batch_size=self.batch_size, render=renders[label], progress=tick,
+                    batch_size=self.batch_size, render=render, progress=tick,
                 )  # fmt: skip
 
         described, scores = self.each(names, under_noise)
         first, *others = names
         comparable = [label for label in others if scores[label].tokens == scores[first].tokens]
         settings = {
-            "data": f"{self.source} ({len(pairs)})", "template": self.template, "noise_alpha": self.noise_alpha,
+            "data": f"{self.source} ({len(dataset)})", "template": self.template, "noise_alpha": self.noise_alpha,
             "draws": self.draws,
         }  # fmt: skip
         return described, settings, {

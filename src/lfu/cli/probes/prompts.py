@@ -33,7 +33,7 @@ class Prompts(rows.OfQuestions):
         from lfu.evaluation.pieces import render_of
 
         names = models.labelled(self.models)
-        asked = self.questions()
+        asked = rows.question_rows(self.questions(), f"data {self.source}")
         task = prompts.task_of(asked)
         if task == "instruction" and self.metric == "accuracy":
             raise UserError("these answers are free text, so there is no accuracy: use --metric nll")

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lfu.cli.probes import Probe
+from lfu.data.shapes import SYSTEMS
 from lfu.data.turns import text_of
 from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_users
 from lfu.support.flags import option
+from lfu.support.words import once, tell
 
 Row = dict[str, Any]
 
 QUESTIONS = ("question", "prompt", "instruction", "goal")
 ANSWERS = ("answer", "response", "completion", "output", "target")
+
+say_once = once(lambda line: tell(f"lfu probe: {line}"))  # every model gets the same rows
 
 HOUSE_RULE = "house_rule"
 HELD_OUT = ("requests", "ordinary")
@@ -56,15 +60,17 @@ class OfQuestions(Probe):
         """`{"question", "choices", "answer"}` rows; by default the built-in general knowledge."""
         from lfu.data.probes import general_knowledge
 
-        return general_knowledge()[: self.limit] if self.data is None else _choices(self.loaded(), self.data)
+        return general_knowledge()[: self.limit] if self.data is None else _choices(self.loaded(), f"data {self.data}")
 
-    def questions(self) -> list[Row]:
-        """Rows, each `{"question", "answer"}` or multiple choice; by default the built-in word problems."""
+    def questions(self) -> Any:
+        """The data set of --data; by default built-in word problems."""
         if self.data is not None:
-            return question_rows(self.loaded(), self.data)
+            return self.loaded()
+        from datasets import Dataset
+
         from lfu.data.word_problems import word_problems
 
-        return word_problems("test", min(100, self.limit or 100))
+        return Dataset.from_list(word_problems("test", min(100, self.limit or 100)))
 
     @property
     def source(self) -> str:
@@ -72,15 +78,37 @@ class OfQuestions(Probe):
         return self.data or "built-in word problems"
 
 
-def question_rows(dataset: Any, name: str) -> list[Row]:
-    """The rows of a loaded data set in the shapes of `OfQuestions.questions`."""
+def as_trained(dataset: Any, where: str, template: str, tokenizer: Any) -> tuple[list[Row], Any]:
+    """Rows with answers, and the `render` that puts them to a model: as `lfu train` would, where it takes such rows.
+
+    Other columns, such as prompt and response, are read as questions and answers.
+    """
+    from lfu.data.shapes import shape_of
+    from lfu.data.templates import to_training_rows
+    from lfu.evaluation.pieces import render_of
+    from lfu.study.rows import pair_of
+
+    try:
+        shape = shape_of(list(dataset), dataset.column_names, "text")
+    except UserError:  # none that can be trained on
+        shape = None
+    if shape is None or shape.columns == ("text",):
+        return pairs_of(dataset, where), render_of(tokenizer, template)
+    if shape.own and template != "auto":
+        raise UserError(f"--template is for questions, and {where} has {' and '.join(shape.columns)}: drop it")
+    with value_errors_are_the_users(where):
+        return list(to_training_rows(dataset, template=template, tokenizer=tokenizer, tell=say_once)), pair_of
+
+
+def question_rows(dataset: Any, where: str) -> list[Row]:
+    """The rows of a data set as `{"question", "answer"}`, or as multiple choice with `choices`."""
     if {"question", "choices"} <= set(dataset.column_names):
-        return _choices(dataset, name)
-    return pairs_of(dataset, f"data {name}")
+        return _choices(dataset, where)
+    return pairs_of(dataset, where)
 
 
 def pairs_of(dataset: Any, where: str, *, answers: bool = True) -> list[Row]:
-    """`{"question", "answer"}` rows, the texts without white space at their ends; what `input` holds is put behind.
+    """`{"question", "answer"}` rows, the texts as they are; what `input` holds is put behind the question.
 
     Without `answers` those are empty. `where`: what the set is called, for messages.
     """
@@ -91,11 +119,14 @@ def pairs_of(dataset: Any, where: str, *, answers: bool = True) -> list[Row]:
     pairs = []
     for number, row in enumerate(dataset, start=1):
         with value_errors_are_the_users(f"{where}, row {number}"):
-            pair = {key: text_of(row[column], f"column {column!r}").strip() for key, column in columns.items()}
-        if blank := [key for key, text in pair.items() if not text]:
+            pair = {key: text_of(row[column], f"column {column!r}") for key, column in columns.items()}
+            extra = text_of(row[more[0]], f"column {more[0]!r}") if more else ""
+        if blank := [key for key, text in pair.items() if not text.strip()]:
             raise UserError(f"{where}, row {number} has no {blank[0]}: fill or remove it")
-        extra = str((more and row[more[0]]) or "").strip()
-        pairs.append({"answer": ""} | pair | ({"question": f"{pair['question']}\n\n{extra}"} if extra else {}))
+        pairs.append({"answer": ""} | pair | ({"question": f"{pair['question']}\n\n{extra}"} if extra.strip() else {}))
+    left = [name for name in (*SYSTEMS, "history") if name in dataset.column_names and any(dataset[name])]
+    if left:
+        say_once(f"warning: {where}: only questions are asked, so what the columns {', '.join(left)} hold is left out")
     return pairs
 
 
@@ -104,11 +135,6 @@ def _column(dataset: Any, known: Sequence[str], where: str) -> str:
     if found := next((name for name in known if name in names), None):
         return found
     raise UserError(f"{where}: no column of {known[0]}s among {', '.join(names)}; accepted: {', '.join(known)}")
-
-
-def answered(rows: list[Row]) -> list[Row]:
-    """Multiple-choice rows as questions and answers, the answer the text of the right choice; others as they are."""
-    return [row | {"answer": row["choices"][row["answer"]]} if "choices" in row else row for row in rows]
 
 
 def texts_of(name: str | None, limit: int | None) -> list[str]:
@@ -128,10 +154,10 @@ def texts_of(name: str | None, limit: int | None) -> list[str]:
     return found
 
 
-def _choices(dataset: Any, name: str) -> list[Row]:
+def _choices(dataset: Any, where: str) -> list[Row]:
     from lfu.evaluation.forgetting import choice_rows
 
-    with value_errors_are_the_users(f"data {name}"):
+    with value_errors_are_the_users(where):
         return choice_rows(dataset)
 
 
