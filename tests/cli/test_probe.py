@@ -288,7 +288,7 @@ WRONG = [
     (["drift", "base", "other"], "other and base have different vocabularies"),
     (["forgetting", "base", "other"], "other and base have different vocabularies"),
     (["forgetting", "base", "tuned", "base=tuned"], "two models are called 'base'"),
-    (["forgetting", "base", "tuned", "--data", "pairs.jsonl"], "data pairs.jsonl: row 1 has no list of at least two"),
+    (["forgetting", "base", "tuned", "--data", "pairs.jsonl"], "data pairs.jsonl: row 1: no list of at least two"),
     (["forgetting", "base", "tuned", "--data", "missing.jsonl"], "missing.jsonl: no such file"),
     (["forgetting", "base", "tuned", "--texts", "pairs.jsonl"], "columns question, answer; needed is one called text"),
     (["drift", "base", "tuned", "--texts", "blank.jsonl"], "texts blank.jsonl: row 2 has no text"),

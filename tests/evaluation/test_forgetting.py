@@ -100,6 +100,7 @@ ARC = {"question": "Which?", "choices": {"text": ["a", "b", "c"], "label": ["1",
         ({"question": "Which?", "choices": ["a", "b"], "answer": 1}, 1),
         ({"question": "Which?", "choices": ["a", "b"], "answer": "B"}, 1),
         ({"question": "Which?", "choices": ["a", "b"], "answer": "0"}, 0),
+        ({"question": "Which?", "choices": '["a", "b"]', "answer": "b"}, 1),  # as a CSV file has them
         (ARC, 1),
         (ARC | {"choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}, 0),
         (ARC | {"answer": None}, 1),
@@ -114,10 +115,10 @@ def test_multiple_choice_rows_in_every_shape(row, index):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"question": " "}, "row 2 has no question"),
-        ({"choices": None}, "row 2 has no list of at least two choices"),
-        ({"choices": ["a"]}, "row 2 has no list of at least two choices"),
-        ({"choices": ["a", " "]}, "row 2 has no list of at least two choices"),
+        ({"question": " "}, "row 2: no question"),
+        ({"choices": None}, "row 2: no list of at least two choices"),
+        ({"choices": ["a"]}, "row 2: no list of at least two choices"),
+        ({"choices": ["a", " "]}, "row 2: no list of at least two choices"),
         ({"answer": 2}, "row 2: answer 2 is none of the 2 choices"),
         ({"answer": -1}, "answer -1 is none"),
         ({"answer": "C"}, "answer 'C' is none"),

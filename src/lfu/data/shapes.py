@@ -7,7 +7,7 @@ messages; prompt, completion; text        TRL's own
 """
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lfu.data.turns import Blank, a, check_turns, is_blank, messages_of, parsed, said, text_of
@@ -103,20 +103,41 @@ def _pair(question: str, answer: str) -> Row:
 
 
 def _read_choice(row: Row, answer_column: str) -> Row:
-    """ARC as on the hub (`choices` {text, label}, `answerKey`), or texts with the index of the right one."""
-    choices: Any = parsed(row["choices"], "column 'choices'") or []
+    question, _ = _filled(row, "question", "text"), _filled(row, answer_column)
+    texts, right = choice_of(row, row[answer_column])
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(string.ascii_uppercase, texts))
+    return _pair(f"{question}\n{listed}", f"{string.ascii_uppercase[right]}. {texts[right]}")
+
+
+def choice_of(row: Mapping[str, Any], answer: Any) -> tuple[list[str], int]:
+    """The choices of a multiple-choice row, as texts, and the index of the right one.
+
+    `choices` are texts, or ARC's `{"text": [...], "label": [...]}`. The row's `answer` is one of the labels (some of
+    ARC's rows are labelled 1 to 4), an index from 0, a letter, or the text of a choice.
+
+    Raises ValueError: fewer than two choices, or more than there are letters; an answer that is none of them, or two.
+    """
+    where, choices = "column 'choices'", parsed(row.get("choices"), "column 'choices'")
     labels: list[str] = []
-    if isinstance(choices, dict):
-        choices, labels = choices.get("text") or [], [str(label) for label in choices.get("label") or []]
-    texts = [text_of(text, "column 'choices'") for text in choices]
-    question, wanted = _filled(row, "question", "text"), _filled(row, answer_column).strip()
-    letters = string.ascii_uppercase[: len(texts)]
-    # A label (some ARC rows are labelled 1 to 4), else an index from 0, else a letter.
-    found = labels.index(wanted) if wanted in labels else int(wanted) if wanted.isdecimal() else letters.find(wanted)
-    if not 0 <= found < len(texts):
-        raise ValueError(f"answer {row[answer_column]!r} is none of the {len(texts)} choices")
-    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts))
-    return _pair(f"{question}\n{listed}", f"{letters[found]}. {texts[found]}")
+    if isinstance(choices, Mapping):
+        choices, labels = choices.get("text"), [str(label) for label in choices.get("label") or []]
+    texts = [text_of(text, where) for text in choices] if isinstance(choices, list | tuple) else []
+    if not 2 <= len(texts) <= len(string.ascii_uppercase) or not all(map(str.strip, texts)):
+        raise ValueError(f"no list of at least two choices (at most 26), none of them blank, in {where}")
+    wanted = text_of(answer, "the answer").strip()
+    if wanted in labels[: len(texts)]:
+        return texts, labels.index(wanted)
+    place = int(wanted) if wanted.isdecimal() else string.ascii_uppercase.find(wanted) if len(wanted) == 1 else -1
+    found = {place} if 0 <= place < len(texts) else set()
+    if type(answer) is not int:  # a number is an index, whatever numbers the choices are
+        found |= {place for place, text in enumerate(texts) if text.strip() == wanted}
+    if not found:
+        raise ValueError(f"answer {answer!r} is none of the {len(texts)} choices")
+    if len(found) > 1:
+        raise ValueError(
+            f"answer {answer!r} is one choice's text and another's place: give the index from 0, as a number"
+        )
+    return texts, found.pop()
 
 
 def _read_conversation(row: Row) -> Row:

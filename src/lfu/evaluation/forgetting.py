@@ -1,12 +1,13 @@
 """What fine-tuning gained and what it forgot: the same items, right or wrong before and after it."""
 
 import math
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from lfu.data.shapes import choice_of
+from lfu.data.turns import text_of
 from lfu.evaluation.intervals import Interval, paired_difference, transitions
 from lfu.evaluation.score import TokenScores
 
@@ -97,27 +98,18 @@ def against_base(
 def choice_rows(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Multiple-choice rows in one shape: `{"question": str, "choices": list of str, "answer": index}`.
 
-    Takes `choices` as a list of texts or as ARC has it on the hub (`{"text": [...], "label": [...]}`), and the right
-    one as `answer` or `answerKey`: a label, an index from 0, or a letter.
-
-    Raises ValueError: a row without question or choices, or whose answer is none of them, with its number from 1.
+    The right one is `answer` or `answerKey`; see `lfu.data.shapes.choice_of`. Raises ValueError as that does, or for a
+    row without a question, with its number from 1.
     """
     return [_choice_row(row, number) for number, row in enumerate(rows, start=1)]
 
 
 def _choice_row(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    question, choices = str(row.get("question") or "").strip(), row.get("choices")
-    answer = row.get("answer") if row.get("answer") is not None else row.get("answerKey")
-    labels = [str(label) for label in choices.get("label") or []] if isinstance(choices, Mapping) else []
-    texts = choices.get("text") if isinstance(choices, Mapping) else choices
+    try:
+        question = text_of(row.get("question"), "column 'question'").strip()
+        texts, right = choice_of(row, row["answer"] if row.get("answer") is not None else row.get("answerKey"))
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
     if not question:
-        raise ValueError(f"row {number} has no question")
-    if not isinstance(texts, (list, tuple)) or len(texts) < 2 or not all(str(text).strip() for text in texts):
-        raise ValueError(f"row {number} has no list of at least two choices in column 'choices'")
-    wanted = "" if answer is None else str(answer).strip()
-    # A label (some ARC rows are labelled 1 to 4), else an index from 0, else a letter.
-    letter = string.ascii_uppercase.find(wanted) if len(wanted) == 1 else -1
-    found = labels.index(wanted) if wanted in labels else int(wanted) if wanted.isdecimal() else letter
-    if not 0 <= found < len(texts):
-        raise ValueError(f"row {number}: answer {answer!r} is none of the {len(texts)} choices")
-    return {"question": question, "choices": [str(text).strip() for text in texts], "answer": found}
+        raise ValueError(f"row {number}: no question")
+    return {"question": question, "choices": [text.strip() for text in texts], "answer": right}
