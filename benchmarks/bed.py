@@ -31,6 +31,7 @@ from testbed.skills import vocabulary
 from testbed.theta import norm
 
 RUNS = "runs.jsonl"
+FEW = 3.0  # points: the same model answers a few questions otherwise on another machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,8 +120,12 @@ def run(options: argparse.Namespace) -> int:
     todo = [s for s in listed if s.key not in done]
     machine = torch.cuda.get_device_name() if bed.device.type == "cuda" else "CPU"
     say(f"{len(bed.seeds)} runs at once on {machine}: {len(todo)} settings to do, {len(done)} done")
+    untouched = bed.untouched()
     if not path.is_file():
-        _append(path, {"bases": bed.untouched(), "draws": options.draws, "machine": machine})
+        _append(path, {"bases": untouched, "draws": options.draws, "machine": machine})
+    elif not same_bases(path, untouched):
+        print(f"error: {path} holds runs of other base models: give --out another folder", file=sys.stderr)
+        return 2
     took = 0.0
     while todo:
         if options.minutes and time.monotonic() - began + 1.5 * took > 60 * options.minutes:
@@ -137,6 +142,13 @@ def run(options: argparse.Namespace) -> int:
         todo = [s for s in todo if s not in group]
         took = time.monotonic() - start
     return 0
+
+
+def same_bases(path: Path, untouched: dict[str, list[float]]) -> bool:
+    """Whether the runs in a file began at these base models; bases trained anew may come out as others."""
+    kept = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["bases"]
+    pairs = [pair for name, values in untouched.items() for pair in zip(kept[name], values, strict=True)]
+    return all(abs(old - new) <= FEW for old, new in pairs)
 
 
 def graphs_agree(bed: Bed) -> bool:

@@ -53,7 +53,7 @@ def draw(study: Study, path: Path) -> None:
 
 def _chosen(study: Study, rows: int) -> list[Setting]:
     """Each method where the mean of its axes was best on the choosing bases: the best methods, and LfU's."""
-    found = [study.balanced(rows, method) for method in study.methods(rows) if method not in CURVES]
+    found = [study.balanced(study.of(rows, method)) for method in study.methods(rows) if method not in CURVES]
     found.sort(key=lambda s: -study.points(s)[: study.choosing].mean())
     others = [s for s in found if s.method not in LFU]
     return others[:SHOWN] + [s for s in found if s.method in LFU]
@@ -84,7 +84,7 @@ def _curve(panel: Any, study: Study, settings: list[Setting], axis: int, **look:
 def _point(panel: Any, study: Study, setting: Setting, axis: int, look: tuple[str, str]) -> None:
     """With the standard error of its difference to SFT's best, over bases: that between bases is common to both."""
     points = study.points(setting)[study.choosing :]
-    apart = points - study.points(study.balanced(setting.rows, "SFT"))[study.choosing :]
+    apart = points - study.points(study.balanced(study.of(setting.rows, "SFT")))[study.choosing :]
     middle, error = points.mean(0), apart.std(0, ddof=1) / np.sqrt(len(apart))
     bars = dict(xerr=error[2], yerr=error[axis], elinewidth=1, linestyle="", markersize=6)
     panel.errorbar(middle[2], middle[axis], color=look[0], marker=look[1], label=setting.method, **bars)

@@ -78,7 +78,7 @@ def sft() -> list[Setting]:
 
 
 def lora() -> list[Setting]:
-    """With a LoRA for theta: SFT and the pull, 16 rows and then 64; LfU as the paper has it; SFT at other lengths."""
+    """With a LoRA for theta: SFT and the pull, 16 rows and then 64; LfU; SFT at other lengths; a long pull."""
     found: list[Setting] = []
     for rows in (16, 64):
         found += [Setting(rows, usual(rows), rate, lora=True) for rate in LORA_RATES]
@@ -86,7 +86,10 @@ def lora() -> list[Setting]:
         found += _at((rows,), (1e-3, 2e-3, 5e-3), *({**pull, "lora": True} for pull in pulls))
     found += _at((16, 64), LORA_RATES[1:3], *_each("auxiliary", ("lora", "own"), lora=True, strength=0.5))
     found += [replace(s, lora=True) for s in _surface((16, 64), slice(0, 1), LORA_RATES[2:5])]
-    return found + [replace(s, lora=True) for s in _surface((16, 64), slice(2, 3), LORA_RATES[:3])]
+    found += [replace(s, lora=True) for s in _surface((16, 64), slice(2, 3), LORA_RATES[:3])]
+    long = _each("share", (0.0, auto(240), auto(240, 0.3)), lora=True)
+    found += [Setting(16, 240, rate, **variant) for rate in (2e-3, 1e-3) for variant in long]
+    return list(dict.fromkeys(found))
 
 
 def study() -> list[Setting]:

@@ -68,15 +68,16 @@ class Study:
         """The finished settings of one method."""
         return [s for s in self.values if s.rows == rows and s.method == method]
 
-    def yardstick(self, rows: int, method: str) -> str:
-        """What a method is held to: SFT of a LoRA for what trains a LoRA, if that was run, else SFT of all weights."""
-        lora = method.endswith(LORA) and method != SFT + LORA and self.of(rows, SFT + LORA)
-        return SFT + LORA if lora else SFT
+    def plain(self, rows: int, method: str) -> list[Setting]:
+        """The SFT that a method is held to: of all weights and of a LoRA, whatever the method trains.
 
-    def surface(self, rows: int, method: str = SFT) -> np.ndarray:
-        """All that the method's yardstick reaches, no training at all included: `(bases, settings, 3)`."""
-        plain = self.of(rows, self.yardstick(rows, method))
-        return np.stack([self.untouched, *(self.points(s) for s in plain)], 1)
+        SFT of a LoRA itself is held to that of all weights.
+        """
+        return self.of(rows, SFT) + (self.of(rows, SFT + LORA) if method not in (SFT, SFT + LORA) else [])
+
+    def surface(self, rows: int, method: str) -> np.ndarray:
+        """All that this SFT reaches, no training at all included: `(bases, settings, 3)`."""
+        return np.stack([self.untouched, *(self.points(s) for s in self.plain(rows, method))], 1)
 
     def methods(self, rows: int) -> list[str]:
         """All but SFT of all weights, in the order in which they were run."""
@@ -87,9 +88,9 @@ class Study:
         surface = self.surface(rows, method)[: self.choosing].mean(0)
         return max(self.of(rows, method), key=lambda s: lead(self.points(s)[: self.choosing].mean(0), surface))
 
-    def balanced(self, rows: int, method: str) -> Setting:
-        """The setting with the highest mean of the three axes on the choosing bases."""
-        return max(self.of(rows, method), key=lambda s: self.points(s)[: self.choosing].mean())
+    def balanced(self, settings: Iterable[Setting]) -> Setting:
+        """The one with the highest mean of the three axes on the choosing bases."""
+        return max(settings, key=lambda s: self.points(s)[: self.choosing].mean())
 
     def lead(self, setting: Setting, first: int = 0) -> Estimate:
         """How far ahead of all that SFT reaches, in all three axes, on the base models from `first` on."""
@@ -141,7 +142,7 @@ def balanced(study: Study) -> str:
     for rows in study.sizes:
         scored = []
         for method in [SFT, *study.methods(rows)]:
-            setting, plain = study.balanced(rows, method), study.balanced(rows, study.yardstick(rows, method))
+            setting, plain = study.balanced(study.of(rows, method)), study.balanced(study.plain(rows, method))
             points = study.points(setting)[study.choosing :]
             apart = points - study.points(plain)[study.choosing :]
             cells = [method, setting.place, str(len(study.of(rows, method))), *(f"{x:.1f}" for x in points.mean(0))]

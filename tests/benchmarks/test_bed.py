@@ -454,6 +454,23 @@ def test_a_killed_study_goes_on(tmp_path, monkeypatch, capsys):
     assert (tmp_path / bed.RUNS).read_text() == before
 
 
+def test_runs_of_other_base_models_are_not_mixed(tmp_path, monkeypatch, capsys):
+    """As when a file of runs goes on where its base models have to be trained anew, and come out otherwise."""
+    monkeypatch.setitem(PLANS, "small", lambda: [Setting(4, 2, 1e-3)])
+    arguments = ["run", "--bases", "2", "--draws", "1", "--base_steps", "2", "--width", "32", "--out", str(tmp_path)]
+    assert bed.main(arguments) == 0
+    path = tmp_path / bed.RUNS
+    head, *runs = path.read_text().splitlines()
+    bases = json.loads(head)
+    for change, code in ((2.0, 0), (20.0, 2)):
+        bases["bases"]["copy"][1] = change  # these two have learned nothing
+        path.write_text("\n".join([json.dumps(bases), *runs]) + "\n")
+        before = path.read_text()
+        assert bed.main(arguments) == code
+        assert path.read_text() == before
+    assert f"error: {path} holds runs of other base models" in capsys.readouterr().err
+
+
 def test_a_report_of_nothing_is_one_line(tmp_path, capsys):
     assert bed.main(["report", str(tmp_path)]) == 2
     assert "first `python benchmarks/bed.py run`" in capsys.readouterr().err

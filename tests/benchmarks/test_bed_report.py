@@ -82,16 +82,19 @@ def test_some_bases_choose_and_the_others_report():
     assert study.chosen(16, "L2-SP") == other
 
 
-def test_a_lora_is_held_to_sft_of_a_lora_and_that_to_sft_of_all_weights():
+def test_a_method_is_held_to_sft_of_all_weights_and_of_a_lora_whatever_it_trains():
     study = made_up()
-    lora = Setting(16, 60, 1e-3, lora=True)
+    lora, all_weights = Setting(16, 60, 1e-3, lora=True), Setting(16, 60, 1e-3, pull=0.1)
     pull = replace(lora, pull=0.1)
     values = study.values[Setting(16, 60, 1e-3)]
     study.values[pull] = values | {"others": values["others"] + 20}
     assert study.held(pull)[1][2].value == pytest.approx(20)  # no SFT of a LoRA to hold it to
     study.values[lora] = values | {"others": values["others"] + 15}
     assert study.held(pull)[1][2].value == pytest.approx(5)
-    assert study.held(lora)[1][2].value == pytest.approx(15)
+    assert study.held(all_weights)[1][2].value == pytest.approx(-5)
+    assert study.held(lora)[1][2].value == pytest.approx(15)  # SFT of all weights alone
+    study.values[lora] = values | {"others": values["others"] - 15}
+    assert study.held(pull)[1][2].value == pytest.approx(20)
     assert study.methods(16) == ["L2-SP", "SAM", "L2-SP, LoRA", "SFT, LoRA"]
     assert "SFT, LoRA:\n\n| rows | updates | 0.001 |" in surface(study)
 
