@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     turns.set_defaults(command=point, eager=True)
     reports = commands.add_parser("report", help="tables and picture of a folder")
     reports.add_argument("folder", type=Path)
-    reports.add_argument("--sft", type=Path, help="a folder whose plain SFT counts, on the bases and draws of both")
+    reports.add_argument("--sft", type=Path, help="a folder whose plain SFT counts, too, on what both have")
     reports.set_defaults(command=report)
     options = parser.parse_args(argv)
     try:

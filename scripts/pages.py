@@ -40,6 +40,7 @@ ORDER = {
     "results.md": "Results",
     "results-testbed.md": "Results: the test bed",
     "results-testbed-runs.md": "Results: every setting",
+    "results-pull.md": "Results: the pull, closer",
     "results-models.md": "Results: real models",
     "performance.md": "Performance",
     "reliability.md": "Reliability",

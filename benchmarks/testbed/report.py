@@ -47,12 +47,15 @@ class Study:
         return cls(values, untouched, max(1, len(untouched) // 3), head["machine"])
 
     def take_sft(self, other: Study) -> None:
-        """The plain SFT of another folder that has these base models and draws, and perhaps more."""
-        bases, draws = next(iter(self.values.values()))["target"].shape
-        if not np.allclose(other.untouched[:bases], self.untouched, atol=1):
+        """The plain SFT of another folder, too, on the base models and draws that both have."""
+        shape = lambda study: next(iter(study.values.values()))["target"].shape
+        bases, draws = map(min, zip(shape(self), shape(other)))
+        if not np.allclose(other.untouched[:bases], self.untouched[:bases], atol=1):
             raise SystemExit("error: --sft names a study of other base models")
-        plain = [s for s in other.values if s.method == SFT and s not in self.values]
-        self.values |= {s: {name: v[:bases, :draws] for name, v in other.values[s].items()} for s in plain}
+        plain = {s: r for s, r in other.values.items() if s.method in (SFT, SFT + LORA) and s not in self.values}
+        cut = lambda runs: {name: v[:bases, :draws] for name, v in runs.items()}
+        self.values = {s: cut(runs) for s, runs in (self.values | plain).items()}
+        self.untouched, self.choosing = self.untouched[:bases], max(1, bases // 3)
         self.machine += f"; SFT: {other.machine}"
 
     def points(self, setting: Setting) -> np.ndarray:

@@ -462,8 +462,8 @@ def test_runs_of_other_base_models_are_not_mixed(tmp_path, monkeypatch, capsys):
     path = tmp_path / bed.RUNS
     head, *runs = path.read_text().splitlines()
     bases = json.loads(head)
-    for change, code in ((2.0, 0), (20.0, 2)):
-        bases["bases"]["copy"][1] = change  # these two have learned nothing
+    for copied, code in ((2.0, 0), (20.0, 2)):
+        bases["bases"]["copy"][1] = copied  # these two have learned nothing
         path.write_text("\n".join([json.dumps(bases), *runs]) + "\n")
         before = path.read_text()
         assert bed.main(arguments) == code

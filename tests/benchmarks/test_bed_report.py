@@ -124,8 +124,8 @@ def test_tables_and_picture_of_a_folder(tmp_path, capsys):
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
 
 
-def test_plain_sft_may_be_taken_from_a_larger_study_of_the_same_bases(tmp_path):
-    """Its first bases and draws alone; a setting that is here stays, and no other method comes along."""
+def test_plain_sft_may_be_taken_from_another_study_of_the_same_bases(tmp_path):
+    """On the bases and draws that both have; a setting that is here stays, and no other method comes along."""
     whole, few, rate = made_up(), made_up(bases=3), Setting(16, 60, 1e-4)
     for number, values in enumerate(whole.values[rate]["target"]):
         values[:] = number, 50
@@ -139,6 +139,12 @@ def test_plain_sft_may_be_taken_from_a_larger_study_of_the_same_bases(tmp_path):
     assert "| 16 | SFT | rate 0.0001, 60 updates | 1.0 |" in table  # the mean of 0, 1, 2
     assert "SAM | rho 0.1, rate 0.001, 60 updates | 80.0 | 70.0 | 30.0" in table
     assert "L2-SP" not in table
+    lora = Setting(16, 60, 1e-3, lora=True)
+    few.values[lora] = {name: v + 1 for name, v in few.values[Setting(16, 60, 1e-3, rho=0.1)].items()}
+    whole.take_sft(few)
+    assert {v.shape for runs in whole.values.values() for v in runs.values()} == {(3, 1)}
+    assert (len(whole.untouched), whole.choosing) == (3, 1)
+    assert whole.lead(Setting(16, 60, 1e-3, rho=0.1)).value == pytest.approx(-1)  # the LoRA is 1 better
     few.untouched += 5
     with pytest.raises(SystemExit, match="other base models"):
         few.take_sft(whole)

@@ -15,7 +15,7 @@ from lfu.methods.weights import lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 from lfu.model.tensors import global_norm
 
-UPDATES = 60  # of a run that `share` is said for; docs/results.md tells why it falls with their root
+UPDATES = 60  # of a run that `share` is said for; docs/results-pull.md tells why it falls with their root
 
 
 class L2SP(Method):
