@@ -134,9 +134,7 @@ def choice_of(row: Mapping[str, Any], answer: Any) -> tuple[list[str], int]:
     if not found:
         raise ValueError(f"answer {answer!r} is none of the {len(texts)} choices")
     if len(found) > 1:
-        raise ValueError(
-            f"answer {answer!r} is one choice's text and another's place: give the index from 0, as a number"
-        )
+        raise ValueError(f"answer {answer!r} fits two choices, by text or place: give the index from 0, as a number")
     return texts, found.pop()
 
 
