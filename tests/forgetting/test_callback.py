@@ -113,6 +113,7 @@ def test_a_budget_that_is_spent_beyond_the_noise_stops_the_run(tmp_path):
     assert last["step"] == run.state.global_step
     assert last["forgetting/prose_rise"] > 0.02
     assert sum("the budget is spent" in line for line in lines) == 1
+    assert sum("A third of this learning rate" in line for line in lines) == 1
     run = trainer("plain", tmp_path, [ForgettingCallback(**options)], max_steps=2)
     run.train()
     assert run.state.global_step == 2
@@ -131,6 +132,7 @@ def test_the_best_checkpoint_within_the_budget_is_left(tmp_path):
     run = trainer("plain", tmp_path / "held", [callback], **best)
     run.train()
     assert "step 4 is kept, the best within the budget" in lines
+    assert not any("this learning rate" in line for line in lines)
     assert run.state.best_global_step == 4
     losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
     assert run.state.best_metric == losses[4]
@@ -144,7 +146,8 @@ def test_no_checkpoint_within_the_budget_leaves_the_last_weights_and_says_so(tmp
     run = trainer("plain", tmp_path, [callback], **best)
     run.train()
     assert run.state.best_model_checkpoint is None
-    assert any(line.startswith("no checkpoint was within the budget: the last weights are kept") for line in lines)
+    assert "no checkpoint was within the budget: the last weights are kept" in lines
+    assert sum(f"A third of this learning rate ({run.args.learning_rate / 3:.1g})" in line for line in lines) == 1
 
 
 def test_keep_best_says_which_arguments_are_missing(tmp_path):

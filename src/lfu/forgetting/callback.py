@@ -20,9 +20,7 @@ from lfu.forgetting.trainer import log, resumed_from
 from lfu.forgetting.unnoticed import has_untouched_base
 from lfu.support.errors import UserError
 
-NONE_FITS = (
-    "no checkpoint was within the budget: the last weights are kept. A lower learning rate or fewer steps forget less"
-)
+NONE_FITS = "no checkpoint was within the budget: the last weights are kept"
 
 
 class ForgettingCallback(TrainerCallback):
@@ -161,6 +159,11 @@ class ForgettingCallback(TrainerCallback):
         if self.keep_best:
             self.say(NONE_FITS if best is None else f"step {best} is kept, the best within the budget")
         if kept := self._measure(args, state, control, needed=True, step=best):
+            if kept.over and (kept.shown or self.keep_best):
+                self.say(
+                    "the model that is left has forgotten more than the budget allows. A third of this learning rate "
+                    f"({args.learning_rate / 3:.1g}) forgets less, and with few rows it may learn no less"
+                )
             self._report(args, state, kept)
 
     def finished(self, trainer: Any) -> None:
