@@ -1,6 +1,7 @@
 """`LfUConfig`: TRL's `SFTConfig` plus the method and the settings of its step."""
 
 import json
+import math
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from trl import SFTConfig
 from lfu.methods import REGISTRY, methods_of, written_out
 from lfu.step.consistency import KINDS as CONSISTENCIES
 from lfu.step.settings import StepSettings, with_fields_of
-from lfu.support.choices import one_of, refuse_unread
+from lfu.support.choices import BELOW_ONE, check_within, number, one_of, optional, refuse_unread, whole
 from lfu.support.flags import option
 from lfu.undesirable import KINDS as AUXILIARIES
 
@@ -20,6 +21,17 @@ from lfu.undesirable import KINDS as AUXILIARIES
 PRESETS: dict[str, tuple[float, float]] = {"base": (0.1, 5.0), "instruct": (0.001, 500.0), "reps": (0.1, 0.1)}
 KINDS: dict[str, Any] = {"auxiliary": AUXILIARIES, "consistency": CONSISTENCIES}
 SETTLED = {"alpha": "auto", "auxiliary": "lora", "consistency": "mse"}  # what None comes to
+# numbers of transformers' that it takes unchecked, to fail in the middle of a run or to train nonsense
+LIMITS = {
+    "learning_rate": number(zero=True), "weight_decay": number(zero=True), "num_train_epochs": number(),
+    "max_steps": ("-1 or a whole number >= 1", lambda v: v == -1 or whole(1)[1](v)),
+    "per_device_train_batch_size": whole(1), "per_device_eval_batch_size": whole(1),
+    "gradient_accumulation_steps": whole(1), "dataloader_num_workers": whole(0), "seed": whole(0),
+    "data_seed": optional(whole(0)), "adam_epsilon": number(zero=True),
+    "adam_beta1": BELOW_ONE, "adam_beta2": BELOW_ONE,
+    "max_grad_norm": ("a finite number (0: no clipping)", lambda v: v is None or math.isfinite(v)),
+    "label_smoothing_factor": BELOW_ONE, "neftune_noise_alpha": optional(number(zero=True)),
+}  # fmt: skip
 NOT_OF_THE_STEP = {"method", "method_args", "preset", "lam", "advice"}
 
 
@@ -82,6 +94,7 @@ class LfUConfig(SFTConfig):
         bf16: bool | None = self.bf16  # type: ignore[has-type]
         if bf16 is None and not (torch.cuda.is_available() or torch.xpu.is_available()):
             self.bf16 = False  # TRL's default bf16=True is some 20 times slower than float32 on most CPUs
+        check_within(self, LIMITS)
         methods = methods_of(self.method, self.method_args)
         self.method_args = self.method_args and written_out(methods)  # a mapping becomes text that can be saved
         for method in methods:

@@ -34,7 +34,7 @@ from lfu.support.versions import mend_trl
 from lfu.support.words import tell
 from lfu.training.advice import LfUAdvice
 from lfu.training.micro_batches import CountsMicroBatches
-from lfu.training.model_card import add_to_card, of_kept
+from lfu.training.model_card import add_to_card, name_the_base, of_kept
 from lfu.training.resuming import Resumes, newest_checkpoint
 from lfu.training.saving import refuse_two_wrappers
 from lfu.undesirable import Auxiliary
@@ -261,12 +261,13 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         finally:
             self._metrics, self._total_train_tokens = metrics, tokens
 
-    def complete_card(self, card: Path) -> None:
-        """What was gained and forgotten so far, on the model card."""
+    def complete_card(self, card: Path, folder: Path) -> None:
+        """What was gained and forgotten so far, and of which model, on the model card."""
         history, best = self.state.log_history, self.state.best_model_checkpoint
         if best and self.args.load_best_model_at_end and not self.is_in_train:  # the weights of that step are back
             history = of_kept(history, self.state.best_global_step)
         add_to_card(card, history, self.args.method)
+        name_the_base(card, str(getattr(self.model.config, "_name_or_path", "")), folder.name)
 
 
 def _load_as_sft_trainer_does(given: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ import pytest
 
 from lfu.cli import main
 from lfu.cli.arguments import parse
-from lfu.cli.careful import EPOCHS, FEW, choices, lengths, wanted
+from lfu.cli.careful import EPOCHS, FEW, choices, lengths, told, untold, wanted
+from lfu.cli.forgetting import ForgettingArguments
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 def given(*flags: str):
-    return parse(["--model", "m", "--data", "rows.jsonl", *flags])[2]
+    return parse(["--model", "m", "--data", "rows.jsonl", *flags], ForgettingArguments)[2]
 
 
 def write(count: int) -> None:
@@ -33,6 +34,34 @@ def test_chosen_where_the_user_has_not(flags):
     assert chosen[chosen.index("--eval_share") + 1] == "0.1"
     assert chosen[chosen.index("--forgetting_budget") + 1] == "0.02"
     assert ("--learning_rate" in chosen) == ("--learning_rate" not in flags)
+
+
+@pytest.mark.parametrize(
+    "flags", ["--eval_data e.jsonl", "--eval_share 0.3", "--forgetting_share 0.3 --forgetting_stop true"]
+)
+def test_still_chosen_where_flags_say_only_what_is_measured(flags):
+    """They are what `lfu train` itself tells the user to add."""
+    data = given(*flags.split())
+    assert wanted(data)
+    chosen = choices(12, data.given, held_out=data.holds_out())
+    assert "--method" in chosen
+    assert ("--load_best_model_at_end" in chosen) == ("eval" in flags)
+    assert not {word for word in flags.split() if word.startswith("--")} & {*chosen}
+
+
+def test_no_rows_are_held_out_against_the_users_word():
+    data = given("--eval_share", "0")
+    assert not {"--eval_share", "--eval_strategy", "--forgetting_keep_best"} & {
+        *choices(40, data.given, held_out=data.holds_out())
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "noted"),
+    [("--learning_rate 1e-3", True), ("--careful false --method lfu", False), ("", False), ("--config smollm2", False)],
+)
+def test_it_says_that_nothing_is_chosen(flags, noted):
+    assert bool(untold(given(*flags.split()))) == noted
 
 
 @pytest.mark.parametrize("flags", ["--careful false", "--learning_rate 1e-3", "--method lfu", "--max_steps 3"])
@@ -57,9 +86,16 @@ def test_a_short_run_has_time_to_measure_more_than_one_checkpoint():
     assert "--forgetting_share" not in choices(FEW, {"forgetting_share"})
 
 
+def test_one_row_is_one_row():
+    assert told(1, []).startswith("chosen for 1 row (")
+    assert told(2, []).startswith("chosen for 2 rows (")
+
+
 def test_nothing_is_measured_against_the_users_word():
     assert not [word for word in choices(40, {"forgetting"}) if word.startswith("--forgetting")]
-    assert "--eval_share" not in choices(40, {"eval_data"})
+    chosen = choices(40, {"eval_data"}, held_out=True)
+    assert "--eval_share" not in chosen
+    assert "--forgetting_keep_best" in chosen
 
 
 def test_of_few_rows_none_is_held_out():

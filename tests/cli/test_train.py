@@ -404,6 +404,20 @@ CHEAP = {  # found before the model is loaded: flags, and what the one line says
     "configuration of a file": ("--data_config main", "--data_config is for data sets on the hub"),
     "measured, and not": ("--forgetting false --forgetting_every 2", "--forgetting false measures nothing"),
     "template of conversations": ("--data chat.jsonl --template alpaca", "--template alpaca is for questions"),
+    "a rate below 0": ("--learning_rate -1", "learning_rate must be a finite number >= 0, got -1.0"),
+    "no finite rate": ("--learning_rate inf", "learning_rate must be a finite number >= 0, got inf"),
+    "no epoch": ("--num_train_epochs 0", "num_train_epochs must be a finite number > 0, got 0.0"),
+    "epochs that are no number": ("--num_train_epochs nan", "num_train_epochs must be a finite number > 0"),
+    "no step": ("--max_steps 0", "max_steps must be -1 or a whole number >= 1, got 0"),
+    "an empty batch": ("--per_device_train_batch_size 0", "per_device_train_batch_size must be a whole number >= 1"),
+    "nothing to accumulate": ("--gradient_accumulation_steps 0", "gradient_accumulation_steps must be a whole number"),
+    "a seed below 0": ("--seed -1", "seed must be a whole number >= 0, got -1"),
+    "beta": ("--adam_beta1 2", "adam_beta1 must be a number >= 0 and < 1, got 2.0"),
+    "noise below 0": ("--neftune_noise_alpha -3", "neftune_noise_alpha must be a finite number >= 0"),
+    "alpha of the adapter": ("--lora_alpha -3", "lora_alpha must be a whole number >= 1, got -3"),
+    "no rows": ("--data_limit 0", "data_limit must be a whole number >= 1, got 0"),
+    "columns of the evaluation rows": ("--eval_data other.jsonl", "--eval_data other.jsonl: the data has the columns"),
+    "two strategies": ("--load_best_model_at_end true", "Evaluation strategy: no - Save strategy: steps"),
     "4 bit, all weights": ("--load_in_4bit --use_peft false", "quantised weights can't be trained"),
 }
 
@@ -433,6 +447,27 @@ def test_cheap_checks_come_first_and_say_one_line(here, model, case, capsys, mon
     assert err[0].startswith("lfu train: error: ")
     assert message.lower() in err[0].replace(f"{here}/", "").lower()
     assert files(here) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr_scheduler_kwargs {\"foo\":3}", "unexpected keyword argument 'foo'"),
+        ("--lr_scheduler_type cosine_with_min_lr", "min_lr or min_lr_rate should be set"),
+        ("--optim adagrad --optim_args lr_decay=abc", "could not convert string to float: 'abc'"),
+        ("--lora_modules_to_save lm_hed", "lora_modules_to_save lm_hed: the model has no module of that name"),
+        (
+            "--metric_for_best_model rouge --load_best_model_at_end true --eval_share 0.3 --eval_strategy epoch "
+            "--save_strategy epoch", "set to 'eval_rouge', which is not found in the evaluation metrics"
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_library_refuses_is_one_line(here, model, flags, message, capsys):
+    assert train(model, flags) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert message in err[-1]
+    assert err[-1].startswith("lfu train: error: ")
+    assert not Path("out/adapter_config.json").exists()
 
 
 def test_no_model_and_no_data(here, model, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+
 import pytest
 from datasets import Dataset
 from tiny_folder import byte_tokenizer
@@ -148,13 +150,20 @@ def test_rows_without_an_answer_are_counted_and_named(bad):
     [
         ({"instructions": "q", "output": "a"}, "'instructions': Did you mean instruction"),
         ({"question": "q", "anwser": "a"}, "'anwser': Did you mean answer"),
-        ({"foo": 1}, "columns foo are of no known shape. Accepted: messages; prompt"),
         ({"question": "q", "choices": ["x", "y"], "answer": 2}, "row 1: answer 2 is none of the 2 choices"),
         ({"question": "q", "choices": ["x", "y"], "answer": "Z"}, "row 1: answer 'Z' is none"),
         ({"question": "q", "choices": ["x", "y"], "answer": "AB"}, "row 1: answer 'AB' is none"),
         ({"question": "q", "choices": ["x"], "answer": 0}, "row 1: no list of at least two choices"),
         ({"question": "q", "choices": ["1", "2"], "answer": "1"}, "row 1: answer '1' fits two choices"),
         ({"question": "q", "choices": ["B", "A"], "answer": "A"}, "row 1: answer 'A' fits two choices"),
+        ({"foo": 1}, "the data has the column foo, which makes no training rows. Needed: messages; prompt and"),
+        ({"prompt": "q"}, "column prompt, .*Beside 'prompt' there is no column 'completion'. Needed: "),
+        ({"prompt": "q", "response": "a"}, "Beside 'response' there is no column 'instruction'"),
+        ({"instruction": "q"}, "no column 'output' or 'response'"),
+        (
+            dict.fromkeys(string.ascii_letters, 1),
+            "columns a, b, c, d, e, f, g, h, 44 more, which make no training rows",
+        ),
         ({"conversations": ["q"]}, "row 1: needs at least a question and an answer"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "row 1: turns must alternate"),
         ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}, "turn 2 has role 'gpt'"),

@@ -12,7 +12,7 @@ from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu import ForgettingCallback, LfUConfig, LfUTrainer
-from lfu.training.model_card import BEGIN, add_to_card, of_kept, section
+from lfu.training.model_card import BEGIN, add_to_card, name_the_base, of_kept, section
 
 READING = {
     "forgetting/known": 150, "forgetting/items": 307, "forgetting/lost": 5, "forgetting/gained": 2,
@@ -49,6 +49,26 @@ def test_a_newer_section_takes_the_place_of_the_older(tmp_path):
     assert told.rstrip().endswith("## Added by hand")
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_model_of_a_folder_has_its_name_and_no_path(tmp_path, local):
+    base = tmp_path / "my-base" if local else "hub/my-base"
+    if local:
+        base.mkdir()
+    card, named = tmp_path / "README.md", None if local else base
+    card.write_text(
+        f"---\nbase_model: {base}\ntags:\n- base_model:adapter:{base}\n- lora\n---\n"
+        f"This model is a fine-tuned version of [{named}](https://huggingface.co/{named}).\n"
+        'pipeline("text-generation", model="None")\n'
+    )
+    name_the_base(card, str(base), "run-1")
+    told = card.read_text()
+    assert 'model="run-1"' in told
+    assert "None" not in told
+    assert (str(base) in told) != local
+    assert ("fine-tuned version of `my-base`." in told) == local
+    assert "- lora\n" in told
+
+
 def test_the_figures_are_those_of_the_weights_that_are_kept():
     """Of step 1, which is the best; and of what is measured after training, when its weights are back."""
     log = [{"eval_loss": 0.5, "step": 1}, {"eval_loss": 0.9, "step": 2}, {"train_runtime": 1.0, "step": 2}]
@@ -70,6 +90,7 @@ def test_a_saved_model_has_it(tmp_path, method):
     t.save_model(str(tmp_path / "saved"))
     t.create_model_card()
     for card in (tmp_path / "saved" / "README.md", tmp_path / "README.md"):
+        assert "None" not in card.read_text()
         assert "built-in questions answered rightly" in card.read_text(), json.dumps(t.state.log_history)
         assert ("\n- lfu\n" in card.read_text()) == (method == "lfu")
     assert ("Learning from the Undesirable" in card.read_text()) == (method == "lfu")

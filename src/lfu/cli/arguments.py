@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,6 +15,7 @@ from lfu import recipes
 from lfu.cli.models import DTYPES
 from lfu.config import LfUConfig
 from lfu.data.templates import TEMPLATES
+from lfu.support.choices import BELOW_ONE, check_within, optional, whole
 from lfu.support.errors import UserError, did_you_mean, one_line
 from lfu.support.flags import LineParser, by_name, option
 
@@ -58,6 +60,7 @@ class ModelArguments(ModelConfig):
         super().__post_init__()
         if not self.model_name_or_path:
             raise UserError("no model: give --model_name_or_path (a hub name, a folder, or smollm2), or a recipe")
+        check_within(self, {"lora_r": whole(1), "lora_alpha": whole(1), "lora_dropout": BELOW_ONE})
         if self.load_in_4bit or self.load_in_8bit:
             self.dtype = self.dtype or "bfloat16"
             if not self.use_peft:
@@ -110,10 +113,16 @@ class DataArguments:
             raise UserError(f"eval_share must be a share of the rows from 0 to below 1, got {self.eval_share:g}")
         if self.eval_share and (self.eval_data or self.eval_split):
             raise UserError("eval_share holds rows out, and eval_data brings others: give one of them")
-        if self.show_rows < 0:
-            raise UserError(f"show_rows must be a number of rows, got {self.show_rows}")
+        rows = optional(whole(1))
+        check_within(self, {"data_limit": rows, "eval_limit": rows, "show_rows": whole(0)})
         if self.eval_split and not self.eval_data:
             self.eval_data = self.data
+
+    def holds_out(self) -> bool | None:
+        """Whether rows are held out, by flags or a recipe; None if these don't say."""
+        return (
+            bool(self.eval_data or self.eval_share) if self.given & {"eval_data", "eval_split", "eval_share"} else None
+        )
 
     def rows(self) -> Dataset:
         """The training rows as they are in their file."""
@@ -189,7 +198,7 @@ def parse(argv: Sequence[str], *more: type) -> tuple[Any, ...]:
     try:
         config, model, data, *others = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
     except REFUSED as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(re.sub(r"\w+Strategy\.(\w+)", lambda name: name[1].lower(), one_line(error))) from error
     data.given, data.typed = _named(flags, names), _named(rest, names)
     config.assistant_only_loss = None if config.assistant_only_loss else config.assistant_only_loss
     return config, model, data, *others

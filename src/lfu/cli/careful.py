@@ -6,12 +6,15 @@ Everything chosen is a flag, and is named before training: the user changes one 
 from collections.abc import Collection
 
 from lfu.cli.arguments import DataArguments
+from lfu.support.words import counted
 
 # Flags that say what is trained on and what is shown, but not how it is trained: beside these alone, we choose.
 NEUTRAL = frozenset(
     {"model_name_or_path", "model_revision", "trust_remote_code", "attn_implementation", "dtype", "use_cpu"}
     | {"data", "data_config", "data_split", "data_limit", "template", "system", "max_length", "seed"}
     | {"output_dir", "overwrite_output_dir", "resume_from_checkpoint", "run_name", "report_to", "logging_steps"}
+    | {"eval_data", "eval_split", "eval_limit", "eval_share"}
+    | {f"forgetting{name}" for name in ("", "_budget", "_stop", "_keep_best", "_every", "_share", "_files")}
     | {"careful", "dry_run", "verbose", "show_rows", "disable_tqdm", "dataloader_pin_memory"}
 )
 FEWEST = 20  # rows from which some are held out; of fewer each is needed to learn from
@@ -27,8 +30,10 @@ def wanted(data: DataArguments) -> bool:
     return data.given <= NEUTRAL if data.careful is None else data.careful
 
 
-def choices(rows: int, given: Collection[str] = ()) -> list[str]:
+def choices(rows: int, given: Collection[str] = (), *, held_out: bool | None = None) -> list[str]:
     """The flags for so many rows, to put in front of the user's, without the `given` ones.
+
+    `held_out`: whether the user's flags hold rows out; None if they don't say.
 
     They hold rows out, measure the loss after each epoch and forgetting as often as a twentieth of the time allows (a
     fifth, with few rows), keep the best checkpoint within the budget, and take some 60 updates of 8 rows by plain
@@ -42,9 +47,9 @@ def choices(rows: int, given: Collection[str] = ()) -> list[str]:
     if "forgetting" not in given:
         flags["forgetting_budget"] = "0.02"
         flags |= {"forgetting_share": SHORT} if rows <= FEW else {}
-    if rows >= FEWEST and not {"eval_data", "eval_split"} & set(given):
+    if held_out is None and rows >= FEWEST:
         flags["eval_share"] = f"{min(HELD_OUT, MOST_HELD_OUT / rows):.3g}"
-    if rows >= FEWEST:
+    if held_out or "eval_share" in flags:
         flags |= dict.fromkeys(("eval_strategy", "save_strategy"), "epoch")
         flags |= {"save_total_limit": "1", "load_best_model_at_end": "true"}
         flags |= {"forgetting_keep_best": "true"} if "forgetting_budget" in flags else {}
@@ -54,7 +59,19 @@ def choices(rows: int, given: Collection[str] = ()) -> list[str]:
 def told(rows: int, chosen: list[str]) -> str:
     """What was chosen; a line is not broken between a flag and its value."""
     flags = [f"{flag}\xa0{value}" for flag, value in zip(chosen[::2], chosen[1::2])]
-    return f"chosen for {rows} rows (your own flags win; --careful\xa0false turns this off): {' '.join(flags)}"
+    how = "your own flags win; --careful\xa0false turns this off"
+    return f"chosen for {counted(rows, 'row')} ({how}): {' '.join(flags)}"
+
+
+def untold(data: DataArguments) -> str | None:
+    """Why nothing was chosen, for a user whose flags on the command line began to choose, without a word on this."""
+    said = sorted(data.typed - NEUTRAL)
+    if data.careful is not None or not said or data.given - data.typed:
+        return None
+    return (
+        f"note: --{said[0]} says how to train, so what you don't give has its default, and nothing is chosen for your "
+        "rows (--careful\xa0true: choose the rest, false: no note)"
+    )
 
 
 def lengths(rows: int) -> dict[str, str]:

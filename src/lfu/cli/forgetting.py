@@ -1,12 +1,13 @@
 """What is forgotten while `lfu train` runs: its flags, the callback they make, and its curve in the terminal."""
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from lfu import ForgettingCallback
 from lfu.forgetting.schedule import check_best
-from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.support.errors import UserError, one_line
 from lfu.support.flags import option
 
 MOST_ROWS = 20  # of the curve, in a terminal
@@ -41,12 +42,23 @@ class ForgettingArguments:
             raise UserError(f"--forgetting false measures nothing, and --{asked[0]} says how: drop one of them")
         if not asked and not self.forgetting:
             return None
-        with value_errors_are_the_users():
+        try:
             if self.forgetting_keep_best:
                 check_best(args)
             named = {name: getattr(self, f"forgetting_{name}") for name in ("budget", "stop", "keep_best", "every")}
             share, files = self.forgetting_share, self.forgetting_files or ()
             return ForgettingCallback(**named, share_of_time=share, files=files, say=say)
+        except ValueError as error:
+            raise UserError(_in_flags(one_line(error))) from error
+
+
+def _in_flags(text: str) -> str:
+    """A message about the callback's and the trainer's arguments, in the words of the command line."""
+    text = text.replace("share_of_time", "share").replace(", or None", "")
+    text = re.sub(r"\b(stop|keep_best|every|share|budget)(?==| must)", r"--forgetting_\1", text)
+    return re.sub(
+        r"(--\w+|load_best_model_at_end)=(True|[\d.]+)", lambda m: f"--{m[1].lstrip('-')} {m[2].lower()}", text
+    )
 
 
 def curve(callback: ForgettingCallback) -> None:

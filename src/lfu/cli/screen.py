@@ -16,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from lfu.support.errors import one_line
 from lfu.support.quiet import quiet_libraries
-from lfu.support.words import duration, filled
+from lfu.support.words import counted, duration, filled
 from lfu.training.advice import DOMINATING, NEGLIGIBLE, LfUAdvice
 
 METRICS_FILE = "metrics.jsonl"
@@ -103,11 +103,13 @@ def facts(trainer: Any, data: str) -> dict[str, str]:
     about = "" if exact else "about "
     held_out = f"{len(eval_rows):,} held out" if eval_rows is not None else "none held out (--eval_data FILE)"
     theta = f"an adapter of {trained:,}" if hasattr(trainer.model, "peft_config") else f"{trained:,}"
-    length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    epochs = f"{args.num_train_epochs:g} epoch{'s' * (args.num_train_epochs != 1)}"
+    length = counted(args.max_steps, "step") if args.max_steps > 0 else epochs
+    batch = counted(min(_batch(args), len(trainer.train_dataset)), "packed row" if args.packing else "row")
     return {
         "Rows": f"{len(trainer.train_dataset):,} to train on from {data}, {held_out}",
         "Tokens": f"{about}{total:,} per epoch, {learned / max(total, 1):.0%} of them learned; longest row {longest:,}",
-        "Trains": f"{theta} of {everything:,} parameters, {length}, {_batch(args)} rows per step",
+        "Trains": f"{theta} of {everything:,} parameters, {length}, {batch} per step",
         "Method": f"{args.method} at learning rate {args.learning_rate:g} (--method, --learning_rate)",
         "Needs": f"roughly {memory / 2**30:.1f} GiB of memory and {duration(seconds)}",
     }
@@ -119,9 +121,9 @@ def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str
     if done_before and state.global_step == 0:  # not one step was taken
         return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
     last = {name: value for entry in state.log_history for name, value in entry.items()}
-    steps = f"steps {done_before + 1:,} to {state.global_step:,}" if done_before else f"{state.global_step:,} steps"
-    tokens = f", {last['num_tokens']:,.0f} tokens{' in all' * bool(done_before)}" if "num_tokens" in last else ""
-    lines = [f"Trained on {_rows_seen(trainer, done_before)}{tokens}, {steps} in {duration(seconds)}."]
+    steps = f"steps {done_before + 1:,} to {state.global_step:,}" if done_before else counted(state.global_step, "step")
+    tokens = counted(int(trainer._total_train_tokens), "token")  # TRL counts anew when a run is resumed
+    lines = [f"Trained on {_rows_seen(trainer, done_before)}, {tokens}, {steps} in {duration(seconds)}."]
     names = ("train_loss", "lfu/sft_loss", "lfu/consistency", "lfu/gradient_ratio", "eval_loss")
     if losses := [f"{name.removeprefix('lfu/')} {float(last[name]):.4g}" for name in names if name in last]:
         lines.append(f"Last logged: {', '.join(losses)}.")
@@ -144,8 +146,8 @@ def _batch(args: Any) -> int:
 def _rows_seen(trainer: Any, done_before: int) -> str:
     """`36 rows`, or `32 of 100,000 rows` where the steps of this command ended within an epoch."""
     rows, seen = len(trainer.train_dataset), (trainer.state.global_step - done_before) * _batch(trainer.args)
-    what = "packed rows" if trainer.args.packing else "rows"
-    return f"{rows:,} {what}" if seen >= rows else f"{seen:,} of {rows:,} {what}"
+    all_of = counted(rows, "packed row" if trainer.args.packing else "row")
+    return all_of if seen >= rows else f"{seen:,} of {all_of}"
 
 
 def _kept(trainer: Any) -> str:

@@ -18,6 +18,7 @@ from lfu.study.options import HOW, MEASURED, ROWS, WHAT, Options
 from lfu.support.errors import UserError
 from lfu.support.extras import need
 from lfu.support.flags import LineParser, add_flags, at_least_one, flag, given_flags, pairs_of, switch
+from lfu.support.words import counted
 
 if TYPE_CHECKING:
     from lfu.study.study import Study
@@ -151,7 +152,7 @@ def _announce(study: Study, options: Options) -> None:
     runs = len({task.run for task in plan.tasks})
     done = runs - len({task.run for task in study.open_tasks(plan)})
     study.say(
-        f"{count} setting{'s' if count > 1 else ''}, {len(study.split.train):,} training rows, {runs} runs"
+        f"{counted(count, 'setting')}, {counted(len(study.split.train), 'training row')}, {runs} runs"
         f"{'' if plan.whole else ' or more'}{f', {done} of them finished' if done else ''}; kept in {study.folder}"
     )
 

@@ -6,11 +6,13 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lfu
 from lfu.cli import output
 from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import remove_folder, restore
@@ -44,7 +46,7 @@ def run(argv: list[str]) -> int:
     raw = None
     if careful.wanted(data):
         raw = data.rows()
-        chosen = careful.choices(len(raw), data.given)
+        chosen = careful.choices(len(raw), data.given, held_out=data.holds_out())
         config, model, data, watch = parse([*chosen, *argv], ForgettingArguments)
         _say(careful.told(len(raw), chosen))
     callback = watch.callback(_say if data.verbose else _say_what_the_screen_does_not, config, data.given)
@@ -56,6 +58,8 @@ def run(argv: list[str]) -> int:
         rows, eval_rows = load_data(config, model, data, raw, _say)
         with output.no_empty_leftovers(folder, always=data.dry_run):
             trainer = _trainer(config, model, rows, eval_rows)
+            if note := careful.untold(data):
+                _say(note)
             if callback:
                 trainer.add_callback(callback)
             return _run(trainer, data, folder, resume_from, callback)
@@ -202,15 +206,24 @@ def _how_to_resume(folder: Path, trainer: Any) -> str:
 
 @contextmanager
 def _one_line(folder: Path, trainer: Any) -> Iterator[None]:
-    """Tells a full disk or memory, a bad batch, or a launch file at odds with the flags in one line."""
+    """Tells a full disk or memory, a bad batch, or settings that a library refuses when it starts in one line."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, ArithmeticError) as error:
+    except (OSError, RuntimeError, ValueError, ArithmeticError, TypeError, KeyError) as error:
         if "DeepSpeed config values" in str(error):  # transformers compares launch file and flags when it starts
             raise UserError(f"the launch file and the flags disagree: {one_line(error)}") from error
         if not (what := _stopped_by(error, folder, trainer.state.global_step + 1)):
+            # before there is a schedule, libraries make what settings ask for: --optim_args, --lr_scheduler_kwargs, ...
+            if "metric_for_best_model" in str(error) or (trainer.lr_scheduler is None and _of_a_library(error)):
+                text = error.args[0] if isinstance(error, KeyError) else error  # which would add quotes
+                raise UserError(f"training can't go on with these flags: {one_line(text)}") from error
             raise
         raise UserError(f"{what}. {_how_to_resume(folder, trainer)}") from error
+
+
+def _of_a_library(error: Exception) -> bool:
+    """Whether code outside this package raised it."""
+    return not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(str(Path(lfu.__file__).parent))
 
 
 def _stopped_by(error: Exception, folder: Path, step: int) -> str | None:

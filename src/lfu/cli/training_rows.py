@@ -18,7 +18,7 @@ from lfu.data.templates import check_chat_template, to_training_rows
 from lfu.methods import methods_of
 from lfu.methods.method import Method
 from lfu.model.loading import context_length, training_tokenizer
-from lfu.support.errors import UserError, one_line
+from lfu.support.errors import UserError, one_line, value_errors_are_the_users
 from lfu.support.words import listed, once
 
 Say = Callable[[str], None]
@@ -34,7 +34,10 @@ def load_data(
     check_chat_template(tokenizer)
     tell = once(say)  # what is odd in both sets
     shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
-    rows = [to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape) for each in sets]
+    rows = [to_training_rows(sets[0], tokenizer=tokenizer, tell=tell, **shape)]
+    for each in sets[1:]:
+        with value_errors_are_the_users(f"--eval_data {data.eval_data}" if data.eval_data else "held-out rows"):
+            rows.append(to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape))
     if data.template in ("alpaca", "none") and not isinstance(next(iter(rows[0][0].values())), str):
         what = f"--template {data.template} is for questions, and conversations go through the chat template"
         if "template" in data.typed:

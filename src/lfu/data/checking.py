@@ -8,6 +8,7 @@ from typing import Any
 
 from lfu.data.turns import Message, is_learned
 from lfu.support.errors import UserError, one_line
+from lfu.support.words import counted
 
 Row = Mapping[str, Any]
 IGNORED = -100
@@ -61,7 +62,7 @@ class Checking:
 
     def report(self, tell: Callable[[str], None]) -> None:
         for what, (rows, first) in self.odd.items():
-            tell(f"{what} in {rows} row{'s' * (rows > 1)} (first: row {first})")
+            tell(f"{what} in {counted(rows, 'row')} (first: row {first})")
 
     def _learned(self, ids: list[int], labels: list[int]) -> str:
         """The learned tokens as text, a break where tokens between them are not learned."""

@@ -17,12 +17,19 @@ Row = dict[str, Any]
 
 ACCEPTED = (
     "messages; prompt and completion; instruction (and input) and output; question and answer (and choices); "
-    "conversations; text"
+    "conversations; or text"
 )
 INPUTS, OUTPUTS, SYSTEMS = ("input", "context"), ("output", "response"), ("system", "system_prompt")
 _KNOWN = {"messages", "prompt", "completion", "instruction", *INPUTS, *OUTPUTS, "question", "answer", "answerKey"} | {
     "choices", "conversations", "text", "tools", "chat_template_kwargs", "history", *SYSTEMS
 }  # fmt: skip
+
+
+PARTNERS = {  # a column -> those of which one must stand beside it
+    "prompt": ("completion",), "completion": ("prompt",), "question": ("answer",), "answer": ("question",),
+    "instruction": OUTPUTS, "output": ("instruction",), "response": ("instruction",), "choices": ("question",),
+}  # fmt: skip
+MOST_NAMES = 8  # of columns, in a message
 
 
 class Shape(NamedTuple):
@@ -60,10 +67,22 @@ def shape_of(rows: list[Row], names: list[str], text_field: str) -> Shape:
         return Shape(("conversations",), _read_conversation)
     if text_field in names and not {"instruction", "question"} & {*names}:
         return texts
-    unknown = {name: did_you_mean(name, _KNOWN - {*names}) for name in names if name not in _KNOWN}
-    hints = "".join(f" Column {name!r}:{hint}" for name, hint in unknown.items() if hint)
-    field = "" if text_field == "text" else f" There is no column {text_field!r} (--dataset_text_field)."
-    raise UserError(f"data columns {', '.join(names)} are of no known shape. Accepted: {ACCEPTED}.{field}{hints}")
+    raise UserError(_no_shape(names, text_field))
+
+
+def _no_shape(names: list[str], text_field: str) -> str:
+    """What is missing from columns that make no training rows, and which would."""
+    told = names[:MOST_NAMES] + [f"{len(names) - MOST_NAMES} more"] * (len(names) > MOST_NAMES)
+    hints = [] if text_field == "text" else [f"There is no column {text_field!r} (--dataset_text_field)."]
+    for name in names[:MOST_NAMES]:
+        partners = PARTNERS.get(name, ())
+        if partners and not {*partners} & {*names}:
+            hints.append(f"Beside {name!r} there is no column {' or '.join(map(repr, partners))}.")
+        elif name not in _KNOWN and (close := did_you_mean(name, _KNOWN - {*names})):
+            hints.append(f"Column {name!r}:{close}")
+    one = len(names) == 1
+    columns = f"the data has the column{'s' * (not one)} {', '.join(told)}"
+    return " ".join([f"{columns}, which make{'s' * one} no training rows.", *hints, f"Needed: {ACCEPTED}."])
 
 
 def _read_instruction(row: Row, extra: str | None, output: str, history: bool) -> Row:

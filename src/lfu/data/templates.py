@@ -86,6 +86,11 @@ def to_training_rows(
     beside = (*SYSTEMS, "tools", "chat_template_kwargs") if conversational else () if shape.own else SYSTEMS
     _tell_left_out(rows, names, {*shape.columns, *beside}, tell)
     if not conversational:
+        if has_chat and shape.columns == ("prompt", "completion"):
+            tell(
+                "note: prompt and completion are texts, learned as they are, without the model's chat template, in "
+                "which a chat asks; if they are a question and its answer, name the columns so"
+            )
         _begin_once(made, tokenizer, tell)
     filled = {key for row in made for key, value in row.items() if value}  # tools and options: where some row has them
     return as_dataset([{key: value for key, value in row.items() if key in filled} for row in made])

@@ -11,6 +11,7 @@ from lfu.methods.method import Method, knob
 from lfu.methods.rows import SHAPES, Row, messages_of, shape_of
 from lfu.methods.run import Preparation
 from lfu.support.errors import UserError
+from lfu.support.words import counted
 
 
 class Replay(Method):
@@ -61,7 +62,7 @@ class Replay(Method):
                 "and those of the other conversations"
             )
         mixed = as_dataset([*rows, *drawn])  # which keeps what a row lacks apart from what is empty
-        rows_drawn = f"{count:,} row{'s' * (count > 1)} drawn from the {len(pool):,} of {self.data}"
+        rows_drawn = f"{counted(count, 'row')} drawn from the {len(pool):,} of {self.data}"
         again = f", each {count / len(pool):.1f} times" if count > len(pool) else ""
         share = 100 * count / len(mixed)
         run.say(f"replay: {rows_drawn}{again}, mixed into {len(rows):,} training rows ({share:.1f} % of the mixture)")

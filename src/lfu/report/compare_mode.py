@@ -5,6 +5,7 @@ from typing import Any
 
 from lfu.report.compare_text import change, heading, mean_and_spread, metrics_in, value
 from lfu.study.metrics import Metric
+from lfu.support.words import counted
 
 Rows = list[list[str]]
 
@@ -48,7 +49,7 @@ class Mode:
         """A row's name, with its seeds where others have more."""
         most = max(self.seeds.values())
         count = self.seeds.get(label, most)
-        return label if count == most else f"{label} ({count} seed{'s' if count > 1 else ''})"
+        return label if count == most else f"{label} ({counted(count, 'seed')})"
 
     # -- tables --------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from lfu.study.train import Diverged, load_start, load_tuned, train
 from lfu.support.errors import UserError, one_line
 from lfu.support.files import write_bytes
 from lfu.support.quiet import quiet_libraries
+from lfu.support.words import counted
 
 WAIT = 2.0  # seconds between two looks at runs that others work on
 FORMAT = 1
@@ -233,7 +234,7 @@ def _imports_out_of_the_way() -> Iterator[None]:
 def _name(run: Run) -> str:
     if run.setting is None:
         return "untouched model"
-    steps = f"{run.steps} step{'s' if run.steps > 1 else ''}"
+    steps = counted(run.steps, "step")
     return f"{run.label}, seed {run.seed}, learning rate {run.learning_rate}, {steps}"
 
 

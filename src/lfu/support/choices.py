@@ -36,17 +36,29 @@ def number(zero: bool = False, auto: bool = False) -> Limit:
     return text, lambda v: (auto and v == "auto") or (of_kind(v) and (v > 0 or (zero and v == 0)))
 
 
+def optional(limit: Limit) -> Limit:
+    """What `limit` allows, or None."""
+    return limit[0], lambda v: v is None or limit[1](v)
+
+
 SHARE: Limit = ("a share > 0 and <= 1 of the rows", lambda v: isinstance(v, (int, float)) and 0 < v <= 1)
+BELOW_ONE: Limit = ("a number >= 0 and < 1", lambda v: isinstance(v, (int, float)) and 0 <= v < 1)
 
 
 def check(settings: Any) -> None:
     """Raises ValueError for a field of a dataclass, made by `setting`, that is not what it may be."""
     for f in fields(settings):
-        value, limit = getattr(settings, f.name), f.metadata["limit"]
         if f.metadata["words"]:
-            one_of(f.name, value, f.metadata["words"])
-        if limit and not limit[1](value):
-            raise ValueError(f"{f.name} must be {limit[0]}, got {value!r}")
+            one_of(f.name, getattr(settings, f.name), f.metadata["words"])
+        if f.metadata["limit"]:
+            check_within(settings, {f.name: f.metadata["limit"]})
+
+
+def check_within(settings: Any, limits: Mapping[str, Limit]) -> None:
+    """Raises ValueError for a field, named in `limits`, that is not what it may be."""
+    for name, (text, fits) in limits.items():
+        if not fits(value := getattr(settings, name)):
+            raise ValueError(f"{name} must be {text}, got {value!r}")
 
 
 def refuse_unread(settings: Any, unread: Mapping[str, str], settled: Mapping[str, Any] | None = None) -> None:

@@ -18,6 +18,11 @@ def duration(seconds: float) -> str:
     return f"{rest} s"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def filled(text: str, first: str = "", rest: str = "") -> str:
     """The paragraphs of a text, broken at their spaces (not at no-break ones) to the width of the terminal.
 

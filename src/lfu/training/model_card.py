@@ -1,5 +1,7 @@
 """What a run gained and forgot, as a section of the model card."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,23 @@ def add_to_card(card: Path, history: Sequence[Entry], method: str) -> None:
         before, begin, rest = card.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2] if begin else ""
         card.write_text(f"{before.rstrip()}\n\n{section(history, method)}\n{after.lstrip()}", encoding="utf-8")
+
+
+def name_the_base(card: Path, base: str, folder: str) -> None:
+    """Mends the card of a model whose `base` is a local folder or unnamed, or that is in `folder`, not on the hub.
+
+    TRL then writes "None", and PEFT a path of this machine, which the hub refuses.
+    """
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8").replace("Card for None", f"Card for {folder}")
+    text = text.replace('model="None"', f'model="{folder}"')
+    if not base:
+        text = text.replace("This model is a fine-tuned version of [None](https://huggingface.co/None).\n", "")
+    elif os.path.isdir(base):
+        text = re.sub(rf"(?m)^(base_model: |- base_model:\w+:)['\"]?{re.escape(base)}['\"]?\n", "", text)
+        text = text.replace("[None](https://huggingface.co/None)", f"`{Path(base).name}`")
+    card.write_text(text, encoding="utf-8")
 
 
 def of_kept(history: Sequence[Entry], step: int) -> list[Entry]:

@@ -119,10 +119,10 @@ class SavesWhole(SFTTrainer):
             if (folder / "README.md").is_file():  # PEFT adds to the model card that is there
                 shutil.copy(folder / "README.md", work)
             super()._save(str(work), state_dict)
-            self.complete_card(work / "README.md")
+            self.complete_card(work / "README.md", folder)
 
-    def complete_card(self, card: Path) -> None:
-        """Adds to the model card that is being written, if there is one."""
+    def complete_card(self, card: Path, folder: Path) -> None:
+        """Adds to the model card that is being written, if there is one, and will be in `folder`."""
 
     def create_model_card(self, *positional: Any, **named: Any) -> None:
         """TRL's, written whole."""
@@ -133,6 +133,6 @@ class SavesWhole(SFTTrainer):
             self.args.output_dir = str(work)
             try:
                 super().create_model_card(*positional, **named)
-                self.complete_card(work / "README.md")
+                self.complete_card(work / "README.md", Path(folder))
             finally:
                 self.args.output_dir = folder
