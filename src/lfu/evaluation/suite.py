@@ -14,6 +14,7 @@ from lfu.evaluation.results import Outcome, Plan, assemble
 from lfu.evaluation.tasks import find
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.errors import UserError
+from lfu.support.words import counted
 
 
 class Watch:
@@ -101,7 +102,7 @@ def score(
         else:
             outcome.results[task.name] = result
             items = len(result.texts)
-            how = f"{items} item{'s' * (items != 1)}{', from the cache' * bool(kept)}"
+            how = f"{counted(items, 'item')}{', from the cache' * bool(kept)}"
             if kept:
                 outcome.cached.append(task.name)
             elif key:
