@@ -294,6 +294,29 @@ def test_what_is_left_out_is_told():
     ]
 
 
+def test_a_special_token_in_a_text_and_a_question_in_a_completion_are_told():
+    told: list[str] = []
+    rows = [
+        {"prompt": [user("q")], "completion": [assistant("a"), user("r"), assistant("b")]},
+        {"prompt": [user("q")], "completion": [assistant("a<|im_end|>b")]},
+    ]
+    tokenised(
+        to_training_rows(as_dataset(rows), tokenizer=TOKENIZERS["chatml"]), TOKENIZERS["chatml"], ARGS, told.append
+    )
+    assert told == [
+        "warning: the completion also teaches what the user says in 1 row (first: row 1)",
+        "warning: the tokenizer reads <|im_end|> in a text as that special token in 1 row (first: row 2)",
+    ]
+
+
+def test_a_tokenizer_without_an_end_is_named():
+    tokenizer = byte_tokenizer(chat=False)
+    tokenizer.eos_token = None
+    rows = to_training_rows(as_dataset([{"question": "q", "answer": "a"}]), tokenizer=tokenizer)
+    with pytest.raises(UserError, match=r"no end-of-sequence token .*--eos_token"):
+        tokenised(rows, tokenizer, ARGS)
+
+
 def test_white_space_around_an_answer_is_kept_or_told():
     code, told = "    return x\n", []
     assert learned_of([{"question": "q", "answer": code}], "chatml") == [[f"{code}<|im_end|>\n"]]
@@ -343,6 +366,14 @@ def test_an_answer_with_weight_0_is_not_learned(texts, data, template, shape):
     found = learned_of([row], template)[0]
     assert len(found) == len(wanted)
     assert all(answer in run for answer, run in zip(wanted, found))
+
+
+@pytest.mark.parametrize("key", ["train", "training"])
+def test_axolotls_way_to_say_that_a_turn_is_not_learned(key):
+    talk = [user("q"), assistant("a", **{key: False}), user("r"), assistant("b", **{key: True})]
+    assert learned_of([{"messages": talk}], "chatml") == [["b<|im_end|>\n"]]
+    with pytest.raises(UserError, match=rf"row 1: .*turn 2: {key} is 'no'"):
+        learned_of([{"messages": [user("q"), assistant("a", **{key: "no"})]}], "chatml")
 
 
 def test_a_weight_that_cannot_be_followed_is_refused():

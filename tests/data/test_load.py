@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 
 from lfu.data.load import load_rows
+from lfu.data.turns import text_of
 from lfu.support.errors import UserError
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(3)]
@@ -62,6 +63,29 @@ def test_every_value_is_what_it_is_in_the_file(tmp_path, suffix):
     rows = load_rows(str(write(tmp_path / f"rows.{suffix}", MIXED)))
     for found in (list(rows), [rows[i] for i in range(4)], list(rows.select(range(4)))):
         assert json.dumps(found) == json.dumps(MIXED)  # 4 and 4.0 are alike to ==, and True and 1
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_numbers_are_spelled_as_in_the_file(tmp_path, suffix):
+    """Where people read them. Arguments and schemas of tools stay numbers."""
+    path = tmp_path / f"rows.{suffix}"
+    numbers = ["1.50", "1E5", "0.10000000000000000555", "12345678901234567.5", "2.5", "4", "-3"]
+    call = '{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"price": 1.50}}]}'
+    path.write_text(f'{{"question": "q", "choices": [{", ".join(numbers)}], "answer": 1.50, "messages": [{call}]}}\n')
+    (row,) = load_rows(str(path))
+    assert [text_of(value, "") for value in row["choices"]] == numbers
+    assert row["answer"] == "1.50"
+    assert row["messages"][0]["tool_calls"][0]["arguments"] == {"price": 1.5}
+
+
+def test_a_file_may_be_one_conversation(tmp_path):
+    for name, turn in (
+        ("messages", {"role": "user", "content": "q"}),
+        ("conversations", {"from": "gpt", "value": "a"}),
+    ):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({name: [turn, turn]}))
+        assert load_rows(str(path))[:] == {name: [[turn, turn]]}
 
 
 def test_what_arrow_filled_into_a_parquet_file_is_left_out(tmp_path):

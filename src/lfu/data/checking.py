@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lfu.data.turns import Message, is_learned
+from lfu.data.turns import Message, is_learned, special_ids
 from lfu.support.errors import UserError, one_line
 from lfu.support.words import counted
 
@@ -23,6 +23,8 @@ class Checking:
         self.odd: dict[str, tuple[int, int]] = {}  # what is told -> rows, first of them
         template = tokenizer.chat_template
         self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
+        names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+        self.special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
     def check(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
         """Raises UserError for a row whose answers are not learned; notes what else the template leaves out."""
@@ -43,6 +45,10 @@ class Checking:
             text = after_thinking(message.get("content", "")).strip()
             if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:
                 odd.add(f"warning: the chat template leaves out what the {message['role']} says")
+            if special := self.special.search(message.get("content", "")):
+                odd.add(f"warning: the tokenizer reads {special[0]} in a text as that special token")
+        roles = {message["role"] for message in row.get("completion") or []} - {"assistant"} if self.pairs else ()
+        odd |= {f"warning: the completion also teaches what the {role} says" for role in roles}
         names = [str((tool.get("function") or tool).get("name") or "") for tool in row.get("tools") or []]
         if any(name not in whole for name in names):
             odd.add("warning: the chat template leaves out the tools")

@@ -97,6 +97,8 @@ class _Writing:
                 "an answer has weight 0, which says that it is not learned, and --assistant_only_loss false has every "
                 "turn learned: drop one of them"
             )
+        if _is_plain(rows[0]) and not tokenizer.eos_token:
+            raise UserError("the tokenizer has no end-of-sequence token to end texts with: name one with --eos_token")
         # a template's marks are round every answer
         marked, template = _marked_template(tokenizer) if answers and not some else (False, None)
         self.by_turns = answers and not marked

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain, islice
@@ -130,7 +131,29 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     what = f'a row must be an object {{"column": value}}, this is a {type(row).__name__}'
                     raise UserError(f"data {path}, line {number}: {what}")
-                yield row
+                yield _as_written(row)
+
+
+class _Number(float):
+    """A number that is no integer, with its spelling."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+
+# what programs read, not people
+_DATA = ("tools", "tool_calls", "function_call", "chat_template_kwargs", "weight")
+
+
+def _as_written(value: Any) -> Any:
+    """The value, with a text in place of every number that Python would spell otherwise: 1.50, 1E5, long decimals."""
+    if isinstance(value, dict):
+        return {key: inner if key in _DATA else _as_written(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [*map(_as_written, value)]
+    if isinstance(value, _Number):
+        return value.text if math.isfinite(value) and json.dumps(value) != value.text else float(value)
+    return value
 
 
 class _NotJson(UserError):
@@ -146,7 +169,7 @@ def _parsed(text: str, where: str, hint: str = "") -> Any:
         return found
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique, parse_float=_Number)
     except (ValueError, RecursionError) as error:
         raise _NotJson(f"data {where}: not valid JSON ({one_line(error)}){hint}") from error
 
@@ -166,14 +189,15 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     if isinstance(content, dict):
         # {"data": [rows]} is common; else a file that is one object is a file of one row.
-        lists = [each for each in content.values() if isinstance(each, list) and each and isinstance(each[0], dict)]
-        content = lists[0] if len(content) == 1 and lists else [content]
+        (only, *others), turns = content.items() or [("", None)], ("messages", "conversations")
+        rows = only[1] if not others and only[0] not in turns else None
+        content = rows if isinstance(rows, list) and rows and isinstance(rows[0], dict) else [content]
     if not isinstance(content, list):
         raise UserError(f"data {path}: must hold a list of rows, this is a {type(content).__name__}")
     for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
             raise UserError(f"data {path}, row {number}: must be an object, this is a {type(row).__name__}")
-        yield row
+        yield _as_written(row)
 
 
 _BEYOND = "\0beyond the header"  # where csv puts fields that the header does not name

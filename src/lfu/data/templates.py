@@ -22,7 +22,7 @@ TEMPLATES = ("auto", "chat", "alpaca", "none")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]", "{}")
 # What changes a row's meaning, so that leaving it out is a warning and no note.
-_MEANT = {*SYSTEMS, *INPUTS, "tools", "history", "chat_template_kwargs"}
+_MEANT = {*SYSTEMS, *INPUTS, "instruction", "question", "tools", "history", "chat_template_kwargs"}
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_WITH_INPUT = (

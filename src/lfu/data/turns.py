@@ -19,6 +19,7 @@ SPEAKERS = {
 }  # fmt: skip
 MARK = "QzXjWvMark"  # stands where a text stands, to see what a template writes round it; no text has it
 TEXT_PARTS = ("text", "input_text", "output_text")
+NOT_LEARNED = ("weight", "train", "training")  # OpenAI's 0, and axolotl's false, on an answer that is not learned
 WORDED = ("reasoning_content", "thinking", "name")  # further texts of a message
 KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false", int: "a number", float: "a number"}
 
@@ -99,9 +100,10 @@ def _message(turn: Any, where: str) -> Message:
         kept["tool_calls"] = [kept.pop("function_call")]
     if kept["role"] == "function":
         kept["role"] = "tool"
-    weight = kept.pop("weight", 1)  # OpenAI's: 0 on an answer that is not learned
+    said_so = next((key for key in NOT_LEARNED if key in kept), "weight")
+    weight = kept.pop(said_so, 1)
     if weight not in (0, 1):
-        raise ValueError(f"{where}: weight is {weight!r}, and must be 0 (not learned) or 1")
+        raise ValueError(f"{where}: {said_so} is {weight!r}, and must be 0 (not learned) or 1")
     if kept["role"] == "assistant" and weight == 0:
         kept["weight"] = 0
     kept["content"] = text_of(kept.get("content"), where)
