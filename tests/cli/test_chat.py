@@ -136,6 +136,14 @@ def test_a_model_without_chat_template_is_asked_as_it_was_trained(tmp_path, talk
     speaker.turns += [{"role": "assistant", "content": "So."}, {"role": "user", "content": "How?"}]
     assert "So.<|im_end|>\n\n### Instruction:\nHow?" in speaker.tokenizer.decode(speaker.ids())  # as rows are written
     assert len(answers(talk(["hello"], bare), "model")) == 1
+    assert "--template alpaca" in talk([], bare, "--template", "chat", code=2)
+
+
+def test_a_model_is_asked_in_the_template_that_is_given(model):
+    for template, start in (("none", "Why?\n"), ("alpaca", "Below is an instruction")):
+        speaker = one([model, "--template", template])
+        speaker.turns = [{"role": "user", "content": "Why?"}]
+        assert speaker.tokenizer.decode(speaker.ids()).startswith(start)
 
 
 def test_side_by_side_in_a_terminal_of_80_columns(talk, adapter, monkeypatch):

@@ -281,6 +281,8 @@ def test_an_adapter_can_be_trained_further(here, model, earlier, capsys):
     first, second = (load_file(f"{folder}/adapter_model.safetensors") for folder in ("out", "more"))
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert train("out", "--lora_r 4", output="full") == 2
+    assert "--lora_r is for a new adapter, and out is one, which is trained further" in capsys.readouterr().err
     assert train("out", "--use_peft false", output="full") == 2
     assert "merge it first" in capsys.readouterr().err
 

@@ -212,10 +212,14 @@ def _named(words: Sequence[str], names: dict[str, str]) -> frozenset[str]:
 def refuse_unused(model: ModelArguments, data: DataArguments) -> None:
     """Refuses a flag on the command line that would do nothing. What a recipe says beside is for other models, too."""
     from lfu.data.load import check_part
+    from lfu.model.loading import is_adapter
 
     unused: dict[str, str] = {}  # how a flag begins -> what it is for, and is not there
     if not model.use_peft:
         why = "an adapter, and --use_peft false trains all weights: drop one of them"
+        unused |= dict.fromkeys(("lora_", "use_dora", "use_rslora"), why)
+    elif is_adapter(str(model.model_name_or_path)):
+        why = f"a new adapter, and {model.model_name_or_path} is one, which is trained further: drop it"
         unused |= dict.fromkeys(("lora_", "use_dora", "use_rslora"), why)
     if not model.load_in_4bit:
         unused |= dict.fromkeys(("bnb_", "use_bnb"), "weights of 4 bits: give --load_in_4bit true, too")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfu.cli.models import Loading
+from lfu.data.templates import TEMPLATES, as_text, check_chat_template, chosen_template
 from lfu.support.errors import UserError
 from lfu.support.flags import argument, at_least_one, from_zero, not_negative, option, read
 
@@ -29,6 +30,10 @@ class Chat(Loading):
         const=FROM_ADAPTER, metavar="BASE",
     )  # fmt: skip
     system: str | None = option(None, "system message", metavar="TEXT")
+    template: str = option(
+        "auto", "how a question is put to the model, as in lfu train; auto: in its chat template, or Alpaca's without "
+        "one", choices=list(TEMPLATES),
+    )  # fmt: skip
     max_new_tokens: int = option(512, "most tokens per answer", type=at_least_one)
     temperature: float = option(
         0.0, "draw answers at this temperature; 0 (the default) always takes the likeliest token", type=from_zero,
@@ -97,10 +102,9 @@ def speakers(given: Chat) -> list[Speaker]:
 
 
 def _load(name: str, given: Chat) -> tuple[Any, Any]:
-    from lfu.data.templates import check_chat_template
-
     model, tokenizer = given.load(name)
     check_chat_template(tokenizer)
+    chosen_template(given.template, bool(tokenizer.chat_template))  # refuses one that isn't there
     return model.eval(), tokenizer
 
 
@@ -155,12 +159,11 @@ class Speaker:
     def _encoded(self) -> list[int]:
         from lfu.evaluation.pieces import encode
 
-        if self.tokenizer.chat_template:
+        template = chosen_template(self.given.template, bool(self.tokenizer.chat_template))
+        if template == "chat":
             text = self.tokenizer.apply_chat_template(self.turns, tokenize=False, add_generation_prompt=True)
             return encode(self.tokenizer, text)
-        from lfu.data.templates import as_text  # as `lfu train` writes rows for such a model
-
-        asked = as_text([*self.turns, {"role": "assistant", "content": ""}], "alpaca", self.tokenizer.eos_token or "")
+        asked = as_text([*self.turns, {"role": "assistant", "content": ""}], template, self.tokenizer.eos_token or "")
         return encode(self.tokenizer, asked["prompt"], special=True)
 
     def _generate(self, ids: list[int], show: Callable[[str], Any]) -> None:

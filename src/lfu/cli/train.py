@@ -179,7 +179,7 @@ def _trainer(config: LfUConfig, model: ModelArguments, rows: Dataset, eval_rows:
         raise UserError(f"model {name} is an adapter: merge it first (lfu export {name} OUT_DIR) to train all weights")
     loaded = load_start(model, config)
     if go_on:
-        _say(f"training the adapter {name} further: the lora_ flags do not apply")
+        _say(f"training the adapter {name} further: it keeps its lora_ settings")
     try:
         return make_trainer(config, model, rows, eval_rows, loaded)
     except (ValueError, ImportError) as error:

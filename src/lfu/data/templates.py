@@ -64,7 +64,7 @@ def to_training_rows(
     from lfu.data.columns import as_dataset, is_exact, without_nulls
 
     has_chat = getattr(tokenizer, "chat_template", None) is not None
-    chosen = _chosen(template, has_chat)
+    chosen = chosen_template(template, has_chat)
     names = dataset.column_names
     _refuse_media(dataset)
     typed = [name for name in names if not is_exact(dataset, name)]
@@ -103,7 +103,8 @@ def alpaca_prompt(instruction: str, input: str = "", system: str | None = None) 
     return f"{preamble}\n\n### Instruction:\n{instruction}\n\n{middle}### Response:\n"
 
 
-def _chosen(template: str, has_chat: bool) -> str:
+def chosen_template(template: str, has_chat: bool) -> str:
+    """`chat`, `alpaca` or `none`, whichever a word means. Raises UserError: an unknown one, or chat without one."""
     if template not in TEMPLATES:
         raise UserError(f"unknown template {template!r}: choose one of {', '.join(TEMPLATES)}")
     if template == "chat" and not has_chat:

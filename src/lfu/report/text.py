@@ -18,8 +18,13 @@ def estimate(interval: Mapping[str, Any], form: str = ".1f", scale: float = 1.0)
     return f"{value} [{low}, {high}]"
 
 
-def sign(interval: Mapping[str, Any]) -> int:
-    """+1 or -1 where the whole interval lies above or below zero, else 0."""
+def sign(interval: Mapping[str, Any], form: str = "", scale: float = 1.0) -> int:
+    """+1 or -1 where the whole interval lies above or below zero, else 0.
+
+    With the `form` and `scale` in which `estimate` shows it, 0 also where a reader would see a zero.
+    """
+    if form and float(number(scale * interval["value"], form)) == 0:
+        return 0
     return int(interval["low"] > 0) - int(interval["high"] < 0)
 
 
