@@ -99,19 +99,13 @@ def _leaf(task: Any, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, li
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     for sample in ordered:
         for metric in sample["metrics"]:
-            items.setdefault(f"{metric},{sample['filter']}", []).append(_number(sample[metric]))
+            items.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
     texts = [_text(task, sample) for sample in ordered if sample["filter"] == ordered[0]["filter"]]
     averaged = [name for name, how in task.aggregation().items() if getattr(how, "__name__", "") == "mean"]
-    sound = lambda name, values: name.partition(",")[0] in averaged and len(values) == len(texts)
-    return {name: v for name, v in items.items() if sound(name, v) and None not in v}, texts
-
-
-def _number(value: Any) -> Any:
-    """A float, or None for what isn't one number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
+    number = (int, float, np.number, np.bool_)
+    one_each = lambda values: len(values) == len(texts) and all(isinstance(value, number) for value in values)
+    sound = [name for name, v in items.items() if name.partition(",")[0] in averaged and one_each(v)]
+    return {name: [float(value) for value in items[name]] for name in sound}, texts
 
 
 def _text(task: Any, sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ DATA[,KEY=VALUE...]: split, config and limit choose a part, and any other key is
 in PKU-Alignment/BeaverTails,split=30k_train,is_safe=true. Columns: question, prompt, instruction or goal; and answer,
 response, completion, output or target. No other set comes with this package."""
 
-import importlib
 import os
+import pkgutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -193,17 +193,16 @@ def _measured(found: Any) -> dict[str, Any]:
 
 def load_judge(spec: str) -> Callable[[str, str], bool]:
     """The function that MODULE:FUNCTION names, wrapped so that its failures are told in one line."""
-    module, _, name = spec.partition(":")
-    if not module or not name:
+    if not all(spec.partition(":")):
         raise UserError(f"--judge {spec!r}: write it as MODULE:FUNCTION, as in my_judge:breaks_the_rule")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it: a file beside one's data is where a judge is written
     try:
-        judge = getattr(importlib.import_module(module), name)
+        judge = pkgutil.resolve_name(spec)
     except Exception as error:  # whatever the user's own code raises while it is imported
         raise UserError(f"--judge {spec}: can't be imported ({type(error).__name__}: {one_line(error)})") from error
     if not callable(judge):
-        raise UserError(f"--judge {spec}: {name} is not a function")
+        raise UserError(f"--judge {spec}: {spec.partition(':')[2]} is not a function")
 
     def checked(prompt: str, response: str) -> bool:
         try:
