@@ -66,7 +66,8 @@ def _main(argv: list[str]) -> int:
         with warnings.catch_warnings():
             # Deprecated names that TRL and PEFT themselves use: nothing the user could act on.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
-            return importlib.import_module(f"lfu.cli.{verb}").run(argv[1:])
+            kept_help = verb == "train" and {"-h", "--help"} & set(argv)  # importing its flags takes seconds
+            return importlib.import_module(f"lfu.cli.{'train_help' if kept_help else verb}").run(argv[1:])
     except UserError as error:
         return _tell(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}")
     except ModuleNotFoundError as error:

@@ -1,7 +1,5 @@
 """`lfu train`: from flags and recipes to a fine-tuned model in a folder. What is cheap to check is checked first."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -10,37 +8,33 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from datasets import Dataset
 
 import lfu
-from lfu.cli import output
+from lfu import ForgettingCallback, LfUConfig, LfUTrainer
+from lfu.cli import careful, output
+from lfu.cli.arguments import DataArguments, ModelArguments, parse, refuse_unused
+from lfu.cli.forgetting import ForgettingArguments, curve
+from lfu.cli.screen import Screen, facts, folded, summary
+from lfu.cli.stop import Stop
+from lfu.cli.training_rows import load_data
+from lfu.data.show import shown
+from lfu.model.loading import is_adapter
+from lfu.step.record import BadBatch
+from lfu.study.train import load_start, make_trainer
 from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import remove_folder, restore
 from lfu.support.words import filled, tell
 from lfu.training import checkpoints
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from lfu import ForgettingCallback, LfUTrainer
-    from lfu.cli.arguments import DataArguments, ModelArguments
-    from lfu.config import LfUConfig
-
 
 MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 
 
 def run(argv: list[str]) -> int:
     """Trains, saves, and prints a summary."""
-    if {"-h", "--help"} & set(argv):
-        from lfu.cli import train_help
-
-        return train_help.show()
-    from lfu.cli import careful
-    from lfu.cli.arguments import parse, refuse_unused
-    from lfu.cli.forgetting import ForgettingArguments
-    from lfu.cli.screen import folded
-
     config, model, data, watch = parse(argv, ForgettingArguments)
     refuse_unused(model, data)
     raw = None
@@ -52,8 +46,6 @@ def run(argv: list[str]) -> int:
     callback = watch.callback(_say if data.verbose else _say_what_the_screen_does_not, config, data.given)
     folder = Path(config.output_dir)
     resume_from = _check_output(config, folder, data.overwrite_output_dir)
-    from lfu.cli.training_rows import load_data
-
     with folded(data.verbose, _say):
         rows, eval_rows = load_data(config, model, data, raw, _say)
         with output.no_empty_leftovers(folder, always=data.dry_run):
@@ -69,10 +61,6 @@ def _run(
     trainer: Any, data: DataArguments, folder: Path, resume_from: str | None, callback: ForgettingCallback | None
 ) -> int:
     """Shows what is about to be done, does it, and shows what was done."""
-    from lfu.cli.forgetting import curve
-    from lfu.cli.screen import Screen, facts, summary
-    from lfu.data.show import shown
-
     done_before = checkpoints.state_of(resume_from)["global_step"] if resume_from else 0  # it may be gone by the end
     about = facts(trainer, str(data.data))
     if leading():
@@ -101,8 +89,6 @@ def _run(
 
 def _train(trainer: Any, folder: Path, resume_from: str | None, callback: ForgettingCallback | None) -> None:
     """Trains and saves. Raises KeyboardInterrupt, with the way to resume as its message, after Ctrl-C."""
-    from lfu.cli.stop import Stop
-
     complete = resume_from is not None and checkpoints.is_complete(resume_from, trainer.args)
     if complete and trainer.is_deepspeed_enabled:
         raise UserError(
@@ -170,9 +156,6 @@ def _checkpoint(wanted: str, folder: Path, *, bare: bool) -> str | None:
 
 
 def _trainer(config: LfUConfig, model: ModelArguments, rows: Dataset, eval_rows: Dataset | None) -> LfUTrainer:
-    from lfu.model.loading import is_adapter
-    from lfu.study.train import load_start, make_trainer
-
     name = str(model.model_name_or_path)
     go_on = is_adapter(name)
     if go_on and not model.use_peft:
@@ -227,10 +210,6 @@ def _of_a_library(error: Exception) -> bool:
 
 
 def _stopped_by(error: Exception, folder: Path, step: int) -> str | None:
-    import torch
-
-    from lfu.step.record import BadBatch
-
     if isinstance(error, OSError):
         where = error.filename or folder
         return f"{where} can't be written or read ({error.strerror or one_line(error)}): mend that"

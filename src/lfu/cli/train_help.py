@@ -15,7 +15,7 @@ from lfu.support.files import write_text
 SOURCES = ("trl", "transformers", "torch", "accelerate", "peft")  # whose versions change the flags or their defaults
 
 
-def show() -> int:
+def run(argv: list[str]) -> int:
     """Prints it: as it was last made for these versions, this source and this width, else anew. Returns 0."""
     sources = sorted((str(path), path.stat().st_mtime_ns) for path in Path(lfu.__file__).parent.rglob("*.py"))
     around = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
