@@ -138,7 +138,7 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
     with bar() as drawn:
         board = Board(drawn, len(names) * len(todo.tasks))
         for label, name in names.items():
-            more = {"settings": settings, "name": name, "use_cache": not given.no_cache, "watch": board}
+            more: dict[str, Any] = {"settings": settings, "name": name, "use_cache": not given.no_cache, "watch": board}
             outcomes[label] = given.with_model(name, partial(score, label, plan=todo, **more))
     return make_record(
         "evaluate",

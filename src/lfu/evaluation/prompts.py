@@ -22,6 +22,7 @@ TASKS = ("word_problems", "multiple_choice", "instruction")
 METRICS = ("auto", "accuracy", "nll")
 TOO_LOW = 0.05  # accuracy below which it can't tell templates apart
 FIELDS = {"question", "choices"}
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def headline(models: Sequence[Mapping[str, TemplateScores]], metric: str = "auto
     return "accuracy" if best > TOO_LOW - 1e-9 else "nll"  # 5 % itself is enough, rounding or not
 
 
-def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int = 10_000, seed: int = 0) -> Spread:
+def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int = RESAMPLES, seed: int = 0) -> Spread:
     """Mean, standard deviation (over the templates, n - 1) and worst template of `accuracy` or `nll`.
 
     Raises ValueError: fewer than two templates, or accuracy where there is none.
@@ -208,21 +209,18 @@ def spread(scores: Mapping[str, TemplateScores], metric: str, *, resamples: int 
 
 
 def spread_difference(
-    ours: Mapping[str, TemplateScores], theirs: Mapping[str, TemplateScores], metric: str, *, resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Interval]:  # fmt: skip
+    ours: Mapping[str, TemplateScores], theirs: Mapping[str, TemplateScores], metric: str, *, seed: int = 0
+) -> dict[str, Interval]:
     """`mean` and `std` of ours minus theirs, on the same rows and templates: paired, the same rows drawn for both.
 
     Raises ValueError: other templates or rows.
     """
     if list(ours) != list(theirs) or {len(s.nll) for s in ours.values()} != {len(s.nll) for s in theirs.values()}:
         raise ValueError("a difference needs the same templates and rows twice")
-    values = [_values(scores, metric) for scores in (ours, theirs)]
-    drawn = [resampled(*sums(scores, metric), resamples, seed) for scores in (ours, theirs)]
+    our, their = (_values(scores, metric) for scores in (ours, theirs))
+    our_drawn, their_drawn = (resampled(*sums(scores, metric), RESAMPLES, seed) for scores in (ours, theirs))
     statistics = {"mean": lambda v: v.mean(-1), "std": lambda v: v.std(-1, ddof=1)}
-    return {
-        name: percentiles(of(values[0]) - of(values[1]), of(drawn[0]) - of(drawn[1])) for name, of in statistics.items()
-    }
+    return {name: percentiles(of(our) - of(their), of(our_drawn) - of(their_drawn)) for name, of in statistics.items()}
 
 
 def sums(scores: Mapping[str, TemplateScores], metric: str) -> tuple[np.ndarray, np.ndarray]:
