@@ -163,9 +163,9 @@ def _choices(dataset: Any, where: str) -> list[Row]:
 
 def same_tokens(tokenizers: Mapping[str, Any], read: Callable[[Any], Any]) -> None:
     """Raises UserError unless all models `read` the same tokens as the first, the base: else they can't be compared."""
-    (base, first), *others = tokenizers.items()
-    for label, tokenizer in others:
-        if read(tokenizer) != read(first):
+    (base, wanted), *others = ((label, read(tokenizer)) for label, tokenizer in tokenizers.items())
+    for label, found in others:
+        if found != wanted:
             raise UserError(
                 f"{label} and {base} have different vocabularies, so what they make of a text can't be compared: give "
                 "the model that it was fine-tuned from"
