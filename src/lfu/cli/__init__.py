@@ -15,7 +15,7 @@ from lfu.support.errors import UserError, did_you_mean, leading, one_line
 from lfu.support.extras import explained, need
 from lfu.support.words import tell
 
-# verb -> what it does, and the extras that it can't do its work without; `run(argv) -> int` in the file of that name
+# verb -> what it does, and the extras that it needs; the file of that name has its `run(argv) -> int`
 VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("fine-tune a model on your rows, and see what it forgets", ("train",)),
     "chat": ("talk to a model, with the untouched one beside it", ("train",)),
@@ -29,22 +29,21 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sweep": ("find the best strength of a method", ("train", "report")),
 }
 USER_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
-# Of several processes the first tells of a mistake, and the launcher then ends the others. One that alone has met an
-# error waits so many seconds before it tells.
+# With several processes the first one reports a mistake, and the launcher then ends the others. Another one that meets
+# an error waits this many seconds before it reports it.
 FIRST_SPEAKS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb of `argv`, by default the process's own arguments.
 
-    Returns:
-        The exit code: 0; 2 for a user's mistake or a machine that is full (one line on stderr); 130 after Ctrl-C.
+    Returns the exit code: 0; 2 for a user's mistake or a full machine (one line on stderr); 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if leading():
         return _main(argv)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the first process has them all
+        warnings.simplefilter("ignore")  # the first process shows them
         return _main(argv)
 
 
@@ -61,13 +60,14 @@ def _main(argv: list[str]) -> int:
     try:
         if verb not in VERBS:
             raise UserError(f"unknown verb {verb!r}: use one of {', '.join(VERBS)}.{did_you_mean(verb, VERBS)}")
-        if "--help" not in argv:
+        asks_for_help = bool({"-h", "--help"} & {*argv})
+        if not asks_for_help:
             need(f"lfu {verb}", *VERBS[verb][1])
         with warnings.catch_warnings():
             # Deprecated names that TRL and PEFT themselves use: nothing the user could act on.
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated")
-            kept_help = verb == "train" and {"-h", "--help"} & set(argv)  # importing its flags takes seconds
-            return importlib.import_module(f"lfu.cli.{'train_help' if kept_help else verb}").run(argv[1:])
+            file = "train_help" if asks_for_help and verb == "train" else verb  # train's flags take seconds
+            return importlib.import_module(f"lfu.cli.{file}").run(argv[1:])
     except UserError as error:
         return _tell(f"lfu{f' {verb}' if verb in VERBS else ''}: error: {one_line(error)}")
     except ModuleNotFoundError as error:
@@ -88,7 +88,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _of_the_machine(error: OSError | MemoryError) -> str:
-    """No room, no permission, no memory: what a full disk or another limit of the machine does not let us do."""
+    """One line for a full disk, a missing permission, or too little memory."""
     if isinstance(error, MemoryError):
         return f"out of memory. {one_line(error) if str(error) else ''}".rstrip()
     where = f"{error.filename}: " if error.filename else ""
