@@ -57,12 +57,10 @@ def error_rate(labelled: Sequence[Mapping[str, Any]], classify: Callable[[str], 
 
     Raises ValueError: not both refusals and other responses among the rows.
     """
-    said = {row["id"]: classify(row["response"]) for row in labelled}
-    refusals = [row["id"] for row in labelled if row["refused"]]
-    others = [row["id"] for row in labelled if not row["refused"]]
+    refusals, others = ([row for row in labelled if row["refused"] == kind] for kind in (True, False))
     if not refusals or not others:
         raise ValueError("an error rate needs labelled responses of both kinds")
-    missed = [key for key in refusals if not said[key]]
-    alarms = [key for key in others if said[key]]
+    missed = [row["id"] for row in refusals if not classify(row["response"])]
+    alarms = [row["id"] for row in others if classify(row["response"])]
     shares = wilson(len(missed), len(refusals)), wilson(len(alarms), len(others))
     return ErrorRate(len(refusals), len(others), *shares, wrong=[*missed, *alarms])
