@@ -72,7 +72,7 @@ class ModelArguments(ModelConfig):
 
 @dataclass
 class DataArguments:
-    """What to train and evaluate on, and what to show of it."""
+    """What to train and evaluate on, and how much of it to show."""
 
     _argument_group_name = "data"
 
@@ -102,7 +102,7 @@ class DataArguments:
     verbose: bool = option(False, "Also show the libraries' own progress bars, notes and metrics.")
     overwrite_output_dir: bool = option(False, "Replace the model and the checkpoints of an earlier run in output_dir.")
 
-    # the fields that a flag or a recipe has set: what is not among them may be chosen for the user; those of a flag
+    # the fields that a flag or a recipe has set (others may be chosen for the user), and those that a flag has set
     given: frozenset[str] = field(default=frozenset(), init=False)
     typed: frozenset[str] = field(default=frozenset(), init=False)
 
@@ -153,7 +153,7 @@ class TrainParser(TrlParser):
 
 
 class TrainHelp(argparse.ArgumentDefaultsHelpFormatter):
-    """Each flag in one spelling, and defaults where there are some."""
+    """Shows each flag in one spelling, and its default if it has one."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         spelled = [flag for flag in action.option_strings if "-" not in flag.lstrip("-")]
@@ -168,14 +168,14 @@ class TrainHelp(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def make_parser(*more: type) -> TrainParser:
-    """Every flag of `lfu train`, and those of `more` dataclasses."""
+    """The parser of all flags of `lfu train`, and of `more` dataclasses."""
     parser = TrainParser(
         (LfUConfig, ModelArguments, DataArguments, *more), prog="lfu train", usage=USAGE, description=DESCRIPTION,
         allow_abbrev=False, formatter_class=TrainHelp,
     )  # fmt: skip
     for action in parser._actions:
         action.metavar = "true|false" if action.const is True else action.metavar
-        if len(listed := ", ".join(map(str, action.choices or ()))) > 60:  # a line of its own would not be broken
+        if len(listed := ", ".join(map(str, action.choices or ()))) > 60:  # argparse would not break such a line
             action.metavar, action.help = action.dest.upper(), f"{action.help} One of {listed}."
     # assistant_only_loss None: of a conversation the answers are learned, whether or not its chat template marks them
     parser.set_defaults(
@@ -210,11 +210,11 @@ def _named(words: Sequence[str], names: dict[str, str]) -> frozenset[str]:
 
 
 def refuse_unused(model: ModelArguments, data: DataArguments) -> None:
-    """Refuses a flag on the command line that would do nothing. What a recipe says beside is for other models, too."""
+    """Refuses a flag on the command line that would do nothing. Recipes may have some: they are for many models."""
     from lfu.data.load import check_part
     from lfu.model.loading import is_adapter
 
-    unused: dict[str, str] = {}  # how a flag begins -> what it is for, and is not there
+    unused: dict[str, str] = {}  # how a flag begins -> what it is for, which is missing
     if not model.use_peft:
         why = "an adapter, and --use_peft false trains all weights: drop one of them"
         unused |= dict.fromkeys(("lora_", "use_dora", "use_rslora"), why)

@@ -17,16 +17,16 @@ NEUTRAL = frozenset(
     | {f"forgetting{name}" for name in ("", "_budget", "_stop", "_keep_best", "_every", "_share", "_files")}
     | {"careful", "dry_run", "verbose", "show_rows", "disable_tqdm", "dataloader_pin_memory"}
 )
-FEWEST = 20  # rows from which some are held out; of fewer each is needed to learn from
+FEWEST = 20  # rows; with fewer, none is held out, as each is needed to learn from
 HELD_OUT, MOST_HELD_OUT = 0.1, 200  # a share of the rows, and the most of them
 BATCH, MICRO = 8, 4  # rows per update, and per forward pass
 UPDATES, EPOCHS = 60, (3, 15)  # updates to aim at, within so many epochs
 FEW, RATE = 128, "3e-4"  # an adapter's learning rate for few rows: at the paper's 1e-4, 60 updates learn too little
-SHORT = "0.2"  # of so short a run's time for measuring: a twentieth leaves one or two checkpoints to choose from
+SHORT = "0.2"  # of a short run's time is for measuring; a twentieth would leave one or two checkpoints to choose from
 
 
 def wanted(data: DataArguments) -> bool:
-    """Whether to choose: the user says so, or has not begun to choose."""
+    """Whether to choose: the user asks for it, or has given no flag that says how to train."""
     return data.given <= NEUTRAL if data.careful is None else data.careful
 
 

@@ -67,7 +67,7 @@ def run(argv: list[str]) -> int:
 
 
 def _prompts(terminal: bool) -> Iterator[str]:
-    """Lines of the user's: at a terminal with a prompt and the arrow keys, else from stdin, shown as they come."""
+    """The user's lines: typed at a prompt on a terminal, else read from stdin and echoed."""
     if not terminal:
         for text in filter(None, map(str.strip, sys.stdin)):
             print(f"you> {text}", flush=True)
@@ -87,7 +87,7 @@ def _prompts(terminal: bool) -> Iterator[str]:
 
 
 def speakers(given: Chat) -> list[Speaker]:
-    """The tuned model, then the untouched one if it is wanted: with an adapter the same one, the adapter off."""
+    """The tuned model, then the untouched one if wanted; with an adapter that is the same model, its adapter off."""
     from lfu.model.loading import adapter_base, is_adapter
 
     adapter = is_adapter(given.model)
@@ -110,7 +110,7 @@ def _load(name: str, given: Chat) -> tuple[Any, Any]:
 
 @dataclass
 class Speaker:
-    """One model in a conversation of its own; its name heads its answers, which it gives in the context of `around`."""
+    """One model with a conversation of its own. `name` stands before its answers; it generates them within `around`."""
 
     name: str
     model: Any
@@ -147,7 +147,7 @@ class Speaker:
         return True
 
     def ids(self) -> list[int]:
-        """The conversation as tokens, its oldest exchanges left out where it has become too long."""
+        """The conversation as tokens, without its oldest exchanges if it has become too long."""
         from lfu.evaluation.pieces import longest_input
 
         room = max(1, longest_input(self.model, most=2**20) - self.given.max_new_tokens)
@@ -213,7 +213,7 @@ def _in_columns(console: Any, prompt: str, speaking: list[Speaker]) -> None:
         table.add_row(*(Text("\n").join(cell) for cell in cells))
         return table
 
-    # while it grows only as much as fits the screen; in the end all of it
+    # only what fits the screen while it grows, all of it at the end
     with Live(page(), console=console, refresh_per_second=12) as live:
         for speaker in speaking:
 

@@ -28,7 +28,7 @@ def run(argv: list[str]) -> int:
 
 
 def wrong_versions(distribution: str = "lfu-tuning") -> dict[str, str]:
-    """Package -> one line, for each installed package whose version this release does not take."""
+    """Package -> one line, for each installed package whose version this release does not support."""
     from packaging.requirements import Requirement
 
     try:

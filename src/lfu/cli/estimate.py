@@ -8,7 +8,7 @@ from torch import nn
 
 from lfu.methods.about import measured
 
-COUNTED = 2000  # rows whose tokens are counted; of a longer data set the rest is taken to be like them
+COUNTED = 2000  # rows whose tokens are counted; further rows are assumed to be like them
 EFFICIENCY = 0.5  # of a bare matrix product's speed, in a training step
 
 
@@ -35,7 +35,7 @@ def parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def expected(trainer: Any, tokens: int) -> tuple[float, float]:
-    """Bytes of memory and seconds, both guesses within a factor of two or so, for a trainer and its `tokens` per epoch.
+    """Bytes of memory and seconds for a trainer with so many `tokens` per epoch, both within a factor of two or so.
 
     Memory: the weights, gradient and Adam's two moments of what is trained, and the activations of one micro-batch.
     Time: the arithmetic of all steps, at half the speed of a matrix product timed here.

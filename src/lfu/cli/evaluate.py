@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
         how = "" if given.no_cache else "Finished tasks are kept: the same command continues from there."
         raise KeyboardInterrupt(how) from stop
     output.write_and_show(record, out)
-    if given.data_dir:  # the definitions of the tasks with local files, with which the harness alone measures the same
+    if given.data_dir:  # the tasks with local files, defined for the harness's own command
         local = [name for name, row in record["results"]["tasks"].items() if not row["source"].startswith("hub")]
         data_dir = Path(given.data_dir).expanduser()
         write_definitions(out / DEFINITIONS, [name for name in local if name in LOCAL], data_dir)
@@ -107,8 +107,7 @@ def _shared_base(models: dict[str, str]) -> str | None:
 
 def _same(one: str, two: str) -> bool:
     """Whether two names stand for one model: the same name, or the same folder."""
-    first, second = Path(one).expanduser(), Path(two).expanduser()
-    return one == two or (first.exists() and second.exists() and first.samefile(second))
+    return Path(one).expanduser().resolve() == Path(two).expanduser().resolve()
 
 
 def _measure(given: Evaluate, command: str) -> dict[str, Any]:
@@ -162,7 +161,7 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
 
 
 def _by_hand(given: Evaluate, todo: Any, model: str) -> str:
-    """The harness's own command for a model: its figures must be the same."""
+    """The harness's own command for a model, which gives the same figures."""
     from lfu.model.embedded import EMBEDDED, embedded_folder
     from lfu.model.loading import adapter_base, is_adapter
 

@@ -16,7 +16,7 @@ BAR = 20  # columns
 
 @dataclass
 class ForgettingArguments:
-    """What is measured while the model is trained. Any of these flags switches it on."""
+    """What to measure while the model trains. Any of these flags switches it on."""
 
     _argument_group_name = "forgetting"
 
@@ -88,7 +88,7 @@ def curve(callback: ForgettingCallback) -> None:
 
 
 def _bar(reading: Any, most: float, limit: float | None) -> str:
-    """A bar as long as the rise of prose, and a mark where its budget ends."""
+    """A bar as long as the rise of the loss on prose, with a mark at its budget."""
     cells = ["█"] * round(BAR * max(0.0, reading.figures["prose_rise"]) / most)
     cells += [" "] * (BAR + 1 - len(cells))
     if limit is not None:

@@ -1,4 +1,4 @@
-"""The models that a command is given: how they are loaded, their labels, and one of them in memory at a time."""
+"""The models that a command is given: their labels, and how they are loaded, one at a time."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -47,19 +47,19 @@ class Loading:
         return model.to("cuda") if torch.cuda.is_available() else model, tokenizer
 
     def with_model(self, name: str, work: Callable[[Any, Any], T], *, dtype: str | None = None) -> T:
-        """`work(model, tokenizer)` with the model in memory only until it returns; its ValueErrors are the user's."""
+        """What `work(model, tokenizer)` returns; the model is then dropped. Its ValueErrors are the user's mistakes."""
         model, tokenizer = self.load(name, dtype=dtype)
         with value_errors_are_the_users():
             return work(model, tokenizer)
 
     def tokenizers(self, names: Mapping[str, str]) -> dict[str, Any]:
-        """Label -> tokenizer: small, and a name that is wrong shows before any model is loaded."""
+        """Label -> tokenizer. They are small, so a wrong name is found before any model is loaded."""
         from lfu.model.loading import load_tokenizer
 
         return {label: load_tokenizer(name, trust_remote_code=self.trust_remote_code) for label, name in names.items()}
 
     def each(self, names: Mapping[str, str], work: Callable[[str, Any, Any], T]) -> tuple[dict[str, Any], dict[str, T]]:
-        """(descriptions, what `work(label, model, tokenizer)` gave), both by label; one model in memory at a time."""
+        """(descriptions, what `work(label, model, tokenizer)` returned), by label; one model in memory at a time."""
         from lfu.evaluation.record import describe_model
 
         described: dict[str, Any] = {}
@@ -74,7 +74,7 @@ class Loading:
 
 
 def base_and_tuned(values: Sequence[str], kind: str) -> dict[str, str]:
-    """Label -> name of BASE, called `base` if it has no label of its own, and of the TUNED models after it."""
+    """Label -> name of BASE (its label is `base` unless it has one of its own) and of the TUNED models after it."""
     from lfu.model.loading import adapter_base, is_adapter
 
     if len(values) == 1:
@@ -98,6 +98,6 @@ def labelled(values: Sequence[str]) -> dict[str, str]:
 
 
 def _split(value: str) -> tuple[str, str]:
-    """(label or an empty text, name). A path that exists is a path, whatever signs are in it."""
+    """(label or an empty text, name). A path that exists is never split."""
     match = LABELLED.fullmatch(value)
     return (match[1].strip(), match[2]) if match and not Path(value).expanduser().exists() else ("", value)

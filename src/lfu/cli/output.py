@@ -56,7 +56,7 @@ def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | Non
 
 @contextmanager
 def no_empty_leftovers(path: Path, *, always: bool = False) -> Iterator[None]:
-    """If the block fails, or `always`, removes `path` and the parents it brought, as far as they are new and empty."""
+    """If the block fails, or `always`, removes `path` and its parents again where they are new and empty."""
     new = [folder for folder in (path.absolute(), *path.absolute().parents) if not folder.exists()]
     done = False
     try:

@@ -9,7 +9,7 @@ Advance = Callable[[int], None]  # called with the number of items just finished
 
 
 def bar() -> Any:
-    """A rich progress bar: not drawn where stderr is no terminal, and gone when it is done."""
+    """A rich progress bar on stderr if that is a terminal; it disappears when it is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,7 +20,7 @@ def bar() -> Any:
 
 @contextmanager
 def phase(title: str, total: int) -> Iterator[Advance]:
-    """Shows that `title` goes on; call what it yields with the items just finished, `total` altogether."""
+    """Shows how far `title` is; call what it yields with the number of items just finished, of `total`."""
     from rich.markup import escape
 
     drawn = bar()

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from lfu.cli.estimate import expected, parameters, tokens_of
 from lfu.support.errors import one_line
 from lfu.support.quiet import quiet_libraries
 from lfu.support.words import counted, duration, filled
@@ -30,7 +31,7 @@ COLUMNS = (  # heading, the logged names it shows (the first that is there), for
 
 @contextmanager
 def folded(verbose: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, the libraries are quiet and this package's own advice is one line each; unchanged with `verbose`."""
+    """Silences the libraries and shows this package's advice in one line each; does nothing with `verbose`."""
     if verbose:
         yield
         return
@@ -93,9 +94,7 @@ class Screen(TrainerCallback):
 
 
 def facts(trainer: Any, data: str) -> dict[str, str]:
-    """What a run is about, before its first step: rows (of `data`), tokens, parameters, method, memory and time."""
-    from lfu.cli.estimate import expected, parameters, tokens_of
-
+    """What a run will do: rows (of `data`), tokens, parameters, method, memory and time."""
     args, eval_rows = trainer.args, trainer.eval_dataset
     total, learned, longest, exact = tokens_of(trainer)
     trained, everything = parameters(trainer.model)
@@ -116,7 +115,7 @@ def facts(trainer: Any, data: str) -> dict[str, str]:
 
 
 def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str:
-    """What was done in these `seconds` after earlier runs' steps, what was logged last, and what lies where."""
+    """What was done in these `seconds` after the steps of earlier runs, what was logged last, and where it is saved."""
     state = trainer.state
     if done_before and state.global_step == 0:  # not one step was taken
         return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
@@ -151,7 +150,7 @@ def _rows_seen(trainer: Any, done_before: int) -> str:
 
 
 def _kept(trainer: Any) -> str:
-    """Which weights were saved, where they are not the last ones, and what the budget of forgetting cost."""
+    """Which weights were saved, if they are not the last ones, and what the budget of forgetting cost."""
     state = trainer.state
     step = getattr(state, "best_global_step", None) if trainer.args.load_best_model_at_end else None
     if not step or step >= state.global_step:

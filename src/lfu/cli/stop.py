@@ -13,8 +13,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)  # SIGTERM: a cluster wants its machin
 class Stop(TrainerCallback):
     """Within it, the first SIGINT or SIGTERM makes `trainer` save a checkpoint after the step, and stop.
 
-    The trainer's `interrupted` says afterwards whether it did. In a run of several processes signals act as they
-    always do: these might stop after different steps, and wait for each other for ever.
+    Afterwards the trainer's `interrupted` says whether it did. With several processes signals act as usual: processes
+    that stop after different steps would wait for each other for ever.
     """
 
     def __init__(self, trainer: Any, say: Callable[[str], None]):

@@ -74,7 +74,7 @@ def run_study(verb: str, kind: type[Command], argv: list[str], about: str | None
         with study.live if command.alone else nullcontext():
             _work(study, command, ["-m", "lfu.cli", verb, *argv])
     except KeyboardInterrupt as stop:
-        if command.worker:  # the command that started it says so
+        if command.worker:  # the command that started it reports this
             raise SystemExit(INTERRUPTED) from stop
         tasks = study.plan().tasks
         done = f"{len(tasks) - len(study.todo())} of {len(tasks)} runs are finished and kept"
@@ -120,7 +120,7 @@ def _study(verb: str, command: Command, given: argparse.Namespace, words: list[s
 
     flags, knobs = flags_of(words, verb)
     _, model, data = parse(words_of(flags))  # mistakes are told as lfu train tells them
-    if not command.preset:  # what a preset says beside is for other flags than these, too
+    if not command.preset:  # a preset may have more: it is for other flags, too
         refuse_unused(model, data)
     options = Options(
         folder=folder,

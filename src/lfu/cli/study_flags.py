@@ -10,7 +10,7 @@ from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_use
 from lfu.support.flags import by_name
 
 STRENGTHS = ("base", "instruct", "reps")  # presets of lfu train
-ROWS = ("data", "eval_data", "eval_split", "eval_limit")  # which a study reads as lfu train does
+ROWS = ("data", "eval_data", "eval_split", "eval_limit")  # a study reads these as lfu train does
 
 
 def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -34,7 +34,7 @@ def with_presets(parser: argparse.ArgumentParser, verb: str, argv: list[str]) ->
 def flags_of(words: Sequence[str], verb: str) -> tuple[dict[str, list[str]], dict[str, str]]:
     """(field of `lfu train` -> the words that set it, knob -> value), those of recipes first.
 
-    What a recipe says about a single training's affairs is left out.
+    What a recipe says about a single training is left out.
     """
     from lfu.cli.arguments import make_parser, with_recipes
     from lfu.study.settings import is_reserved

@@ -175,7 +175,7 @@ def _say(text: str) -> None:
 
 
 def _say_what_the_screen_does_not(line: str) -> None:
-    """The lines of the forgetting callback but its readings, which the lines of the steps and the curve show."""
+    """What the forgetting callback says, except readings: the lines of the steps and the curve show those."""
     if not line.startswith("step ") or "over budget" in line:
         _say(line)
 
@@ -189,7 +189,7 @@ def _how_to_resume(folder: Path, trainer: Any) -> str:
 
 @contextmanager
 def _one_line(folder: Path, trainer: Any) -> Iterator[None]:
-    """Tells a full disk or memory, a bad batch, or settings that a library refuses when it starts in one line."""
+    """Turns a full disk or memory, a bad batch, or settings that a library refuses at its start into one-line errors."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, ArithmeticError, TypeError, KeyError) as error:

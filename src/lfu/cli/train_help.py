@@ -16,7 +16,7 @@ SOURCES = ("trl", "transformers", "torch", "accelerate", "peft")  # whose versio
 
 
 def run(argv: list[str]) -> int:
-    """Prints it: as it was last made for these versions, this source and this width, else anew. Returns 0."""
+    """Prints the help that was kept for these versions, this source and this width, or makes it. Returns 0."""
     sources = sorted((str(path), path.stat().st_mtime_ns) for path in Path(lfu.__file__).parent.rglob("*.py"))
     around = shutil.get_terminal_size().columns, os.environ.get("CUDA_VISIBLE_DEVICES")
     key = hashlib.sha256(repr((sources, [version(name) for name in SOURCES], around)).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 
 from datasets import Dataset
@@ -19,7 +20,7 @@ from lfu.methods import methods_of
 from lfu.methods.method import Method
 from lfu.model.loading import context_length, training_tokenizer
 from lfu.support.errors import UserError, one_line, value_errors_are_the_users
-from lfu.support.words import listed, once
+from lfu.support.words import listed
 
 Say = Callable[[str], None]
 
@@ -27,12 +28,12 @@ Say = Callable[[str], None]
 def load_data(
     config: LfUConfig, model: ModelArguments, data: DataArguments, raw: Dataset | None, say: Say
 ) -> tuple[Dataset, Dataset | None]:
-    """The rows to train and to evaluate on. Needs the tokenizer, not the model. `raw`: training rows read before."""
+    """The rows to train and to evaluate on. Needs the tokenizer, not the model. `raw`: training rows if loaded."""
     _check_packages(config, model)
     sets = _with_held_out(data.rows() if raw is None else raw, config, data)
     tokenizer = training_tokenizer(model, config)
     check_chat_template(tokenizer)
-    tell = once(say)  # what is odd in both sets
+    tell = cache(say)  # what is odd in both sets is said once
     shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
     rows = [to_training_rows(sets[0], tokenizer=tokenizer, tell=tell, **shape)]
     for each in sets[1:]:
@@ -87,7 +88,7 @@ def _about_rows(rows: Dataset, eval_rows: Dataset | None = None) -> Iterator[str
 
 
 def _fit_the_context(config: LfUConfig, arguments: ModelArguments, say: Say) -> int | None:
-    """Cuts rows where the model's positions end, if max_length lies beyond. Returns the tokens it was made for."""
+    """Lowers max_length to the model's last position. Returns how many tokens the model was made for, if known."""
     longest, ends = context_length(
         str(arguments.model_name_or_path), arguments.model_revision, trust_remote_code=config.trust_remote_code
     )
@@ -127,8 +128,8 @@ def _check_packages(config: LfUConfig, model: ModelArguments) -> None:
 
 
 def _lacking(tracker: str) -> str:
-    """What its callback says is missing; empty where it can be made."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # some fail once more when they are taken away
+    """What the tracker's callback says is missing, or an empty text."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None  # some fail again when they are deleted
     try:
         for callback in get_reporting_integration_callbacks([tracker]):
             callback()

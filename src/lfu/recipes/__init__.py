@@ -44,7 +44,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parts(spec: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The files of a `spec`, names or paths with commas between, each with its settings. Errors as `find`, `read`."""
+    """The files of a `spec` (names or paths separated by commas), each with its settings. Errors as `find`, `read`."""
     names = [spec] if Path(spec).expanduser().is_file() else listed(spec)
     if not names:
         raise UserError("recipe: the name is empty (see: lfu recipes)")

@@ -18,7 +18,7 @@ Limit = tuple[str, Callable[[Any], bool]]  # what a value must be, and whether i
 def setting(
     default: Any, help: str, limit: Limit | None = None, *, words: tuple[str, ...] = (), shared: bool = False
 ) -> Any:
-    """A dataclass field with its help, and what it may be: in `limit`, of `words`. `shared`: not for the step alone."""
+    """A dataclass field with its help and its `limit`, or the `words` it may be. `shared`: not for the step alone."""
     return field(default=default, metadata={"help": help, "limit": limit, "words": words, "shared": shared})
 
 
@@ -46,7 +46,7 @@ BELOW_ONE: Limit = ("a number >= 0 and < 1", lambda v: isinstance(v, (int, float
 
 
 def check(settings: Any) -> None:
-    """Raises ValueError for a field of a dataclass, made by `setting`, that is not what it may be."""
+    """Raises ValueError if a field of a dataclass, made by `setting`, is out of its limit or none of its words."""
     for f in fields(settings):
         if f.metadata["words"]:
             one_of(f.name, getattr(settings, f.name), f.metadata["words"])
@@ -62,9 +62,9 @@ def check_within(settings: Any, limits: Mapping[str, Limit]) -> None:
 
 
 def refuse_unread(settings: Any, unread: Mapping[str, str], settled: Mapping[str, Any] | None = None) -> None:
-    """Raises ValueError for a field of a dataclass that is set and that nothing reads.
+    """Raises ValueError if a field of a dataclass is set although nothing reads it.
 
-    `unread`: its name -> why. `settled`: name -> a second value, beside the default, that says nothing was chosen.
+    `unread`: name -> why. `settled`: name -> a second value, beside the default, that counts as not set.
     """
     for f in fields(settings):
         value = getattr(settings, f.name)

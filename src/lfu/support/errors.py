@@ -14,7 +14,7 @@ class UserError(Exception):
 def value_errors_are_the_users(about: str = "") -> Iterator[None]:
     """Turns a `ValueError` raised inside into a `UserError` of one line, for calls that check what the user gave.
 
-    What it is `about` is said in front, also of what is a UserError already.
+    `about` is put in front of the message, also of a UserError's.
     """
     try:
         yield
@@ -35,5 +35,5 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def leading() -> bool:
-    """Whether this is the process that speaks to the user on its machine: the launcher's first, or the only one."""
+    """Whether this process talks to the user: the only one, or the launcher's first on this machine."""
     return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")

@@ -14,7 +14,7 @@ from typing import Any
 
 from lfu.support.errors import UserError, did_you_mean, one_line
 
-# Begins the name of what is not finished, or on its way out; a killed process may leave one. Then comes what it is:
+# Begins the name of what is unfinished or being deleted; a killed process may leave one. What it is comes next:
 # file-, set- (several files), new-NAME- (a folder), checkpoint-N, old-NAME- (holds what is being replaced), gone-NAME.
 WRITING = ".writing-"
 YAML_VALUES = 100_000  # values in a YAML file, those that aliases repeat counted each time
@@ -113,7 +113,7 @@ def remove_folder(path: Path) -> None:
 
 
 def restore(folder: Path, name: str = "*") -> None:
-    """Gives folders of such a `name` that a process was replacing in `folder` when it was killed their names back."""
+    """Renames folders that a killed process was replacing in `folder` back to their `name` (a glob pattern)."""
     for path in folder.glob(f"{WRITING}old-*/{name}"):
         if not (folder / path.name).exists():
             with suppress(OSError):  # another process was faster
@@ -135,7 +135,7 @@ _SAVING_FAILED = re.compile(r"os error|no space left|file too large|inline_conta
 
 @contextmanager
 def os_errors_only(folder: Path) -> Iterator[None]:
-    """Turns what safetensors and torch raise when a file can't be written into the `OSError` it was, of `folder`."""
+    """Turns what safetensors and torch raise when they can't write into the `OSError` behind it, with `folder`."""
     try:
         yield
     except OSError:
@@ -150,7 +150,7 @@ def os_errors_only(folder: Path) -> Iterator[None]:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """What a YAML file, called `what`, holds, by the safe loader. Raises UserError: it can't be read, or is no YAML."""
+    """The content of a YAML file, by the safe loader. Raises UserError (`what` names it): unreadable, or no YAML."""
     import yaml
 
     try:
@@ -168,7 +168,7 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def named_yaml(name: str, shipped: Mapping[str, Path], what: str, listed: str = "") -> Path:
-    """The file of a shipped name, or of a path. Raises UserError: neither, with those `listed` and the closest ones."""
+    """The file of a shipped name, or of a path. Raises UserError: neither; it names those `listed` and the closest."""
     path = shipped.get(name) or Path(name).expanduser()
     if path.is_file():
         return path
@@ -189,7 +189,7 @@ def _fits(value: Any, limit: int) -> bool:
 
 
 def not_utf8(path: Path) -> str:
-    """What to say of a text file in another encoding: the first line that is not UTF-8, and a guess at which it is."""
+    """What is wrong with a text file in another encoding: the first line that is not UTF-8, and a likely encoding."""
     data = path.read_bytes()
     try:
         data.decode("utf-8")

@@ -36,14 +36,14 @@ def argument(metavar: str, help: str, **more: Any) -> Any:
 
 
 class Paragraphs(argparse.HelpFormatter):
-    """Fills the description to the terminal's width, each paragraph by itself."""
+    """Wraps each paragraph of the description to the terminal's width."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(super(Paragraphs, self)._fill_text(part, width, indent) for part in text.split("\n\n"))
 
 
 class LineParser(argparse.ArgumentParser):
-    """argparse, but a mistake is a `UserError` instead of usage lines and an exit. Flags can't be abbreviated."""
+    """argparse, but mistakes raise `UserError`, and flags can't be abbreviated."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         usual: dict[str, Any] = {"allow_abbrev": False, "formatter_class": Paragraphs}
@@ -54,14 +54,14 @@ class LineParser(argparse.ArgumentParser):
 
 
 def read(options: type[T], prog: str, about: str | None, argv: Sequence[str]) -> T:
-    """A command's options, a dataclass of such fields, from its words; `about`: the help's text. Raises UserError."""
+    """Parses a command's words into `options`, a dataclass of flags; `about`: the help's text. Raises UserError."""
     parser = LineParser(prog=prog, description=about)
     add_flags(parser, options)
     return options(**given_flags(options, parser.parse_args(argv)))
 
 
 def read_name(prog: str, about: str | None, help: str, argv: Sequence[str]) -> str | None:
-    """The name that a command without flags may be given."""
+    """Parses the words of a command that takes nothing but an optional name."""
     parser = LineParser(prog=prog, description=about)
     parser.add_argument("name", metavar="NAME", nargs="?", help=help)
     return parser.parse_args(argv).name
@@ -70,7 +70,7 @@ def read_name(prog: str, about: str | None, help: str, argv: Sequence[str]) -> s
 def add_flags(parser: argparse.ArgumentParser, options: type) -> None:
     """Adds the flags of a dataclass to a parser, in the groups that it has or in new ones.
 
-    The type of a flag tells its metavar, and a number that is the default is told behind the help.
+    The metavar follows from the flag's type. A default that is a number is added to the help.
     """
     groups = {group.title: group for group in parser._action_groups}
     for one in fields(options):
@@ -96,9 +96,9 @@ def given_flags(options: type, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def by_name(words: Sequence[str]) -> dict[str, list[str]]:
-    """Name of a flag, with underscores -> its words, the flag and its values; of one given twice the later ones.
+    """Name of a flag, with underscores -> its words (the flag and its values); the last time it is given counts.
 
-    Words before the first flag are under the first of them.
+    Words before the first flag are found under the first of them.
     """
     found: dict[str, list[str]] = {}
     name = ""
@@ -112,7 +112,7 @@ def by_name(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def value_of(make: Callable[[str], T], what: str, fits: Callable[[T], Any] = lambda value: True) -> Callable[[str], T]:
-    """The type of a flag: what `make` makes of its text, if it can (no ValueError) and the value `fits`."""
+    """The type of a flag whose text `make` turns into a value; refused if that raises ValueError or nothing `fits`."""
 
     def parse(text: str) -> T:
         with suppress(ValueError):

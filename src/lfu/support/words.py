@@ -1,8 +1,7 @@
-"""Figures, lists and lines as people read them."""
+"""Numbers, lists and lines as people read them."""
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 from shutil import get_terminal_size
 from textwrap import TextWrapper
 
@@ -24,7 +23,7 @@ def counted(number: int, what: str) -> str:
 
 
 def filled(text: str, first: str = "", rest: str = "") -> str:
-    """The paragraphs of a text, broken at their spaces (not at no-break ones) to the width of the terminal.
+    """Wraps the paragraphs of a text to the terminal's width, at spaces but not at no-break ones.
 
     `first` stands before each paragraph, `rest` before each other line.
     """
@@ -40,13 +39,8 @@ def tell(line: str) -> None:
     print(filled(line, rest="  ") if sys.stderr.isatty() else line.replace("\xa0", " "), file=sys.stderr)
 
 
-def once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say`, but each line is said only the first time."""
-    return cache(say)
-
-
 def and_(names: Sequence[str]) -> str:
-    """`a, b and c`; nothing of nothing."""
+    """`a, b and c`."""
     return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -37,7 +37,7 @@ steps_of = value_of(  # rising; 0, before the attack, is added where it is missi
 
 @dataclass(kw_only=True)
 class Adversarial(Probe):
-    """Aligns, attacks, asks and judges: the models one after the other, each in memory alone."""
+    """Aligns, attacks, asks and judges, with one model in memory at a time."""
 
     models: list[str] = argument(
         "MODEL", f"first the model to align (BASE), then models that are aligned already (ALIGNED); {models.HELP}",
@@ -192,11 +192,11 @@ def _measured(found: Any) -> dict[str, Any]:
 
 
 def load_judge(spec: str) -> Callable[[str, str], bool]:
-    """The function that MODULE:FUNCTION names, wrapped so that its failures are told in one line."""
+    """The function that MODULE:FUNCTION names, wrapped so that its failures are one-line errors."""
     if not all(spec.partition(":")):
         raise UserError(f"--judge {spec!r}: write it as MODULE:FUNCTION, as in my_judge:breaks_the_rule")
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it: a file beside one's data is where a judge is written
+        sys.path.insert(0, os.getcwd())  # as with `python -m`: the judge is likely a file in this folder
     try:
         judge = pkgutil.resolve_name(spec)
     except Exception as error:  # whatever the user's own code raises while it is imported

@@ -92,7 +92,7 @@ class Drift(Probe):
 
 @contextmanager
 def _room(folder: str) -> Iterator[None]:
-    """For writing into the folder: a full disk is the user's to put right."""
+    """Says what to do if the disk is full while the block writes into the folder."""
     try:
         with os_errors_only(Path(folder)):
             yield

@@ -37,7 +37,7 @@ class Forgetting(rows.OfQuestions):
         return self._earlier() or super().record(command)
 
     def _earlier(self) -> dict[str, Any] | None:
-        """The record of a run that was measured while it was trained, if it is all that is asked for, and the same."""
+        """The record made while the one given run trained, unless flags ask for more or its weights have changed."""
         own = [f.name for f in fields(self) if f.name not in ("models", "output_dir", "trust_remote_code")]
         if len(self.models) != 1 or any(getattr(self, name) != getattr(Forgetting, name, None) for name in own):
             return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from lfu.data.shapes import SYSTEMS
 from lfu.data.turns import text_of
 from lfu.support.errors import UserError, did_you_mean, value_errors_are_the_users
 from lfu.support.flags import option
-from lfu.support.words import once, tell
+from lfu.support.words import tell
 
 Row = dict[str, Any]
 
 QUESTIONS = ("question", "prompt", "instruction", "goal")
 ANSWERS = ("answer", "response", "completion", "output", "target")
 
-say_once = once(lambda line: tell(f"lfu probe: {line}"))  # every model gets the same rows
+say_once = cache(lambda line: tell(f"lfu probe: {line}"))  # every model gets the same rows
 
 HOUSE_RULE = "house_rule"
 HELD_OUT = ("requests", "ordinary")
@@ -211,7 +212,7 @@ def load_pairs(spec: str, which: str) -> list[Row]:
 
 
 def _split_spec(spec: str, argument: str) -> tuple[str, dict[str, str]]:
-    """(name, options) of DATA[,KEY=VALUE...]. A path that exists is a path, whatever signs are in it."""
+    """(name, options) of DATA[,KEY=VALUE...]. A path that exists is never split."""
     if Path(spec).expanduser().exists():
         return spec, {}
     name, *parts = spec.split(",")

@@ -22,7 +22,7 @@ SHOWN = ("method", "method_args", "learning_rate", "lr_scheduler_type", "warmup_
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model without adapter, the trainer's log (one entry per step), and what was said on the way."""
+    """A trained model without adapter, the trainer's log (one entry per step), and the advice given on the way."""
 
     model: Any
     log: list[dict[str, float]]
@@ -69,7 +69,7 @@ def words_of(
 
 @dataclass(frozen=True)
 class Training:
-    """How a probe trains: by a method, with the user's flags of `lfu train`, which are read anew for each training."""
+    """How a probe trains: by a method, with the user's flags of `lfu train`, parsed anew for each training."""
 
     probe: Any
     method: str
@@ -99,7 +99,7 @@ class Training:
 
     @property
     def dtype(self) -> str | None:
-        """What a model is loaded as that will be trained: float32 for full fine-tuning, as in `lfu train`."""
+        """How to load a model that will be trained: in float32 for full fine-tuning, as in `lfu train`."""
         return self.probe.dtype or (None if self.settings()[1].use_peft else "float32")
 
     def fit(self, title: str, model: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]],
