@@ -11,7 +11,7 @@ import torch
 
 from lfu.evaluation.batching import evaluating, generators_kept
 from lfu.evaluation.tasks import Runnable
-from lfu.evaluation.tasks.quiet import Progress, quiet, unheard
+from lfu.evaluation.tasks.quiet import Progress, quiet
 from lfu.support.errors import UserError, one_line
 
 _SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -50,7 +50,7 @@ class TaskResult:
 
 
 def run_task(
-    model: Any, tokenizer: Any, task: Runnable, settings: Settings | None = None, *, progress: Progress = unheard
+    model: Any, tokenizer: Any, task: Runnable, settings: Settings | None = None, *, progress: Progress | None = None
 ) -> TaskResult:
     """Scores a model in memory, also a `PeftModel`, on one task.
 

@@ -1,9 +1,8 @@
 """Runs several models on the tasks of several categories, and keeps what is finished."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lfu.evaluation import cache
@@ -30,17 +29,13 @@ class Watch:
         """A task is finished: `how` is a line to read."""
 
 
-def plan(
-    categories: Categories | None = None, *, data_dir: Path | None = None, allow_hub: bool = False,
-    num_fewshot: int | None = None, say: Callable[[str], None] = lambda text: None,
-) -> Plan:  # fmt: skip
-    """Loads the items of all tasks, by default the paper's; the other arguments are those of `tasks.find`.
+def plan(categories: Categories | None = None, **options: Any) -> Plan:
+    """Loads the items of all tasks, by default the paper's; `options` are the keyword arguments of `tasks.find`.
 
     Raises UserError: an unknown task, a broken file, or no task that can be run.
     """
     categories = categories or load("paper")
-    options: dict[str, Any] = {"data_dir": data_dir, "allow_hub": allow_hub, "num_fewshot": num_fewshot}
-    found, missing = find(categories.tasks, say=say, **options)
+    found, missing = find(categories.tasks, **options)
     if not found:
         name, why = next(iter(missing.items()))
         more = f"; {len(missing) - 1} more" if len(missing) > 1 else ""

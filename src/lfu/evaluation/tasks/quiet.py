@@ -11,12 +11,8 @@ import torch
 Progress = Callable[[int, int], None]  # called with requests done, requests altogether
 
 
-def unheard(done: int, total: int) -> None:
-    """The progress that nobody wants to hear of."""
-
-
 @contextmanager
-def quiet(progress: Progress = unheard) -> Iterator[list[str]]:
+def quiet(progress: Progress | None = None) -> Iterator[list[str]]:
     """Inside, lm_eval and datasets say nothing; yields the list of what lm_eval would have warned of.
 
     What its bar would have shown of a model's requests goes to `progress`.
@@ -41,7 +37,8 @@ def quiet(progress: Progress = unheard) -> Iterator[list[str]]:
     class Counter(Silent):
         def update(self, n: float | None = 1) -> None:
             self.n += n
-            progress(self.n, self.total)
+            if progress:
+                progress(self.n, self.total)
 
     logger, cudnn = logging.getLogger("lm_eval"), torch.backends.cudnn
     flags, bars = (cudnn.deterministic, cudnn.benchmark), datasets.are_progress_bars_disabled()
