@@ -5,6 +5,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from lfu import ForgettingCallback
 from lfu.forgetting.schedule import check_best
 from lfu.support.errors import UserError, one_line
@@ -63,9 +66,6 @@ def _in_flags(text: str) -> str:
 
 def curve(callback: ForgettingCallback) -> None:
     """Prints the readings as a table of 80 columns, with bars for what is forgotten of the known questions."""
-    from rich.console import Console
-    from rich.table import Table
-
     readings = callback.memory.readings if callback.memory else []
     if not readings:
         return

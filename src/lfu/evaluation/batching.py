@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lfu.evaluation.pieces import Piece, end_of_turn
+from lfu.model.anatomy import anatomy
+from lfu.model.representations import hidden_of
 from lfu.model.rng import Replay
 from lfu.support.annotations import Model, Tokenizer
 
@@ -140,9 +142,6 @@ def with_logits(model: Model, **inputs: Any) -> Any:
     out = model(**inputs)
     if isinstance(getattr(out, "logits", None), Tensor):
         return out
-    from lfu.model.anatomy import anatomy
-    from lfu.model.representations import hidden_of
-
     parts, caught = anatomy(model), []
     with parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output))):
         out = model(**inputs)

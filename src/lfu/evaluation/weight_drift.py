@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lfu.evaluation.hidden import parts_of
@@ -82,9 +85,6 @@ def effective_weights(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def _walk(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
     if isinstance(module, AuxiliaryTrainingWrapper):
         yield from _walk(_in_use(module), path, seen)
         return
@@ -119,8 +119,6 @@ def _merged(layer: Any, path: str, seen: set[int]) -> list[tuple[str, Tensor]]:
 
 def _active(layer: Any) -> list[Any]:
     """The adapters of a layer that are on and not merged; those on several parameters of one module are nested."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     inner = _active(layer.base_layer) if isinstance(layer.base_layer, BaseTunerLayer) else []
     return inner if layer.disable_adapters or layer.merged else [layer, *inner]
 
@@ -141,8 +139,6 @@ def _unseen(parameters: Iterable[tuple[str, Tensor]], path: str, seen: set[int])
 def _start(base: Any, tuned: Any) -> Mapping[str, Tensor]:
     """theta0 as a mapping."""
     if isinstance(base, Path):
-        from safetensors.torch import load_file
-
         return load_file(base)  # mapped into memory, where the system can drop what was read
     if base is not None:
         return dict(effective_weights(base))
@@ -162,8 +158,6 @@ def _tied_names(model: Model) -> dict[str, str]:
 
 def keep_weights(model: Model, path: Path) -> None:
     """Writes the model's effective weights to a safetensors file, for `weight_drift`."""
-    from safetensors.torch import save_file
-
     save_file({name: tensor.cpu().contiguous() for name, tensor in effective_weights(model)}, path)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from lfu.evaluation.tasks import rows
 from lfu.support.errors import UserError, one_line
 
@@ -106,8 +108,6 @@ def read(*, local_task: str, local_files: Mapping[str, str], **metadata: Any) ->
 
     Raises UserError: a file that can't be read, holds no rows, or a row of another shape, with its line.
     """
-    from datasets import Dataset
-
     task = LOCAL[local_task]
     return {split: Dataset.from_list(_rows(Path(file), task)) for split, file in local_files.items()}
 

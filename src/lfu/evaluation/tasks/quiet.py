@@ -6,7 +6,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import datasets
 import torch
+from tqdm import tqdm
 
 Progress = Callable[[int, int], None]  # called with requests done, requests altogether
 
@@ -21,9 +23,6 @@ def quiet(progress: Progress | None = None) -> Iterator[list[str]]:
     to stderr, the second takes half a second, and records have their own versions. It makes cuDNN deterministic:
     afterwards that is as it was.
     """
-    import datasets
-    from tqdm import tqdm
-
     heard: list[str] = []
 
     class Listen(logging.Handler):
