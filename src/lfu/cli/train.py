@@ -189,7 +189,7 @@ def _how_to_resume(folder: Path, trainer: Any) -> str:
 
 @contextmanager
 def _one_line(folder: Path, trainer: Any) -> Iterator[None]:
-    """Turns a full disk or memory, a bad batch, or settings that a library refuses at its start into one-line errors."""
+    """Turns a full disk or memory, a bad batch, or settings that a library refuses when it starts into one line."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, ArithmeticError, TypeError, KeyError) as error:
