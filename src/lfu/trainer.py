@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,10 +180,7 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         depth = len(self.anatomy.blocks)
         layers = sorted({layer for method in terms for layer in method.layers(depth)})
         where = answer_positions(inputs["labels"])
-        reading: AbstractContextManager[dict[int, torch.Tensor]] = nullcontext({})
-        if layers:
-            reading = Reader(self.anatomy, layers).reading(where, detach=False)
-        with reading as hidden:
+        with Reader(self.anatomy, layers).reading(where, detach=False) as hidden:
             # a copy: for a loss function of its own, or of TRL 0.24's dft, Trainer takes the labels out
             loss = super().compute_loss(model, dict(inputs), num_items_in_batch=num_items)
         counted = self.counted(num_items)
@@ -228,13 +225,11 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
             remove_unfinished(Path(self.args.output_dir))
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_checkpoint(self.args)
-        handle = getattr(self, "neftune_hook_handle", None)
         try:
             output = super().train(resume_from_checkpoint, *positional, **named)
         except BaseException:
-            added = getattr(self, "neftune_hook_handle", None)
-            if added is not None and added is not handle:  # Trainer takes its own off at the end of a good run only
-                added.remove()
+            if handle := getattr(self, "neftune_hook_handle", None):
+                handle.remove()  # Trainer takes it off at the end of a good run only
             raise
         if not self.interrupted:
             self.finish()

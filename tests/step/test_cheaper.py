@@ -465,8 +465,8 @@ def test_off_is_the_exact_step():
 
 
 def test_stale_is_refused_in_several_processes():
-    from lfu.parallel.refusals import refuse_stale
+    from lfu.parallel.refusals import refuse_in_several
 
-    refuse_stale(0)
+    refuse_in_several(False, False, 0)
     with pytest.raises(ValueError, match="stale=4 runs in one process: under DDP, FSDP and DeepSpeed use every"):
-        refuse_stale(4)
+        refuse_in_several(False, False, 4)

@@ -118,7 +118,7 @@ def tuned(base: Any, tokenizer: Any, rows: list[Row], key: Key) -> tuple[Any, in
             folder, method=key.method, method_args=f"share={of_60}" if key.share else None, learning_rate=key.rate,
             seed=key.draw, **lengths, report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
             gradient_checkpointing=False, dataloader_pin_memory=False, use_cpu=base.device.type == "cpu",
-            **({"lam": "auto"} if key.method == "lfu" else {}),
+            lam="auto" if key.method == "lfu" else None,
         )  # fmt: skip
         trainer = LfUTrainer(
             copy.deepcopy(base),

@@ -1,6 +1,5 @@
 """Penalties on the hidden states themselves: L1 and L2, the LfU paper's Table 6c and 6d."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +18,7 @@ class FeaturePenalty(Method):
 
     protects = "small features (or, with anchor=start, the features as they were)"
     places = ("penalty",)
-    rho: ClassVar[Callable[[torch.Tensor], torch.Tensor]]  # elementwise
+    rho: ClassVar[Any]  # what is penalised of a tensor, elementwise
 
     weight: float = knob(0.01, "weight of the penalty (ours)", low=0)
     anchor: str = knob("zero", "towards zero, or start: the untouched model's (ours)", choices=("zero", "start"))

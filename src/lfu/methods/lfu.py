@@ -10,7 +10,7 @@ import torch
 
 from lfu.methods.method import Method
 from lfu.methods.run import Micro, Trainer
-from lfu.parallel.refusals import refuse_launch, refuse_on_shards, refuse_stale, refuse_zero
+from lfu.parallel.refusals import refuse_in_several, refuse_launch, refuse_zero
 from lfu.parallel.several import Several, several
 from lfu.parallel.zero import Zero
 from lfu.step.cheaper import Sizes, cost, part_saves_nothing, settle_budget
@@ -58,13 +58,11 @@ class LfU(Method):
         _refuse_setup(trainer)
         self.step = trainer.step = step = make_step(trainer)
         self.keeps_gradients_sound = True
-        if several(trainer):
-            refuse_stale(step.settings.stale)
+        needs = step.ascends_theta, step.term.reads_logits, step.settings.stale
         if trainer.is_deepspeed_enabled:
-            experts = bool(getattr(step.auxiliary, "experts", None))
-            refuse_zero(trainer, step.ascends_theta, step.term.reads_logits, experts)
-        if trainer.is_fsdp_enabled:
-            refuse_on_shards(step.ascends_theta, step.term.reads_logits)
+            refuse_zero(trainer, *needs, fused_experts=bool(getattr(step.auxiliary, "experts", None)))
+        elif several(trainer):
+            refuse_in_several(*needs, by="FSDP" if trainer.is_fsdp_enabled else "")
         _tell_approximate(trainer, step)
         self.advice = Advice(args.lam)
         self._update_losses: list[float] = []

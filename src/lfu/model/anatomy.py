@@ -18,7 +18,6 @@ except ImportError:  # an extra: theta may be anything
     BaseTuner = BaseTunerLayer = ModulesToSaveWrapper = ()
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
-_COMPUTED_IN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class FusedExperts:
 
     def is_one(self, weight: torch.Tensor) -> bool:
         """Whether this parameter is such a tensor, in a dtype that can be computed in."""
-        count = getattr(self.module, "num_experts", None)
-        shape = whole_shape(weight)
-        return len(shape) == 3 and shape[0] == count and weight.dtype in _COMPUTED_IN
+        count, shape = getattr(self.module, "num_experts", None), whole_shape(weight)
+        computes = weight.is_floating_point() and weight.dtype.itemsize > 1
+        return len(shape) == 3 and shape[0] == count and computes
 
     @property
     def weight(self) -> torch.Tensor:

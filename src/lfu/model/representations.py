@@ -84,7 +84,6 @@ class Reader:
         in the graph, and what was read of them.
         """
         found: dict[int, torch.Tensor] = {}
-        last = self.layers[-1]
 
         def hook(layer: int):
             def read_layer(module: nn.Module, args: Any, output: Any) -> None:
@@ -98,7 +97,8 @@ class Reader:
                     found[layer] = read.flatten(0, 1).index_select(0, positions.to(hidden.device))
                     if visit is not None:
                         visit(layer, hidden, found[layer])
-                if stop and layer == last and self.anatomy.wrapper is None:  # PEFT's must clean up after itself
+                # PEFT's wrapper must clean up after itself
+                if stop and layer == self.layers[-1] and self.anatomy.wrapper is None:
                     raise _Stop
 
             return read_layer

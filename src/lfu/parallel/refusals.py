@@ -31,29 +31,28 @@ def refuse_launch(trainer: Any) -> None:
         raise ValueError(f"method {method!r} splits batches over processes, not layers or sequences: {works}")
 
 
-def refuse_on_shards(own: bool, reads_logits: bool, by: str = "FSDP") -> None:
-    """Raises ValueError for what cut-up weights and gradients don't allow; the message names what works."""
-    if own:
+def refuse_in_several(own: bool, reads_logits: bool, stale: int, by: str = "") -> None:
+    """Raises ValueError for a step that several processes can't take; `by`: who cuts up weights and gradients, if any.
+
+    The one backward of the first-order form (`stale`) would have to be agreed on.
+    """
+    if stale:
+        raise ValueError(
+            f"stale={stale} runs in one process: under DDP, FSDP and DeepSpeed use every, part or random_layers"
+        )
+    if by and own:
         raise ValueError(
             f"auxiliary='own' moves whole weights by whole gradients, and {by} cuts them up: use auxiliary='lora' or "
             "'steering', or DDP"
         )
-    if reads_logits:
+    if by and reads_logits:
         raise ValueError(
             f"consistency='logit_kl' runs the head by itself, whose weight {by} cuts up: use 'mse', 'cosine' or "
             "'contrastive', or DDP"
         )
 
 
-def refuse_stale(stale: int) -> None:
-    """Raises ValueError for the first-order form: its one backward would have to be agreed on."""
-    if stale:
-        raise ValueError(
-            f"stale={stale} runs in one process: under DDP, FSDP and DeepSpeed use every, part or random_layers"
-        )
-
-
-def refuse_zero(trainer: Any, own: bool, reads_logits: bool, fused_experts: bool) -> None:
+def refuse_zero(trainer: Any, own: bool, reads_logits: bool, stale: int, fused_experts: bool) -> None:
     """Raises ValueError for what LfU can't do under DeepSpeed, before DeepSpeed has the model.
 
     That is fp16, whose loss scale DeepSpeed keeps to itself, and what reads whole weights.
@@ -61,6 +60,6 @@ def refuse_zero(trainer: Any, own: bool, reads_logits: bool, fused_experts: bool
     if trainer.accelerator.mixed_precision == "fp16":
         raise ValueError("DeepSpeed's fp16 scales the loss out of LfU's sight: use bf16, or DDP or FSDP")
     sharded = trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
-    refuse_on_shards(own, sharded and reads_logits, "DeepSpeed")
+    refuse_in_several(own, sharded and reads_logits, stale, "DeepSpeed")
     if sharded and fused_experts:
         raise ValueError("ZeRO-3 cuts up fused experts, which auxiliary='lora' reads whole: use auxiliary='steering'")

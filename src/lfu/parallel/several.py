@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lfu.model.representations import hidden_of
 from lfu.model.tensors import neighbours
 from lfu.parallel.one import OneProcess, touch
-from lfu.parallel.refusals import refuse_on_shards, refuse_stale
+from lfu.parallel.refusals import refuse_in_several
 from lfu.parallel.taps import Taps
 
 COALESCED = 2**23  # numbers that go into one all-reduce together
@@ -79,9 +79,7 @@ class Several(OneProcess):
             raise ValueError("DDP's static_graph: LfU's two passes are two graphs: leave it off")
 
     def check(self, own: bool, reads_logits: bool, stale: int) -> None:
-        refuse_stale(stale)
-        if self.sharded:
-            refuse_on_shards(own, reads_logits)
+        refuse_in_several(own, reads_logits, stale, "FSDP" if self.sharded else "")
 
     def unwrapped(self, model: nn.Module) -> nn.Module:
         return model.module if isinstance(model, DistributedDataParallel) else model

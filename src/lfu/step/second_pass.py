@@ -6,7 +6,7 @@ The forward is the decoder's alone: without padding, up to the last compared lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +21,10 @@ from lfu.step.cheaper import draw_layers, draw_rows, generator, part_saves_nothi
 from lfu.step.consistency import Hidden, displacement
 from lfu.step.pieces import Rows, answered, in_pieces
 from lfu.step.record import Record, Skip
-from lfu.step.trim import Trimmed, trimmed
+from lfu.step.trim import Batch, Trimmed, trimmed
 
 if TYPE_CHECKING:
     from lfu.step.step import LfUStep
-
-Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

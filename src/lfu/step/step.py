@@ -26,9 +26,10 @@ from lfu.step.cheaper import refuse_form, settle_budget
 from lfu.step.consistency import Hidden, Term, consistency_of
 from lfu.step.gradients import SOUND_PARTS, SplitGradients, check_finite, sample_of
 from lfu.step.record import BadBatch, Record, Skip
-from lfu.step.second_pass import Batch, Micro
+from lfu.step.second_pass import Micro
 from lfu.step.settings import StepSettings
 from lfu.step.strength import PAPER, Reach, Strength
+from lfu.step.trim import Batch
 from lfu.undesirable import Auxiliary, ascend, auxiliary_of
 
 Loss = Callable[[nn.Module, Batch, "float | torch.Tensor"], torch.Tensor]

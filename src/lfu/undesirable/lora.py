@@ -78,13 +78,13 @@ class LoRA(Auxiliary):
             if not linears and not experts:
                 wanted = ", ".join(self.targets)
                 raise ValueError(f"no linear layer is called {wanted}: this model has {', '.join(have)}")
+        self.names, self.sites, self.uses, self.groups, self.experts = [], [], [], {}, list(experts.values())
         number: dict[int, int] = {}  # of each weight; one that several layers share (Zamba2's attention) has one pair
-        self.uses = [(site, number.setdefault(id(weight_of(site)), len(number))) for site in linears.values()]
-        firsts = {n: (name, site) for (name, site), (_, n) in reversed(list(zip(linears.items(), self.uses)))}
-        self.names = [firsts[n][0] for n in range(len(number))]
-        self.sites = [firsts[n][1] for n in range(len(number))]
-        self.groups = {}
-        self.experts = list(experts.values())
+        for name, site in linears.items():
+            self.uses.append((site, number.setdefault(id(weight_of(site)), len(number))))
+            if len(number) > len(self.sites):
+                self.names.append(name)
+                self.sites.append(site)
         if self.targets is None:
             self._tell_of_uncovered(anatomy)
 
