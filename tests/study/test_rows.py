@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_model
 from tiny_folder import AROUND, base_tokenizer, byte_tokenizer
 from trl import SFTConfig, SFTTrainer
 
@@ -17,6 +19,7 @@ from lfu.data.columns import as_dataset
 from lfu.data.learned import tokenised
 from lfu.data.templates import to_training_rows
 from lfu.evaluation.pieces import answer_pieces, encode, shared_start
+from lfu.study.measure import _loss, _wrap
 from lfu.study.rows import chooses, pair_of, questions, retention, split
 from lfu.support.errors import UserError
 
@@ -151,16 +154,39 @@ def test_an_answer_that_is_not_learned_is_not_scored():
 
 
 def test_questions_that_can_be_reworded():
-    tokenizer = byte_tokenizer()
-    assert questions(PLAIN[:2], tokenizer) == PLAIN[:2]
+    assert questions(PLAIN[:2]) == PLAIN[:2]
     dolly = {"instruction": "Name it", "input": "the sea", "output": "Sea"}
-    assert questions([dolly], tokenizer) == [{"question": "Name it\nthe sea", "answer": "Sea"}]
+    assert questions([dolly]) == [{"question": "Name it\n\nthe sea", "answer": "Sea"}]
     choice = {"question": "Which?", "choices": ["x", "y"], "answer": 1}
-    assert questions([choice], tokenizer) == [choice]
-    one_turn = {"messages": CONVERSATION[:3]}
-    assert questions([one_turn], tokenizer) == [{"question": "One?", "answer": "Yes."}]
-    for row in ({"messages": CONVERSATION}, {"prompt": "a", "completion": "b"}, {"text": "a"}):
-        assert questions([row], tokenizer) is None
+    assert questions([choice]) == [choice]
+    one_turn = {"messages": CONVERSATION[:3], "chat_template_kwargs": {"enable_thinking": False}}
+    beside = {"system": "Be short.", "chat_template_kwargs": {"enable_thinking": False}}
+    assert questions([one_turn]) == [{"question": "One?", "answer": "Yes."} | beside]
+    assert questions([PLAIN[0] | {"system": "Be short."}]) == [PLAIN[0] | {"system": "Be short."}]
+    several = {"conversations": ["One?", "Yes.", "Two?", "No."]}
+    for row in ({"messages": CONVERSATION}, several, {"prompt": "a", "completion": "b"}, {"text": "a"}):
+        assert questions([row]) is None
+
+
+@pytest.mark.parametrize("template", ["chat", "alpaca", "none"])
+@pytest.mark.parametrize("more", [{}, {"system": "Be short."}, {"tools": [{"name": "f"}]}])
+def test_the_bare_wording_is_the_training_row(more, template):
+    """The first of the shipped wordings is the question itself: asked with all that stands beside it in training."""
+    tokenizer, row = byte_tokenizer(), PLAIN[0] | more
+    (trained,) = to_training_rows(as_dataset([row]), template=template, tokenizer=tokenizer)
+    exam: Any = SimpleNamespace(template=template, system=None)
+    assert questions([row]) == [row]
+    assert _wrap([row], tokenizer, exam)(tokenizer, row) == pair_of(tokenizer, trained)
+
+
+def test_a_text_row_is_scored_with_its_end():
+    """Training ends it, so that a text of one token can be scored, too."""
+    model, tokenizer = tiny_model(vocab_size=259), byte_tokenizer()
+    exam: Any = SimpleNamespace(batch_size=2)
+    found = _loss(exam, [{"text": "abcd"}, {"text": "abcd<|im_end|>"}, {"text": "a"}], model, tokenizer, lambda n: None)
+    assert found["tokens"] == [4, 4, 1]
+    assert found["nll"][0] == pytest.approx(found["nll"][1])
+    assert _loss(exam, ["abcd"], model, tokenizer, lambda n: None)["tokens"] == [3]  # prose is none of the rows
 
 
 @pytest.mark.parametrize(

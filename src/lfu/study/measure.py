@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
-
+from lfu.data.columns import as_dataset
+from lfu.data.duplicates import row_text
 from lfu.data.templates import to_training_rows
 from lfu.evaluation import prompts
 from lfu.evaluation.noise import noise_similarity
 from lfu.evaluation.pieces import Asked, Render
 from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
 from lfu.study.options import Options
-from lfu.study.rows import Kept, Split, pair_of, questions
+from lfu.study.rows import BESIDE, Kept, Split, pair_of, questions
 
 Progress = Callable[[int], None]  # called with the number of items just scored
 
@@ -56,7 +56,7 @@ def make_exam(
     else:
         answers = [pair_of(tokenizer, row)[1] for row in [*test, *validation]]
         matched = all(final_number(answer) is not None for answer in answers[: len(test)])
-        asked = questions(split.test, tokenizer)
+        asked = questions(split.test)
         if asked is None:
             left_out["prompts"] = "the rows have no question that could be put into other words"
     return Exam(
@@ -95,8 +95,9 @@ def parts_of(exam: Exam) -> dict[str, Part]:
 
 def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
     """NLL of the answers, or of whole texts."""
-    texts = [row if isinstance(row, str) else row.get("text") for row in rows]
-    if texts[0] is not None:
+    if isinstance(rows[0], str) or "text" in rows[0]:
+        end = tokenizer.eos_token or ""  # training puts it behind a row
+        texts = [row if isinstance(row, str) else row["text"].removesuffix(end) + end for row in rows]
         return asdict(perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress))
     scores = answer_nll(model, tokenizer, rows, render=pair_of, batch_size=exam.batch_size, progress=progress)
     return asdict(scores)
@@ -126,7 +127,7 @@ def _prompts(
     progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Template -> scores, as `lfu probe prompts` has them."""
-    worded = [prompts.fill(template, row) for template in templates.values() for row in rows]
+    worded = [dict(row) | {"question": prompts.fill(t, row)} for t in templates.values() for row in rows]
     scores = prompts.prompt_scores(
         model, tokenizer, rows, templates, batch_size=exam.batch_size, max_new_tokens=exam.max_new_tokens,
         wrap=_wrap(worded, tokenizer, exam), progress=progress,
@@ -134,16 +135,17 @@ def _prompts(
     return {name: {"nll": s.nll, "tokens": s.tokens, "correct": s.correct} for name, s in scores.items()}
 
 
-def _wrap(worded: Sequence[str], tokenizer: Any, exam: Exam) -> Render:
+def _wrap(worded: Sequence[Mapping[str, Any]], tokenizer: Any, exam: Exam) -> Render:
     """(tokenizer, question and answer) -> (prompt, answer), as a training row of one of the questions would be."""
-    plain = Dataset.from_list([{"question": question, "answer": "a"} for question in worded])
+    question = lambda row: {name: row[name] for name in ("question", *BESIDE) if name in row}
+    plain = as_dataset([question(row) | {"answer": "a"} for row in worded])
     made = to_training_rows(plain, template=exam.template, tokenizer=tokenizer, system=exam.system)
-    known = {question: row["prompt"] for question, row in zip(worded, made)}
+    known = {row_text(question(row)): one for row, one in zip(worded, made)}
 
     def wrap(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str] | Asked:
-        prompt, answer = known[row["question"]], row["answer"]
+        found, answer = known[row_text(question(row))], row["answer"]
         turn = [{"role": "assistant", "content": answer}]
-        return pair_of(tokenizer, {"prompt": prompt, "completion": turn if isinstance(prompt, list) else answer})
+        return pair_of(tokenizer, found | {"completion": turn if isinstance(found["prompt"], list) else answer})
 
     return wrap
 

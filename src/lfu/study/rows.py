@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lfu.data.columns import as_dataset
 from lfu.data.duplicates import repeated, row_text
 from lfu.data.probes import general_knowledge, plain_text
-from lfu.data.templates import to_training_rows
+from lfu.data.shapes import SYSTEMS, shape_of
 from lfu.data.turns import is_learned
 from lfu.evaluation.forgetting import choice_rows
 from lfu.evaluation.pieces import Asked, last_answer, plain_pair
@@ -19,6 +18,7 @@ from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.files import write_text
 
 SPLIT_SEED = "lfu study split"  # the same rows for all seeds: runs are compared in pairs
+BESIDE = (*SYSTEMS, "tools", "chat_template_kwargs")  # columns
 LEAST = 4  # rows of each part: below, a mean says nothing
 
 
@@ -134,30 +134,29 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[str, str] | Asked:
     return plain_pair(tokenizer, row["prompt"], row["completion"])
 
 
-def questions(rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[dict[str, Any]] | None:
-    """Raw rows as `{"question", "answer"}`, or multiple choice, to be put in other words; None where they can't be."""
-    columns = {column for row in rows for column in row}
-    if {"question", "choices"} <= columns:
-        return choice_rows(rows)
-    ready = columns >= {"prompt", "completion"} or "messages" in columns
-    if not ready and not columns & {"question", "instruction", "conversations"}:
-        return None
-    if not ready:
-        made = to_training_rows(as_dataset(rows), template="none", tokenizer=tokenizer)
-        return [{"question": row["prompt"].strip(), "answer": row["completion"]} for row in made]
-    found = [_question_of(row) for row in rows]
-    return None if None in found else found  # type: ignore[return-value]
+def questions(rows: Rows) -> list[dict[str, Any]] | None:
+    """Raw rows as `{"question", "answer"}`, or multiple choice, to be put in other words; None where they can't be.
+
+    What stands beside a question in training goes with it: `BESIDE`.
+    """
+    columns = {column: None for row in rows for column in row}
+    beside = [{name: row[name] for name in BESIDE if row.get(name)} for row in rows]
+    if {"question", "choices"} <= {*columns}:
+        return [made | more for made, more in zip(choice_rows(rows), beside)]
+    shape = shape_of([*map(dict, rows)], [*columns], "text")
+    found = [_question_of(shape.read(dict(row))) for row in rows]
+    return None if None in found else [made | more for made, more in zip(found, beside)]  # type: ignore[operator]
 
 
-def _question_of(row: Mapping[str, Any]) -> dict[str, Any] | None:
+def _question_of(read: Mapping[str, Any]) -> dict[str, Any] | None:
     """A conversation of one question and its answer; None for any other."""
-    turns = row.get("messages") or row["prompt"]
-    if not isinstance(turns, list):
+    if (turns := messages_of(read)) is None:
         return None
-    turns = [turn for turn in [*turns, *(row.get("completion") or [])] if turn["role"] != "system"]
-    if [turn["role"] for turn in turns] != ["user", "assistant"]:
+    head = {"system": turns[0]["content"]} if turns[0]["role"] == "system" else {}
+    if [turn["role"] for turn in turns[len(head) :]] != ["user", "assistant"]:
         return None
-    return {"question": turns[0]["content"], "answer": turns[1]["content"]}
+    asked = "\n\n".join(filter(None, (turns[-2]["content"], read.get("input"))))
+    return {"question": asked, "answer": turns[-1]["content"]} | head
 
 
 def trained_on(rows: Rows, train: Rows) -> int:
