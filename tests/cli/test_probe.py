@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 from lfu import LfUConfig
 from lfu.cli import main
 from lfu.cli.models import base_and_tuned, labelled
+from lfu.cli.output import write_and_show
 from lfu.cli.probe import PROBES
 from lfu.cli.probes.rows import as_trained
 from lfu.data.columns import as_dataset
 from lfu.data.learned import tokenised
 from lfu.data.templates import to_training_rows
 from lfu.evaluation.pieces import answer_pieces
-from lfu.report.blocks import Figure, Items
+from lfu.report.blocks import Figure, Items, Table, View
 from lfu.report.page import view_of
 from lfu.support.errors import UserError
 
@@ -340,3 +341,17 @@ def test_wrong_inputs(here, argv, message, capsys):
     assert message in errors[-1]
     assert not any("Traceback" in line for line in errors)
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_table_that_is_too_wide_for_the_terminal_loses_nothing(tmp_path, monkeypatch, capsys):
+    """Labels that differ at their end stay different."""
+    labels = ["sharing=0.125", "sharing=0.375"]
+    table = Table(["", *["a longish heading"] * 9], [[label, *["0.123456"] * 9] for label in labels])
+    view = View("A title", [], [table])
+    monkeypatch.setattr("lfu.report.page.write_report", lambda record, folder: view)
+    monkeypatch.setenv("COLUMNS", "60")
+    write_and_show({}, tmp_path)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    for label in labels:
+        assert label in "".join(line.split()[0] for line in out.splitlines() if line.strip() and line[0] != "─")

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from runs import curve, trace, trainer
-from transformers import TrainerCallback
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, TrainerCallback
 
 from lfu import ForgettingCallback
 from lfu.forgetting import show
@@ -178,6 +178,14 @@ def test_no_tokenizer_is_one_line(tmp_path):
     run = trainer("plain", tmp_path, [ForgettingCallback(**ALL)])
     run.processing_class = run.callback_handler.processing_class = None
     with pytest.raises(ValueError, match="tokenizer="):
+        run.train()
+
+
+@pytest.mark.parametrize("kind", [AutoModelForSequenceClassification, AutoModelForTokenClassification])
+def test_a_classifier_is_refused_in_one_line(tmp_path, kind):
+    run = trainer("plain", tmp_path, [ForgettingCallback(**ALL)])
+    run.model = run.model_wrapped = run.callback_handler.model = kind.from_config(run.model.config)
+    with pytest.raises(ValueError, match=r"Classification gives logits of shape .* measured in causal language models"):
         run.train()
 
 

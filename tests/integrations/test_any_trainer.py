@@ -111,3 +111,7 @@ def test_a_setting_that_does_not_exist_is_told(settings, message):
 def test_what_cannot_work_is_refused(tmp_path):
     with pytest.raises(ValueError, match="torch_compile"):
         trainer(tmp_path, with_lfu(Trainer), torch_compile=True)
+    rows = [{name: value for name, value in row.items() if name != "labels"} for row in ROWS]
+    run = with_lfu(Trainer)(model=tiny_model(dtype=torch.float32), args=trainer(tmp_path).args, train_dataset=rows)
+    with pytest.raises(ValueError, match="the batches of Trainer have no 'labels'"):
+        run.train()

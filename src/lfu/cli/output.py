@@ -43,7 +43,7 @@ def write_and_show(record: Mapping[str, Any], folder: Path, *, tables: int | Non
     for block in [each for each in view.blocks if isinstance(each, Table) and each.rows][:tables]:
         drawn = Drawn(title=escape(block.caption) or None, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
         for place, column in enumerate(block.columns):
-            drawn.add_column(escape(column), justify="right" if place else "left")
+            drawn.add_column(escape(column), justify="right" if place else "left", overflow="fold")
         for row in block.rows:
             drawn.add_row(*map(escape, row))
         if console.measure(drawn, options=console.options.update(width=999)).minimum > console.width:

@@ -21,6 +21,8 @@ from lfu.model.representations import hidden_of
 from lfu.model.rng import Replay
 from lfu.support.annotations import Model, Tokenizer
 
+FEWEST_TOKENS = 8  # of a vocabulary; what has fewer logits tells classes apart
+
 Progress = Callable[[int], None]  # called with the number of items just finished
 
 
@@ -137,10 +139,16 @@ def forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) 
 def with_logits(model: Model, **inputs: Any) -> Any:
     """The model's output, with logits `(B, T, V)` also where its own forward leaves them out to save memory.
 
-    Then the last hidden states are caught on a second pass, and the head is applied to them.
+    Then the last hidden states are caught on a second pass, and the head is applied to them. Raises ValueError: a model
+    with another head, such as a classifier or a reward model.
     """
     out = model(**inputs)
-    if isinstance(getattr(out, "logits", None), Tensor):
+    if isinstance(logits := getattr(out, "logits", None), Tensor):
+        if logits.dim() != 3 or logits.shape[-1] < FEWEST_TOKENS:
+            raise ValueError(
+                f"{type(model).__name__} gives logits of shape {tuple(logits.shape)} and not one for each token of a "
+                "vocabulary, so it can't be asked what it knows: forgetting is measured in causal language models"
+            )
         return out
     parts, caught = anatomy(model), []
     with parts.final.register_forward_hook(lambda module, given, output: caught.append(hidden_of(output))):

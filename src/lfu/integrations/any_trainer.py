@@ -70,6 +70,11 @@ class _TakesLfUSteps(CountsMicroBatches):
         model.train()
         step = self._made(model)
         inputs = self._prepare_inputs(inputs)
+        if not isinstance(inputs.get("labels"), torch.Tensor):
+            raise ValueError(
+                f"the batches of {type(self).__name__.removeprefix('LfU')} have no 'labels' (B, T), but "
+                f"{', '.join(inputs)}: LfU needs the loss over labelled tokens, as in supervised fine-tuning"
+            )
         items = self.items_of(len(answer_positions(inputs["labels"])), num_items_in_batch)
         record = step(inputs, num_items=items, index=self.next_micro_batch(), update=self.state.global_step)
         self.last_record = record

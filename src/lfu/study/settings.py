@@ -147,5 +147,6 @@ def _unknown(method: str, name: str, knobs: Sequence[str]) -> str:
     if name in lfu_fields():
         return f"{name!r} is LfU's own, and {method} has no LfU in it"
     mine = [*knobs, *(sorted(lfu_fields()) if is_lfu(method) else ())]
-    listed = f"knobs: {', '.join(mine)}" if mine else "it has no knobs of its own"
-    return f"unknown name {name!r}; {listed}.{did_you_mean(name, [*mine, *training_fields()])}"
+    listed = f"its settings are {', '.join(mine)}" if mine else "it has no settings of its own"
+    close = did_you_mean(name, [*mine, *training_fields()])
+    return f"unknown name {name!r}; {listed}, and every flag of lfu train is one, too.{close}"
