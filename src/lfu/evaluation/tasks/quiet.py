@@ -29,11 +29,10 @@ def quiet(progress: Progress | None = None) -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             heard.append(record.getMessage())
 
-    class Silent(tqdm):
+    class Silent(tqdm):  # only what counts a model's requests is updated by hand
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options | {"disable": True})
 
-    class Counter(Silent):
         def update(self, n: float | None = 1) -> None:
             self.n += n
             if progress:
@@ -48,7 +47,7 @@ def quiet(progress: Progress | None = None) -> Iterator[list[str]]:
             mock.patch.object(logger, "handlers", [*logger.handlers, Listen(logging.WARNING)]),
             mock.patch("lm_eval.api.task.tqdm", Silent),
             mock.patch("lm_eval.api.model.tqdm", Silent),
-            mock.patch("lm_eval.models.huggingface.tqdm", Counter),
+            mock.patch("lm_eval.models.huggingface.tqdm", Silent),
             mock.patch("lm_eval.evaluator.get_git_commit_hash", return_value=None),
             mock.patch("lm_eval.evaluator.add_env_info", return_value=None),
         ):
