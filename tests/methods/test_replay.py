@@ -121,6 +121,13 @@ def test_the_mixture(tmp_path):
     assert new.to_list() != mixed(rows, file, share=0.2, seed=8).to_list()
 
 
+def test_what_is_left_out_of_the_general_rows_is_told(tmp_path):
+    said: list[str] = []
+    file = pool(tmp_path, [row | {"history": "h"} for row in general(9)])
+    mixed([chat(i) for i in range(4)], file, share=0.5, said=said)
+    assert said[0].startswith(f"replay: {file}: warning: column 'history' of the data is left out")
+
+
 def test_rows_that_run_out_are_taken_again_and_it_is_told(tmp_path):
     said = []
     new = mixed([chat(i) for i in range(5)], pool(tmp_path, general(2)), share=0.5, said=said)

@@ -17,10 +17,11 @@ from trl import SFTConfig, SFTTrainer
 from lfu import LfUConfig
 from lfu.data.columns import as_dataset
 from lfu.data.learned import tokenised
+from lfu.data.load import load_rows
 from lfu.data.templates import to_training_rows
 from lfu.evaluation.pieces import answer_pieces, encode, shared_start
 from lfu.study.measure import _loss, _wrap
-from lfu.study.rows import chooses, pair_of, questions, retention, split
+from lfu.study.rows import chooses, pair_of, questions, retention, split, write_rows
 from lfu.support.errors import UserError
 
 SHAPE = partial(to_training_rows, template="auto", system=None, tokenizer=byte_tokenizer())
@@ -177,6 +178,13 @@ def test_the_bare_wording_is_the_training_row(more, template):
     exam: Any = SimpleNamespace(template=template, system=None)
     assert questions([row]) == [row]
     assert _wrap([row], tokenizer, exam)(tokenizer, row) == pair_of(tokenizer, trained)
+
+
+def test_rows_are_written_as_they_were_read(tmp_path):
+    """Half a surrogate pair in a column that nobody uses is no reason to stop."""
+    rows = [{"question": "é\u2028", "answer": "1.50", "junk": "\ud800"}, {"question": "q", "answer": 3.5, "junk": None}]
+    write_rows(rows, tmp_path / "rows.jsonl")
+    assert list(load_rows(str(tmp_path / "rows.jsonl"))) == rows
 
 
 def test_a_text_row_is_scored_with_its_end():

@@ -136,8 +136,8 @@ def choice_of(row: Mapping[str, Any], answer: Any) -> tuple[list[str], int]:
 
     Raises ValueError: fewer than two choices, or more than there are letters; an answer that is none of them, or two.
     """
-    where, choices = "column 'choices'", parsed(row.get("choices"), "column 'choices'")
-    labels: list[str] = []
+    where, labels = "column 'choices'", list[str]()
+    choices: Any = parsed(row.get("choices"), where)
     if isinstance(choices, Mapping):
         choices, labels = choices.get("text"), [str(label) for label in choices.get("label") or []]
     texts = [text_of(text, where) for text in choices] if isinstance(choices, list | tuple) else []

@@ -47,7 +47,8 @@ class Replay(Method):
         field = run.args.dataset_text_field
         shape = shape_of(rows, self.name, field)
         pool = load_rows(self.data, split=self.split, config=self.config or None)
-        pool = to_training_rows(pool, template=_template_of(rows[0], shape), tokenizer=run.tokenizer)
+        template, tell = _template_of(rows[0], shape), lambda line: run.say(f"replay: {self.data}: {line}")
+        pool = to_training_rows(pool, template=template, tokenizer=run.tokenizer, tell=tell)
         count = replayed(len(rows), self.share)
         drawn = [_shaped(row, shape, field) for row in pool.select(draw(len(pool), count, run.args.seed))]
         wanted = SHAPES.get(shape, (field,))

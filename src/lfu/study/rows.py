@@ -15,7 +15,7 @@ from lfu.evaluation.forgetting import choice_rows
 from lfu.evaluation.pieces import Asked, last_answer, plain_pair
 from lfu.methods.rows import messages_of, template_arguments
 from lfu.support.errors import UserError, value_errors_are_the_users
-from lfu.support.files import write_text
+from lfu.support.files import write_bytes
 
 SPLIT_SEED = "lfu study split"  # the same rows for all seeds: runs are compared in pairs
 BESIDE = (*SYSTEMS, "tools", "chat_template_kwargs")  # columns
@@ -165,8 +165,9 @@ def trained_on(rows: Rows, train: Rows) -> int:
 
 
 def write_rows(rows: Rows, path: Path) -> None:
-    """As JSON lines, for `lfu train --data`."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    """As JSON lines, for `lfu train --data`; half a surrogate pair, which UTF-8 can't hold, as its escape."""
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _without(rows: Iterable[Mapping[str, Any]], others: Rows) -> list[dict[str, Any]]:
