@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from lfu.cli.models import Loading
-from lfu.data.templates import TEMPLATES, as_text, check_chat_template, chosen_template
+from lfu.cli.models import Loading, template
+from lfu.data.templates import as_text, check_chat_template, chosen_template
 from lfu.support.errors import UserError
 from lfu.support.flags import argument, at_least_one, from_zero, not_negative, option, read
 
@@ -30,10 +30,7 @@ class Chat(Loading):
         const=FROM_ADAPTER, metavar="BASE",
     )  # fmt: skip
     system: str | None = option(None, "system message", metavar="TEXT")
-    template: str = option(
-        "auto", "how a question is put to the model, as in lfu train; auto: in its chat template, or Alpaca's without "
-        "one", choices=list(TEMPLATES),
-    )  # fmt: skip
+    template: str = template()
     max_new_tokens: int = option(512, "most tokens per answer", type=at_least_one)
     temperature: float = option(
         0.0, "draw answers at this temperature; 0 (the default) always takes the likeliest token", type=from_zero,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lfu.data.templates import TEMPLATES
 from lfu.support.errors import UserError, value_errors_are_the_users
-from lfu.support.flags import flag, switch
+from lfu.support.flags import flag, option, switch
 from lfu.support.quiet import quiet_libraries
 
 T = TypeVar("T")
@@ -16,6 +17,14 @@ DTYPES = ["auto", "bfloat16", "float16", "float32"]
 LABELLED = re.compile(r"([^/\\=]+)=(.+)")
 HELP = "a hub name, a folder of a model or adapter, or smollm2, gemma3-270m; LABEL=MODEL names it in the report"
 BASE_AND_TUNED = f"{HELP}; for an adapter alone, its base model is found"
+
+
+def template() -> Any:
+    """`--template`, as `lfu train` has it."""
+    return option(
+        "auto", "how questions become prompts; auto means chat if the model has a chat template, else alpaca",
+        choices=TEMPLATES,
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfu.cli.models import Loading
-from lfu.data.templates import TEMPLATES
-from lfu.support.flags import at_least_one, flag, not_negative, option
+from lfu.cli.models import template as template  # the flag, which most probes have
+from lfu.support.flags import at_least_one, flag, not_negative
 
 Found = tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]  # `make_record`'s models, settings, results
 
@@ -34,11 +34,3 @@ class Probe(Loading):
     def measure(self) -> Found:
         """Measures, one model in memory at a time."""
         raise NotImplementedError
-
-
-def template() -> Any:
-    """`--template`, as `lfu train` has it."""
-    return option(
-        "auto", "how questions become prompts; auto means chat if the model has a chat template, else alpaca",
-        choices=TEMPLATES,
-    )  # fmt: skip
