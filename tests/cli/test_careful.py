@@ -86,6 +86,14 @@ def test_a_short_run_has_time_to_measure_more_than_one_checkpoint():
     assert "--forgetting_share" not in choices(FEW, {"forgetting_share"})
 
 
+@pytest.mark.parametrize("flag", ["eval_strategy", "save_strategy"])
+def test_who_says_when_to_save_or_evaluate_chooses_the_checkpoint(flag):
+    """The two strategies must be alike, or there is no best checkpoint to go back to."""
+    chosen = {*choices(40, {flag})}
+    assert "--eval_share" in chosen
+    assert not {"--eval_strategy", "--save_strategy", "--load_best_model_at_end", "--forgetting_keep_best"} & chosen
+
+
 def test_one_row_is_one_row():
     assert told(1, []).startswith("chosen for 1 row (")
     assert told(2, []).startswith("chosen for 2 rows (")

@@ -91,6 +91,22 @@ def test_a_dry_run_describes_and_trains_nothing(here, model, capsys):
     assert not Path("out").exists()
 
 
+def test_the_summary_is_of_all_steps_of_this_command_and_of_no_other(here, model, capsys):
+    """The last step is not logged; a run of LfU is gone on with plainly."""
+    rows = [{"question": f"{i}?", "answer": f"{i}."} for i in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    saving = "--save_strategy steps --save_steps 4 --logging_steps 3"
+    assert train(model, saving, "--method lfu --max_steps 4") == 0
+    out = capsys.readouterr().out
+    tokens = int(re.search(r"([\d,]+) per epoch", out)[1].replace(",", ""))  # 8 rows: 4 steps of 2
+    assert f" {tokens:,} tokens, 4 steps" in out
+    assert "consistency" in out
+    assert train(model, saving, "--method sft --max_steps 8 --resume_from_checkpoint true") == 0
+    out = capsys.readouterr().out
+    assert f" {tokens:,} tokens, steps 5 to 8" in out
+    assert "consistency" not in out
+
+
 @pytest.mark.parametrize(("steps", "told"), [(1, "Trained on 2 of "), (20, "Trained on 12 rows")])
 def test_no_more_rows_are_claimed_than_were_seen(here, model, capsys, steps, told):
     Path("rows.jsonl").write_text(

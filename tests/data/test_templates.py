@@ -228,3 +228,13 @@ def test_a_last_question_that_nobody_answers_is_left_out_and_told(turns):
     made = to_training_rows(rows, tokenizer=byte_tokenizer(), tell=told.append)
     assert [m["content"] for m in made[0]["messages"]] == ["a?", "b"]
     assert told == ["note: 1 of 2 conversations end in a question without an answer: it is left out"]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"), [({"prompt": "q", "completion": "a"}, 1), ({"question": "q", "answer": "a"}, 0)]
+)
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_chat_model_that_learns_texts_without_its_template_is_told(row, told, chat):
+    lines = []
+    to_training_rows(Dataset.from_list([row]), tokenizer=byte_tokenizer(chat=chat), tell=lines.append)
+    assert len([line for line in lines if "without the model's chat template" in line]) == told * chat

@@ -51,7 +51,7 @@ def choices(rows: int, given: Collection[str] = (), *, held_out: bool | None = N
         flags |= {"forgetting_share": SHORT} if rows <= FEW else {}
     if held_out is None and rows >= FEWEST:
         flags["eval_share"] = f"{min(HELD_OUT, MOST_HELD_OUT / rows):.3g}"
-    if held_out or "eval_share" in flags:
+    if (held_out or "eval_share" in flags) and not {"eval_strategy", "save_strategy"} & set(given):
         flags |= dict.fromkeys(("eval_strategy", "save_strategy"), "epoch")
         flags |= {"save_total_limit": "1", "load_best_model_at_end": "true"}
         flags |= {"forgetting_keep_best": "true"} if "forgetting_budget" in flags else {}

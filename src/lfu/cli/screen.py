@@ -119,7 +119,8 @@ def summary(trainer: Any, folder: Path, seconds: float, done_before: int) -> str
     state = trainer.state
     if done_before and state.global_step == 0:  # not one step was taken
         return f"Nothing left to train: the run was complete at step {done_before:,}. Saved in {folder}"
-    last = {name: value for entry in state.log_history for name, value in entry.items()}
+    logged = [entry for entry in state.log_history if entry["step"] > done_before]  # not by an earlier command
+    last = {name: value for entry in logged for name, value in entry.items()}
     steps = f"steps {done_before + 1:,} to {state.global_step:,}" if done_before else counted(state.global_step, "step")
     tokens = counted(int(trainer._total_train_tokens), "token")  # TRL counts anew when a run is resumed
     lines = [f"Trained on {_rows_seen(trainer, done_before)}, {tokens}, {steps} in {duration(seconds)}."]

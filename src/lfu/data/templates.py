@@ -88,8 +88,8 @@ def to_training_rows(
     if not conversational:
         if has_chat and shape.columns == ("prompt", "completion"):
             tell(
-                "note: prompt and completion are texts, learned as they are, without the model's chat template, in "
-                "which a chat asks; if they are a question and its answer, name the columns so"
+                "note: prompt and completion are texts: they are learned as they are, without the model's chat "
+                "template. If they are a question and its answer, call the columns question and answer"
             )
         _begin_once(made, tokenizer, tell)
     filled = {key for row in made for key, value in row.items() if value}  # tools and options: where some row has them
