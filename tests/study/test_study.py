@@ -13,6 +13,7 @@ from math import exp
 from pathlib import Path
 from statistics import fmean, stdev
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tiny_study import records, results, run, state, write_questions
 
 from lfu import LfUConfig
 from lfu.cli import main
-from lfu.cli.arguments import ModelArguments
+from lfu.cli.arguments import ModelArguments, parse
 from lfu.cli.study_flags import flags_of
 from lfu.evaluation.record import machine, weights_hash
 from lfu.model.loading import load_model
@@ -30,12 +31,25 @@ from lfu.study import run as study_run
 from lfu.study.cluster import work_on_cluster
 from lfu.study.folder import Place
 from lfu.study.measure import Part
+from lfu.study.plan import UNTOUCHED
 from lfu.study.processes import work_in_processes
 from lfu.study.study import Study
 from lfu.support.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")  # those of the whole study, below, are rendered
 KEPT_FILES = {"config.json", "record.json", "log.jsonl", "curve.png", "run.lock"}
+
+
+def test_the_untouched_model_is_asked_as_the_tuned_ones(model, tmp_path):
+    """With the template and the end that training is told to use, whatever its own tokenizer has."""
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}<|pad|>{% endfor %}")
+    flags = ["--model", model, "--data", "-", "--chat_template_path", str(template), "--eos_token", "<|pad|>"]
+    config, arguments, *_ = parse([*flags, "--output_dir", str(tmp_path / "out"), "--report_to", "none"])
+    some: Any = SimpleNamespace(configs=lambda run: (config, arguments))
+    _, tokenizer = study_run._loaded(some, UNTOUCHED, Place(tmp_path, "key", "session"))
+    assert tokenizer.chat_template == template.read_text()
+    assert tokenizer.eos_token == "<|pad|>"
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 from peft import PeftType
+from transformers import set_seed
 
 from lfu.evaluation.record import describe_model
 from lfu.evaluation.weight_drift import keep_weights, weight_drift
-from lfu.model.loading import is_adapter
+from lfu.model.loading import is_adapter, training_tokenizer
 from lfu.study import keys
 from lfu.study.folder import MODEL, PARTS, TRAINER, Place
 from lfu.study.measure import parts_of
@@ -156,10 +157,15 @@ def _measure(study: Study, task: Task, place: Place) -> None:
 def _loaded(study: Study, run: Run, place: Place) -> tuple[Any, Any]:
     """The run's model, where it computes, and its tokenizer."""
     config, arguments = study.configs(run)
-    loaded = load_tuned(arguments, config, place.model) if run.setting else load_start(arguments, config)
-    if keys.device() == "cuda" and loaded[0].device.type == "cpu":  # quantised weights are there already
-        loaded[0].to("cuda")
-    return loaded
+    model, tokenizer = load_tuned(arguments, config, place.model) if run.setting else load_start(arguments, config)
+    if not run.setting:  # asked as the trained models are: with --chat_template_path and --eos_token
+        tokenizer = training_tokenizer(arguments, config)
+        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:  # new tokens, as a template may bring them
+            set_seed(config.seed)
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if keys.device() == "cuda" and model.device.type == "cpu":  # quantised weights are there already
+        model.to("cuda")
+    return model, tokenizer
 
 
 def _about(study: Study, run: Run, model: Any) -> dict[str, Any]:
