@@ -139,6 +139,9 @@ def test_exact_match_counts_by_the_final_number(llama, tokenizer, monkeypatch):
     [
         ("a 3 b\n#### 1,234", "1234", "1234"),
         ("#### $5", "5", "5"),
+        ("#### 5.", "5", "5"),
+        ("#### 12/3", None, "3"),  # no number, and never its first part
+        ("#### 3:30", None, "30"),
         ("#### -7.50 dollars", "-7.5", "-7.5"),
         ("first #### 4 then #### 9", "4", "4"),
         ("it is 3, no, 4.", None, "4"),

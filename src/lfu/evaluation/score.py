@@ -223,7 +223,8 @@ def exact_match(
 
 
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
-_FINAL = re.compile(rf"####\s*\$?\s*({_NUMBER})")
+# not the first part of 1/2 or 3:30
+_FINAL = re.compile(rf"####\s*\$?\s*({_NUMBER})(?!\d)(?![\d,.]*\s*[/:^]\s*\d)")
 
 
 def final_number(text: str, anywhere: bool = False) -> Decimal | None:
