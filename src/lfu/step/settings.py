@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, TypeVar, Union, get_type_hints
 
 from lfu.step.cheaper import Cheaper
-from lfu.support.choices import number, refuse_unread, setting, whole
+from lfu.support.choices import number, optional, refuse_unread, setting, whole
 
 C = TypeVar("C", bound=type)
 
@@ -83,7 +83,7 @@ class StepSettings(Cheaper):
         None,
         "APPROXIMATE, cheaper: the cost per step that you want, as a multiple of SFT's, > 1; picks one of every, part, "
         "stale and random_layers, and says which.",
-        ("a finite number > 1 (1 is plain SFT)", lambda v: v is None or (isinstance(v, (int, float)) and 1 < v < inf)),
+        optional(("a finite number > 1 (1 is plain SFT)", lambda v: isinstance(v, (int, float)) and 1 < v < inf)),
     )
     on_bad_batch: str = setting(
         "skip",
