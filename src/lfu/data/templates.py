@@ -88,7 +88,7 @@ def to_training_rows(
     if not conversational:
         if has_chat and shape.columns == ("prompt", "completion"):
             tell(
-                "note: prompt and completion are texts: they are learned as they are, without the model's chat "
+                "note: prompt and completion are texts: they are taken as they are, without the model's chat "
                 "template. If they are a question and its answer, call the columns question and answer"
             )
         _begin_once(made, tokenizer, tell)
