@@ -188,6 +188,15 @@ def test_a_row_is_read_as_it_is_trained_on(here, row, template, tmp_path):
     assert [*range(piece.start, len(piece.ids))] == learned[-piece.tokens :]
 
 
+def test_prompts_that_training_leaves_as_they_are_are_told(here, capsys):
+    Path("rows.jsonl").write_text('{"prompt": "Say a:", "completion": " b"}\n' * 2)
+    assert probe("prompts", "base", "--data", "rows.jsonl")["results"]["rows"][0] == {
+        "question": "Say a:",
+        "answer": " b",
+    }
+    assert "lfu train takes prompt and completion as they are" in capsys.readouterr().err
+
+
 def test_columns_of_other_sets_are_read_as_questions_and_answers(here, capsys):
     dataset = as_dataset([{"prompt": " Hi?", "response": "Ho. ", "system": "Be short."}])
     pairs, render = as_trained(dataset, "data x", "auto", byte_tokenizer())

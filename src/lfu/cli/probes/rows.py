@@ -105,6 +105,8 @@ def question_rows(dataset: Any, where: str) -> list[Row]:
     """The rows of a data set as `{"question", "answer"}`, or as multiple choice with `choices`."""
     if {"question", "choices"} <= set(dataset.column_names):
         return _choices(dataset, where)
+    if {"prompt", "completion"} <= set(dataset.column_names):
+        say_once(f"note: {where}: prompts are asked as questions; lfu train takes prompt and completion as they are")
     return pairs_of(dataset, where)
 
 
