@@ -103,6 +103,20 @@ def test_all_weights_resumed_without_what_the_untouched_model_said_is_one_line(t
     assert curve(run)[0]["forgetting/lost"] == 0
 
 
+def test_answers_to_other_items_are_not_taken_up(tmp_path):
+    """A file that was changed in between, though it has as many rows."""
+    file = tmp_path / "mine.jsonl"
+    keep = {"save_strategy": "steps", "save_steps": 2}
+    row = {"question": "Up?", "choices": ["yes", "no"], "answer": 0}
+    file.write_text(json.dumps(row))
+    trainer("plain", tmp_path / "run", [ForgettingCallback(files=file, **ALL)], max_steps=2, **keep).train()
+    file.write_text(json.dumps(row | {"answer": 1}))
+    with pytest.raises(UserError, match="with the same files and seed"):
+        trainer("plain", tmp_path / "run", [ForgettingCallback(files=file, **ALL)], **keep).train(True)
+    file.write_text(json.dumps(row))
+    trainer("plain", tmp_path / "run", [ForgettingCallback(files=file, **ALL)], **keep).train(True)
+
+
 def test_a_budget_that_is_spent_beyond_the_noise_stops_the_run(tmp_path):
     lines = []
     options = ALL | {"say": lines.append, "budget": {"prose": 0.02}, "every": 1}

@@ -28,7 +28,7 @@ class Reading:
 class Memory:
     """What is needed to go on after a kill."""
 
-    asked: dict[str, Any]  # what decided on the items (the sets' sizes, the seed): a resumed run must ask the same
+    asked: dict[str, Any]  # the seed and the items' digests: a resumed run must ask the same
     before: Answers  # the untouched model's
     written: Written  # by the untouched model
     share: dict[str, Any] = field(default_factory=dict)  # `Share.kept`

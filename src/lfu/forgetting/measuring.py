@@ -35,7 +35,7 @@ class Measuring:
         self.cached = not unsloth() and self.dealer.size == 1  # without a cache sharded processes make the same passes
         self.prose = next(each for each in sets if each.name == PROSE).items
         sizes = {each.name: len(each.items) for each in sets}
-        self.asked = {"seed": seed, "sets": sizes}
+        self.asked = {"seed": seed, "sets": {each.name: each.digest() for each in sets}}
         self.share = Share(share_of_time, sizes | {WRITTEN: TEXTS})
         self.memory: Memory
 
