@@ -255,6 +255,13 @@ def test_results_in_the_form_of_pefts_comparison(here, model, capsys, monkeypatc
     assert "not one of --preset peft-metamath" in capsys.readouterr().err
 
 
+def test_a_round_of_halving_that_is_all_warm_up_is_refused(here, model, capsys):
+    """At a learning rate of 0 all candidates look alike, and the first would be taken for the best."""
+    few = f"--methods sft,gem --halving {QUICK} --max_steps 9"
+    assert run(model, few) == 2
+    assert "sft: --halving trains for 1 step of 9 at first, all of it warm-up" in capsys.readouterr().err
+
+
 def test_halving_and_equal_time_are_refused(here, model, capsys):
     assert run(model, f"--methods sft,gem --halving --equal time {QUICK}") == 2
     assert "--halving compares trainings of equal steps" in capsys.readouterr().err

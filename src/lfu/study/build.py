@@ -14,6 +14,7 @@ from lfu.model.loading import context_length, training_tokenizer
 from lfu.step.cheaper import Cheaper, longest_cycle
 from lfu.study.choose import fitting
 from lfu.study.folder import slug
+from lfu.study.halving import RUNGS, short_steps
 from lfu.study.measure import make_exam
 from lfu.study.options import Options
 from lfu.study.plan import Design
@@ -21,6 +22,7 @@ from lfu.study.rows import Kept, Shape, Split, built_in, retention, split, train
 from lfu.study.settings import Setting, with_yardsticks, words_of
 from lfu.study.study import Parse, Study
 from lfu.support.errors import UserError, value_errors_are_the_users
+from lfu.support.words import counted
 
 # flags that every run is given by the study: its own files; learning rate and steps
 ROWS = {"data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit"}
@@ -151,7 +153,14 @@ def _check(study: Study) -> None:
                 "training"
             )
         for rate in design.rates_of(setting):
-            study.configs(design.first_run(setting, rate))
+            run = design.first_run(setting, rate)
+            config = study.configs(run)[0]
+            if design.halving and config.get_warmup_steps(short := short_steps(run.steps, RUNGS[0])) >= short:
+                raise UserError(
+                    f"{setting.label}: --halving trains for {counted(short, 'step')} of {run.steps} at first, all of "
+                    "it warm-up, so that nothing would be learned and all would look alike: give --warmup_steps 0, or "
+                    "more steps (--num_train_epochs, a smaller --gradient_accumulation_steps)"
+                )
     if design.bisection:
         highest = design.bisection.setting(design.bisection.high)
         study.configs(design.first_run(highest, design.rates[0]))

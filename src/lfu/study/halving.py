@@ -25,6 +25,11 @@ Candidate = tuple[Setting, str]  # with its learning rate
 Scores = Mapping[Candidate, tuple[float, float]]  # loss on the validation rows, loss on what should be kept
 
 
+def short_steps(steps: int, share: float) -> int:
+    """The steps of a candidate's training in the round that has this share of the whole."""
+    return max(1, round(share * steps))
+
+
 def scores_of(runs: Mapping[Candidate, Place], untouched: Place) -> Scores:
     """The scores of the candidates that did not fail; what was kept as a mean over the sets of loss over untouched."""
     scores, before = {}, untouched.kept or {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from lfu.study.choose import Bisection, best_rate
-from lfu.study.halving import RUNGS, best_first, passing, scores_of
+from lfu.study.halving import RUNGS, best_first, passing, scores_of, short_steps
 from lfu.study.settings import Setting
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _thin_out(plan: Plan, design: Design, level: str, found: Find) -> None:
     left = ranked = [(setting, rate) for setting in design.settings for rate in design.rates_of(setting)]
     for share in RUNGS:
         whole = {each: design.first_run(*each) for each in left}
-        short = {each: replace(run, steps=max(1, round(share * run.steps))) for each, run in whole.items()}
+        short = {each: replace(run, steps=short_steps(run.steps, share)) for each, run in whole.items()}
         plan.rungs.append(list(short.values()))
         plan.tasks += [Task(run, level) for run in short.values()]
         places = {each: found(run) for each, run in short.items()}
