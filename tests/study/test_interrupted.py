@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -17,7 +18,8 @@ from tiny_study import FAST, records, results, run, write_questions
 from lfu.report.compare_view import view
 from lfu.report.markdown import markdown
 from lfu.study import processes
-from lfu.study.train import PeakMemory, Watch, read_log, step_time, unsteadiness
+from lfu.study.live import Board
+from lfu.study.train import PeakMemory, Watch, step_time, unsteadiness
 
 # what depends on the machine and the hour, and nothing else
 TIMES = {"created", "cost", "key", "machine"}
@@ -38,7 +40,10 @@ def everything(out: Path) -> dict:
                 if "seconds" in name or name in ("ratio", "peak_memory", "unsteady"):
                     cost[name] = 1.0
     logs = {
-        path.parent.name: [timeless({k: v for k, v in entry.items() if k != "seconds"}) for entry in read_log(path)]
+        path.parent.name: [
+            timeless({k: v for k, v in json.loads(line).items() if k != "seconds"})
+            for line in path.read_text().splitlines()
+        ]
         for path in out.glob("runs/*/log.jsonl")
     }
     return {
@@ -91,16 +96,16 @@ def test_a_process_killed_in_the_middle_of_a_training(model, tmp_path, monkeypat
 
 def stopped_after_five_steps(model: str, flags: str, monkeypatch) -> int:
     """A study in `stopped` in which every training is stopped once, if it has five steps; returns how many were."""
-    stopped, logged = [], Watch.logged
+    stopped, on_log = [], Watch.on_log
 
-    def stop_at_5(watch, step, logs):
-        logged(watch, step, logs)
-        if step == 5 and watch.path not in stopped:
+    def stop_at_5(watch, args, state, control, **more):
+        on_log(watch, args, state, control, **more)
+        if state.global_step == 5 and watch.path not in stopped:
             stopped.append(watch.path)
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "logged", stop_at_5)
+        patch.setattr(Watch, "on_log", stop_at_5)
         while (code := run(model, flags, out="stopped")) == 130:
             pass
     assert code == 0
@@ -142,13 +147,16 @@ def test_every_training_stopped_after_five_of_seven_steps(here, model, methods, 
 
 
 def test_a_log_that_was_cut_off(tmp_path):
+    """Of a killed run the steps of the checkpoint are left: not the steps after it, nor half a line."""
     path = tmp_path / "log.jsonl"
-    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n{"step": 3, "lo')
-    assert [entry["step"] for entry in read_log(path)] == [1, 2]
-    assert [entry["step"] for entry in read_log(path, 1)] == [1]
-    Watch(path, 1)
-    assert path.read_text() == '{"step": 1, "loss": 2}\n'
-    assert read_log(tmp_path / "none") == []
+    path.write_text('{"step": 1, "loss": 2.0, "seconds": 1}\n{"step": 2, "loss": 1.0, "seconds": 1}\n{"step": 3, "lo')
+    history = [{"step": 1, "loss": 2.0, "epoch": 0.1, "seconds": 1}]
+    watch, state = Watch(path, Board()), SimpleNamespace(log_history=history)
+    watch.on_train_begin(None, state, None)
+    assert path.read_text() == '{"step": 1, "loss": 2.0, "seconds": 1}\n'
+    history.append({"loss": float("nan"), "lfu/sft_loss": 1.5, "epoch": 0.2, "step": 2})
+    watch.on_log(None, state, None, logs=history[-1])
+    assert json.loads(path.read_text().splitlines()[1]) == {"loss": None, "lfu/sft_loss": 1.5, "step": 2, "seconds": 0}
 
 
 def test_the_time_of_a_step():

@@ -4,6 +4,7 @@ import ctypes
 import json
 import math
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, quantiles
@@ -19,13 +20,12 @@ from lfu.evaluation.record import machine
 from lfu.forgetting.callback import ForgettingCallback
 from lfu.model.loading import adapter_base, is_adapter, load_model, load_tokenizer
 from lfu.study.live import Board
-from lfu.support.errors import UserError
 from lfu.support.files import new_folder, write_text
 from lfu.training.advice import advice_heard
-from lfu.training.checkpoints import newest, steps_of
+from lfu.training.checkpoints import newest
 
 # Of what the trainer logs: what a resumed run logs alike. Methods' own figures have a slash in their names.
-LOGGED = ("loss", "grad_norm", "learning_rate")
+LOGGED = ("step", "loss", "grad_norm", "learning_rate", "seconds")
 
 
 class Diverged(Exception):
@@ -40,7 +40,7 @@ def train(
 
     Args:
         config: its output_dir holds the checkpoints, if `save_strategy` asks for some.
-        log: a file with one JSON line per step; a resumed run goes on with it.
+        log: the file for one JSON line per step, for who looks on; a resumed run's begins with those of its checkpoint.
         forgetting: the share of the time in which to measure what is forgotten on the way; 0: not at all.
 
     Returns:
@@ -50,17 +50,16 @@ def train(
         Diverged: the loss came to no finite number. Other errors are those of model, methods and trainer.
     """
     start, memory = time.monotonic(), PeakMemory()
-    checkpoint = newest(Path(config.output_dir))
-    watch = Watch(log, steps_of(checkpoint) if checkpoint else 0, live)
+    watch = Watch(log, live)
     readings = _forgetting(forgetting, config)
     loaded = load_start(model_arguments, config)
     after_loading = time.monotonic()
     with advice_heard() as advice:
         trainer = make_trainer(config, model_arguments, rows, eval_rows, loaded, callbacks=[watch, *readings])
         trainer.remove_callback(PrinterCallback)  # it would print every step
-        trainer.train_on(checkpoint)
+        trainer.train_on(newest(Path(config.output_dir)))
     trained = time.monotonic()
-    entries = read_log(log)
+    entries = logged(trainer.state.log_history)
     if not entries or any(entry["loss"] is None for entry in entries):
         raise Diverged("the training loss came to no finite number: a lower learning rate or alpha may help")
     with new_folder(out) as work:
@@ -159,60 +158,49 @@ def load_tuned(arguments: Any, config: Any, folder: Path) -> tuple[Any, Any]:
     return PeftModel.from_pretrained(model, str(folder)), tokenizer
 
 
-def read_log(path: Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """One entry a step; a last line that was cut off by a kill, and steps after `up_to`, are left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        if up_to is None or entry["step"] <= up_to:
-            found.append(entry)
-    return found
+def logged(history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The steps of a trainer's `log_history` that `Watch` has seen; what is no finite number is None."""
+    broken = lambda value: isinstance(value, float) and not math.isfinite(value)
+    kept = lambda name: name in LOGGED or "/" in name
+    steps = (entry for entry in history if "seconds" in entry)
+    return [{name: None if broken(value) else value for name, value in one.items() if kept(name)} for one in steps]
 
 
 class Watch(TrainerCallback):
-    """Writes a line for each step, and tells `live`: what was logged, and how many seconds the step took.
+    """Tells `live` of each step, and adds the seconds that it took to what the trainer logs, which goes to a file, too.
 
-    The log is cut off after step `done`, which training goes on from. Raises UserError: it lacks a step before that.
+    The trainer's log is part of its checkpoints: a resumed run has the lines of the steps before, and no others.
     """
 
-    def __init__(self, path: Path, done: int, live: Board | None = None):
-        self.path, self.live = path, live or Board()
-        kept = read_log(path, done)
-        if [entry["step"] for entry in kept] != list(range(1, done + 1)):
-            raise UserError(f"{path} doesn't fit the checkpoint of step {done} beside it: remove {path.parent}")
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    def __init__(self, path: Path, live: Board):
+        self.path, self.live = path, live
         self.spent = self._last = self._step = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """The clock starts."""
-        self._last = _now()
+        """What is known of the steps before."""
+        write_text(self.path, "".join(map(_line, logged(state.log_history))))
 
-    on_step_begin = on_train_begin  # without what other callbacks did since the step before
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """The clock starts: what other callbacks did since the step before doesn't count."""
+        self._last = _now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """The step's time is over."""
-        now = _now()
-        self._step, self._last = now - self._last, now
+        self._step = _now() - self._last
         self.spent += self._step
         self.live.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
-        """Passes on what the trainer logged."""
-        self.logged(state.global_step, dict(logs or {}))
-
-    def logged(self, step: int, logs: dict[str, Any]) -> None:
-        """Adds a step's line to the log."""
+        """A step was logged; or what is forgotten, or the summary at the end, which have no loss."""
         self.live.logged(logs)
-        if "loss" not in logs:
-            return  # what is forgotten, or the summary at the end
-        broken = lambda value: isinstance(value, float) and not math.isfinite(value)
-        kept = {name: value for name, value in logs.items() if name in LOGGED or "/" in name}
-        entry = {name: None if broken(value) else value for name, value in kept.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **entry, "seconds": self._step}) + "\n")
+        if "loss" in logs:
+            state.log_history[-1]["seconds"] = self._step
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(map(_line, logged(state.log_history[-1:])))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
 
 
 def _now() -> float:
@@ -225,8 +213,6 @@ class PeakMemory:
     """The most memory in use since it was made, in bytes: of the allocator on a GPU, else of the whole process."""
 
     def __init__(self) -> None:
-        import torch
-
         self._gpu = torch.cuda.is_available()
         self.what = "GPU, allocated" if self._gpu else "process, resident"
         if self._gpu:
@@ -242,8 +228,6 @@ class PeakMemory:
 
     def peak(self) -> int | None:
         """Bytes; None where it can't be told."""
-        import torch
-
         if self._gpu:
             return torch.cuda.max_memory_allocated()
         if not self.what:
