@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, Group
@@ -62,7 +63,7 @@ class Board:
 
     def advance(self, count: int = 1) -> None:
         """So many of them are done."""
-        self.clock.advances(self.clock.done + count)
+        self.clock.advances(count)
 
     def logged(self, logs: Mapping[str, Any]) -> None:
         """What the trainer logged after a step."""
@@ -72,24 +73,20 @@ class Board:
                 self.curves.setdefault(name, []).append(float(value))
 
     def _drawn(self) -> Any:
-        head = Table.grid(expand=True)
+        head = Table.grid(expand=True, padding=(0, 1))
         head.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         head.add_column(justify="right", no_wrap=True)
-        head.add_row(
-            Text(self.title, style="bold"),
-            Text(self.clock.left() or "time left: known once training has begun", style="dim"),
-        )
-        bar = Table.grid(expand=True, padding=(0, 1))
-        bar.add_column(ratio=1)
-        bar.add_column(justify="right", no_wrap=True)
-        done, total = self.clock.done, self.clock.total
-        bar.add_row(ProgressBar(total=max(1, total), completed=done), f"{done} of {total}")
+        left = self.clock.left() or "time left: known once training has begun"
+        head.add_row(Text(self.title, style="bold"), Text(left, style="dim"))
+        for stage in self.clock.stages[-1:]:
+            bar = ProgressBar(total=max(1, stage.total), completed=stage.done)
+            head.add_row(bar, f"{stage.done} of {stage.total}")
         lines = Table.grid(padding=(0, 2))
         for name, points in self.curves.items():
             form = CURVES[name][1]
             ends = form.format(points[0]) + (f" → {form.format(points[-1])}" if len(points) > 1 else "")
             lines.add_row(Text(name, style="dim"), Text(sparkline(points), style="cyan"), Text(ends))
-        return Group(head, bar, lines)
+        return Group(head, lines)
 
 
 def sparkline(points: Sequence[float]) -> str:
@@ -100,69 +97,65 @@ def sparkline(points: Sequence[float]) -> str:
     return "".join(BARS[round((point - low) / (high - low) * 7)] if high > low else BARS[0] for point in points)
 
 
+@dataclass
+class Stage:
+    """A part of a run: `training`, of so many steps, or `measuring`, of so many items."""
+
+    what: str
+    label: str
+    total: int
+    done: int = 0
+    seconds: float = 0.0  # that these took
+
+
 class Clock:
     """How long the rest takes: stages that were timed say how long those like them will take."""
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
-        self.stages: dict[tuple[str, str], tuple[float, int]] = {}  # (what, label) -> seconds, steps or items
-        self.overhead: list[float] = []  # seconds of a run outside its stages: loading, saving
-        self.stage: tuple[str, str] | None = None
-        self.done = self.total = 0
-        self._begun = self._moved = self._run_begun = self._in_stages = 0.0
+        self.before: list[Stage] = []  # those of runs that are over
+        self.stages: list[Stage] = []  # of the run that goes on, the last of them now
+        self.overhead = 0.0  # the most seconds of a run outside its stages: loading, saving
+        self._begun = self._moved = 0.0
 
     def begins(self, run: Run, what: str, total: int) -> None:
         """A stage begins."""
-        now = time.monotonic()
-        if self.stage is None:
-            self._run_begun, self._in_stages = now, 0.0
-        self._over()
-        self.stage, self.done, self.total, self._begun = (what, run.label), 0, total, now
+        self._moved = time.monotonic()
+        self._begun = self._begun if self.stages else self._moved
+        self.stages.append(Stage(what, run.label, total))
 
-    def advances(self, done: int) -> None:
-        """So much of the stage is done."""
-        self.done, self._moved = done, time.monotonic()
+    def advances(self, count: int) -> None:
+        """So much more of the stage is done."""
+        stage, now = self.stages[-1], time.monotonic()
+        stage.done, stage.seconds, self._moved = stage.done + count, stage.seconds + now - self._moved, now
 
     def ends(self) -> None:
         """A run is over."""
-        if self.stage is not None:
-            now = time.monotonic()
-            self._over()
-            self.overhead.append(max(0.0, now - self._run_begun - self._in_stages))
-            self.stage = None
-
-    def _over(self) -> None:
-        if self.stage is not None and self.done:
-            seconds = self._moved - self._begun
-            self.stages[self.stage] = (seconds, self.done)
-            self._in_stages += seconds
+        if self.stages:
+            outside = time.monotonic() - self._begun - sum(stage.seconds for stage in self.stages)
+            self.overhead = max(self.overhead, outside)
+            self.before, self.stages = self.before + self.stages, []
 
     def pace(self, what: str, label: str) -> float | None:
         """Seconds for a step or an item; of a label that was not timed the slowest known."""
-        known = {key: seconds / count for key, (seconds, count) in self.stages.items() if key[0] == what}
-        if self.stage is not None and self.stage[0] == what and self.done:
-            known[self.stage] = (self._moved - self._begun) / self.done
-        return known.get((what, label), max(known.values(), default=None))
+        timed = (stage for stage in self.before + self.stages if stage.what == what and stage.done)
+        known = {stage.label: stage.seconds / stage.done for stage in timed}
+        return known.get(label, max(known.values(), default=None))
 
     def seconds(self) -> float | None:
         """What all tasks still take; None while one of their parts has not been timed."""
-        found = 0.0
+        items = max((stage.total for stage in self.before + self.stages if stage.what == "measuring"), default=1)
+        found = self.overhead * len(self.tasks[1:])
         for number, task in enumerate(self.tasks):
-            current = self.stage if number == 0 else None
-            for what, count in self._parts(task):
-                if current is not None and current[0] == "measuring" and what == "training":
-                    continue  # it is over
-                pace = self.pace(what, task.run.label)
+            left = {"training": task.run.steps, "measuring": items if task.level == "full" else 0}
+            for stage in self.stages[-1:] if number == 0 else ():
+                left |= {"training": 0, stage.what: stage.total - stage.done}
+            for what, count in left.items():
+                pace = self.pace(what, task.run.label) if count else 0.0
                 if pace is None:
                     return None
-                found += pace * (max(0, self.total - self.done) if current and current[0] == what else count)
-            found += max(self.overhead, default=0.0) if number else 0.0
+                found += pace * count
         return found
-
-    def _parts(self, task: Task) -> list[tuple[str, int]]:
-        items = max((count for (what, _), (_, count) in self.stages.items() if what == "measuring"), default=self.total)
-        training = [("training", task.run.steps)] if task.run.setting is not None else []
-        return [*training, *([("measuring", items)] if task.level == "full" else [])]
 
     def left(self) -> str:
         """`about 2 min left`; empty while it is not known."""
