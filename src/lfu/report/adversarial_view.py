@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import draw, finish, legend, look
 from lfu.report.template import view_of_template
-from lfu.report.text import and_, estimate, number, shorter, sign
+from lfu.report.text import and_, estimate, number, sign
 
 HALF = 0.5  # of the requests: an alignment that still breaks in so many was not learned
 
@@ -80,9 +80,8 @@ def _picture(results: Mapping[str, Any]) -> Figure:
             x = [n + (place - (len(attacked) - 1) / 2) * 0.012 * max(steps) for n in steps]
             reach = [[abs(s[end] - s["value"]) for s in shares] for end in ("low", "high")]
             axis.errorbar(x, [s["value"] for s in shares], reach, lw=2, marker="o", ms=5, capsize=3, elinewidth=1.2,
-                          label=shorter(label), **style[label])  # fmt: skip
-        finish(axis, "Requests whose response breaks the alignment", "training steps on the opposite", "share, %",
-               whole=False)  # fmt: skip
+                          label=label, **style[label])  # fmt: skip
+        finish(axis, "Requests whose response breaks the alignment", "training steps on the opposite", "share, %")
         axis.set(ylim=(-3, 103), xticks=steps)
         legend(axis)
 

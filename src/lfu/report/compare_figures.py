@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from lfu.report.blocks import Figure
 from lfu.report.compare_mode import Mode
 from lfu.report.compare_text import value
-from lfu.report.figures import GRID, INK, MARKERS, PALETTE, draw, finish, legend, line, look, row_names
-from lfu.report.text import shorter
+from lfu.report.figures import GRID, INK, MARKERS, PALETTE, Panel, draw, finish, legend, look, panels, row_names
+from lfu.report.text import shorter, told
 from lfu.study.metrics import KINDS, Metric
 
 GREY, ORANGE, BLUE = PALETTE[:3]
@@ -24,14 +24,6 @@ def _looks(mode: Mode) -> dict[str, dict[str, Any]]:
     return look(["untouched", *mode.results["settings"]])
 
 
-def _name(label: str) -> str:
-    return shorter(label, 22)
-
-
-def _legend_below(axis: Axes, handles: Sequence[Any]) -> None:
-    axis.figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=9)
-
-
 def loss_of(entry: Mapping[str, Any]) -> float | None:
     """The SFT loss of a step, which methods with an own total log beside it."""
     return entry.get("lfu/sft_loss", entry.get("loss"))
@@ -39,13 +31,7 @@ def loss_of(entry: Mapping[str, Any]) -> float | None:
 
 def one_curve(title: str, curve: Sequence[Mapping[str, Any]]) -> bytes:
     """The training curve of one run, as PNG."""
-
-    def paint(axis: Axes) -> None:
-        points = [(entry["step"], loss) for entry in curve if (loss := loss_of(entry)) is not None]
-        axis.plot(*zip(*points), lw=1.8, marker="o", ms=2.5, color=BLUE)
-        finish(axis, title, "training step", "training loss")
-
-    return draw((6, 3.2), paint)
+    return panels([Panel(title, "training step", "training loss", {"": _mean_curve([curve])})], {"": {"color": BLUE}})
 
 
 # Where a method acts -> what its training loss is then taken over; SFT's is over the answers of the training rows.
@@ -66,67 +52,50 @@ def own_losses(results: Mapping[str, Any], labels: Sequence[str]) -> dict[str, s
 
 def curves(mode: Mode) -> Figure | None:
     """Training loss by step, mean over the seeds; losses that can't be compared with SFT's are set apart."""
-    style = _looks(mode)
     each = {label: _mean_curve(list(seeds.values())) for label, seeds in mode.found["curves"].items()}
     found = {label: points for label, points in each.items() if points}
-    other = own_losses(mode.results, list(found))
-    panels = [("Training loss", [label for label in found if label not in other]), ("Their own losses", list(other))]
-    panels = [(title, labels) for title, labels in panels if labels]
-    if not panels:
+    if not found:
         return None
-
-    def paint(*axes: Axes) -> None:
-        for axis, (title, labels) in zip(axes, panels):
-            for label in labels:
-                axis.plot(*zip(*found[label]), lw=1.6, label=_name(label), **style[label])
-            finish(axis, title, "training step", "nats per token" if title == "Training loss" else "")
-        _legend_below(axes[0], [line for axis in axes for line in axis.get_lines()])
-
-    told = "; ".join(f"{label}: {points[0][1]:.3f} to {points[-1][1]:.3f}" for label, points in found.items())
+    other = own_losses(mode.results, list(found))
+    shared = [label for label in found if label not in other]
+    plots = [
+        Panel(title, "training step", unit, {label: found[label] for label in labels})
+        for title, unit, labels in (("Training loss", "nats per token", shared), ("Their own losses", "", other))
+        if labels
+    ]
+    ends = told({label: f"{points[0][1]:.3f} to {points[-1][1]:.3f}" for label, points in found.items()})
     caption = "Mean over the seeds. Of LfU the SFT part; of other methods with a penalty the sum."
     if other:
-        told_of = "; ".join(f"{label}: {what}" for label, what in other.items())
-        caption += f" Set apart, as they can't be compared with SFT's nor with each other: {told_of}."
-    picture = draw((9, 3.6 + 0.25 * (len(found) // 4)), paint, len(panels), width_ratios=[2, 1][: len(panels)])
-    return Figure(mode.file("training"), picture, f"training loss, first to last step: {told}", caption)
+        caption += f" Set apart, as they can't be compared with SFT's nor with each other: {told(other)}."
+    picture = panels(plots, _looks(mode), width_ratios=[2, 1][: len(plots)])
+    return Figure(mode.file("training"), picture, f"training loss, first to last step: {ends}", caption)
 
 
 def _mean_curve(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> list[tuple[int, float]]:
-    points = []
-    for entries in zip(*seeds):
-        losses = [loss for entry in entries if (loss := loss_of(entry)) is not None]
-        points += [(entries[0]["step"], fmean(losses))] if losses else []
-    return points
+    """(step, loss), mean over the seeds that have one."""
+    losses = {each[0]["step"]: [loss for entry in each if (loss := loss_of(entry)) is not None] for each in zip(*seeds)}
+    return [(step, fmean(found)) for step, found in losses.items() if found]
 
 
 def forgetting(mode: Mode) -> Figure | None:
     """What was forgotten on the way, by training step: known answers lost less those gained, and the rise on prose."""
-    panels = (("net_lost", "Known answers lost, net", 100, "%"), ("prose_rise", "Rise of the loss on prose", 1, "nats"))
-    found = {  # label -> figure -> by step, from 0
-        label: {key: [0.0, *(scale * fmean(one[key] for one in each) for each in zip(*seeds.values()))]
-                for key, _, scale, _ in panels}
-        | {"step": [0, *(each[0]["step"] for each in zip(*seeds.values()))]}
-        for label, seeds in mode.found["forgetting"].items()
-        if seeds and all(seeds.values())
-    }  # fmt: skip
-    if not found:
+    known = {label: each for label, each in mode.found["forgetting"].items() if each and all(each.values())}
+    if not known:
         return None
-    style = _looks(mode)
 
-    def paint(*axes: Axes) -> None:
-        for axis, (key, title, _, unit) in zip(axes, panels):
-            for label, each in found.items():
-                axis.plot(each["step"], each[key], lw=1.8, marker="o", ms=3.5, label=_name(label), **style[label])
-            axis.axhline(0, color=GREY, lw=1, ls=":")
-            finish(axis, title, "training step", unit)
-            axis.set_xlim(left=0)
-        axes[0].legend(fontsize=9)
+    def means(key: str, scale: float) -> dict[str, list[tuple[int, float]]]:
+        readings = {label: zip(*each.values()) for label, each in known.items()}
+        mean = lambda each: (each[0]["step"], scale * fmean(one[key] for one in each))
+        return {label: [(0, 0.0), *map(mean, each)] for label, each in readings.items()}
 
-    told = "; ".join(
-        f"{label}: {each['net_lost'][-1]:+.1f} % of known answers lost, prose {each['prose_rise'][-1]:+.3f} nats"
-        for label, each in found.items()
-    )
-    return Figure(mode.file("forgetting"), draw((9, 3.2), paint, 2), f"at the last step: {told}")
+    lost, prose = means("net_lost", 100), means("prose_rise", 1)
+    last = lambda label: (lost[label][-1][1], prose[label][-1][1])
+    ends = {label: "{:+.1f} % of known answers lost, prose {:+.3f} nats".format(*last(label)) for label in known}
+    plots = [
+        Panel("Known answers lost, net", "training step", "%", lost, across=0),
+        Panel("Rise of the loss on prose", "training step", "nats", prose, across=0),
+    ]
+    return Figure(mode.file("forgetting"), panels(plots, _looks(mode)), f"at the last step: {told(ends)}")
 
 
 def gain_and_kept(mode: Mode) -> Figure | None:
@@ -142,7 +111,7 @@ def gain_and_kept(mode: Mode) -> Figure | None:
             axis.set_axis_off()
         for axis, (key, front) in zip(axes, fronts.items()):
             _scatter(axis, mode.metrics[front["gain"]], mode.metrics[key], changes, front["front"], style)
-        _legend_below(axes[0], axes[0].get_legend_handles_labels()[0])
+        legend(axes[0])
 
     told = []
     for key, front in fronts.items():
@@ -172,7 +141,7 @@ def _scatter(
         axis.plot([_better(gain, x, end) for end in ("low", "high")], [up] * 2, color=colour, lw=1.2, alpha=0.6)
         axis.plot([across] * 2, [_better(kept, y, end) for end in ("low", "high")], color=colour, lw=1.2, alpha=0.6)
         marker = MARKERS[(numbers[label] - 1) % len(MARKERS)]
-        axis.plot(across, up, marker, color=colour, ms=8, label=_name(label), zorder=4, ls="none")
+        axis.plot(across, up, marker, color=colour, ms=8, label=label, zorder=4, ls="none")
     axis.plot(*zip(*(points[label] for label in front)), color=INK, lw=1, ls="--", alpha=0.5, zorder=3)
     for draw_line in (axis.axvline, axis.axhline):
         draw_line(0, color=GRID, lw=1.2, zorder=0)
@@ -185,18 +154,13 @@ def _scatter(
 
 def noise(mode: Mode) -> Figure | None:
     """Cosine similarity of clean and noisy hidden states by layer."""
-    found, style = mode.found["noise"], _looks(mode)
+    found = mode.found["noise"]
     if not found:
         return None
-
-    def paint(axis: Axes) -> None:
-        for label, layers in found.items():
-            line(axis, list(range(1, len(layers) + 1)), layers, style[label], _name(label))
-        finish(axis, "Hidden states with and without input noise", "layer", "cosine similarity")
-        legend(axis, outside=True)
-
-    told = "; ".join(f"{label}: {layers[0]:.4f} to {layers[-1]:.4f}" for label, layers in found.items())
-    return Figure(mode.file("noise"), draw((9, 3.8), paint), f"cosine similarity, first to last layer: {told}")
+    lines = {label: list(enumerate(layers, start=1)) for label, layers in found.items()}
+    plot = Panel("Hidden states with and without input noise", "layer", "cosine similarity", lines)
+    ends = told({label: f"{layers[0]:.4f} to {layers[-1]:.4f}" for label, layers in found.items()})
+    return Figure(mode.file("noise"), panels([plot], _looks(mode)), f"cosine similarity, first to last layer: {ends}")
 
 
 def wording(mode: Mode) -> Figure | None:
@@ -215,7 +179,7 @@ def wording(mode: Mode) -> Figure | None:
                 axis.plot([min(values), max(values)], [y, y], color=colour, lw=1, alpha=0.5, zorder=1)
                 axis.plot(values, [y] * len(values), "o", mfc="none", mec=colour, mew=1.4, ms=5, zorder=3)
                 axis.plot(fmean(values), y, "|", color=colour, ms=9, mew=2.2, zorder=2)
-        row_names(axis, list(map(_name, found)))
+        row_names(axis, list(map(shorter, found)))
         unit = "accuracy, %" if kind is KINDS["share"] else "loss on the answers, nats per token"
         axis.set(title="One circle for each wording of the prompt, one line for each seed", xlabel=unit)
 
@@ -313,7 +277,7 @@ def collapse(found: Mapping[str, Any]) -> Figure | None:
             if level is not None:
                 axis.axhline(level, color=GREY, lw=1.4, ls=dashes, label=label)
         axis.set_xscale("log")
-        finish(axis, "Where training collapses", found["name"], "loss on the validation rows", whole=False)
+        finish(axis, "Where training collapses", found["name"], "loss on the validation rows")
         axis.set_xticks(list(tried), [f"{x:g}" for x in tried], rotation=30, fontsize=9)
         axis.minorticks_off()
         legend(axis)

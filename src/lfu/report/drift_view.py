@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lfu.report.blocks import Figure, View
-from lfu.report.figures import GRID, draw, finish, legend, line, look, row_names
+from lfu.report.figures import Panel, draw, legend, look, panels, row_names
 from lfu.report.template import view_of_template
-from lfu.report.text import estimate, shorter
+from lfu.report.text import estimate
 
 
 def view(record: Mapping[str, Any]) -> View:
@@ -66,16 +66,11 @@ def _layers(hidden: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _blocks_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figure:
-    def paint(axis: Axes) -> None:
-        for label, drift in weights.items():
-            values = [100 * (part["relative"] or 0) for part in drift["blocks"]]
-            line(axis, [int(part["name"]) for part in drift["blocks"]], values, style[label], shorter(label))
-        finish(axis, "Weights: distance by block", "block", "distance, % of the norm")
-        axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
-        legend(axis)
-
+    point = lambda part: (int(part["name"]), 100 * (part["relative"] or 0))
+    lines = {label: list(map(point, drift["blocks"])) for label, drift in weights.items()}
+    plot = Panel("Weights: distance by block", "block", "distance, % of the norm", lines, across=0)
     alt = "relative weight distance of each block, one line per model"
-    return Figure("weights-by-block", draw((8, 3.4), paint), alt)
+    return Figure("weights-by-block", panels([plot], style), alt)
 
 
 def _kinds_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figure:
@@ -87,7 +82,7 @@ def _kinds_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figu
             found = {part["name"]: 100 * (part["relative"] or 0) for part in drift["kinds"]}
             heights = [n + (i - (len(weights) - 1) / 2) * thickness for n in range(len(names))]
             widths = [found.get(name, 0.0) for name in names]
-            axis.barh(heights, widths, 0.9 * thickness, color=style[label]["color"], label=shorter(label))
+            axis.barh(heights, widths, 0.9 * thickness, color=style[label]["color"], label=label)
         row_names(axis, names)
         axis.set(title="Weights: distance by kind of module", xlabel="distance, % of the norm")
         legend(axis)
@@ -98,15 +93,8 @@ def _kinds_picture(weights: Mapping[str, Any], style: Mapping[str, Any]) -> Figu
 
 
 def _layers_picture(hidden: Mapping[str, Any], style: Mapping[str, Any]) -> Figure:
-    panels = {"cosine": "Cosine similarity to the base", "cka": "Linear CKA with the base"}
-
-    def paint(*axes: Axes) -> None:
-        for axis, (name, title) in zip(axes, panels.items()):
-            for label, drift in hidden.items():
-                line(axis, drift["layers"], drift[name], style[label], shorter(label))
-            axis.axhline(1, color=GRID, lw=1.2, zorder=0)
-            finish(axis, title, "layer", "")
-            legend(axis)
-
+    titles = {"cosine": "Cosine similarity to the base", "cka": "Linear CKA with the base"}
+    of = lambda name: {label: list(zip(drift["layers"], drift[name])) for label, drift in hidden.items()}
+    plots = [Panel(title, "layer", "", of(name), across=1) for name, title in titles.items()]
     alt = "mean cosine similarity and linear CKA of base and tuned hidden states by layer, one line per model"
-    return Figure("hidden-states-by-layer", draw((10, 3.6), paint, 2), alt)
+    return Figure("hidden-states-by-layer", panels(plots, style), alt)

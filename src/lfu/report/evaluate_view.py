@@ -102,11 +102,11 @@ def _picture(results: Mapping[str, Any], labels: Sequence[str]) -> Figure:
             for name, score in found.items():
                 shown = {key: 100 * score[key] for key in ("low", "value", "high")}
                 whisker(axis, tasks.index(name) + up, shown, colour)
-            axis.plot([], [], "o-", color=colour, label=shorter(label))
+            axis.plot([], [], "o-", color=colour, label=label)
         row_names(axis, [shorter(name) for name in tasks], zero=bool(base))
         axis.set_xlabel("← worse      change, percentage points      better →" if base else "score, %")
         if len(values) > 1:
-            legend(axis, outside=True)
+            legend(axis)
 
     what = f"change against {base}, points" if base else "score, %"
     told = "; ".join(

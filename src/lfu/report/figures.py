@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -9,6 +10,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from lfu.report.text import shorter
 
 GRID = "#e5e7eb"
 STYLE = {
@@ -26,7 +29,7 @@ STYLE = {
     "grid.color": GRID,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 9,
 }
 # Okabe and Ito's, safe for colour-blind readers, the grey first: it is the base model's. Then four more, which
 # differ from them and from each other in lightness, too.
@@ -61,21 +64,44 @@ def look(models: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {first: {"color": grey, "ls": "-"}} | dict(zip(others, cycle(looks)))
 
 
-def line(axis: Axes, x: Sequence[float], y: Sequence[Any], style: Mapping[str, Any], label: str) -> None:
-    """One model's line; values that are mappings with low and high get a band."""
-    values = [point["value"] if isinstance(point, Mapping) else point for point in y]
-    axis.plot(x, values, lw=2, marker="o", ms=3.5, label=label, **style)
-    if isinstance(y[0], Mapping):
-        axis.fill_between(x, [p["low"] for p in y], [p["high"] for p in y], color=style["color"], alpha=0.18, lw=0)
+@dataclass(frozen=True)
+class Panel:
+    """A plot of lines, label -> (x, y) of each point; mappings with value, low and high as y are drawn with a band."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, Any]]]
+    across: float | None = None  # where a grey line lies across
+    whole: bool = True  # whether x is counted
+
+
+def panels(plots: Sequence[Panel], looks: Mapping[str, Mapping[str, Any]], **grid: Any) -> bytes:
+    """Plots of lines beside each other as PNG, with one legend below. Points are marked unless they are many."""
+
+    def paint(*axes: Axes) -> None:
+        for axis, plot in zip(axes, plots):
+            for label, points in plot.lines.items():
+                x, y = zip(*points)
+                values = [each["value"] if isinstance(each, Mapping) else each for each in y]
+                axis.plot(x, values, lw=2, marker="o" if len(x) <= 40 else "", ms=3.5, label=label, **looks[label])
+                if isinstance(y[0], Mapping):
+                    low, high = ([each[end] for each in y] for end in ("low", "high"))
+                    axis.fill_between(x, low, high, color=looks[label]["color"], alpha=0.18, lw=0)
+            if plot.across is not None:
+                axis.axhline(plot.across, color=GRID, lw=1.2, zorder=0)
+            finish(axis, plot.title, plot.x, plot.y, whole=plot.whole)
+        legend(*axes)
+
+    labels = {label for plot in plots for label in plot.lines}
+    return draw((6 + 2 * len(plots), 3.4 + 0.25 * (len(labels) // 4)), paint, len(plots), **grid)
 
 
 def finish(axis: Axes, title: str, x: str, y: str, *, whole: bool = True) -> None:
     """Title, labels, grid; whole numbers on the x axis."""
     axis.set(title=title, xlabel=x, ylabel=y)
     axis.grid(axis="y")
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
-    if whole:
-        axis.set_xlim(left=0.4)  # layers are numbered from 1
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=whole, min_n_ticks=1))
 
 
 def row_names(axis: Axes, labels: Sequence[str], *, zero: bool = False) -> None:
@@ -93,6 +119,9 @@ def whisker(axis: Axes, y: float, interval: Mapping[str, float], color: str, **m
     axis.plot(interval["value"], y, "o", **{"color": color, "ms": 7, "zorder": 4} | more)
 
 
-def legend(axis: Axes, *, outside: bool = False) -> None:
-    """A legend where it covers least, or to the right of the axes."""
-    axis.legend(**({"loc": "upper left", "bbox_to_anchor": (1, 1)} if outside else {}))
+def legend(*axes: Axes) -> None:
+    """One legend below the axes, each label once."""
+    found = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels())}
+    if found:
+        place: Any = {"loc": "outside lower center", "ncols": min(4, len(found))}
+        axes[0].figure.legend(found.values(), [shorter(label, 22) for label in found], **place)

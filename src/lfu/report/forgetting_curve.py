@@ -75,6 +75,6 @@ def _paint(axis: Axes, points: Sequence[Mapping[str, Any]], panel: Panel, result
         axis.axhline(results["budget"][panel.budget] * panel.factor, color=LOST, ls=":", lw=1.6)
     axis.axvline(results["kept_step"], color=GRID, lw=4, zorder=0)
     axis.axhline(0, color=PALETTE[0], lw=1)
-    finish(axis, panel.title, "step", panel.unit, whole=False)
+    finish(axis, panel.title, "step", panel.unit)
     if len(panel.lines) > 1:
         axis.legend(fontsize=9)

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from lfu.report.blocks import Figure, View
-from lfu.report.figures import GRID, draw, finish, legend, line, look
+from lfu.report.figures import Panel, look, panels
 from lfu.report.template import view_of_template
-from lfu.report.text import estimate, shorter
+from lfu.report.text import estimate
 
 
 def view(record: Mapping[str, Any]) -> View:
@@ -26,17 +24,10 @@ def view(record: Mapping[str, Any]) -> View:
 
 
 def _picture(by_layer: Mapping[str, Any]) -> Figure:
-    style = look(by_layer)
     same = len({len(values) for values in by_layer.values()}) == 1  # else depth is counted from 0 to 1
-
-    def paint(axis: Axes) -> None:
-        for label, values in by_layer.items():
-            x = [(i + 1) if same else (i + 1) / len(values) for i in range(len(values))]
-            line(axis, x, values, style[label], shorter(label))
-        axis.axhline(1, color=GRID, lw=1.2, zorder=0)
-        title = "Hidden states with and without input noise"
-        finish(axis, title, "layer" if same else "depth (layer / layers)", "cosine similarity", whole=same)
-        legend(axis)
-
+    points = lambda values: [(i if same else i / len(values), value) for i, value in enumerate(values, start=1)]
+    lines = {label: points(values) for label, values in by_layer.items()}
+    title, x = "Hidden states with and without input noise", "layer" if same else "depth (layer / layers)"
+    plot = Panel(title, x, "cosine similarity", lines, across=1, whole=same)
     alt = "cosine similarity of clean and noisy hidden states by layer, one line per model"
-    return Figure("noise-by-layer", draw((8, 4), paint), alt)
+    return Figure("noise-by-layer", panels([plot], look(by_layer)), alt)

@@ -38,6 +38,11 @@ def shorter(label: str, most: int = 26) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
 
 
+def told(found: Mapping[str, str]) -> str:
+    """`label: text; label: text`."""
+    return "; ".join(f"{label}: {text}" for label, text in found.items())
+
+
 def by_chance(intervals: int, few: int = 4) -> str:
     """A sentence on how many of so many 95 % intervals leave out the truth; nothing for a few of them."""
     said = f" Of {intervals} such intervals about {intervals / 20:.1g} leave out the truth by chance."
