@@ -3,14 +3,13 @@
 One JSON file a result, in the folder `evaluations` of the user's cache (see `lfu.model.embedded.cache_folder`).
 """
 
-import hashlib
 import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lfu.evaluation.record import versions
+from lfu.evaluation.record import digest, versions
 from lfu.support.errors import UserError
 from lfu.support.files import dump_json, write_text
 
@@ -28,7 +27,7 @@ def folder() -> Path:
 def key(model: str, task: str, settings: Mapping[str, Any]) -> str:
     """The name of a result: a hash of everything that decides it, by `model_fingerprint` and `task_fingerprint`."""
     known = versions(PACKAGES)
-    return _digest([FORMAT, model, task, dict(settings), {name: known.get(name) for name in PACKAGES}])
+    return digest([FORMAT, model, task, dict(settings), {name: known.get(name) for name in PACKAGES}], _plain)
 
 
 def load(name: str, place: Path | None = None) -> dict[str, Any] | None:
@@ -61,7 +60,7 @@ def model_fingerprint(weights: str, model: Any, tokenizer: Any) -> str:
     active = getattr(model, "active_adapters", None) if adapters else None
     configs = [_settings(part) for part in (base.config, getattr(base, "generation_config", None)) if part is not None]
     device = str(next(model.parameters()).device.type)
-    return _digest([weights, type(base).__name__, configs, adapters, active, device, _tokenizer(tokenizer)])
+    return digest([weights, type(base).__name__, configs, adapters, active, device, _tokenizer(tokenizer)], _plain)
 
 
 def task_fingerprint(tasks: list[Any], *, limit: int | None, num_fewshot: int) -> str:
@@ -72,7 +71,7 @@ def task_fingerprint(tasks: list[Any], *, limit: int | None, num_fewshot: int) -
         rows = list(task.eval_docs if limit is None else task.eval_docs.select(range(min(limit, len(task.eval_docs)))))
         examples = list(task.fewshot_docs() or []) if num_fewshot else []
         parts.append([_source(type(task)), settings, rows, examples])
-    return _digest([parts, num_fewshot])
+    return digest([parts, num_fewshot], _plain)
 
 
 # Where rows come from: the rows themselves are hashed. And what the harness sets when it runs a task.
@@ -89,12 +88,7 @@ def _tokenizer(tokenizer: Any) -> str:
     body = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = [str(tokenizer.bos_token), str(tokenizer.eos_token), str(tokenizer.pad_token)]
     more = [getattr(tokenizer, name, None) for name in ("chat_template", "add_bos_token", "model_max_length")]
-    return _digest([body, special, more])
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=_plain, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest([body, special, more], _plain)
 
 
 def _plain(value: Any) -> Any:

@@ -27,13 +27,9 @@ class Interval:
 
 
 def mean_interval(
-    values: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
+    values: Sequence[float], weights: Sequence[float] | None = None, *, level: float = 0.95,
+    resamples: int = 10_000, seed: int = 0,
+) -> Interval:  # fmt: skip
     """Mean of the items and its percentile bootstrap interval.
 
     Args:
@@ -53,14 +49,9 @@ def mean_interval(
 
 
 def paired_difference(
-    ours: Sequence[float],
-    theirs: Sequence[float],
-    weights: Sequence[float] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
+    ours: Sequence[float], theirs: Sequence[float], weights: Sequence[float] | None = None, *, level: float = 0.95,
+    resamples: int = 10_000, seed: int = 0,
+) -> Interval:  # fmt: skip
     """Mean of `ours - theirs` on the SAME items, and its interval: item by item, so that hard items cancel out.
 
     Raises:

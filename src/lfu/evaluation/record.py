@@ -2,9 +2,10 @@
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
@@ -80,6 +81,12 @@ def weights_hash(model: Any) -> str:
         digest.update(f"{name} {raw.dtype} {tuple(raw.shape)}".encode())
         digest.update(raw.flatten().view(torch.uint8).numpy().tobytes() if raw.numel() else b"")
     return digest.hexdigest()[:16]
+
+
+def digest(value: Any, default: Callable[[Any], Any] = str) -> str:
+    """SHA-256 (first 16 hex digits) of a JSON-like value; `default` says what stands for what JSON doesn't know."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=default)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

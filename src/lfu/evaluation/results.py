@@ -8,7 +8,7 @@ from typing import Any
 from lfu.evaluation.categories import Categories, Entry, main_metric
 from lfu.evaluation.forgetting import forgetting
 from lfu.evaluation.harness import TaskResult
-from lfu.evaluation.intervals import Interval, mean_interval, paired_difference, wilson
+from lfu.evaluation.intervals import mean_interval, paired_difference, wilson
 from lfu.evaluation.ranks import average_ranks
 from lfu.evaluation.score import likeliest
 from lfu.evaluation.tasks import Runnable
@@ -105,11 +105,7 @@ def _score(result: TaskResult, metric: str, seed: int) -> dict[str, float]:
     items = result.items[metric]
     counts = _counts(result, metric)
     interval = wilson(int(sum(items)), len(items)) if counts else mean_interval(items, result.weights, seed=seed)
-    return _plain(interval) | {"value": result.scores[metric]}
-
-
-def _plain(interval: Interval) -> dict[str, float]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high}
+    return asdict(interval) | {"value": result.scores[metric]}
 
 
 def _binary(items: Sequence[float]) -> bool:
@@ -182,10 +178,9 @@ def against_base(
 def _change(before: TaskResult, after: TaskResult, metric: str, seed: int) -> dict[str, Any]:
     old, new = before.items[metric], after.items[metric]
     if _counts(before, metric) and _binary(new):
-        found = forgetting(_right(old), _right(new), seed=seed)
-        return asdict(found) | {"net": _plain(found.net)}
+        return asdict(forgetting(_right(old), _right(new), seed=seed))
     net = paired_difference(new, old, before.weights, seed=seed)
-    return {"items": len(old), "before": before.scores[metric], "after": after.scores[metric], "net": _plain(net)}
+    return {"items": len(old), "before": before.scores[metric], "after": after.scores[metric], "net": asdict(net)}
 
 
 def _lost(before: TaskResult, after: TaskResult, metric: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lfu.report.compare_text import change, heading, mean_and_spread, metrics_in, value
+from lfu.report.compare_text import change, heading, mean_and_spread, metrics_in, turn, value
 from lfu.study.metrics import Metric
 from lfu.support.words import counted
 
@@ -113,4 +113,4 @@ def _cell(metric: Metric, interval: Mapping[str, Any] | None) -> str:
     if interval is None:
         return "-"
     middle, _, ends = change(metric, interval).partition(" ")
-    return "\n".join([middle, ends, *WORDS[metric.turn(interval)]])
+    return "\n".join([middle, ends, *WORDS[turn(metric, interval)]])

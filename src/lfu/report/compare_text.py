@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from statistics import stdev
 from typing import Any
 
+from lfu.evaluation.intervals import Interval
 from lfu.report.text import and_, number
 from lfu.study.metrics import Metric
 
@@ -54,6 +55,11 @@ def change(metric: Metric, interval: Mapping[str, Any]) -> str:
     ends = (number(metric.scale.change(interval[name]), f"+.{metric.scale.change_places}f")
             for name in ("value", "low", "high"))  # fmt: skip
     return "{} [{}, {}]".format(*ends)
+
+
+def turn(metric: Metric, interval: Mapping[str, Any]) -> int:
+    """As `Metric.turn`."""
+    return metric.turn(Interval(**interval))
 
 
 def told(metric: Metric, interval: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lfu.report.compare_text import by_axis, change, metrics_in, told
+from lfu.report.compare_text import by_axis, change, metrics_in, told, turn
 from lfu.report.text import and_
 from lfu.study.metrics import Metric
 
@@ -47,7 +47,7 @@ def _same_time(results: Mapping[str, Any], metrics: Mapping[str, Metric], label:
     """How the recommended setting compares in the time that plain SFT took; empty where that was not tried."""
     time = results["modes"].get("time") if len(results["modes"]) > 1 else None
     changes = {key: each[label] for key, each in time["against_sft"].items() if label in each} if time else {}
-    return by_axis(metrics, {key: metrics[key].turn(interval) for key, interval in changes.items()}, changes)
+    return by_axis(metrics, {key: turn(metrics[key], interval) for key, interval in changes.items()}, changes)
 
 
 def _yardsticks(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> list[tuple[str, str, str, bool]]:
@@ -58,7 +58,7 @@ def _yardsticks(results: Mapping[str, Any], metrics: Mapping[str, Metric]) -> li
     for label in [label for label, one in results["settings"].items() if one["yardstick"] == label]:
         changes = {key: each[label] for key, each in against.items() if label in each}
         kept = [key for key in changes if metrics[key].group == "kept"]
-        lost = [told(metrics[key], changes[key]) for key in kept if metrics[key].turn(changes[key]) < 0]
+        lost = [told(metrics[key], changes[key]) for key in kept if turn(metrics[key], changes[key]) < 0]
         name = _sft(label)[0].upper() + _sft(label)[1:]
         learned = told(metrics["loss"], changes["loss"]) if "loss" in changes else "not measured"
         if changes:

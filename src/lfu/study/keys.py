@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig
 
 import lfu
-from lfu.evaluation.record import versions
+from lfu.evaluation.record import digest, versions
 from lfu.methods import methods_of
 from lfu.methods.knobs import knobs_of
 from lfu.model.embedded import EMBEDDED, embedded_folder
@@ -90,12 +90,6 @@ def note(folder: Path, environment: dict[str, Any]) -> None:
 def device() -> str:
     """`cuda` or `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value, 16 hex digits."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @cache

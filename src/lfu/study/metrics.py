@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lfu.evaluation.intervals import Interval
 from lfu.evaluation.prompts import TemplateScores, headline, sums
 from lfu.study.rows import chooses
 from lfu.study.statistics import Sample
@@ -52,10 +53,10 @@ class Metric:
         """How its values are shown."""
         return KINDS[self.kind]
 
-    def turn(self, interval: Mapping[str, float]) -> int:
-        """+1: a difference (`value`, `low`, `high`) is better beyond the noise, -1: worse, 0: neither, or not shown."""
-        seen = round(self.scale.change(interval["value"]), self.scale.change_places) != 0
-        return self.sign * (int(interval["low"] > 0) - int(interval["high"] < 0)) if seen else 0
+    def turn(self, difference: Interval) -> int:
+        """+1: a difference is better beyond the noise, -1: worse, 0: neither, or too small to be shown."""
+        seen = round(self.scale.change(difference.value), self.scale.change_places) != 0
+        return self.sign * difference.sign if seen else 0
 
 
 def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[Metric, Read]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lfu.evaluation.intervals import Interval
 from lfu.study import metrics
-from lfu.study.choose import Chosen, candidate, compared_with, held_against
+from lfu.study.choose import Chosen, candidate, held_against
 from lfu.study.plan import UNTOUCHED
 from lfu.study.scores import Scores
 from lfu.study.settings import Setting
@@ -51,16 +51,18 @@ class Ahead:
     settings: dict[str, dict[str, Interval]]  # label -> metric -> the difference, where ahead beyond it
 
 
-def ahead_of_sft(scores: Scores, against_sft: Mapping[str, Mapping[str, Any]]) -> Ahead:
-    """Where any setting is ahead; `against_sft` is metric -> label -> the difference at 95 %."""
+Changes = Mapping[str, Mapping[str, Interval]]  # metric -> label -> the difference to plain SFT, at 95 %
+
+
+def ahead_of_sft(scores: Scores, against_sft: Changes) -> Ahead:
+    """Where any setting is ahead."""
     comparisons = sum(map(len, against_sft.values()))
     level = 1 - 0.05 / max(1, comparisons)
     found: dict[str, dict[str, Interval]] = {}
     for metric, read in scores.readers.items():
-        for label in [label for label, change in against_sft[metric.key].items() if metric.turn(change) > 0]:
-            rival = compared_with(next(one for one in scores.settings if one.label == label), scores.settings)
-            change = rival and scores.difference(label, rival.label, read, level)
-            if change and metric.turn(asdict(change)) > 0:
+        for label in (label for label, change in against_sft[metric.key].items() if metric.turn(change) > 0):
+            change = scores.difference(label, scores.rival(label), read, level)
+            if change and metric.turn(change) > 0:
                 found.setdefault(label, {})[metric.key] = change
     return Ahead(comparisons, level, found)
 
@@ -76,44 +78,41 @@ def validation(scores: Scores) -> Validation | None:
 def _chosen(scores: Scores, setting: Setting) -> Chosen:
     label, (labels, seeds) = setting.label, scores.ranked
     samples = scores.of(label, metrics.validation)
-    kept = scores.base["measures"].get("kept", {})
+    worse = {
+        name: -1 if each["kind"] == "choice" else 1 for name, each in scores.base["measures"].get("kept", {}).items()
+    }
     against: dict[str, dict[str, Interval]] = {}
     for rival in held_against(setting, scores.settings):
-        name = rival.label if rival else None
-        changes = {each: scores.difference(label, name, partial(metrics.kept, each, True)) for each in kept}
-        against[name or UNTOUCHED.label] = {each: found for each, found in changes.items() if found is not None}
-    more_is_better = {name: each["kind"] == "choice" for name, each in kept.items()}
-    forgets_more = any(
-        change.sign == (-1 if more_is_better[name] else 1) for each in against.values() for name, change in each.items()
-    )
+        changes = {name: scores.difference(label, rival, partial(metrics.kept, name, True)) for name in worse}
+        known = {name: change for name, change in changes.items() if change is not None}
+        against[rival.label if rival else UNTOUCHED.label] = known
+    forgets_more = any(change.sign == worse[name] for each in against.values() for name, change in each.items())
     loss = fmean(samples[seed].value for seed in seeds) if seeds and label in labels else None
     return Chosen(label, setting.method, loss, forgets_more, against)
 
 
 def recommended(
-    scores: Scores, chosen: Validation, against_sft: Mapping[str, Mapping[str, Any]], rates: Mapping[Setting, str],
-    mode: str,
-) -> Recommendation | None:  # fmt: skip
+    scores: Scores, chosen: Validation, against_sft: Changes, rates: Mapping[Setting, str], mode: str
+) -> Recommendation | None:
     """The setting that the choosing rows prefer; None where there is nothing to choose from.
 
     It is better where the interval of 1 - 0.05 / m leaves out zero, of m metrics (Bonferroni): being better in any of
     them is enough to be recommended, and by chance it happens in one study of twenty. It is worse where that of 95 %
-    does (`against_sft`: metric -> label -> the difference): the doubt is plain SFT's to gain.
+    does (`against_sft`): the doubt is plain SFT's to gain.
     """
     judged = list(chosen.settings.values())
     best = candidate(judged)
     if best is None or best.loss is None:
         return None
     setting = next(one for one in scores.settings if one.label == best.label)
-    rival = compared_with(setting, scores.settings) or setting
-    differences = {key: each[best.label] for key, each in against_sft.items() if best.label in each}
+    rival = scores.rival(best.label) or setting
     level = 1 - 0.05 / max(1, len(scores.readers))
     each = {} if rival == setting else scores.readers
-    found = {metric.key: scores.difference(best.label, rival.label, read, level) for metric, read in each.items()}
+    found = {metric.key: scores.difference(best.label, rival, read, level) for metric, read in each.items()}
     sure = {key: interval for key, interval in found.items() if interval is not None}
-    known = {metric.key: metric for metric in scores.readers}
-    better = [key for key in differences if known[key].turn(asdict(sure[key])) > 0]
-    worse = [key for key, change in differences.items() if known[key].turn(change) < 0]
+    known = [(metric, against_sft[metric.key][best.label]) for metric in each if metric.key in sure]
+    better = [metric.key for metric, _ in known if metric.turn(sure[metric.key]) > 0]
+    worse = [metric.key for metric, change in known if metric.turn(change) < 0]
     return Recommendation(
         mode=mode,
         candidate=best.label,
@@ -121,7 +120,7 @@ def recommended(
         learning_rate=rates[setting],
         better=better,
         worse=worse,
-        same=[key for key in differences if key not in (*better, *worse)],
+        same=[key for key in sure if key not in (*better, *worse)],
         sure=sure,
         label=best.label if rival == setting or better else rival.label,
         seeds=len(chosen.seeds),

@@ -14,16 +14,17 @@ from lfu.study.summary import outcome
 def record_of(study: Study, verb: str, command: str) -> dict[str, Any]:
     """The record of what is finished so far, of a `verb`, compare or sweep; `command` does it again."""
     plan, design, exam = study.plan(), study.design, study.exam
-    untouched = study.shelf(UNTOUCHED).record
-    finished: dict[str, Any] = {}
-    failed: dict[str, Any] = {}
+    finished: dict[str, Any] = {mode: {} for mode in plan.runs}
+    failed: dict[str, set[str]] = {mode: set() for mode in plan.runs}
     for mode, runs in plan.runs.items():
-        found = {s.label: {run.seed: study.shelf(run).record for run in each} for s, each in runs.items()}
-        done = {label: {seed: one for seed, one in each.items() if one} for label, each in found.items()}
-        finished[mode] = {label: each for label, each in done.items() if each}
-        failed[mode] = {run.label for each in runs.values() for run in each if study.shelf(run).any_failure}
+        for run in (run for each in runs.values() for run in each):
+            place = study.shelf(run)
+            if place.record:
+                finished[mode].setdefault(run.label, {})[run.seed] = place.record
+            elif place.any_failure:
+                failed[mode].add(run.label)
     results = {
-        **outcome(plan, untouched, finished, failed),
+        **outcome(plan, study.shelf(UNTOUCHED).record, finished, failed),
         "settings": {setting.label: _described(study, setting, plan) for setting in plan.settings},
         "search": _searched(study, plan),
         "runs": _runs(study, plan),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lfu.evaluation.intervals import Interval
+from lfu.study.choose import compared_with
 from lfu.study.metrics import Metric, Read
 from lfu.study.settings import Setting
 from lfu.study.statistics import Sample, difference
@@ -38,14 +39,17 @@ class Scores:
         seeds = self.records[labels[0]] if labels else ()
         return labels, [seed for seed in seeds if all(seed in self.records[label] for label in labels)]
 
+    def rival(self, label: str) -> Setting | None:
+        """The plain SFT that a setting is compared with; None: the untouched model."""
+        return compared_with(next(one for one in self.settings if one.label == label), self.settings)
+
     def of(self, label: str, read: Read) -> dict[int, Sample]:
         """seed -> a setting's scores."""
         return {seed: read(record["measures"]) for seed, record in self.records.get(label, {}).items()}
 
-    def difference(self, label: str, rival: str | None, read: Read, level: float = 0.95) -> Interval | None:
+    def difference(self, label: str, rival: Setting | None, read: Read, level: float = 0.95) -> Interval | None:
         """A setting minus a rival (None: the untouched model), on the seeds that both have finished; None without."""
         ours = self.of(label, read)
-        base = dict.fromkeys(ours, read(self.base["measures"]))
-        theirs = base if rival is None else self.of(rival, read)
+        theirs = self.of(rival.label, read) if rival else dict.fromkeys(ours, read(self.base["measures"]))
         pairs = [(one, theirs[seed]) for seed, one in ours.items() if seed in theirs]
         return difference(*map(list, zip(*pairs)), level=level) if pairs else None

@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from lfu.evaluation.intervals import Interval
+from lfu.evaluation.intervals import Interval, percentiles
 
 RESAMPLES = 4000
 SHIFTS = 20  # draws of the seeds' noise for each resample of the items: with two seeds its tails are heavy
@@ -67,22 +67,17 @@ def difference(ours: Sequence[Sample], theirs: Sequence[Sample], *, seed: int = 
     each = [one.value - two.value for one, two in zip(ours, theirs)]
     rng = np.random.default_rng(seed)
     drawn = np.empty(RESAMPLES)
+    items = ours[0].items
     for start in range(0, RESAMPLES, _CHUNK):
-        times = _counts(rng, min(_CHUNK, RESAMPLES - start), ours[0].items)
+        times = rng.multinomial(items, np.full(items, 1 / items), min(_CHUNK, RESAMPLES - start)).astype(float)
         gaps = [one.drawn(times) - two.drawn(times) for one, two in zip(ours, theirs)]
         drawn[start : start + len(times)] = np.mean(gaps, axis=0)
     if len(each) > 1:
         drawn = drawn[:, None] + _shifts(rng, each)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(fmean(each), float(low), float(high), level)
+    return percentiles(fmean(each), drawn, level)
 
 
 def _shifts(rng: np.random.Generator, each: Sequence[float]) -> np.ndarray:
     """How far the mean over so many seeds may be off, `(RESAMPLES, SHIFTS)`: each draw with either sign."""
     half = rng.standard_t(len(each) - 1, (RESAMPLES, SHIFTS // 2)) * stdev(each) / len(each) ** 0.5
     return np.concatenate([half, -half], axis=1)
-
-
-def _counts(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:
-    """How often each of `size` things was drawn, `(resamples, size)`; each row sums to `size`."""
-    return rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(float)

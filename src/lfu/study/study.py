@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lfu.evaluation.record import digest
 from lfu.methods import as_method_args
 from lfu.study import keys
 from lfu.study.folder import Place, path_of
@@ -93,8 +94,8 @@ class Study(Options):
         return {
             "code": keys.package_code(),
             "model": keys.model_files(name, model.model_revision, trust_remote_code=trust),
-            "train": keys.digest(list(self.shaped["train"])),
-            "exam": keys.digest(asdict(self.exam)),
+            "train": digest(list(self.shaped["train"])),
+            "exam": digest(asdict(self.exam)),
         }
 
     def limit(self, setting: Setting) -> int:

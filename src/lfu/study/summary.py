@@ -3,16 +3,16 @@
 Everything that the report shows is in the record; the report computes nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
 
-from lfu.evaluation.forgetting import forgetting
+from lfu.evaluation.intervals import Interval, transitions
 from lfu.evaluation.ranks import category_ranks
+from lfu.evaluation.record import plain
 from lfu.study import metrics
-from lfu.study.choose import compared_with, pareto_front
+from lfu.study.choose import pareto_front
 from lfu.study.metrics import Metric, metrics_of
 from lfu.study.plan import Plan
 from lfu.study.recommendation import ahead_of_sft, recommended, validation
@@ -43,37 +43,33 @@ def outcome(
         chosen = validation(scores[main])
         best = chosen and recommended(scores[main], chosen, modes[main]["against_sft"], plan.rates, main)
         ahead = ahead_of_sft(scores[main], modes[main]["against_sft"])
-    return {
-        "metrics": {metric.key: asdict(metric) for metric in readers},
+    return plain({
+        "metrics": {metric.key: metric for metric in readers},
         "untouched": {metric.key: read(base["measures"]).value for metric, read in readers.items()},
-        "modes": modes,
-        "validation": asdict(chosen) if chosen else {},
-        "recommended": asdict(best) if best else None,
-        "ahead": asdict(ahead) if ahead else None,
-    }
+        "modes": modes, "validation": chosen or {}, "recommended": best, "ahead": ahead,
+    })  # fmt: skip
 
 
 def _results(scores: Scores) -> dict[str, Any]:
     """The results of one mode."""
-    records = scores.records
-    rivals = {one.label: rival.label for one in scores.settings if (rival := compared_with(one, scores.settings))}
+    records, readers = scores.records, scores.readers
+    rivals = {label: rival for label in records if (rival := scores.rival(label))}
     values: dict[str, ByLabel] = {}
-    against_base: dict[str, ByLabel] = {}
-    against_sft: dict[str, ByLabel] = {}
-    for metric, read in scores.readers.items():
+    against_base: dict[str, dict[str, Any]] = {}
+    against_sft: dict[str, dict[str, Interval]] = {}
+    for metric, read in readers.items():
         by_seed = {label: {seed: one.value for seed, one in scores.of(label, read).items()} for label in records}
         values[metric.key] = {label: {"seeds": each, "mean": fmean(each.values())} for label, each in by_seed.items()}
         against_base[metric.key] = {label: scores.difference(label, None, read) for label in records}
-        differences = {label: scores.difference(label, rivals[label], read) for label in records if label in rivals}
+        differences = {label: scores.difference(label, rival, read) for label, rival in rivals.items()}
         against_sft[metric.key] = {label: found for label, found in differences.items() if found is not None}
-    plain = lambda found: {key: {label: asdict(i) for label, i in each.items()} for key, each in found.items()}
     return {
         "values": values,
-        "against_untouched": plain(against_base),
-        "against_sft": plain(against_sft),
+        "against_untouched": against_base,
+        "against_sft": against_sft,
         "ranks": _ranks(values, scores),
         "failed": [label for label in records if label in scores.failed],
-        "fronts": _fronts(against_base, list(scores.readers)),
+        "fronts": _fronts(against_base, list(readers)),
         "changes": _changes(scores),
         "cost": _costs(scores),
         "curves": _of_runs(records, lambda record: record["curve"]),
@@ -123,10 +119,9 @@ def _fronts(against_base: Mapping[str, ByLabel], known: list[Metric]) -> dict[st
     fronts = {}
     pairs = ((gain, kept) for gain in known for kept in known if gain.key == "loss" and kept.group == "kept")
     for gain, kept in pairs:
-        points = {
-            label: (gain.sign * against_base[gain.key][label].value, kept.sign * change.value)
-            for label, change in against_base[kept.key].items()
-        }
+        gained = against_base[gain.key]
+        points = {label: (gain.sign * gained[label].value, kept.sign * change.value)
+                  for label, change in against_base[kept.key].items()}  # fmt: skip
         fronts[kept.key] = {"gain": gain.key, "front": pareto_front(points | {"untouched": (0.0, 0.0)})}
     return fronts
 
@@ -138,16 +133,13 @@ def _changes(scores: Scores) -> dict[str, ByLabel]:
         correct = record["measures"]["kept"][name]["correct"]
         return [bool(right) for right, choosing in zip(correct, chooses(len(correct))) if not choosing]
 
-    found: dict[str, ByLabel] = {}
-    for name, kept in scores.base["measures"].get("kept", {}).items():
-        if kept["kind"] != "choice":
-            continue
-        before, found[name] = reported(scores.base, name), {}
-        for label, each in scores.records.items():
-            changes = [forgetting(before, reported(record, name)) for record in each.values()]
-            names = ("kept", "lost", "gained", "never")
-            found[name][label] = {what: fmean(getattr(change, what) for change in changes) for what in names}
-    return found
+    def means(name: str, records: Iterable[Record]) -> dict[str, float]:
+        before = reported(scores.base, name)
+        each = [transitions(before, reported(record, name)) for record in records]
+        return {what: fmean(counts[what] for counts in each) for what in each[0]}
+
+    choices = [name for name, kept in scores.base["measures"].get("kept", {}).items() if kept["kind"] == "choice"]
+    return {name: {label: means(name, each.values()) for label, each in scores.records.items()} for name in choices}
 
 
 def _costs(scores: Scores) -> ByLabel:
