@@ -448,7 +448,7 @@ def test_a_process_that_died_has_failed_its_run(here, model, capsys, monkeypatch
 
 
 def test_ctrl_c_says_how_to_go_on_and_finished_phases_are_kept(here, model, capsys, monkeypatch):
-    def stop(*args):
+    def stop(*args, **more):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 
 from lfu.report.blocks import Figure
 from lfu.report.compare_mode import Mode
-from lfu.report.compare_text import value
 from lfu.report.figures import GRID, INK, MARKERS, PALETTE, Panel, draw, finish, legend, look, panels, row_names
+from lfu.report.metric_text import value
 from lfu.report.text import shorter, told
 from lfu.study.metrics import KINDS, Metric
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lfu.report.compare_text import change, heading, mean_and_spread, metrics_in, turn, value
+from lfu.report.metric_text import change, heading, mean_and_spread, metrics_in, turn, value
 from lfu.study.metrics import Metric
 from lfu.support.words import counted
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lfu.report.compare_text import by_axis, change, metrics_in, told, turn
+from lfu.report.metric_text import by_axis, change, metrics_in, told, turn
 from lfu.report.text import and_
 from lfu.study.metrics import Metric
 

@@ -8,8 +8,8 @@ from typing import Any
 from lfu.report import compare_figures as figures
 from lfu.report.blocks import View
 from lfu.report.compare_mode import Mode
-from lfu.report.compare_text import meaning, metrics_in
 from lfu.report.compare_verdict import facts
+from lfu.report.metric_text import meaning, metrics_in
 from lfu.report.template import view_of_template
 from lfu.report.text import by_chance
 

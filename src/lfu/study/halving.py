@@ -1,8 +1,7 @@
 """Successive halving: many candidates get a short training, the better third a longer one, and so on.
 
 Jamieson and Talwalkar 2016, arXiv 1502.07943, with a factor of 3: for N candidates the search takes 2 N / 9 times the
-steps of a whole training; then the survivors are trained in full. It is a pure function of the results, as the plan
-is, so that any number of processes may work on it, and a killed study goes on.
+steps of a whole training; then the survivors are trained in full. As the plan, a pure function of the results.
 """
 
 from __future__ import annotations

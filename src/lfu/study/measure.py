@@ -14,7 +14,7 @@ from lfu.data.templates import to_training_rows
 from lfu.evaluation import prompts
 from lfu.evaluation.noise import noise_similarity
 from lfu.evaluation.pieces import Asked, Render
-from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
+from lfu.evaluation.score import TokenScores, answer_nll, exact_match, final_number, multiple_choice, perplexity
 from lfu.study.options import Options
 from lfu.study.rows import BESIDE, Kept, Split, pair_of, questions
 
@@ -68,20 +68,22 @@ def make_exam(
 
 @dataclass(frozen=True)
 class Part:
-    """One measurement: how many items it has, and what does it, JSON-ready."""
+    """One measurement: how many items it has, and what does it, of model, tokenizer and `progress`."""
 
     items: int
-    measure: Callable[[Any, Any, Progress], Any]  # of (model, tokenizer, progress)
+    measure: Callable[..., Any]
 
 
 def parts_of(exam: Exam) -> dict[str, Part]:
     """Name -> what measures it, in a fixed order. `distance` is not among them: it needs the untouched weights."""
+    rows = lambda count: {"rows": exam.test[:count], "render": pair_of, "batch_size": exam.batch_size}
     robust = min(exam.robust_rows, len(exam.test))
     parts = {"validation": Part(len(exam.validation), partial(_loss, exam, exam.validation))}
     if "gain" in exam.measures:
         parts["gain"] = Part(len(exam.test), partial(_loss, exam, exam.test))
         if exam.matched and exam.match_rows:
-            parts["match"] = Part(min(exam.match_rows, len(exam.test)), partial(_match, exam))
+            match = partial(exact_match, **rows(exam.match_rows), max_new_tokens=exam.max_new_tokens)
+            parts["match"] = Part(min(exam.match_rows, len(exam.test)), match)
     if "forgetting" in exam.measures:
         parts["kept"] = Part(sum(len(each.rows) for each in exam.kept), partial(_kept, exam))
     if "prompts" in exam.measures and robust:
@@ -89,25 +91,17 @@ def parts_of(exam: Exam) -> dict[str, Part]:
         templates = prompts.shipped_templates(prompts.task_of(asked))
         parts["prompts"] = Part(robust * len(templates), partial(_prompts, exam, asked, templates))
     if "noise" in exam.measures and robust:
-        parts["noise"] = Part(robust, partial(_noise, exam))
+        parts["noise"] = Part(robust, partial(noise_similarity, **rows(robust)))
     return parts
 
 
-def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
+def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> TokenScores:
     """NLL of the answers, or of whole texts."""
     if isinstance(rows[0], str) or "text" in rows[0]:
         end = tokenizer.eos_token or ""  # training puts it behind a row
         texts = [row if isinstance(row, str) else row["text"].removesuffix(end) + end for row in rows]
-        return asdict(perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress))
-    scores = answer_nll(model, tokenizer, rows, render=pair_of, batch_size=exam.batch_size, progress=progress)
-    return asdict(scores)
-
-
-def _match(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
-    return asdict(exact_match(
-        model, tokenizer, exam.test[: exam.match_rows], max_new_tokens=exam.max_new_tokens,
-        batch_size=exam.batch_size, render=pair_of, progress=progress,
-    ))  # fmt: skip
+        return perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress)
+    return answer_nll(model, tokenizer, rows, render=pair_of, batch_size=exam.batch_size, progress=progress)
 
 
 def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
@@ -118,7 +112,8 @@ def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[st
             scores = multiple_choice(model, tokenizer, each.rows, batch_size=exam.batch_size, progress=progress)
             found[each.name] = {"kind": each.kind, "correct": scores.correct}
         else:
-            found[each.name] = {"kind": each.kind, **_loss(exam, each.rows, model, tokenizer, progress)}
+            scored = _loss(exam, each.rows, model, tokenizer, progress)
+            found[each.name] = {"kind": each.kind, **asdict(scored)}
     return found
 
 
@@ -148,9 +143,3 @@ def _wrap(worded: Sequence[Mapping[str, Any]], tokenizer: Any, exam: Exam) -> Re
         return pair_of(tokenizer, found | {"completion": turn if isinstance(found["prompt"], list) else answer})
 
     return wrap
-
-
-def _noise(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
-    rows = exam.test[: exam.robust_rows]
-    scores = noise_similarity(model, tokenizer, rows, batch_size=exam.batch_size, render=pair_of, progress=progress)
-    return {"layers": scores.layers, "cosine": scores.cosine, "tokens": scores.tokens}

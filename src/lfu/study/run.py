@@ -5,10 +5,10 @@ one of them, and a process that dies lets go of its run.
 """
 
 import gc
-import math
+import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from filelock import FileLock
 from peft import PeftType
 from transformers import set_seed
 
-from lfu.evaluation.record import describe_model
+from lfu.evaluation.record import describe_model, plain
 from lfu.evaluation.weight_drift import keep_weights, weight_drift
 from lfu.model.loading import is_adapter, training_tokenizer
 from lfu.study import keys
@@ -138,8 +138,11 @@ def _measure(study: Study, task: Task, place: Place) -> None:
     model = cache(partial(_loaded, study, run, place))
     study.live.stage(run, "measuring", sum(parts[name].items for name in missing))
     for name in missing:
-        result = parts[name].measure(*model(), study.live.advance)
-        _refuse_broken(name, result)
+        result = plain(parts[name].measure(*model(), progress=study.live.advance))
+        try:
+            json.dumps(result, allow_nan=False)
+        except ValueError as error:
+            raise Diverged(f"a score is no finite number ({name}): the trained model is broken") from error
         place.keep(f"part-{name}", {"result": result})
     if task.level != "full":
         return
@@ -215,15 +218,6 @@ def tidy(study: Study) -> None:
             study.shelf(task.run).drop(MODEL)
     for file in (study.folder / "runs").glob("start-*.safetensors"):
         file.unlink(missing_ok=True)
-
-
-def _refuse_broken(name: str, result: Any) -> None:
-    """Raises Diverged for scores that are not finite numbers."""
-    if isinstance(result, Mapping | list):
-        for value in result.values() if isinstance(result, Mapping) else result:
-            _refuse_broken(name, value)
-    elif isinstance(result, float) and not math.isfinite(result):
-        raise Diverged(f"a score is no finite number ({name}): the trained model is broken")
 
 
 @contextmanager

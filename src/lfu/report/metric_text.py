@@ -1,4 +1,4 @@
-"""How a comparison's numbers are written: values, spreads and differences of each kind of metric."""
+"""How numbers of each kind of metric are written: values, spreads and differences."""
 
 from collections.abc import Mapping
 from statistics import stdev
@@ -41,6 +41,11 @@ def meaning(metric: Metric) -> str:
 def value(metric: Metric, found: float) -> str:
     """One value."""
     return number(metric.scale.shown(found), f".{metric.scale.places}f")
+
+
+def estimated(metric: Metric, interval: Mapping[str, Any]) -> str:
+    """`0.123 [0.101, 0.140]`, of values."""
+    return "{} [{}, {}]".format(*(value(metric, interval[name]) for name in ("value", "low", "high")))
 
 
 def mean_and_spread(metric: Metric, found: Mapping[str, Any]) -> str:
