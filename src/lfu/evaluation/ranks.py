@@ -16,10 +16,8 @@ def category_ranks(scores: Mapping[str, float], *, decimals: int | None = 1) -> 
 def average_ranks(categories: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """name -> mean of its ranks over the categories.
 
-    Reproduces the whole rank column of the paper's Table 1 (SFT 4.8, NEFTune 3.0, GEM 3.5, IM 3.5, SDFT 4.3, LfU 1.0)
-    from its four category averages as printed, over these six rows (vanilla and LfU (RepS) have no rank), halves
-    rounded up: SFT 19 / 4 = 4.75, SDFT 17 / 4 = 4.25. Sharing the mean of the places does not (SFT 4.9, SDFT 4.4), nor
-    does LfU (RepS) as a seventh row (SFT 5.5).
+    Reproduces the rank column of the paper's Table 1 from its four category averages as printed, over the six rows that
+    have a rank. Sharing the mean of the places does not, nor does LfU (RepS) as a seventh row.
 
     Args:
         categories: category -> name -> score, higher is better; the same names in each.

@@ -189,16 +189,11 @@ def _lost(before: TaskResult, after: TaskResult, metric: str) -> list[dict[str, 
     if not (_binary(old) and _binary(new)):
         return []
     return [
-        {
-            "item": index,
-            "question": before.texts[index]["question"],
-            "expected": before.texts[index]["expected"],
-            "before": given(before.texts[index], metric),
-            "after": given(after.texts[index], metric),
-        }
-        for index, (was, now) in enumerate(zip(old, new))
-        if was and not now
-    ]
+        {"item": index, "question": asked["question"], "expected": asked["expected"],
+         "before": given(asked, metric), "after": given(after.texts[index], metric)}
+        for index, asked in enumerate(before.texts)
+        if old[index] and not new[index]
+    ]  # fmt: skip
 
 
 def given(text: Mapping[str, Any], metric: str) -> str:

@@ -183,43 +183,39 @@ def wording(mode: Mode) -> Figure | None:
         unit = "accuracy, %" if kind is KINDS["share"] else "loss on the answers, nats per token"
         axis.set(title="One circle for each wording of the prompt, one line for each seed", xlabel=unit)
 
-    told = "; ".join(
-        f"{label}: " + ", ".join(f"{template} {value(metric, fmean(seeds))}" for template, seeds in templates.items())
-        for label, templates in found.items()
-    )
+    each = lambda of: ", ".join(f"{template} {value(metric, fmean(seeds))}" for template, seeds in of.items())
+    means = told({label: each(templates) for label, templates in found.items()})
     most = max(len(seeds) for templates in found.values() for seeds in templates.values())
     size = (8, 1.5 + (0.36 + 0.06 * min(most, 10)) * len(found))
-    return Figure(mode.file("wording"), draw(size, paint), f"means over the seeds: {told}")
+    return Figure(mode.file("wording"), draw(size, paint), f"means over the seeds: {means}")
 
 
 def sweep(mode: Mode) -> Figure | None:
     """Loss and what was kept over the one parameter that varies, or over two; None where more or none do."""
     metrics, settings, means = mode.metrics, mode.results["settings"], mode.found["values"]
     kept = next((key for key, metric in metrics.items() if metric.group == "kept"), None)
-    panels = [metrics[key] for key in ("loss", kept) if key in metrics]
+    judged = [metrics[key] for key in ("loss", kept) if key in metrics]
     labels = list(next(iter(means.values()), {}))
     found = [label for label in labels if settings[label]["yardstick"] != label] or labels  # or a sweep of plain SFT
     grid = {label: settings[label]["values"] for label in found}
     names = list(dict.fromkeys(name for values in grid.values() for name in values))
     methods = {settings[label]["method"] for label in found}
     complete = all(list(values) == names for values in grid.values())
-    if not panels or len(found) < 2 or len(methods) > 1 or not complete or not 1 <= len(names) <= 2:
+    if not judged or len(found) < 2 or len(methods) > 1 or not complete or not 1 <= len(names) <= 2:
         return None
     yardsticks = [settings[label]["yardstick"] for label in found]
     paint_one = partial(_lines, yardsticks=yardsticks) if len(names) == 1 else _map
 
     def paint(*axes: Axes) -> None:
-        for axis, metric in zip(axes, panels):
+        for axis, metric in zip(axes, judged):
             shown = {label: metric.scale.shown(one["mean"]) for label, one in means[metric.key].items()}
             paint_one(axis, metric, shown, grid, names)
 
-    told = "; ".join(
-        f"{metric.title}: " + ", ".join(f"{label} {value(metric, means[metric.key][label]['mean'])}" for label in found)
-        for metric in panels
-    )
+    each = lambda metric: ", ".join(f"{label} {value(metric, means[metric.key][label]['mean'])}" for label in found)
+    alt = told({metric.title: each(metric) for metric in judged})
     dashed = " Dashed: plain SFT." if len(names) == 1 and methods != {"sft"} else ""
-    picture = draw((5.2 * len(panels) + 0.4, 3.8), paint, len(panels))
-    return Figure(f"sweep-{mode.name}", picture, told, f"Means over the seeds.{dashed}")
+    picture = draw((5.2 * len(judged) + 0.4, 3.8), paint, len(judged))
+    return Figure(f"sweep-{mode.name}", picture, alt, f"Means over the seeds.{dashed}")
 
 
 def _lines(

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import draw, legend, look, row_names, whisker
 from lfu.report.template import view_of_template
-from lfu.report.text import and_, by_chance, estimate, number, p_value, shorter, sign
+from lfu.report.text import and_, by_chance, estimate, number, p_value, shorter, sign, told
 
 SMALL = 400  # items: below, the 95 % interval of a share is up to 10 points wide and more
 
@@ -109,8 +109,7 @@ def _picture(results: Mapping[str, Any], labels: Sequence[str]) -> Figure:
             legend(axis)
 
     what = f"change against {base}, points" if base else "score, %"
-    told = "; ".join(
-        f"{label} {name} {number(100 * one['value'])}" for label, found in values.items() for name, one in found.items()
-    )
+    means = lambda found: ", ".join(f"{name} {number(100 * one['value'])}" for name, one in found.items())
+    alt = f"{what}: {told({label: means(found) for label, found in values.items()})}"
     size = (9, 1.4 + (0.3 + 0.2 * len(values)) * len(tasks))
-    return Figure("tasks", draw(size, paint), f"{what}: {told}", f"{what[0].upper()}{what[1:]}, with 95 % intervals.")
+    return Figure("tasks", draw(size, paint), alt, f"{what[0].upper()}{what[1:]}, with 95 % intervals.")

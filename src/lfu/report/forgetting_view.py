@@ -11,7 +11,7 @@ from lfu.report import forgetting_curve
 from lfu.report.blocks import Figure, View
 from lfu.report.figures import GAINED, INK, LOST, PALETTE, draw, row_names, whisker
 from lfu.report.template import view_of_template
-from lfu.report.text import estimate, number, shorter, sign
+from lfu.report.text import estimate, number, shorter, sign, told
 
 MOST_ITEMS = 200  # to read on the page; record.json has them all
 
@@ -67,7 +67,7 @@ def _picture(results: Mapping[str, Any]) -> Figure:
         _bars(left, changes)
         _whiskers(right, texts)
 
-    alt = "; ".join(f"{label}: {f['lost']} lost, {f['gained']} gained" for label, f in changes.items())
+    alt = told({label: f"{f['lost']} lost, {f['gained']} gained" for label, f in changes.items()})
     return Figure("forgetting", draw((10, 2.1 + 0.75 * len(changes)), paint, 2, width_ratios=[1.5, 1]), alt)
 
 
