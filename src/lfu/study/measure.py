@@ -76,14 +76,15 @@ class Part:
 
 def parts_of(exam: Exam) -> dict[str, Part]:
     """Name -> what measures it, in a fixed order. `distance` is not among them: it needs the untouched weights."""
-    rows = lambda count: {"rows": exam.test[:count], "render": pair_of, "batch_size": exam.batch_size}
+    how: dict[str, Any] = {"render": pair_of, "batch_size": exam.batch_size}
     robust = min(exam.robust_rows, len(exam.test))
     parts = {"validation": Part(len(exam.validation), partial(_loss, exam, exam.validation))}
     if "gain" in exam.measures:
         parts["gain"] = Part(len(exam.test), partial(_loss, exam, exam.test))
         if exam.matched and exam.match_rows:
-            match = partial(exact_match, **rows(exam.match_rows), max_new_tokens=exam.max_new_tokens)
-            parts["match"] = Part(min(exam.match_rows, len(exam.test)), match)
+            solved = exam.test[: exam.match_rows]
+            match = partial(exact_match, rows=solved, max_new_tokens=exam.max_new_tokens, **how)
+            parts["match"] = Part(len(solved), match)
     if "forgetting" in exam.measures:
         parts["kept"] = Part(sum(len(each.rows) for each in exam.kept), partial(_kept, exam))
     if "prompts" in exam.measures and robust:
@@ -91,7 +92,7 @@ def parts_of(exam: Exam) -> dict[str, Part]:
         templates = prompts.shipped_templates(prompts.task_of(asked))
         parts["prompts"] = Part(robust * len(templates), partial(_prompts, exam, asked, templates))
     if "noise" in exam.measures and robust:
-        parts["noise"] = Part(robust, partial(noise_similarity, **rows(robust)))
+        parts["noise"] = Part(robust, partial(noise_similarity, rows=exam.test[:robust], **how))
     return parts
 
 
