@@ -87,7 +87,7 @@ def test_what_is_chosen_by_default_runs_beside_plain_sft_and_goes_on(tmp_path, m
     before = out.read_text()
     careful.main(flags)
     assert out.read_text() == before
-    assert "| careful | 4 | lora | l2sp |" in tables(records)
+    assert "| careful model | 4 | lora | l2sp |" in tables(records)
 
 
 def test_measures_of_an_untouched_model(tmp_path):

@@ -177,7 +177,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     given, began, took = arguments(argv), time.time(), 0.0
     rows = picked(given.data, given.task)
-    study = " ".join(["careful", *[given.task] * (given.task != "dolly"), *[given.model] * (given.model != "smollm2")])
+    study = " ".join(
+        ["careful", *[given.task] * (given.task != "dolly"), *[Path(given.model).name] * (given.model != "smollm2")]
+    )
     base, tokenizer = load_model(given.model)
     base.to(given.device)
     done = {
