@@ -14,7 +14,7 @@ from lfu.data.templates import to_training_rows
 from lfu.evaluation import prompts
 from lfu.evaluation.noise import noise_similarity
 from lfu.evaluation.pieces import Asked, Render
-from lfu.evaluation.score import TokenScores, answer_nll, exact_match, final_number, multiple_choice, perplexity
+from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
 from lfu.study.options import Options
 from lfu.study.rows import BESIDE, Kept, Split, pair_of, questions
 
@@ -96,13 +96,13 @@ def parts_of(exam: Exam) -> dict[str, Part]:
     return parts
 
 
-def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> TokenScores:
+def _loss(exam: Exam, rows: Sequence[Any], model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
     """NLL of the answers, or of whole texts."""
     if isinstance(rows[0], str) or "text" in rows[0]:
         end = tokenizer.eos_token or ""  # training puts it behind a row
         texts = [row if isinstance(row, str) else row["text"].removesuffix(end) + end for row in rows]
-        return perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress)
-    return answer_nll(model, tokenizer, rows, render=pair_of, batch_size=exam.batch_size, progress=progress)
+        return asdict(perplexity(model, tokenizer, texts, batch_size=exam.batch_size, progress=progress))
+    return asdict(answer_nll(model, tokenizer, rows, render=pair_of, batch_size=exam.batch_size, progress=progress))
 
 
 def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[str, Any]:
@@ -113,8 +113,7 @@ def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[st
             scores = multiple_choice(model, tokenizer, each.rows, batch_size=exam.batch_size, progress=progress)
             found[each.name] = {"kind": each.kind, "correct": scores.correct}
         else:
-            scored = _loss(exam, each.rows, model, tokenizer, progress)
-            found[each.name] = {"kind": each.kind, **asdict(scored)}
+            found[each.name] = {"kind": each.kind, **_loss(exam, each.rows, model, tokenizer, progress)}
     return found
 
 
