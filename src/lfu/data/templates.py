@@ -81,19 +81,24 @@ def to_training_rows(
             f"column {shape.columns[-1]!r} holds conversations, and the tokenizer has no chat template: use an "
             "instruct model, --chat_template_path, or give instruction and output columns"
         )
-    if "conversations" in shape.columns and (open_ended := sum(ends_in_a_question(row) for row in rows)):
-        tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
     beside = (*SYSTEMS, "tools", "chat_template_kwargs") if conversational else () if shape.own else SYSTEMS
     _tell_left_out(rows, names, {*shape.columns, *beside}, tell)
+    _tell_how_taken(rows, shape.columns, has_chat and not conversational, tell)
     if not conversational:
-        if has_chat and shape.columns == ("prompt", "completion"):
-            tell(
-                "note: prompt and completion are texts: they are taken as they are, without the model's chat "
-                "template. If they are a question and its answer, call the columns question and answer"
-            )
         _begin_once(made, tokenizer, tell)
     filled = {key for row in made for key, value in row.items() if value}  # tools and options: where some row has them
     return as_dataset([{key: value for key, value in row.items() if key in filled} for row in made])
+
+
+def _tell_how_taken(rows: list[Row], columns: tuple[str, ...], bare: bool, tell: Callable[[str], None]) -> None:
+    """Notes on rows that are not taken as one may think; `bare`: texts, though there is a chat template."""
+    if "conversations" in columns and (open_ended := sum(ends_in_a_question(row) for row in rows)):
+        tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
+    if bare and columns == ("prompt", "completion"):
+        tell(
+            "note: prompt and completion are texts: they are taken as they are, without the model's chat template. If "
+            "they are a question and its answer, call the columns question and answer"
+        )
 
 
 def alpaca_prompt(instruction: str, input: str = "", system: str | None = None) -> str:
