@@ -139,7 +139,7 @@ def _timed_parts(
         with (
             _timing(step, "_ascend", spent, ASCENT, device, clock),
             _timing(second_pass, "compare", spent, GRADIENTS, device, clock),
-            _timing(step, "_end", spent, GRADIENTS, device, clock),
+            _timing(step, "end", spent, GRADIENTS, device, clock),
             _timing(SplitGradients, "join", spent, GRADIENTS, device, clock),
             _timing(SplitGradients, "narrow", spent, GRADIENTS, device, clock),
         ):
