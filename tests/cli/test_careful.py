@@ -124,6 +124,7 @@ def test_a_run_from_model_and_file_alone(here, model, capsys):
     write(24)
     assert main(["train", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", "--report_to", "none"]) == 0
     out, err = capsys.readouterr()
+    assert "nothing is chosen" not in err.replace("\n", " ")
     assert "chosen for 24 rows (your own flags win; --careful false turns this off):" in " ".join(err.split())
     assert "--num_train_epochs 15" in err
     assert "Rows     22 to train on from rows.jsonl, 2 held out" in out

@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
         rows, eval_rows = load_data(config, model, data, raw, _say)
         with output.no_empty_leftovers(folder, always=data.dry_run):
             trainer = _trainer(config, model, rows, eval_rows)
-            if note := careful.untold(data):
+            if raw is None and (note := careful.untold(data)):
                 _say(note)
             if callback:
                 trainer.add_callback(callback)

@@ -145,7 +145,7 @@ class _Writing:
 
     def _labels(self, row: Row, ids: list[int]) -> list[int]:
         """TRL's; where it leaves their making to its collator, as it does before 1.7, by its masks."""
-        if row.get("answers") and self.trainer.completion_only_loss:
+        if (row.get("answers") or (self.closing and "prompt" in row)) and self.trainer.completion_only_loss:
             return self._answers_of_text(row, ids)
         if "labels" in row:
             return list(row["labels"])
@@ -157,7 +157,7 @@ class _Writing:
         """Labels of a conversation that is written as a text: of its completion, and of the answers in its prompt."""
         labels, prompt = [IGNORED] * len(ids), row["prompt"]
         upto = lambda place: _common(self.tokenizer(prompt[:place])["input_ids"], ids)
-        spans = [(upto(start), upto(end)) for start, end in row["answers"]]
+        spans = [(upto(start), upto(end)) for start, end in row.get("answers") or ()]
         for start, end in [*spans, (upto(len(prompt)), len(ids))]:
             labels[start:end] = ids[start:end]
         return labels
