@@ -1,6 +1,5 @@
 """What is asked again and again: built-in questions and prose, and files of the user's own."""
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Mapping
@@ -22,10 +21,6 @@ class ItemSet:
     name: str  # `questions`, `prose`, or the stem of the user's file
     choice: bool  # multiple-choice rows `{"question", "choices", "answer"}`; otherwise plain texts
     items: list[Any]  # in an order drawn once, so that the first n are a fair sample
-
-    def digest(self) -> str:
-        """SHA-256 of the items in their order: answers to others can't be compared with theirs."""
-        return hashlib.sha256(json.dumps(self.items, sort_keys=True).encode()).hexdigest()
 
 
 def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:

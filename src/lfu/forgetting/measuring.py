@@ -7,6 +7,7 @@ from typing import Any
 
 from lfu.evaluation.batching import token_nll
 from lfu.evaluation.pieces import Piece, encode, text_pieces
+from lfu.evaluation.record import digest
 from lfu.evaluation.score import multiple_choice
 from lfu.forgetting.answers import Answers, compare
 from lfu.forgetting.budget import beyond_noise, evidence, spent
@@ -35,7 +36,8 @@ class Measuring:
         self.cached = not unsloth() and self.dealer.size == 1  # without a cache sharded processes make the same passes
         self.prose = next(each for each in sets if each.name == PROSE).items
         sizes = {each.name: len(each.items) for each in sets}
-        self.asked = {"seed": seed, "sets": {each.name: each.digest() for each in sets}}
+        # answers to other items, or to these in another order, can't be compared
+        self.asked = {"seed": seed, "sets": {each.name: digest(each.items) for each in sets}}
         self.share = Share(share_of_time, sizes | {WRITTEN: TEXTS})
         self.memory: Memory
 
