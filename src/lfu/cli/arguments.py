@@ -120,9 +120,8 @@ class DataArguments:
 
     def holds_out(self) -> bool | None:
         """Whether rows are held out, by flags or a recipe; None if these don't say."""
-        return (
-            bool(self.eval_data or self.eval_share) if self.given & {"eval_data", "eval_split", "eval_share"} else None
-        )
+        said = self.given & {"eval_data", "eval_split", "eval_share"}
+        return bool(self.eval_data or self.eval_share) if said else None
 
     def rows(self) -> Dataset:
         """The training rows as they are in their file."""

@@ -35,11 +35,11 @@ def wanted(data: DataArguments) -> bool:
 def choices(rows: int, given: Collection[str] = (), *, held_out: bool | None = None) -> list[str]:
     """The flags for so many rows, to put in front of the user's, without the `given` ones.
 
-    `held_out`: whether the user's flags hold rows out; None if they don't say.
-
     They hold rows out, measure the loss after each epoch and forgetting as often as a twentieth of the time allows (a
     fifth, with few rows), keep the best checkpoint within the budget, and take some 60 updates of 8 rows by plain
     fine-tuning, which is what docs/results-models.md found best.
+
+    `held_out`: whether the user's own flags hold rows out; None if they don't say.
     """
     flags = lengths(rows) | {"method": "sft"}
     if rows <= FEW and "use_peft" not in given:
@@ -66,13 +66,13 @@ def told(rows: int, chosen: list[str]) -> str:
 
 
 def untold(data: DataArguments) -> str | None:
-    """Why nothing was chosen, for a user whose flags on the command line began to choose, without a word on this."""
+    """Why nothing was chosen, for a user who gave a flag that says how to train, and did not give --careful."""
     said = sorted(data.typed - NEUTRAL)
     if data.careful is not None or not said or data.given - data.typed:
         return None
     return (
-        f"note: --{said[0]} says how to train, so what you don't give has its default, and nothing is chosen for your "
-        "rows (--careful\xa0true: choose the rest, false: no note)"
+        f"note: --{said[0]} says how to train, so nothing is chosen for you: every other setting has its default "
+        "(--careful\xa0true chooses the rest, --careful\xa0false drops this note)"
     )
 
 

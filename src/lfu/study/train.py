@@ -96,7 +96,8 @@ def make_trainer(
     `loaded`: model and tokenizer, if they are there already. An adapter that is given as the model is trained further.
     """
     model, tokenizer = loaded or load_start(arguments, config)
-    for name in (not isinstance(model, PeftModel) and arguments.use_peft and arguments.lora_modules_to_save) or ():
+    adapted = arguments.use_peft and not isinstance(model, PeftModel)  # by a fresh adapter
+    for name in (arguments.lora_modules_to_save or ()) if adapted else ():
         if not any(module.endswith(name) for module, _ in model.named_modules()):  # PEFT would leave it out in silence
             raise ValueError(f"lora_modules_to_save {name}: the model has no module of that name")
     set_seed(config.seed)  # before PEFT draws the adapter, which TRL before 1.15 does not do
