@@ -26,7 +26,7 @@ from lfu.parallel.refusals import refuse_launch
 from lfu.step.cheaper import Cheaper
 from lfu.trainer import _load_as_sft_trainer_does
 from lfu.training.advice import LfUAdvice
-from lfu.training.checkpoints import STATE_FILE
+from lfu.training.checkpoints import RUN_FILE, STATE_FILE
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
 CHAT = (
@@ -462,12 +462,14 @@ def test_fp8_is_refused(tmp_path):
     ids=str,
 )
 def test_resume_is_bit_exact(tmp_path, peft, options):
-    """From the checkpoint after 2 of 4 updates, against uninterrupted; dropout is on in the adapter."""
+    """From the checkpoint after 2 of 4 updates, against uninterrupted; with dropout in the adapter. No warning."""
     kept = dict(peft=peft, save_strategy="steps", save_steps=2, **options)
     whole = trainer(tmp_path / "whole", **kept)
     whole.train()
     rest = trainer(tmp_path / "rest", **kept)
-    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LfUAdvice)
+        rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert_equal(weights(whole), weights(rest))
     assert whole.last_record == rest.last_record
 
@@ -480,7 +482,7 @@ def test_checkpoints_hold_no_auxiliary(tmp_path):
         plain.train()
         ours = {p.name for p in (tmp_path / name / "checkpoint-4").iterdir()}
         theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-4").iterdir()}
-        assert ours - theirs == {STATE_FILE}
+        assert ours - theirs == {STATE_FILE, RUN_FILE}
         own = {"calls", "random", "auxiliary/groups", "alpha/mean_log", "alpha/weight", "alpha/wanted"}
         assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {f"lfu/{part}" for part in own}
         base = tiny_model("llama", dtype=torch.float32)

@@ -287,11 +287,17 @@ def test_an_adapter_can_be_trained_further(here, model, earlier, capsys):
     assert "merge it first" in capsys.readouterr().err
 
 
-def test_resume_ends_where_the_whole_run_ends(here, model, whole):
+def test_resume_ends_where_the_whole_run_ends(here, model, whole, capsys):
     saving = "--save_strategy steps --save_steps 2"
     assert train(model, saving, f"--resume_from_checkpoint {whole}/checkpoint-2", output="resumed") == 0
     one, other = (load_file(folder / "adapter_model.safetensors") for folder in (whole, here / "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    assert "checkpoint-2" not in capsys.readouterr().err
+    more = f"--alpha 0.5 --data_limit 6 --resume_from_checkpoint {whole}/checkpoint-2"
+    assert train(model, more, output="other") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "checkpoint-2" in line]
+    assert "was trained with alpha auto, training rows 8 (hash " in line
+    assert "goes on with alpha 0.5, training rows 6 (hash " in line
 
 
 def test_resume_true_passes_over_a_checkpoint_that_a_killed_run_left_unfinished(here, model, earlier, capsys):

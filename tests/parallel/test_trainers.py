@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from trainers import BF16, CASES, CLIPPED, CUT, everything, reference, saved, train
 from two import both
 
-from lfu.training.checkpoints import STATE_FILE
+from lfu.training.checkpoints import RUN_FILE, STATE_FILE
 
 # TRL's fused loss keeps float32 sums whatever the model's dtype; checkpointed runs are float32 in parts
 TOLERANCE = 1e-7
@@ -67,7 +67,7 @@ def test_resume_continues_bit_for_bit_and_one_process_writes(told, folder, wrapp
     assert {path.name for path in run.iterdir()} >= {"checkpoint-1", "checkpoint-2", "final"}
     assert not list(run.rglob(".writing-*"))
     checkpoint = run / "checkpoint-1"
-    assert [path.name for path in checkpoint.glob("lfu*")] == [STATE_FILE]
+    assert {path.name for path in checkpoint.glob("lfu*")} == {RUN_FILE, STATE_FILE}
     assert set(load_file(checkpoint / STATE_FILE)) == {
         "lfu/calls", "lfu/random", "lfu/auxiliary/groups", "lfu/lam/mean_log", "lfu/lam/weight",
     }  # fmt: skip

@@ -524,6 +524,7 @@ def test_training_goes_on_from_the_last_sound_checkpoint_and_ends_the_same(here,
         ),
         ("--resume_from_checkpoint true --lora_r 4", "does not fit this model and these settings"),
         ("--resume_from_checkpoint true --use_peft false", "checkpoint"),
+        ("--resume_from_checkpoint true --method lfu+ema", "is of method 'lfu', and this run has 'lfu+ema'"),
     ],
 )
 def test_what_can_not_be_resumed_is_one_line(here, finished, model, capsys, flags, says):

@@ -22,6 +22,7 @@ from lfu.cli.screen import Screen, facts, folded, summary
 from lfu.cli.stop import Stop
 from lfu.cli.training_rows import load_data
 from lfu.data.show import shown
+from lfu.methods import methods_of
 from lfu.model.loading import is_adapter
 from lfu.step.record import BadBatch
 from lfu.study.train import load_start, make_trainer
@@ -29,6 +30,7 @@ from lfu.support.errors import UserError, leading, one_line
 from lfu.support.files import remove_folder, restore
 from lfu.support.words import filled, tell
 from lfu.training import checkpoints
+from lfu.training.resuming import run_of
 
 MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 
@@ -115,6 +117,8 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     checkpoint = _checkpoint(str(config.resume_from_checkpoint or ""), folder, bare=config.save_only_model)
     if checkpoint and overwrite:
         raise UserError("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
+    if checkpoint:
+        run_of(checkpoint, methods_of(config.method, config.method_args))  # another method is refused at once
     earlier = _earlier_run(folder)
     if earlier and not checkpoint and not overwrite:
         raise UserError(

@@ -12,6 +12,7 @@ from lfu.support.files import restore
 
 NAME = re.compile(r"checkpoint-(\d+)")
 STATE_FILE = "lfu_state.safetensors"  # of the methods
+RUN_FILE = "lfu_run.json"  # which run the checkpoint is of
 STATE = "trainer_state.json"  # Trainer writes it last
 # What Trainer needs to go on exactly, beside the weights. FSDP and DeepSpeed keep theirs in folders of their own.
 PICKLED = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
