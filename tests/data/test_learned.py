@@ -189,6 +189,20 @@ def test_the_end_of_an_earlier_answer_is_learned_where_the_token_has_no_role(las
     assert runs(tokenizer, row["input_ids"], row["labels"]) == [f"{last}<turn>", "a<turn>\n"]
 
 
+@pytest.mark.parametrize("head", ["messages | length", "(messages | selectattr('role', 'equalto', 'user') | list)[-1]"])
+@pytest.mark.parametrize("shape", ["messages", "pair"])
+def test_a_question_is_not_learned_where_later_turns_change_how_it_is_written(head, shape):
+    """As Mistral's templates do, which write the tools in front of the last question."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = f"{{{{ {head} }}}}\n{tokenizer.chat_template}"
+    talk = [user("What?"), assistant("one"), user("Which?"), assistant("two")]
+    row = {"messages": talk} if shape == "messages" else {"prompt": talk[:3], "completion": talk[3:]}
+    (made,) = tokenised(to_training_rows(as_dataset([row]), tokenizer=tokenizer), tokenizer, ARGS)
+    learned = runs(tokenizer, made["input_ids"], made["labels"])
+    assert [run.rstrip("\n") for run in learned] == ["one<|im_end|>", "two<|im_end|>"][-len(learned) :]
+    assert len(learned) == (2 if shape == "messages" else 1)
+
+
 def test_a_text_is_ended_once():
     tokenizer, told = base_tokenizer("with an end"), []
     for row in ({"text": "Herons."}, {"prompt": "Name: ", "completion": "Bo"}, {"text": "Herons.<|im_end|>"}):

@@ -148,10 +148,22 @@ class _Writing:
         if (row.get("answers") or (self.closing and "prompt" in row)) and self.trainer.completion_only_loss:
             return self._answers_of_text(row, ids)
         if "labels" in row:
-            return list(row["labels"])
-        wanted = ["assistant_masks", *(["completion_mask"] if self.trainer.completion_only_loss else [])]
-        masks = [row[name] for name in wanted if name in row]
-        return [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks)]
+            labels = list(row["labels"])
+        else:
+            wanted = ["assistant_masks", *(["completion_mask"] if self.trainer.completion_only_loss else [])]
+            masks = [row[name] for name in wanted if name in row]
+            labels = [token if all(bits) else IGNORED for token, *bits in zip(ids, *masks)]
+        if isinstance(row.get("prompt"), list) and self.trainer.completion_only_loss:
+            self._take_off_the_prompt(row, ids, labels)
+        return labels
+
+    def _take_off_the_prompt(self, row: Row, ids: list[int], labels: list[int]) -> None:
+        """What TRL has learned of a prompt that the template writes otherwise once the completion follows."""
+        start = next((place for place, label in enumerate(labels) if label != IGNORED), len(ids))
+        end = row["prompt"][-1].get("content", "").strip()[-20:]  # a quick look first: mostly it is where it should be
+        if end not in self.tokenizer.decode(ids[max(0, start - 64) : start], clean_up_tokenization_spaces=False):
+            start = self._start_of(row, row["prompt"] + row["completion"], len(row["prompt"]), ids)
+            labels[:start] = [IGNORED] * start
 
     def _answers_of_text(self, row: Row, ids: list[int]) -> list[int]:
         """Labels of a conversation that is written as a text: of its completion, and of the answers in its prompt."""
@@ -166,38 +178,43 @@ class _Writing:
         """Labels of the assistant's turns, for a template that does not mark them.
 
         A turn begins where the conversation before it, with the generation prompt, ends. It ends where the conversation
-        up to it does. Where a template writes a turn otherwise once another follows (without its reasoning, say), it
-        ends behind the last token that changes with it and the special tokens that follow there, if that is later.
+        up to it does. Where a template writes a turn otherwise once another follows (without its reasoning, or tools in
+        front of the last question alone), it begins with the first token that changes with it, if that is later, and
+        ends behind the last one and the special tokens that follow there.
         """
         messages, labels = row["messages"], [IGNORED] * len(ids)
         for index, message in enumerate(messages):
             if not is_learned(message):
                 continue
-            start, end = self._start_of(row, index, ids), len(ids)
+            start, end = self._start_of(row, messages, index, ids), len(ids)
             if index + 1 < len(messages):
                 upto = self._write(row, messages[: index + 1])
                 end = _common(upto, ids)
                 if end < len(upto):
-                    end = max(end, self._end_of(row, index, ids))
+                    end = max(end, self._end_of(row, messages, index, ids))
             labels[start:end] = ids[start:end]
         return labels
 
-    def _start_of(self, row: Row, index: int, ids: list[int]) -> int:
-        if before := row["messages"][:index]:
-            return _common(self._write(row, before, add_generation_prompt=True), ids)
-        return min(_common(other, ids) for other in self._with_others(row, index))
+    def _start_of(self, row: Row, messages: list[Message], index: int, ids: list[int]) -> int:
+        before, start = messages[:index], 0
+        if before:
+            asked = self._write(row, before, add_generation_prompt=True)
+            start = _common(asked, ids)
+            if start == len(asked) or start >= len(self._write(row, before)):  # else it writes otherwise what is before
+                return start
+        return max(start, min(_common(other, ids) for other in self._with_others(row, messages, index)))
 
-    def _end_of(self, row: Row, index: int, ids: list[int]) -> int:
-        end = len(ids) - min(_common(other[::-1], ids[::-1]) for other in self._with_others(row, index))
+    def _end_of(self, row: Row, messages: list[Message], index: int, ids: list[int]) -> int:
+        end = len(ids) - min(_common(other[::-1], ids[::-1]) for other in self._with_others(row, messages, index))
         ending = special_ids(self.tokenizer) - {self.tokenizer.bos_token_id}
         while end < len(ids) and ids[end] in ending:
             end += 1
         return end
 
-    def _with_others(self, row: Row, index: int) -> Iterator[list[int]]:
+    def _with_others(self, row: Row, messages: list[Message], index: int) -> Iterator[list[int]]:
         """The conversation with another answer in place of that one, in two ways that begin and end differently."""
         for answer in (MARK, MARK[::-1]):
-            yield self._write(row, [*row["messages"][:index], said("assistant", answer), *row["messages"][index + 1 :]])
+            yield self._write(row, [*messages[:index], said("assistant", answer), *messages[index + 1 :]])
 
     def _write(self, row: Row, messages: list[Message], **more: Any) -> list[int]:
         options = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {}), **more}
