@@ -117,6 +117,18 @@ def test_an_adapter_counts_as_merged_and_is_left_as_it_was(kind):
     assert weight_drift(tiny_model("llama", **plain), model.merge_and_unload()) == drift
 
 
+@pytest.mark.parametrize("std", [1e-1, 1e-4])
+def test_an_adapter_on_16_bit_weights_is_as_far_as_it_acts(std):
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_model(dtype=torch.bfloat16), LoraConfig(r=2, target_modules="all-linear"))
+    added = 0.0
+    for module in model.modules():
+        if lora := getattr(module, "lora_B", None):
+            a, b = module.lora_A["default"].weight, torch.nn.init.normal_(lora["default"].weight, std=std)
+            added += float((b.double() @ a.double() * module.scaling["default"]).square().sum())
+    assert weight_drift(None, model).overall.distance == pytest.approx(added**0.5, rel=1e-3)
+
+
 def test_a_new_adapter_is_at_distance_zero_and_reading_keeps_grad_mode():
     model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules="all-linear"))
     assert weight_drift(None, model).overall.distance == 0.0

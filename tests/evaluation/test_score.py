@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from questions import CHOICES, QUESTIONS, TEXTS
-from tiny import DEVICE, random_states
+from tiny import DEVICE, random_states, tiny_model
 
 from lfu.evaluation import score
 from lfu.evaluation.pieces import chat_pair
@@ -214,6 +214,34 @@ def test_a_peft_model_scores_as_its_merged_self(llama, tokenizer):
             assert one.nll == pytest.approx(two.nll, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [("llama", PromptTuningConfig), ("gpt2", PromptTuningConfig), ("llama", PromptEncoderConfig),
+     ("llama", PrefixTuningConfig)],
+)  # fmt: skip
+def test_trained_tokens_in_front_of_a_row_are_read_without_padding_or_cache(family, config, tokenizer):
+    more = {"n_positions": 256} if family == "gpt2" else {"max_position_embeddings": 256}
+    plain = tiny_model(family, dtype=torch.float32, vocab_size=340, **more)
+    peft = get_peft_model(plain, config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    for p in peft.prompt_encoder.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+
+    def naive(prompt: str, rest: str) -> float:
+        ids, start = encode(tokenizer, prompt + rest), len(encode(tokenizer, prompt))
+        with torch.no_grad():
+            logits = peft.eval()(input_ids=torch.tensor([ids], device=DEVICE)).logits[0, -len(ids) :]
+        chances = logits.double().log_softmax(-1)
+        return -sum(float(chances[t - 1, ids[t]]) for t in range(start, len(ids)))
+
+    answers = answer_nll(peft, tokenizer, QUESTIONS)
+    assert answers.nll == pytest.approx([naive(*chat_pair(tokenizer, row)) for row in QUESTIONS], **CLOSE)
+    for row, loglik in zip(CHOICES, multiple_choice(peft, tokenizer, CHOICES).loglik):
+        wanted = [-naive(f"Question: {row['question']}\nAnswer:", f" {choice}") for choice in row["choices"]]
+        assert loglik == pytest.approx(wanted, **CLOSE)
+    together = exact_match(peft, tokenizer, QUESTIONS, max_new_tokens=4)
+    assert together.text == [exact_match(peft, tokenizer, [row], max_new_tokens=4).text[0] for row in QUESTIONS]
+
+
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +262,13 @@ def test_mistakes_are_named(llama, tokenizer, merging_tokenizer):
         exact_match(llama, tokenizer, [QUESTIONS[0], {"question": "?", "answer": "seven"}])
     with pytest.raises(ValueError, match="batch_size"):
         perplexity(llama, tokenizer, TEXTS, batch_size=0)
+
+
+def test_a_broken_model_takes_no_choice(llama, tokenizer):
+    with torch.no_grad():
+        llama.model.norm.weight.fill_(torch.nan)
+    got = multiple_choice(llama, tokenizer, CHOICES)
+    assert (got.chosen, got.accuracy) == ([-1] * len(CHOICES), 0)
 
 
 def test_perplexity_of_an_indifferent_model_is_its_vocabulary(llama, tokenizer):

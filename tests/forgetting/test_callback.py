@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 
@@ -151,6 +152,26 @@ def test_the_best_checkpoint_within_the_budget_is_left(tmp_path):
     losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
     assert run.state.best_metric == losses[4]
     assert all(loss < float("inf") for loss in losses.values())
+
+
+@pytest.mark.parametrize("name", ["plain", "sft, lora"])
+def test_a_run_that_breaks_is_over_its_budget_and_ends_in_words(name, tmp_path):
+    class Breaks(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **more):
+            with torch.no_grad():
+                [p.fill_(torch.nan) for p in model.parameters() if p.requires_grad and state.global_step == 3]
+
+    said = []
+    watch = ForgettingCallback({"prose": 10.0}, stop=True, share_of_time=None, say=said.append)
+    run = trainer(name, tmp_path, [Breaks(), watch])
+    run.train()
+    _, fine, broken = curve(run)
+    assert (fine["step"], broken["step"]) == (2, 4)
+    assert broken["forgetting/lost"] == broken["forgetting/known"] > 0
+    assert math.isnan(broken["forgetting/prose_rise"])
+    assert math.isnan(broken["forgetting/kl"])
+    assert [reading.shown for reading in watch.memory.readings] == [[], ["prose"]]
+    assert any("broken" in line for line in said)
 
 
 def test_no_checkpoint_within_the_budget_leaves_the_last_weights_and_says_so(tmp_path):

@@ -53,6 +53,11 @@ def adapter_off(model: Any) -> Iterator[None]:
             p.requires_grad_(flag)
 
 
+def prompt_tuned(model: Any) -> bool:
+    """Whether PEFT puts trained tokens in front of every pass: no padding may stand there, and no cache goes on."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
 @contextmanager
 def generators_kept(model: Model | None = None) -> Iterator[None]:
     """Afterwards Python's, numpy's and torch's random generators are as before, those of the model's devices too."""
@@ -71,7 +76,7 @@ def token_nll(
     """Summed NLL (nats) of what counts of each piece; calls `done(index)` after each."""
     values = [0.0] * len(pieces)
     with evaluating(model), torch.no_grad():
-        for batch in batches([len(piece.ids) for piece in pieces], batch_size):
+        for batch in batches([len(piece.ids) for piece in pieces], 1 if prompt_tuned(model) else batch_size):
             some = [pieces[i] for i in batch]
             ids, mask = left_pad([piece.ids for piece in some], pad_id(tokenizer), model.device)
             longest = max(piece.tokens for piece in some)  # all at the right end
@@ -89,7 +94,7 @@ def continuations(
     """Greedy continuations of prompts (token ids), in their order, without special tokens."""
     ends, texts = end_tokens(model, tokenizer), [""] * len(prompts)
     with evaluating(model), torch.no_grad():
-        for batch in batches([len(prompt) for prompt in prompts], batch_size):
+        for batch in batches([len(prompt) for prompt in prompts], 1 if prompt_tuned(model) else batch_size):
             rows = generate(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, ends)
             for index, row in zip(batch, rows):
                 texts[index] = tokenizer.decode(row, skip_special_tokens=True)
@@ -125,7 +130,9 @@ def forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) 
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # behind PEFT's wrapper
     accepted = inspect.signature(base.forward).parameters
-    if "position_ids" in accepted:  # left padding must not move the positions of a model with absolute ones
+    if prompt_tuned(model):
+        more["use_cache"] = False
+    elif "position_ids" in accepted:  # left padding must not move the positions of a model with absolute ones
         more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     if "logits_to_keep" in accepted:
         more["logits_to_keep"] = keep

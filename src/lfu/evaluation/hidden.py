@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lfu.evaluation.batching import Progress, batches, evaluating, pad_id, padded, tick
+from lfu.evaluation.batching import Progress, batches, evaluating, pad_id, padded, prompt_tuned, tick
 from lfu.evaluation.pieces import Piece
 from lfu.model.anatomy import Anatomy, anatomy
 from lfu.model.representations import Reader, answer_positions
@@ -92,8 +92,7 @@ def over_batches(
 
 def parts_of(model: Model) -> Anatomy:
     """`anatomy(model)`; ValueError for prompt tuning, which has no weights or hidden states of its own to compare."""
-    config = getattr(model, "active_peft_config", None)
-    if getattr(config, "is_prompt_learning", False):
+    if prompt_tuned(model):
         raise ValueError("prompt tuning changes neither weights nor tokens: there is nothing to compare")
     return anatomy(model)
 

@@ -5,6 +5,7 @@ every random generator as they found them, and return one number per item, so th
 items can be compared in pairs (see `intervals`). A score doesn't depend on the batch size, but for rounding.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -136,7 +137,7 @@ def multiple_choice(
     """
     if not rows:
         raise ValueError("no rows to score")
-    items = [_choice_ids(tokenizer, row) for row in rows]
+    items, cached = [_choice_ids(tokenizer, row) for row in rows], cached and not batching.prompt_tuned(model)
     loglik: list[list[float]] = [[] for _ in rows]
     with batching.evaluating(model), torch.no_grad():
         for batch in batches([len(prompt) for prompt, _ in items], batch_size, SHORT * batch_size if cached else 0):
@@ -151,7 +152,9 @@ def multiple_choice(
 
 
 def likeliest(loglik: Sequence[float], choices: Sequence[str] | None = None) -> int:
-    """The index of the largest log-likelihood, or with the choices' texts of the largest per character."""
+    """The index of the largest log-likelihood, or with the choices' texts of the largest per character; -1 with NaN."""
+    if any(map(math.isnan, loglik)):
+        return -1
     lengths = [1] * len(loglik) if choices is None else [max(1, len(choice)) for choice in choices]
     return max(range(len(loglik)), key=lambda place: loglik[place] / lengths[place])
 

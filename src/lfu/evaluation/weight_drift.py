@@ -110,7 +110,8 @@ def _merged(layer: Any, path: str, seen: set[int]) -> list[tuple[str, Tensor]]:
     unseen = _unseen(layer.get_base_layer().named_parameters(), path, seen)
     if not _active(layer):
         return unseen
-    twin = copy.deepcopy(layer)
+    dtype = next(layer.get_base_layer().parameters()).dtype
+    twin = copy.deepcopy(layer).to(torch.promote_types(dtype, torch.float32))  # 16 bits would round small changes away
     for wrapper in _active(twin):
         wrapper.merge()
     merged = dict(twin.get_base_layer().named_parameters())

@@ -87,5 +87,8 @@ def evidence(before: Answers, after: Answers, each: ItemSet, budget: float) -> f
 
 
 def beyond_noise(log_evidence: float, reading: int, measures: int) -> bool:
-    """Whether reading number `reading` (from 1) shows that one of so many `measures` is over its budget."""
-    return log_evidence >= math.log(reading * (reading + 1) * measures / ALPHA)
+    """Whether reading number `reading` (from 1) shows that one of so many `measures` is over its budget.
+
+    NaN does: it is what a broken model gives.
+    """
+    return not log_evidence < math.log(reading * (reading + 1) * measures / ALPHA)

@@ -222,7 +222,10 @@ class ForgettingCallback(TrainerCallback):
         """What measuring took, and the page."""
         assert self.measuring is not None
         begun, where = time.monotonic(), ""
-        made = show.record(self.measuring, kept, state.global_step) if self.page else {}
+        whole = all(map(math.isfinite, kept.figures.values()))
+        if not whole:
+            self.say(f"the model of step {kept.step} is broken: its losses are no numbers, so there is no page")
+        made = show.record(self.measuring, kept, state.global_step) if self.page and whole else {}
         if made and self._speaks:
             where = show.write(made, _folder(args))
         self.measuring.share.measured(time.monotonic() - begun)

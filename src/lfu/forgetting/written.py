@@ -58,7 +58,7 @@ def divergence(model: Any, written: Written, count: int, batch_size: int, dealer
     def work(part: list[int]) -> list[float]:
         said = zip(part, _logits(model, written.ids[part], batch_size))
         kl = (kl_of_top(logits, written.top[i].long(), written.logp[i]) for i, logits in said)
-        return [max(0.0, float(each.mean())) for each in kl]
+        return [max(float(each.mean()), 0.0) for each in kl]  # NaN stays
 
     return dealer.over(list(range(min(count, len(written.ids)))), work)
 
