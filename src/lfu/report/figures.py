@@ -73,6 +73,8 @@ class Panel:
     y: str
     lines: Mapping[str, Sequence[tuple[float, Any]]]
     across: float | None = None  # where a grey line lies across
+    most: float | None = None  # where a dotted line says how much is allowed
+    marked: float | None = None  # the x of a broad line
     whole: bool = True  # whether x is counted
 
 
@@ -90,6 +92,10 @@ def panels(plots: Sequence[Panel], looks: Mapping[str, Mapping[str, Any]], **gri
                     axis.fill_between(x, low, high, color=looks[label]["color"], alpha=0.18, lw=0)
             if plot.across is not None:
                 axis.axhline(plot.across, color=GRID, lw=1.2, zorder=0)
+            if plot.most is not None:
+                axis.axhline(plot.most, color=LOST, ls=":", lw=1.6)
+            if plot.marked is not None:
+                axis.axvline(plot.marked, color=GRID, lw=4, zorder=0)
             finish(axis, plot.title, plot.x, plot.y, whole=plot.whole)
         legend(*axes)
 
