@@ -633,6 +633,30 @@ def test_items_between_right_and_wrong_have_a_net_change_alone():
     assert results["tasks"]["story"]["correct"]["old"] == [0.5, 0.25, 1.0]
 
 
+def test_a_mean_that_is_no_share_is_not_taken_for_one():
+    """The harness's bleu_max goes to 100: as a share it would read 1,250 %."""
+    bleu = {"bleu_max,none": [12.5, 0.0], "bleu_acc,none": [1.0, 0.0]}
+    zero = bleu | {"bleu_max,none": [0.0, 0.0]}
+    entries = Categories("x", "x", {"Helpfulness": (Entry("truthful", ("truthful",)),)})
+    todo = Plan(entries, {"truthful": Runnable("truthful", None, "here")}, {})
+
+    def assembled_of(*each):
+        of = lambda items: TaskResult(
+            "truthful", 0, {m: sum(v) / 2 for m, v in items.items()}, items, [1.0] * 2, [{}] * 2
+        )
+        return assemble(todo, {str(n): Outcome({}, {"truthful": of(items)}) for n, items in enumerate(each)})
+
+    assert assembled_of(zero, bleu)["tasks"]["truthful"]["metric"] == "bleu_acc,none"
+    (missing,) = assembled_of({"bleu_max,none": [12.5, 0.0]})["missing"]
+    assert "from 0 to 1" in missing["why"]
+
+
+def test_a_metric_of_which_less_is_better_is_left_out(data, tiny):
+    part = one("arc_easy", data)
+    part.task._higher_is_better["acc"] = False
+    assert list(run_task(*tiny, part, Settings(limit=1)).scores) == ["acc_norm,none"]
+
+
 def test_long_lists_of_lost_items_say_how_many():
     results = assembled({"old": {"sums": [1] * 80}, "new": {"sums": [0] * 80}}, base="old")
     assert results["lost"]["new"]["sums"]["count"] == 80

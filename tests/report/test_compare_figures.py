@@ -34,8 +34,12 @@ def test_no_two_settings_look_alike():
 
 
 def test_what_was_forgotten_on_the_way_is_a_mean_over_the_seeds():
+    """At the steps that all of them have: a seed may have been measured more often, as its time allowed."""
     reading = lambda step, lost, rise: {"step": step, "net_lost": lost, "prose_rise": rise}
-    seeds = {0: [reading(4, 0.1, 0.5), reading(8, 0.2, 1.0)], 1: [reading(4, 0.1, 0.0), reading(8, 0.0, 0.5)]}
+    seeds = {
+        0: [reading(4, 0.1, 0.5), reading(6, 0.9, 9.0), reading(8, 0.2, 1.0)],
+        1: [reading(4, 0.1, 0.0), reading(8, 0.0, 0.5)],
+    }
     mode = {"forgetting": {"sft": seeds, "gem": {0: []}}}  # GEM was trained before it was asked for
     of = lambda found: Mode({"settings": {"sft": {}, "gem": {}}, "metrics": {}, "modes": {"steps": found}}, "steps")
     picture = figures.forgetting(of(mode))

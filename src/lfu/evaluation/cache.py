@@ -13,7 +13,7 @@ from lfu.evaluation.record import digest, versions
 from lfu.support.errors import UserError
 from lfu.support.files import dump_json, write_text
 
-FORMAT = 1  # raise it when what is kept changes: older results are then not found
+FORMAT = 2  # raise it when what is kept changes: older results are then not found
 PACKAGES = ("lm_eval", "torch", "transformers", "peft")
 
 

@@ -99,7 +99,7 @@ def main_metric(available: Collection[str], wanted: str | None = None) -> str:
     Raises ValueError: the wanted one isn't there, or nothing is.
     """
     if not available:
-        raise ValueError("the task has no metric that is a mean over its items")
+        raise ValueError("the task has no metric that is a mean of numbers from 0 to 1, the more the better")
     names = [wanted] if wanted else ["acc_norm", "acc", "exact_match", "f1"]
     found = [metric for name in names for metric in available if name in (metric, metric.partition(",")[0])]
     if wanted and not found:

@@ -94,14 +94,18 @@ def run_task(
 
 
 def _leaf(task: Any, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
-    """The items of one task, metric by metric, and their texts; a metric that isn't one number an item is left out."""
+    """The items of one task, metric by metric, and their texts.
+
+    Left out is a metric that isn't the mean of one number per item, or of which less is better.
+    """
     items: dict[str, list[float]] = {}
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])
     for sample in ordered:
         for metric in sample["metrics"]:
             items.setdefault(f"{metric},{sample['filter']}", []).append(sample[metric])
     texts = [_text(task, sample) for sample in ordered if sample["filter"] == ordered[0]["filter"]]
-    averaged = [name for name, how in task.aggregation().items() if getattr(how, "__name__", "") == "mean"]
+    less = [name for name, more in task.higher_is_better().items() if more is False]
+    averaged = {name for name, how in task.aggregation().items() if getattr(how, "__name__", "") == "mean"} - {*less}
     number = (int, float, np.number, np.bool_)
     one_each = lambda values: len(values) == len(texts) and all(isinstance(value, number) for value in values)
     sound = [name for name, v in items.items() if name.partition(",")[0] in averaged and one_each(v)]

@@ -84,7 +84,8 @@ def assemble(plan: Plan, outcomes: Mapping[str, Outcome], *, base: str | None = 
 def _task(category: str, entry: Entry, source: str, have: Mapping[str, TaskResult], seed: int) -> dict[str, Any]:
     """One task's part of the results. Raises ValueError where its metric is not there."""
     first = next(iter(have.values()))
-    metric = main_metric(first.scores, entry.metric)
+    share = lambda metric: all(0 <= value <= 1 for one in have.values() for value in one.items.get(metric, [math.nan]))
+    metric = main_metric(list(filter(share, first.scores)), entry.metric)
     items = {label: result.items[metric] for label, result in have.items()}
     return {
         "category": category,

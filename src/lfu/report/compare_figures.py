@@ -84,9 +84,13 @@ def forgetting(mode: Mode) -> Figure | None:
         return None
 
     def means(key: str, scale: float) -> dict[str, list[tuple[int, float]]]:
-        readings = {label: zip(*each.values()) for label, each in known.items()}
-        mean = lambda each: (each[0]["step"], scale * fmean(one[key] for one in each))
-        return {label: [(0, 0.0), *map(mean, each)] for label, each in readings.items()}
+        """Over the seeds, at the steps that all of them were measured at."""
+        found = {}
+        for label, seeds in known.items():
+            values = [{one["step"]: scale * one[key] for one in each} for each in seeds.values()]
+            shared = [step for step in values[0] if all(step in each for each in values)]
+            found[label] = [(0, 0.0), *((step, fmean(each[step] for each in values)) for step in shared)]
+        return found
 
     lost, prose = means("net_lost", 100), means("prose_rise", 1)
     last = lambda label: (lost[label][-1][1], prose[label][-1][1])
