@@ -258,9 +258,11 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
 
     def complete_card(self, card: Path, folder: Path) -> None:
         """What was gained and forgotten so far, and of which model, on the model card."""
-        history, best = self.state.log_history, self.state.best_model_checkpoint
-        if best and self.args.load_best_model_at_end and not self.is_in_train:  # the weights of that step are back
-            history = of_kept(history, self.state.best_global_step)
+        history, over = self.state.log_history, not self.is_in_train
+        if over and self.finishes and not self.interrupted:  # no step had the weights that a method then made
+            history = of_kept(history, -1)
+        elif over and self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            history = of_kept(history, self.state.best_global_step)  # the weights of that step are back
         add_to_card(card, history, self.args.method)
         name_the_base(card, str(getattr(self.model.config, "_name_or_path", "")), folder.name)
 

@@ -77,6 +77,26 @@ def test_the_figures_are_those_of_the_weights_that_are_kept():
     assert "150 of 307" in section(of_kept([*log, READING | {"step": 2}], 1), "sft")
 
 
+def test_what_was_measured_of_other_weights_than_the_method_left_is_no_figure_of_the_model(tmp_path):
+    more = {"method_args": "wise.alpha=0.5", "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    tokenizer, rows = byte_tokenizer(), Dataset.from_list(DATA["prompt_completion"])
+    card = {}
+    for method in ("sft", "wise"):
+        options = more if method == "wise" else more | {"method_args": None}
+        t = LfUTrainer(
+            model=tiny_model("llama", dtype=None, vocab_size=len(tokenizer)), train_dataset=rows, eval_dataset=rows,
+            args=settings(tmp_path, LfUConfig, method=method, **options), processing_class=tokenizer,
+            peft_config=LoraConfig(target_modules=["q_proj"]), callbacks=[ForgettingCallback(page=False)],
+        )  # fmt: skip
+        t.train()
+        t.save_model(str(tmp_path / method))
+        card[method] = (tmp_path / method / "README.md").read_text()
+    assert "loss on the evaluation rows" in card["sft"]
+    assert "built-in questions" in card["sft"]
+    assert "loss on the evaluation rows" not in card["wise"]
+    assert "not measured" in card["wise"]
+
+
 @pytest.mark.parametrize("method", ["sft", "lfu"])
 def test_a_saved_model_has_it(tmp_path, method):
     config = settings(tmp_path, LfUConfig, method=method, max_steps=2)

@@ -36,7 +36,7 @@ def name_the_base(card: Path, base: str, folder: str) -> None:
 
 
 def of_kept(history: Sequence[Entry], step: int) -> list[Entry]:
-    """What was logged up to the step whose weights are kept, and after training, when these were back."""
+    """What was logged up to the step whose weights are kept (-1: of none), and after training, when these were back."""
     end = max((i for i, entry in enumerate(history) if "train_runtime" in entry), default=len(history))
     return [entry for i, entry in enumerate(history) if entry["step"] <= step or i > end]
 
