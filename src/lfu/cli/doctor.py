@@ -56,17 +56,24 @@ def _packages(faults: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 def _machine() -> Iterator[tuple[str, str]]:
     yield "system", platform.platform(terse=True)
-    yield "processor", f"{len(os.sched_getaffinity(0))} cores to use"
-    pages = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
-    total, free = (count * os.sysconf("SC_PAGE_SIZE") / GIB for count in pages)
-    yield "memory", f"{total:.1f} GiB, {free:.1f} GiB of it free"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
+    yield "processor", f"{cores} cores to use"
+    try:
+        import psutil
+    except ImportError:
+        yield "memory", "unknown without psutil, which comes with accelerate"
+    else:
+        memory = psutil.virtual_memory()
+        yield "memory", f"{memory.total / GIB:.1f} GiB, {memory.available / GIB:.1f} GiB of it free"
     yield "disk", f"{shutil.disk_usage(Path.cwd()).free / GIB:.0f} GiB free in this folder"
     try:
         import torch
     except (ImportError, OSError) as error:
         yield "GPU", f"unknown, since torch can't be imported ({type(error).__name__}: {error})"
         return
-    if not torch.cuda.is_available():
+    if torch.backends.mps.is_available():
+        yield "GPU", "Apple's, on which lfu has not been tried; --use_cpu true trains on the CPU"
+    elif not torch.cuda.is_available():
         why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees none (driver?)"
         yield "GPU", f"none: {why}; training runs on the CPU"
     for index in range(torch.cuda.device_count()):

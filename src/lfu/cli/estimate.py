@@ -73,6 +73,6 @@ def _speed(model: nn.Module) -> float:
     while (spent := time.perf_counter() - start) < 0.03 or done < 3:
         a @ a
         done += 1
-        if weight.device.type == "cuda":
-            torch.cuda.synchronize()
+        if weight.device.type != "cpu":
+            torch.get_device_module(weight.device).synchronize()
     return done * 2 * size**3 / spent

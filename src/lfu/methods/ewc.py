@@ -57,7 +57,7 @@ class EWC(L2SP):
                 for sum_, g in zip(total, torch.autograd.grad(nll, theta, allow_unused=True)):
                     if g is not None:
                         sum_.add_(wide(g).square())
-        mean = float(sum(t.sum().double() for t in total)) / sum(t.numel() for t in total)
+        mean = sum(float(t.sum()) for t in total) / sum(t.numel() for t in total)
         if not mean > 0:
             raise ValueError("method 'ewc': the model's own texts say nothing about its weights: give more ewc.texts")
         return {id(p): sum_ / mean for p, sum_ in zip(theta, total)}

@@ -156,7 +156,7 @@ def _refuse_start(method: str, pairs: list[Pair], model: Any) -> None:
             "parameters: use plain LoRA or train all weights"
         )
     for pair in pairs:
-        A, B = pair.A.detach().double(), pair.B.detach().double()
+        A, B = pair.A.detach().cpu().double(), pair.B.detach().cpu().double()
         if product_norm2(B, A) > 1e-12 * A.square().sum() * B.square().sum():
             raise ValueError(
                 f"method {method!r} mixes the start with the result, and the adapter starts as a weight change of its "

@@ -8,6 +8,11 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """What sums of many numbers are taken in: float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def round_at_random(tensor: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
     """A float32 `tensor` in a 16-bit dtype, each number rounded up or down so that the mean is the number itself.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch._utils import _flatten_dense_tensors
 
-from lfu.model.precision import wide
+from lfu.model.precision import wide, widest
 
 CHUNK = 2**20  # numbers that are laid end to end: 4 MB in float32
 
@@ -26,17 +26,18 @@ def neighbours(tensors: Sequence[torch.Tensor], limit: float) -> Iterator[list[t
 
 
 def global_norm_tensor(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor:
-    """One L2 norm over all of them, in float32 or wider a tensor, float64 between tensors; zero for nothing.
+    """One L2 norm over all of them, in float32 or wider a tensor, `widest` between tensors; zero for nothing.
 
-    A float64 scalar still on the device of the first tensor, so that the caller waits once.
+    A scalar still on the device of the first tensor, so that the caller waits once.
     """
     found = [t for t in tensors if t is not None]
     norms = []
     for group in neighbours(found, math.inf):
-        norms.append(torch.stack(torch._foreach_norm(group, 2, dtype=wide(group[0][:0]).dtype)).double())
+        norms.append(torch.stack(torch._foreach_norm(group, 2, dtype=wide(group[0][:0]).dtype)))
     if not norms:
         return torch.zeros((), dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.cat([norm.to(found[0].device) for norm in norms]))
+    device = found[0].device
+    return torch.linalg.vector_norm(torch.cat([norm.to(device, widest(device)) for norm in norms]))
 
 
 def global_norm(tensors: Sequence[torch.Tensor | None]) -> float:
@@ -50,13 +51,13 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def dot(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of all products of entries, a float64 scalar; products in float32 or wider, a chunk of them at a time."""
+    """The sum of all products of entries, a `widest` scalar; products in float32 or wider, a chunk at a time."""
     sums, start = [], 0
     for group in neighbours(left, CHUNK):
         x = _flatten_dense_tensors(group)
         y = _flatten_dense_tensors(right[start : start + len(group)])
         for a, b in zip(x.split(CHUNK), y.split(CHUNK)):
-            sums.append(torch.sum(wide(a) * wide(b), dtype=torch.float64).to(left[0].device))
+            sums.append(torch.sum(wide(a) * wide(b), dtype=widest(a.device)).to(left[0].device))
         start += len(group)
     return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64)
 

@@ -98,7 +98,7 @@ class SplitGradients:
         both = [(x, y) for x, y in zip(sft, cons) if x is not None and y is not None]
         a, b = global_norm_tensor(sft), global_norm_tensor(cons)
         product_of = dot([x for x, _ in both], [y for _, y in both])
-        norm_a, norm_b, product = torch.stack([t.to(a.device) for t in (a, b, product_of)]).tolist()
+        norm_a, norm_b, product = torch.stack([t.to(a.device, a.dtype) for t in (a, b, product_of)]).tolist()
         self.finite = math.isfinite(norm_a) and math.isfinite(norm_b)
         scale = norm_a * norm_b
         return norm_a, norm_b, product / scale if scale > 0 and math.isfinite(product) else 0.0

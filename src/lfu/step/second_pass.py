@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lfu.model.precision import widest
 from lfu.model.representations import Reader
 from lfu.model.rng import Replay
 from lfu.model.row_attention import attention_in
@@ -149,7 +150,8 @@ def compare(step: LfUStep, record: Record, parts: Any) -> None:
 def note_layers(record: Record, micro: Micro, sums: Hidden) -> None:
     """The token sums of the layers, of all rows or one piece, as means; read off the device at once."""
     device = next(iter(sums.values())).device
-    means = torch.stack([s.detach().to(device).double() for s in sums.values()]) * micro.share / max(record.tokens, 1)
+    found = torch.stack([s.detach().to(device, widest(device)) for s in sums.values()])
+    means = found * micro.share / max(record.tokens, 1)
     for layer, mean in zip(sums, means.tolist()):
         record.consistency_per_layer[layer] = record.consistency_per_layer.get(layer, 0.0) + mean
     record.consistency = math.fsum(record.consistency_per_layer.values()) / len(sums)
