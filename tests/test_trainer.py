@@ -22,6 +22,8 @@ from trl.models.activation_offloading import OffloadActivations
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lfu import LfUConfig, LfUStep, LfUTrainer
+from lfu.data.columns import as_dataset
+from lfu.data.templates import to_training_rows
 from lfu.parallel.refusals import refuse_launch
 from lfu.step.cheaper import Cheaper
 from lfu.trainer import _load_as_sft_trainer_does
@@ -73,17 +75,19 @@ def settings(folder, kind=LfUConfig, **options):
 
 
 def trainer(
-    folder, *, kind=LfUTrainer, data="prompt_completion", model=None, peft=None, callbacks=None, rows=None, **options
-):
+    folder, *, kind=LfUTrainer, data="prompt_completion", model=None, peft=None, callbacks=None, rows=None, tell=None,
+    **options
+):  # fmt: skip
     config = settings(folder, SFTConfig if kind is SFTTrainer else LfUConfig, **options)
     return kind(
         model=tiny_model("llama", dtype=torch.float32) if model is None else model,
         args=config,
-        train_dataset=Dataset.from_list(DATA[data]),
-        eval_dataset=None if rows is None else Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(DATA[data]) if isinstance(data, str) else data,
+        eval_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         processing_class=tokenizer(),
         peft_config=peft,
         callbacks=callbacks,
+        **({"tell": tell} if tell else {}),
     )
 
 
@@ -443,6 +447,41 @@ def test_fp8_is_refused(tmp_path):
             t.methods[0].setup(t)
     finally:
         t.accelerator.state._mixed_precision = "no"
+
+
+# -- what is said about the rows ---------------------------------------------------------------------------------------
+
+
+def test_a_script_hears_what_is_cut_left_out_or_learned_otherwise(tmp_path, capsys):
+    """Of rows in TRL's shapes and of those of `to_training_rows`; once, and nothing of rows that are as they say."""
+    heard = lambda: [line for line in capsys.readouterr().err.splitlines() if line.startswith("lfu: ")]
+    trainer(tmp_path, data="uneven", max_length=10, rows=DATA["uneven"])
+    assert heard() == [
+        "lfu: warning: 7 of 8 rows are longer than max_length 10 and are cut there",
+        "lfu: warning: 7 of 8 evaluation rows are longer than max_length 10 and are cut there",
+    ]
+    odd = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "mood": "c"}]}]
+    shaped = to_training_rows(as_dataset(odd), tokenizer=tokenizer())
+    trainer(tmp_path, data=shaped, rows=shaped, assistant_only_loss=None)
+    assert heard() == [
+        "lfu: warning: the chat template does not use the key 'mood' of messages in 1 row (first: row 1)"
+    ]
+    told = []
+    trainer(tmp_path, data="prompt_completion", tell=told.append)
+    trainer(tmp_path, data="messages", assistant_only_loss=True, tell=told.append)
+    assert told == []
+    trainer(tmp_path, data="messages", tell=told.append)
+    assert told == [
+        "note: the loss is on every turn of the conversations, with their markers (assistant_only_loss is false)"
+    ]
+    assert heard() == []
+
+
+def test_rows_that_are_cut_are_the_rows_that_trl_cuts(tmp_path):
+    for packing in (False, True):
+        options = dict(data="uneven", max_length=8, packing=packing, padding_free=False)
+        one, other = (trainer(tmp_path, kind=kind, **options).train_dataset for kind in (SFTTrainer, LfUTrainer))
+        assert one[:] == other[:]
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,8 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
     `lfu/lam`, `lfu/alpha` and `lfu/skipped` (share of micro-batches). `last_record` holds the newest `Record` with the
     figures per layer. `notes` holds what the methods told about their work.
 
-    Args: those of `trl.SFTTrainer`; `args` is an `LfUConfig`.
+    Args: those of `trl.SFTTrainer`; `args` is an `LfUConfig`. `tell` is called with each line about rows that are cut
+    off, left out or learned in another way than they say; by default these lines are printed and kept in `notes`.
 
     Raises:
         TypeError: `args` is another config.
@@ -77,7 +78,10 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
     # set by whoever stops a run before its end: the methods then leave the weights as they are
     interrupted: bool = False
 
-    def __init__(self, model: str | Model, args: LfUConfig | None = None, *positional: Any, **named: Any) -> None:
+    def __init__(
+        self, model: str | Model, args: LfUConfig | None = None, *positional: Any,
+        tell: Callable[[str], None] | None = None, **named: Any,
+    ) -> None:  # fmt: skip
         if args is None:
             args = LfUConfig("lfu-output")
         if not isinstance(args, LfUConfig):
@@ -88,6 +92,7 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         if not any(method.takes_step for method in self.methods):  # the model card says what it was trained with
             self._tag_names, self._name, self._paper = ["trl", "sft"], "SFT", {}
         self.notes: list[str] = []
+        self.tell = cache(tell or self.say)  # what is odd in both sets of rows is said once
         self._bad_loss: torch.Tensor | None = None
         self._guard: OneProcess | None = None
         if isinstance(model, str):

@@ -500,20 +500,27 @@ def test_all_weights_and_a_base_model_without_chat_template(here, tmp_path_facto
     assert 0 < found["modes"]["steps"]["cost"]["sft"]["distance"] < 1
 
 
-@pytest.mark.parametrize("shape", ["messages", "text", "choices"])
+@pytest.mark.parametrize("shape", ["messages", "text", "body", "choices"])
 def test_rows_of_other_shapes(here, model, shape):
+    named = ["--dataset_text_field body"] if shape == "body" else []
     rows = {
         "messages": lambda i: {
             "messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}!"}]
         },
         "text": lambda i: {"text": f"This is text number {i}, and a short one."},
+        "body": lambda i: {"body": f"This is text number {i}, and a short one.", "text": "Another."},
         "choices": lambda i: {"question": f"Is it {i}?", "choices": ["yes", "no", "maybe"], "answer": i % 3},
     }[shape]
     Path("rows.jsonl").write_text("".join(json.dumps(rows(i)) + "\n" for i in range(30)))
-    assert run(model, "--methods sft --measures gain,prompts,noise") == 0
+    assert run(model, "--methods sft --measures gain,prompts,noise", *named) == 0
     found = results()
-    assert set(found["metrics"]) == ({"loss"} if shape == "text" else {"loss", "reworded", "wording", "noise"})
-    assert set(found["left_out"]) == ({"prompts", "noise"} if shape == "text" else set())
+    assert set(found["metrics"]) == (
+        {"loss"} if shape in ("text", "body") else {"loss", "reworded", "wording", "noise"}
+    )
+    assert set(found["left_out"]) == ({"prompts", "noise"} if shape in ("text", "body") else set())
+    if named:
+        assert set(json.loads(Path("out/data/train.jsonl").read_text().splitlines()[0])) == {"text"}
+        assert run(model, "--methods sft --dataset_text_field boddy", out="other") == 2
 
 
 def test_retention_files_are_measured_and_named(here, model):

@@ -13,7 +13,7 @@ from lfu.cli.arguments import DataArguments, ModelArguments
 from lfu.config import LfUConfig
 from lfu.data.duplicates import repeated, shared
 from lfu.data.learned import tokenised
-from lfu.data.lengths import about_lengths, left_out
+from lfu.data.lengths import about_cuts
 from lfu.data.show import rule
 from lfu.data.templates import check_chat_template, to_training_rows
 from lfu.methods import methods_of
@@ -103,11 +103,8 @@ def _about_lengths(learned: list[Dataset], config: LfUConfig, context: int | Non
     """Says which rows are cut, and which are left out."""
     packed = (config.packing, config.packing if config.eval_packing is None else config.eval_packing)
     for rows, what, is_packed in zip(learned, ("rows", "evaluation rows"), packed):
-        out = left_out(rows, what, config, packed=is_packed)
-        for line in about_lengths(rows, what, max_length=config.max_length, context=context):
+        for line in about_cuts(rows, what, config, packed=is_packed, context=context):
             say(f"warning: {line}")
-        if out:
-            say(f"warning: {out} of {len(rows)} {what} are left out: max_length cuts off their whole answer")
 
 
 def _check_packages(config: LfUConfig, model: ModelArguments) -> None:

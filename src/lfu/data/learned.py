@@ -19,6 +19,8 @@ from trl.data_utils import maybe_apply_chat_template
 
 from lfu.data.checking import IGNORED, Checking
 from lfu.data.columns import is_exact
+from lfu.data.lengths import about_cuts
+from lfu.data.show import rule
 from lfu.data.templates import around
 from lfu.data.turns import MARK, Message, is_learned, said, special_ids
 from lfu.support.errors import UserError, one_line
@@ -267,10 +269,28 @@ def _with_text(messages: list[Message]) -> list[Message]:
 
 
 class LearnsWhatRowsSay(SFTTrainer):
-    """`SFTTrainer` that takes the rows of `to_training_rows`, whose nested values a `Dataset` would alter in `map`."""
+    """`SFTTrainer` that takes the rows of `to_training_rows`, whose nested values a `Dataset` would alter in `map`.
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, *more: Any) -> Any:
-        own = isinstance(dataset, Dataset) and any(is_exact(dataset, column) for column in dataset.column_names)
-        if own and not is_tokenised(dataset):
-            dataset = tokenised(dataset, processing_class, args)
-        return super()._prepare_dataset(dataset, processing_class, args, *more)
+    `tell` is called with one line about whatever is cut off, left out or learned in another way than the rows say.
+    """
+
+    tell: Callable[[str], None]
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        prepare = super()._prepare_dataset
+        if isinstance(dataset, Dataset):
+            names = () if is_tokenised(dataset) else dataset.column_names
+            if "messages" in names and args.assistant_only_loss is False and formatting_func is None:
+                self.tell(f"note: {rule(dataset[0], args)}")
+            if any(is_exact(dataset, column) for column in names):
+                dataset = tokenised(dataset, processing_class, args, self.tell)
+            if args.max_length is not None:  # tokens first, to see what will be cut
+                uncut = copy.copy(args)
+                uncut.max_length, uncut.shuffle_dataset = None, False
+                dataset = prepare(dataset, processing_class, uncut, False, formatting_func, dataset_name)
+                formatting_func, what = None, "rows" if dataset_name == "train" else "evaluation rows"
+                for line in about_cuts(dataset, what, args, packed=packing):
+                    self.tell(f"warning: {line}")
+        return prepare(dataset, processing_class, args, packing, formatting_func, dataset_name)

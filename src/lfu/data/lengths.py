@@ -31,6 +31,14 @@ def about_lengths(rows: Dataset, what: str, *, max_length: int | None, context: 
         )
 
 
+def about_cuts(rows: Dataset, what: str, args: Any, *, packed: bool, context: int | None = None) -> Iterator[str]:
+    """`about_lengths` of rows to train on, and how many are `left_out`; arguments and errors as those have them."""
+    out = left_out(rows, what, args, packed=packed)
+    yield from about_lengths(rows, what, max_length=args.max_length, context=context)
+    if out:
+        yield f"{out} of {len(rows)} {what} are left out: max_length cuts off their whole answer"
+
+
 def left_out(rows: Dataset, what: str, args: Any, *, packed: bool = False) -> int:
     """How many `tokenised` rows `max_length` leaves nothing to learn of, so that TRL drops them, or packs them in vain.
 
@@ -42,8 +50,8 @@ def left_out(rows: Dataset, what: str, args: Any, *, packed: bool = False) -> in
         UserError: no row would be left.
     """
     limit = args.max_length
-    if limit is None or (packed and args.packing_strategy != "bfd"):
-        return 0
+    if limit is None or (packed and args.packing_strategy != "bfd") or "labels" not in rows.column_names:
+        return 0  # TRL before 1.7 has masks in place of labels, and drops nothing
     from_start = packed or getattr(args, "truncation_mode", "keep_start") == "keep_start"  # TRL 0.24: always
     kept = slice(None, limit) if from_start else slice(-limit, None)
     found = lengths(rows)

@@ -1,14 +1,15 @@
 """A study from what the user asked for: everything is read and checked here, before anything is trained."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
 from lfu.data.columns import as_dataset
 from lfu.data.learned import tokenised
-from lfu.data.lengths import about_lengths
+from lfu.data.lengths import about_cuts, about_lengths
 from lfu.data.load import BUILT_IN, load_rows
+from lfu.data.shapes import shape_of
 from lfu.data.templates import to_training_rows
 from lfu.model.loading import context_length, training_tokenizer
 from lfu.step.cheaper import Cheaper, longest_cycle
@@ -25,8 +26,11 @@ from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.words import counted
 
 # flags that every run is given by the study: its own files; learning rate and steps
-ROWS = {"data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit"}
+ROWS = {
+    "data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit", "dataset_text_field",
+}  # fmt: skip
 OF_RUN = {"learning_rate", "max_steps"}
+Tell = Callable[[str], None]
 LEAST_KEPT = 6  # items: a third of them choose
 
 
@@ -36,16 +40,18 @@ def build(options: Options, parse: Parse) -> Study:
     if config.packing and config.max_steps < 1:
         raise UserError("with --packing give --max_steps: all methods get the same number of steps")
     tokenizer = training_tokenizer(model, config)
+    odd: list[str] = []  # about the rows that are trained on or scored
     shape = partial(to_training_rows, template=data.template, tokenizer=tokenizer, system=data.system)
-    parts = _rows(options, data)
+    parts, config.dataset_text_field = _rows(options, data, config.dataset_text_field), "text"
     settings = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
-    shaped = _shaped(parts, shape)
+    shaped = _shaped(parts, partial(shape, tell=odd.append))
     with value_errors_are_the_users():
         exam = make_exam(
             parts, shaped, _kept(options, parts, shape), tokenizer, options, template=data.template,
             system=data.system, batch_size=config.per_device_eval_batch_size,
         )  # fmt: skip
-    parts.said.extend(_about_lengths(shaped, tokenizer, config, model))
+    _tell_of_tokens(shaped, tokenizer, config, model, odd.append)
+    parts.said.extend(f"{line}." for line in dict.fromkeys(odd))
     flags = {name: words for name, words in options.flags.items() if name not in ROWS}
     rates = options.learning_rates or [f"{config.learning_rate:g}"]
 
@@ -84,8 +90,8 @@ def _cycle(config: Any) -> int:
     return longest_cycle(form, config.budget, config.gradient_accumulation_steps)
 
 
-def _rows(options: Options, data: Any) -> Split:
-    """Training rows and those held out, as `lfu train` would read them."""
+def _rows(options: Options, data: Any, text_field: str) -> Split:
+    """Training rows and those held out, as `lfu train` would read them; plain texts are called `text`."""
     if options.test_rows and data.eval_data:
         raise UserError("--test_rows splits test rows off, and --eval_data gives them: give one of them")
     if options.validation_rows and options.validation_data:
@@ -95,9 +101,17 @@ def _rows(options: Options, data: Any) -> Split:
         test = load_rows(BUILT_IN, split="test", limit=options.test_rows or data.eval_limit)
     if options.validation_data:
         validation = load_rows(options.validation_data, split="validation", config=None)
-    given = [None if found is None else list(found) for found in (validation, test)]
+    given = [None if found is None else list(_with_text(found, text_field)) for found in (validation, test)]
     test_rows = options.test_rows if test is None else None
-    return split(list(rows), *given, validation_rows=options.validation_rows, test_rows=test_rows)
+    return split(
+        list(_with_text(rows, text_field)), *given, validation_rows=options.validation_rows, test_rows=test_rows
+    )
+
+
+def _with_text(rows: Any, text_field: str) -> list[dict[str, Any]]:
+    if text_field != "text" and shape_of([], rows.column_names, text_field).columns == (text_field,):
+        rows = rows.select_columns([text_field]).rename_column(text_field, "text")
+    return list(rows)
 
 
 def _shaped(parts: Split, shape: Shape) -> dict[str, Any]:
@@ -130,14 +144,18 @@ def _kept(options: Options, parts: Split, shape: Shape) -> list[Kept]:
     return sets
 
 
-def _about_lengths(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any) -> Iterator[str]:
-    """Sentences about rows that are cut or too long; those for scoring are not cut."""
+def _tell_of_tokens(shaped: Mapping[str, Any], tokenizer: Any, config: Any, model: Any, tell: Tell) -> None:
+    """Which training rows are cut or left out, which rows are too long, and what the chat template changes in them."""
     name, trust = str(model.model_name_or_path), config.trust_remote_code
     context, _ = context_length(name, model.model_revision, trust_remote_code=trust)
     for part, rows in shaped.items():
-        what, cut = ("training rows", config.max_length) if part == "train" else (f"{part} rows", None)
-        for line in about_lengths(tokenised(rows, tokenizer, config), what, max_length=cut, context=context):
-            yield f"{line}."
+        tokens, what = tokenised(rows, tokenizer, config, tell), "training rows" if part == "train" else f"{part} rows"
+        if part == "train":
+            lines = about_cuts(tokens, what, config, packed=config.packing, context=context)
+        else:
+            lines = about_lengths(tokens, what, max_length=None, context=context)
+        for line in lines:
+            tell(line)
 
 
 def _check(study: Study) -> None:
