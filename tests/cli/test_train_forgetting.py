@@ -44,6 +44,12 @@ def test_the_curve_is_printed_and_the_probe_shows_it_again(here, model, capsys, 
     assert json.loads(Path("probed/record.json").read_text()) == record
 
 
+def test_a_run_that_breaks_ends_with_its_curve(here, model, capsys):
+    assert train(model, "--method sft --forgetting_budget 0.5 --learning_rate 1e30") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"nan .* over$", out, re.MULTILINE)
+
+
 def test_weights_that_are_not_those_that_were_measured_are_measured_anew(here, model, capsys):
     assert train(model, "--method sft --forgetting true --learning_rate 0.01") == 0
     assert main(shlex.split(f"train --model {model} --data rows.jsonl {SHORT.split('--forgetting')[0]} --method sft "

@@ -143,6 +143,8 @@ def test_exact_match_counts_by_the_final_number(llama, tokenizer, monkeypatch):
         ("#### 12/3", None, "3"),  # no number, and never its first part
         ("#### 3:30", None, "30"),
         ("#### -7.50 dollars", "-7.5", "-7.5"),
+        ("#### 1e3", "1000", "1000"),
+        ("#### 2.5E-1 or so", "0.25", "0.25"),
         ("first #### 4 then #### 9", "4", "4"),
         ("it is 3, no, 4.", None, "4"),
         ("#### none", None, None),

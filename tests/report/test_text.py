@@ -1,6 +1,13 @@
 """Numbers as reports write them."""
 
-from lfu.report.text import estimate, sign
+import pytest
+
+from lfu.report.text import by_chance, estimate, sign
+
+
+@pytest.mark.parametrize(("intervals", "about"), [(4, ""), (5, "0.2"), (45, "2"), (190, "10"), (300, "15")])
+def test_how_many_intervals_miss_by_chance_is_written_out(intervals, about):
+    assert by_chance(intervals).partition("about ")[2].partition(" ")[0] == about
 
 
 def test_no_direction_is_told_where_a_reader_sees_zero():

@@ -1,5 +1,6 @@
 """What is forgotten while `lfu train` runs: its flags, the callback they make, and its curve in the terminal."""
 
+import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def curve(callback: ForgettingCallback) -> None:
     columns = ["step", "lost", "gained", "net lost", "prose, nats", "KL, nats", "prose: rise"]
     for name in columns:
         table.add_column(name, justify="left" if name == columns[-1] else "right", no_wrap=True)
-    most = max([abs(r.figures["prose_rise"]) for r in readings] + [callback.budget.get("prose", 0.0), 1e-9])
+    rises = filter(math.isfinite, (abs(r.figures["prose_rise"]) for r in readings))  # a broken model's is NaN
+    most = max(*rises, callback.budget.get("prose", 0.0), 1e-9)
     every = -(-len(readings) // MOST_ROWS)
     for reading in readings[::-every][::-1]:  # the last one is always there
         of = reading.figures

@@ -225,7 +225,7 @@ def exact_match(
     return MatchScores(texts, strict, loose)
 
 
-_NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:[eE][+-]?\d{1,3}(?!\d))?"
 # not the first part of 1/2 or 3:30
 _FINAL = re.compile(rf"####\s*\$?\s*({_NUMBER})(?!\d)(?![\d,.]*\s*[/:^]\s*\d)")
 

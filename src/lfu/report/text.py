@@ -45,5 +45,6 @@ def told(found: Mapping[str, str]) -> str:
 
 def by_chance(intervals: int, few: int = 4) -> str:
     """A sentence on how many of so many 95 % intervals leave out the truth; nothing for a few of them."""
-    said = f" Of {intervals} such intervals about {intervals / 20:.1g} leave out the truth by chance."
+    about = format(intervals / 20, ".1g" if intervals < 190 else ".0f")  # as 1e+01 in one digit
+    said = f" Of {intervals} such intervals about {about} leave out the truth by chance."
     return said if intervals > few else ""
