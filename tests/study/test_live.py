@@ -68,6 +68,8 @@ def test_a_curve_in_one_line():
     assert sparkline([1.0]) == "▁"
     assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
     assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([1.0, float("inf"), 2.0, float("nan")]) == "▁█"
+    assert sparkline([float("nan")]) == ""
     many = sparkline([float(i) for i in range(1000)])
     assert (len(many), many[0], many[-1]) == (WIDTH, "▁", "█")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,10 +91,11 @@ class Board:
 
 
 def sparkline(points: Sequence[float]) -> str:
-    """A curve in one line of at most `WIDTH` characters, from its lowest value to its highest."""
+    """A curve in one line of at most `WIDTH` characters, from its lowest value to its highest; NaN is left out."""
+    points = list(filter(math.isfinite, points))
     if len(points) > WIDTH:
         points = [points[round(i * (len(points) - 1) / (WIDTH - 1))] for i in range(WIDTH)]
-    low, high = min(points), max(points)
+    low, high = min(points, default=0.0), max(points, default=0.0)
     return "".join(BARS[round((point - low) / (high - low) * 7)] if high > low else BARS[0] for point in points)
 
 
