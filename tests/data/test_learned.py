@@ -323,6 +323,97 @@ def test_a_special_token_in_a_text_and_a_question_in_a_completion_are_told():
     ]
 
 
+@pytest.mark.parametrize("none", ["", None, {}, "{}"])
+def test_a_call_of_a_function_that_takes_nothing(none):
+    row = {"messages": [user("q"), assistant("", tool_calls=[_call("now", none)])]}
+    (run,) = learned_of([row], "qwen3")[0]
+    assert '{"name": "now", "arguments": {}}' in run
+
+
+CALLED = {"role": "assistant", "tool_calls": [{"name": "find_it", "arguments": {"city": "Bergen"}}]}
+TOOL = {"role": "tool", "content": "rain in Bergen"}
+LOSES = "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{}<|im_end|>\n{{% endfor %}}"
+THINKS = {"role": "assistant", "content": "<think>hm, hm</think>two"}
+TOLD = {  # what a template writes of a message; a row; what is told
+    "an option": ("{{ m.content }}", {"chat_template_kwargs": {"thinkng": False}}, "has no option 'thinkng'"),
+    "tools whose names are said": (
+        "{{ m.content }}", {"messages": [user("find_it"), assistant("a")], "tools": [{"name": "find_it"}]}, "the tools"
+    ),
+    "reasoning": ("{{ m.content.split('</think>')[-1] }}", {"messages": [user("q"), THINKS]}, "reasoning of answers"),
+    "reasoning of its own": (
+        "{{ m.content }}", {"messages": [user("q"), assistant("a", reasoning_content="hm")]}, "reasoning of answers"
+    ),
+    "an earlier call": (
+        "{{ m.content }}", {"prompt": [user("q"), CALLED, TOOL], "completion": [assistant("a")]},
+        "leaves out a tool call of the assistant",
+    ),
+    "a call that is not learned": (
+        "{{ m.content }}", {"messages": [user("q"), CALLED | {"weight": 0}, TOOL, assistant("a")]},
+        "leaves out a tool call of the assistant",
+    ),
+    "an earlier answer": (
+        "{{ m.content if m.role != 'assistant' or loop.last }}",
+        {"prompt": [user("q"), assistant("first"), user("r")], "completion": [assistant("a")]},
+        "leaves out what the assistant says",
+    ),
+    "what is said elsewhere, too": (
+        "{{ m.content if m.role != 'system' }}",
+        {"messages": [{"role": "system", "content": "Be nice"}, user("Be nice!"), assistant("a")]},
+        "leaves out what the system says",
+    ),
+    "line breaks": (
+        "{{ m.content.replace('\\n', ' ') }}", {"messages": [user("q"), assistant("a\nb")]},
+        "changes letters or white space of answers",
+    ),
+    "a key like a word of the template": (
+        "{{ m.content }}{# trained #}", {"messages": [user("q", ), assistant("a", trained=1)]}, "the key 'trained'"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_whatever_a_template_loses_is_told(case):
+    content, row, line = TOLD[case]
+    tokenizer, told = byte_tokenizer(), list[str]()
+    tokenizer.chat_template = LOSES.format(content)
+    rows = as_dataset([{"messages": [user("q"), assistant("a")]} | row if "prompt" not in row else row])
+    tokenised(to_training_rows(rows, tokenizer=tokenizer, tell=told.append), tokenizer, ARGS, told.append)
+    assert len(told) == 1, told
+    assert line in told[0]
+    tokenizer.chat_template = LOSES.format(
+        "{{ m.reasoning_content }}{{ m.content }}{{ m.trained }}{% for c in m.tool_calls %}{{ c.function | tojson }}"
+        "{% endfor %}{{ thinkng }}{{ tools if loop.first }}"
+    )
+    tokenised(to_training_rows(rows, tokenizer=tokenizer, tell=told.append), tokenizer, ARGS, told.append)
+    assert len(told) == 1, told
+
+
+def test_a_template_without_an_end_is_told():
+    tokenizer, told = byte_tokenizer(), list[str]()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    rows = to_training_rows(as_dataset([{"question": "q", "answer": "a"}]), tokenizer=tokenizer)
+    tokenised(rows, tokenizer, ARGS, told.append)
+    assert [line for line in told if "no special token behind an answer" in line]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"question": "q", "answer": "a <|im_end|> b"}, "reads <|im_end|> in a text"),
+        ({"question": "<|im_start|>q", "answer": "a"}, "reads <|im_start|> in a text"),
+        ({"conversations": ["q", "a", "r", "b"]}, ""),
+        ({"text": "said<|im_end|>\n"}, "the text ends with <|im_end|> and white space"),
+        ({"text": "said<|im_end|>"}, ""),
+        ({"text": "<|im_start|>user\nq<|im_end|>\na"}, ""),
+    ],
+)
+def test_special_tokens_in_texts_are_told(row, line):
+    tokenizer, told = byte_tokenizer(chat=False), list[str]()
+    tokenised(to_training_rows(as_dataset([row]), tokenizer=tokenizer, tell=told.append), tokenizer, ARGS, told.append)
+    assert len(told) == bool(line), told
+    assert line in "".join(told)
+
+
 def test_a_tokenizer_without_an_end_is_named():
     tokenizer = byte_tokenizer(chat=False)
     tokenizer.eos_token = None

@@ -42,6 +42,11 @@ CHAT = {
     "choices and text": ({"question": "Q?", "choices": ["x", "y"], "answer": "y"}, ["Q?\nA. x\nB. y"], "B. y"),
     "numbers and index": ({"question": "Q?", "choices": [1, 0], "answer": 1}, ["Q?\nA. 1\nB. 0"], "B. 0"),
     "choices as JSON": ({"question": "Q?", "choices": '["x", "y"]', "answer": "B"}, ["Q?\nA. x\nB. y"], "B. y"),
+    "choices as they are spelled": (
+        {"question": "Q?", "choices": "[1.50, 2]", "answer": "A"},
+        ["Q?\nA. 1.50\nB. 2"],
+        "A. 1.50",
+    ),
     "choices and index": ({"question": "Q?", "choices": ["x", "y"], "answer": 0}, ["Q?\nA. x\nB. y"], "A. x"),
 }
 TALK = {
@@ -61,6 +66,14 @@ def test_shapes_as_chat(shape):
         assert [message["content"] for message in converted["prompt"]] == prompt
         assert converted["prompt"][-1]["role"] == "user"
     assert set(converted) == {"prompt", "completion"}
+
+
+def test_prompt_and_completion_may_be_conversations_as_json():
+    """As in a CSV file, where they would be learned as JSON."""
+    row = {"prompt": '[{"role": "user", "content": "q"}]', "completion": '[{"from": "gpt", "value": 1.50}]'}
+    assert convert(row) == {"prompt": [user("q")], "completion": [assistant("1.50")]}
+    texts = {"prompt": '[{"x": 1}, ', "completion": '{"role": "user"}]'}
+    assert convert(texts) == texts
 
 
 @pytest.mark.parametrize("shape", TALK)
@@ -166,7 +179,27 @@ def test_rows_without_an_answer_are_counted_and_named(bad):
         ),
         ({"conversations": ["q"]}, "row 1: needs at least a question and an answer"),
         ({"conversations": [{"from": "gpt", "value": "a"}]}, "row 1: turns must alternate"),
-        ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]}, "turn 2 has role 'gpt'"),
+        (
+            {"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "a"}]},
+            "turn 1 has role 'human'.* 'user'",
+        ),
+        ({"messages": [user("q"), {"role": "Assistant", "content": "a"}]}, "turn 2 has role 'Assistant'.* 'assistant'"),
+        (
+            {"messages": [user("q"), {"role": "bot", "content": "a"}, user("r"), assistant("b")]},
+            "turn 2 has role 'bot'",
+        ),
+        ({"messages": [user("q"), assistant("a"), {"role": "critic", "content": "b"}]}, "turn 3 has role 'critic'"),
+        ({"prompt": [user("q"), assistant(" "), user("r")], "completion": [assistant("a")]}, r"turn 2 \(assistant\)"),
+        (
+            {"messages": [user([{"type": "text", "text": "q"}, {"type": "text", "value": "r"}])]},
+            "a part",
+        ),
+        ({"messages": [user("q"), assistant("a") | {"weight": 1, "train": False}]}, "weight and train say different"),
+        (
+            {"messages": [user("q"), assistant("a")], "chat_template_kwargs": {"tokenize": False}},
+            "has 'tokenize', which",
+        ),
+        ({"messages": '[{"role": "user", "content": "q", "content": "r"}]'}, "the key 'content' twice"),
         ({"question": "q", "answer": float("inf")}, "row 1: column 'answer' is a number that is too large"),
         (
             {"question": "q", "answer": "a", "system": "S", "system_prompt": "T"},

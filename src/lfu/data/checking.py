@@ -6,13 +6,15 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lfu.data.turns import Message, is_learned, special_ids
+from lfu.data.turns import Message, is_learned, special_ids, special_pattern
 from lfu.support.errors import UserError, one_line
 from lfu.support.words import counted
 
 Row = Mapping[str, Any]
 IGNORED = -100
 CHECKED = ("role", "content", "tool_calls", "weight")  # keys of a message that are checked or acted on
+REASONING = ("reasoning_content", "reasoning", "thinking")  # those that hold what an answer was thought up with
+NAMES = ("name", "id", "tool_call_id")  # of little meaning where a template leaves them out
 
 
 class Checking:
@@ -23,37 +25,76 @@ class Checking:
         self.odd: dict[str, tuple[int, int]] = {}  # what is told -> rows, first of them
         template = tokenizer.chat_template
         self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
-        names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
-        self.special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self.special = special_pattern(tokenizer)
+        self.ends = special_ids(tokenizer) - ({tokenizer.bos_token_id} - {tokenizer.eos_token_id})
 
     def check(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
         """Raises UserError for a row whose answers are not learned; notes what else the template leaves out."""
         if not isinstance(next(iter(row.values())), list):
             self._check_text(row, ids, labels, number)
             return
-        learned, place = self._learned(ids, labels), 0
-        last = row["messages"] if "messages" in row else row["completion"]
-        for message in filter(is_learned, last):
+        own, prompt = row["messages"] if "messages" in row else row["completion"], row.get("prompt") or []
+        runs = _runs(ids, labels)
+        learned, place = "\0".join(map(self._decode, runs)), 0  # a break where tokens between them are not learned
+        for message in filter(is_learned, own):
             place = self._answer(message, learned, place, number)
         whole = self._decode(ids)
-        odd: set[str] = set()
-        for message in [*(row.get("prompt") or []), *last]:
-            given = [key for key, value in message.items() if value not in (None, "", [], {}) and key not in CHECKED]
-            unknown = [key for key in given if key not in self.template]
-            word = lambda key: "note" if key in ("name", "id", "tool_call_id") else "warning"  # how much it matters
-            odd |= {f"{word(key)}: the chat template does not use the key {key!r} of messages" for key in unknown}
-            text = after_thinking(message.get("content", "")).strip()
-            if message["role"] != "assistant" and text and self._find(text, whole, 0) < 0:
-                odd.add(f"warning: the chat template leaves out what the {message['role']} says")
-            if special := self.special.search(message.get("content", "")):
-                odd.add(f"warning: the tokenizer reads {special[0]} in a text as that special token")
+        odd = {line for message in [*prompt, *own] for line in self._odd(message, whole)}
+        shown = [*prompt, *(message for message in own if not is_learned(message))]
+        odd |= {f"warning: the chat template leaves out {what}" for what in self._lost(shown, [*prompt, *own], whole)}
+        odd |= set(self._beside(row, whole))
         roles = {message["role"] for message in row.get("completion") or []} - {"assistant"} if self.pairs else ()
         odd |= {f"warning: the completion also teaches what the {role} says" for role in roles}
-        names = [str((tool.get("function") or tool).get("name") or "") for tool in row.get("tools") or []]
-        if any(name not in whole for name in names):
-            odd.add("warning: the chat template leaves out the tools")
+        if is_learned(own[-1]) and runs and not self.ends & {*runs[-1]}:
+            odd.add("warning: the chat template puts no special token behind an answer, so none is learned to stop at")
         for each in odd:
             self._count(each, number)
+
+    def _odd(self, message: Message, whole: str) -> Iterator[str]:
+        """What is lost of a message beside its text, and what is read in it."""
+        for key, value in message.items():
+            if value in (None, "", [], {}) or key in (*CHECKED, *REASONING):
+                continue
+            if not (self._mentions(key) or (isinstance(value, str) and value in whole)):
+                word = "note" if key in NAMES else "warning"
+                yield f"{word}: the chat template does not use the key {key!r} of messages"
+        content = message.get("content", "")
+        inner = "" if content.strip() in whole else content.rpartition("</think>")[0].replace("<think>", "")
+        thought = [inner, *map(message.get, REASONING)]
+        if not all(self._find(text.strip(), whole, 0) >= 0 for text in thought if isinstance(text, str)):
+            yield "warning: the chat template leaves out the reasoning of answers"
+        if special := self.special.search(content):
+            yield f"warning: the tokenizer reads {special[0]} in a text as that special token"
+
+    def _lost(self, shown: list[Message], messages: list[Message], whole: str) -> Iterator[str]:
+        """What is lost of the messages that are shown and not learned."""
+        said = [after_thinking(message.get("content", "")) for message in messages]
+        for message in shown:
+            text = after_thinking(message.get("content", "")).strip()
+            if text and not self._is_said(text, said, whole):
+                yield f"what the {message['role']} says"
+            calls = message.get("tool_calls") or []
+            if calls and ("tool_calls" not in self.template or any(self._call(call, whole, 0) < 0 for call in calls)):
+                yield f"a tool call of the {message['role']}"
+
+    def _is_said(self, text: str, said: list[str], whole: str) -> bool:
+        """Whether a text is in the whole as often as in all that is said, since another turn may have it, too."""
+        if whole.count(text) >= sum(each.count(text) for each in said):
+            return True
+        whole, said = _plain(whole), [*map(_plain, said)]
+        return any(whole.count(one) >= max(1, sum(each.count(one) for each in said)) for one in self._spellings(text))
+
+    def _beside(self, row: Row, whole: str) -> Iterator[str]:
+        names = [str((tool.get("function") or tool).get("name") or "") for tool in row.get("tools") or []]
+        if names and ("tools" not in self.template or any(name not in whole for name in names)):
+            yield "warning: the chat template leaves out the tools"
+        for key in row.get("chat_template_kwargs") or {}:
+            if not re.search(rf"\b{re.escape(key)}\b", self.template):
+                yield f"warning: the chat template has no option {key!r} (chat_template_kwargs)"
+
+    def _mentions(self, key: str) -> bool:
+        """Whether the template has the key of a message: `message.key`, or `message['key']`."""
+        return bool(re.search(rf"""[.'"]{re.escape(key)}\b""", self.template))
 
     def _check_text(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
         if self.pairs and "completion" in row and not row.get("answers"):
@@ -61,6 +102,10 @@ class Checking:
             if _plain(self._decode(ids[start : start + 8]))[:4] != _plain(row["completion"])[:4]:
                 odd = "a token goes over the border of prompt and answer (end prompts with a line break)"
                 self._count(f"warning: {odd}", number)
+        last = self._decode(ids[-8:-1])
+        if last != last.rstrip() and last.rstrip().endswith(self.tokenizer.eos_token):
+            end = f"{self.tokenizer.eos_token} and white space, and training puts {self.tokenizer.eos_token} behind it"
+            self._count(f"warning: the text ends with {end} again (take the white space off)", number)
 
     def _count(self, what: str, number: int) -> None:
         rows, first = self.odd.get(what, (0, number))
@@ -69,16 +114,6 @@ class Checking:
     def report(self, tell: Callable[[str], None]) -> None:
         for what, (rows, first) in self.odd.items():
             tell(f"{what} in {counted(rows, 'row')} (first: row {first})")
-
-    def _learned(self, ids: list[int], labels: list[int]) -> str:
-        """The learned tokens as text, a break where tokens between them are not learned."""
-        runs: list[list[int]] = [[]]
-        for token, label in zip(ids, labels):
-            if label != IGNORED:
-                runs[-1].append(token)
-            elif runs[-1]:
-                runs.append([])
-        return "\0".join(self._decode(run) for run in runs if run)
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -93,17 +128,24 @@ class Checking:
             ends.append(self._find(least, learned, place))
             if ends[-1] < 0:
                 self._refuse(number, f"the answer {one_line(content, 60)!r}")
-            if content.strip() == least:
+            if content.strip() == least and content.strip() in learned:
                 word = "warning" if content[:1].isspace() else "note"  # code loses its indentation
                 self._count(f"{word}: the chat template takes the white space around answers off", number)
+        if content.strip() not in learned and after_thinking(content).strip() not in learned:
+            self._count("warning: the chat template or the tokenizer changes letters or white space of answers", number)
         for call in message.get("tool_calls") or []:
-            function, arguments = call["function"], call["function"].get("arguments")
-            for needle in [str(function.get("name") or ""), *_leaves(arguments)]:
-                end = self._find(needle, learned, place)
-                if end < 0 or (isinstance(arguments, str) and arguments not in learned):  # quoted, so encoded twice
-                    self._refuse(number, f"the tool call {one_line(json.dumps(function, ensure_ascii=False), 60)!r}")
-                ends.append(end)
+            ends.append(self._call(call, learned, place))
+            if ends[-1] < 0:
+                function = json.dumps(call["function"], ensure_ascii=False)
+                self._refuse(number, f"the tool call {one_line(function, 60)!r}")
         return max(ends)
+
+    def _call(self, call: Mapping[str, Any], text: str, place: int) -> int:
+        """Where the tool call ends in the text; -1 where it is not whole."""
+        name, arguments = str(call["function"].get("name") or ""), call["function"].get("arguments")
+        ends = [self._find(needle, text, place) for needle in [name, *_leaves(arguments)]]
+        quoted = isinstance(arguments, str) and arguments not in text  # so encoded twice
+        return -1 if quoted or min(ends) < 0 else max(ends)
 
     def _refuse(self, number: int, what: str) -> None:
         raise UserError(
@@ -118,8 +160,23 @@ class Checking:
             return place + len(needle)
         if needle != needle.strip():
             return -1
-        back = self._decode(self.tokenizer(needle, add_special_tokens=False, verbose=False)["input_ids"])
-        return start if any(_plain(one) in _plain(text) for one in (needle, back)) else -1
+        return start if any(one in _plain(text) for one in self._spellings(needle)) else -1
+
+    def _spellings(self, text: str) -> tuple[str, str]:
+        """A text without what tokenizers and JSON change, and as the tokenizer reads it."""
+        back = self._decode(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return _plain(text), _plain(back)
+
+
+def _runs(ids: list[int], labels: list[int]) -> list[list[int]]:
+    """The learned tokens, apart where tokens between them are not learned."""
+    runs: list[list[int]] = [[]]
+    for token, label in zip(ids, labels):
+        if label != IGNORED:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]
 
 
 def after_thinking(content: str) -> str:

@@ -2,10 +2,8 @@
 
 import csv
 import difflib
-import json
-import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from lfu.data.columns import as_dataset, without_nulls
+from lfu.data.exact_json import RepeatedKey, as_written, read_json, twice
 from lfu.support.errors import UserError, one_line, value_errors_are_the_users
 from lfu.support.files import not_utf8
 
@@ -131,29 +130,7 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     what = f'a row must be an object {{"column": value}}, this is a {type(row).__name__}'
                     raise UserError(f"data {path}, line {number}: {what}")
-                yield _as_written(row)
-
-
-class _Number(float):
-    """A number that is no integer, with its spelling."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-
-# what programs read, not people
-_DATA = ("tools", "tool_calls", "function_call", "chat_template_kwargs", "weight")
-
-
-def _as_written(value: Any) -> Any:
-    """The value, with a text in place of every number that Python would spell otherwise: 1.50, 1E5, long decimals."""
-    if isinstance(value, dict):
-        return {key: inner if key in _DATA else _as_written(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [*map(_as_written, value)]
-    if isinstance(value, _Number):
-        return value.text if math.isfinite(value) and json.dumps(value) != value.text else float(value)
-    return value
+                yield as_written(row)
 
 
 class _NotJson(UserError):
@@ -161,21 +138,12 @@ class _NotJson(UserError):
 
 
 def _parsed(text: str, where: str, hint: str = "") -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """An object; of a name that it has twice JSON readers would keep one value and drop the other."""
-        if len(found := dict(pairs)) < len(pairs):
-            twice = _twice([name for name, _ in pairs])
-            raise UserError(f"data {where}: an object has the key {twice!r} twice: rename or remove one")
-        return found
-
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_float=_Number)
+        return read_json(text)
+    except RepeatedKey as error:
+        raise UserError(f"data {where}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise _NotJson(f"data {where}: not valid JSON ({one_line(error)}){hint}") from error
-
-
-def _twice(names: Sequence[str]) -> str | None:
-    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -197,7 +165,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(content, start=1):
         if not isinstance(row, dict):
             raise UserError(f"data {path}, row {number}: must be an object, this is a {type(row).__name__}")
-        yield _as_written(row)
+        yield as_written(row)
 
 
 _BEYOND = "\0beyond the header"  # where csv puts fields that the header does not name
@@ -209,8 +177,8 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
         reader = csv.DictReader(file, restkey=_BEYOND, strict=True)
         try:
             header = list(reader.fieldnames or [])
-            if twice := _twice([name for name in header if name]):
-                raise UserError(f"data {path}: the header names column {twice!r} twice: rename or remove one")
+            if repeated := twice([name for name in header if name]):
+                raise UserError(f"data {path}: the header names column {repeated!r} twice: rename or remove one")
             for row in reader:
                 if _BEYOND in row or None in row.values():
                     raise UserError(

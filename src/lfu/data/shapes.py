@@ -6,11 +6,12 @@ conversations                             LIMA (texts in turn), ShareGPT (`from`
 messages; prompt, completion; text        TRL's own
 """
 
+import re
 import string
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lfu.data.turns import Blank, a, check_turns, is_blank, messages_of, parsed, said, text_of
+from lfu.data.turns import Blank, a, check_filled, check_turns, is_blank, messages_of, parsed, said, text_of
 from lfu.support.errors import UserError, did_you_mean
 
 Row = dict[str, Any]
@@ -29,6 +30,7 @@ PARTNERS = {  # a column -> those of which one must stand beside it
     "prompt": ("completion",), "completion": ("prompt",), "question": ("answer",), "answer": ("question",),
     "instruction": OUTPUTS, "output": ("instruction",), "response": ("instruction",), "choices": ("question",),
 }  # fmt: skip
+_CONVERSATION = re.compile(r"\s*\[\s*\{\s*\"(role|from|content|value)\"\s*:")  # one that is written as JSON
 MOST_NAMES = 8  # of columns, in a message
 
 
@@ -181,6 +183,8 @@ def _read_pair(row: Row) -> Row:
     read: Row = {}
     for column, what in (("prompt", "text"), ("completion", "answer")):
         value = row[column]
+        if isinstance(value, str) and _CONVERSATION.match(value):  # as in a CSV file
+            value = parsed(value, f"column {column!r}")
         if isinstance(value, list) and value and isinstance(value[0], dict) and {"role", "from"} & set(value[0]):
             read[column] = messages_of(value, column)
         else:
@@ -189,6 +193,7 @@ def _read_pair(row: Row) -> Row:
     if isinstance(prompt, str) != isinstance(completion, str):
         raise ValueError("one of prompt and completion is a text and the other a conversation: make both the same")
     if not isinstance(completion, str):
+        check_filled(prompt, "prompt")
         check_turns(completion, "completion")
         if any(message.get("weight") == 0 for message in completion):
             raise ValueError("column 'completion' has an answer with weight 0: use the messages shape for that")

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from lfu.data.shapes import INPUTS, SYSTEMS, Row, Shape, ends_in_a_question, shape_of
-from lfu.data.turns import Blank, Message, is_learned, kwargs_of, said, text_of, tools_of
+from lfu.data.turns import Blank, Message, is_learned, kwargs_of, said, special_pattern, text_of, tools_of
 from lfu.support.errors import UserError, one_line
+from lfu.support.words import counted
 
 if TYPE_CHECKING:  # half a second of importing that `lfu train --help` need not wait for
     from datasets import Dataset
@@ -86,6 +87,7 @@ def to_training_rows(
     _tell_how_taken(rows, shape.columns, has_chat and not conversational, tell)
     if not conversational:
         _begin_once(made, tokenizer, tell)
+        _tell_special([] if shape.own else made, tokenizer, tell)
     filled = {key for row in made for key, value in row.items() if value}  # tools and options: where some row has them
     return as_dataset([{key: value for key, value in row.items() if key in filled} for row in made])
 
@@ -222,6 +224,17 @@ def _begin_once(made: list[Row], tokenizer: Tokenizer, tell: Callable[[str], Non
             row[first] = row[first].removeprefix(begin)
     if twice:
         tell(f"note: {len(twice)} of {len(made)} texts begin with {begin}, as the tokenizer does: it is put there once")
+
+
+def _tell_special(made: list[Row], tokenizer: Tokenizer, tell: Callable[[str], None]) -> None:
+    """Tells of special tokens in questions and answers; a prompt with earlier answers has their ends in it."""
+    special = special_pattern(tokenizer)
+    texts = ((row["completion"], "" if "answers" in row else row["prompt"]) for row in made)
+    found = [(number, match[0]) for number, each in enumerate(texts, 1) if (match := special.search("\n".join(each)))]
+    if found:
+        number, name = found[0]
+        rows = f"{counted(len(found), 'row')} (first: row {number})"
+        tell(f"warning: the tokenizer reads {name} in a text as that special token in {rows}")
 
 
 def beginning(tokenizer: Tokenizer) -> str:

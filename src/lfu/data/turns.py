@@ -7,8 +7,11 @@ where; the caller knows the row.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from lfu.data.exact_json import RepeatedKey, as_written, read_json
 
 Message = dict[str, Any]
 
@@ -20,6 +23,10 @@ SPEAKERS = {
 MARK = "QzXjWvMark"  # stands where a text stands, to see what a template writes round it; no text has it
 TEXT_PARTS = ("text", "input_text", "output_text")
 NOT_LEARNED = ("weight", "train", "training")  # OpenAI's 0, and axolotl's false, on an answer that is not learned
+NO_OPTIONS = (  # what `apply_chat_template` takes beside them: it would change what is learned, or how it is returned
+    "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding",
+    "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
 WORDED = ("reasoning_content", "thinking", "name")  # further texts of a message
 KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false", int: "a number", float: "a number"}
 
@@ -58,6 +65,8 @@ def text_of(value: Any, where: str) -> str:
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(isinstance(part, Mapping) and _kind(part) for part in parts):
         raise ValueError(f"{where} is {a(value)}, and must be a text")
+    if any(_kind(part) in TEXT_PARTS and "text" not in part for part in parts):
+        raise ValueError(f"{where} has a part without 'text': write it there, or leave the part out")
     if other := next((_kind(part) for part in parts if _kind(part) not in TEXT_PARTS), None):
         raise ValueError(f"{where} has a part of type {other!r}: only text can be learned; leave such rows out")
     return "".join(text_of(part.get("text"), where) for part in parts)
@@ -98,13 +107,18 @@ def _message(turn: Any, where: str) -> Message:
         raise ValueError(f"{where}: role is {a(turn['role'])}, and must be a text")
     if "function_call" in kept and not kept.get("tool_calls"):  # OpenAI's old form
         kept["tool_calls"] = [kept.pop("function_call")]
+    usual = SPEAKERS.get(kept["role"].strip().lower())
+    if usual in ("user", "assistant", "system") and usual != kept["role"]:
+        raise ValueError(f"{where} has role {kept['role']!r}, which templates don't know: write {usual!r}")
     if kept["role"] == "function":
         kept["role"] = "tool"
-    said_so = next((key for key in NOT_LEARNED if key in kept), "weight")
-    weight = kept.pop(said_so, 1)
-    if weight not in (0, 1):
-        raise ValueError(f"{where}: {said_so} is {weight!r}, and must be 0 (not learned) or 1")
-    if kept["role"] == "assistant" and weight == 0:
+    weights = {key: kept.pop(key) for key in NOT_LEARNED if key in kept}
+    for key, weight in weights.items():
+        if weight not in (0, 1):
+            raise ValueError(f"{where}: {key} is {weight!r}, and must be 0 (not learned) or 1")
+    if len({*weights.values()}) > 1:
+        raise ValueError(f"{where}: {' and '.join(weights)} say different things: leave one")
+    if kept["role"] == "assistant" and 0 in weights.values():
         kept["weight"] = 0
     kept["content"] = text_of(kept.get("content"), where)
     kept |= {key: text_of(kept[key], f"{where}, {key}") for key in WORDED if key in kept}
@@ -119,13 +133,13 @@ def _sharegpt(turn: Mapping[str, Any], where: str) -> Message:
         raise ValueError(f"{where} is from {speaker!r}, and must be from one of {', '.join(SPEAKERS)}")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     if speaker == "function_call":
-        return {"role": "assistant", "tool_calls": parsed(turn.get("value"), where), **rest}
+        return {"role": "assistant", "tool_calls": parsed(turn.get("value"), where, data=True), **rest}
     return {"role": SPEAKERS[speaker], "content": turn.get("value"), **rest}
 
 
 def _calls(calls: Any, where: str) -> list[Any]:
     """Tool calls whose arguments are an object where they are one written as text, which a template would quote."""
-    calls = parsed(calls, where)
+    calls = parsed(calls, where, data=True)
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, Mapping) for call in calls):
         raise ValueError(f"{where}: tool_calls must be a list of objects")
@@ -137,32 +151,42 @@ def _function(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise ValueError(f"{where}: a tool call's function is {a(call)}, and must be an object")
     arguments = call.get("arguments")
+    if "arguments" in call and arguments in (None, ""):  # of a function that takes none
+        return dict(call) | {"arguments": {}}
     try:
-        arguments = parsed(arguments, where)
+        arguments = parsed(arguments, where, data=True)
+    except RepeatedKey:
+        raise
     except ValueError:
         return dict(call)
     return dict(call) | ({"arguments": arguments} if isinstance(arguments, dict) else {})
 
 
-def parsed(value: Any, where: str) -> Any:
-    """What a JSON text says; anything else as it is."""
+def parsed(value: Any, where: str, *, data: bool = False) -> Any:
+    """What a JSON text says, its numbers as they are written, or as numbers where they are `data`; else the value.
+
+    Raises ValueError: it is no JSON; RepeatedKey: an object has a key twice.
+    """
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        found = read_json(value)
+    except RepeatedKey as error:
+        raise RepeatedKey(f"{where}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is a text, and not valid JSON ({error})") from error
+    return found if data else as_written(found)
 
 
 def tools_of(value: Any) -> list[Any] | None:
     """A row's tools: a list of objects, or the same written as JSON; None where there is none."""
     where = "column 'tools'"
-    tools = None if isinstance(value, str) and not value.strip() else parsed(value, where)
+    tools = None if isinstance(value, str) and not value.strip() else parsed(value, where, data=True)
     if not tools:
         return None
     if not isinstance(tools, list):
         raise ValueError(f"{where} is {a(tools)}, and must be a list")
-    tools = [parsed(tool, where) for tool in tools]
+    tools = [parsed(tool, where, data=True) for tool in tools]
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"{where} must be a list of objects")
     return tools
@@ -171,9 +195,11 @@ def tools_of(value: Any) -> list[Any] | None:
 def kwargs_of(value: Any) -> dict[str, Any]:
     """A row's `chat_template_kwargs`, an object or one written as JSON; empty where it has none."""
     where = "column 'chat_template_kwargs'"
-    found = parsed(value, where) or {}
+    found = parsed(value, where, data=True) or {}
     if not isinstance(found, Mapping):
         raise ValueError(f"{where} is {a(found)}, and must be an object")
+    if taken := next((key for key in found if key in NO_OPTIONS), None):
+        raise ValueError(f"{where} has {taken!r}, which is no option of a chat template: take it out")
     return dict(found)
 
 
@@ -196,14 +222,25 @@ def check_turns(messages: list[Message], column: str) -> None:
         raise ValueError(f"{_turn(column, len(messages) - 1)} has role {role!r}: the role of an answer is 'assistant'")
     if not messages or messages[-1]["role"] != "assistant" or is_blank(messages[-1]):
         raise Blank(column)
+    check_filled(messages, column)
+    if not any(is_learned(message) for message in messages):
+        raise ValueError(f"column {column!r}: every answer has weight 0, so nothing is learned: leave the row out")
+
+
+def check_filled(messages: list[Message], column: str) -> None:
+    """Refuses turns of user or assistant that say nothing, with a ValueError."""
     for index, message in enumerate(messages):
         if message["role"] in ("user", "assistant") and is_blank(message):
             raise ValueError(f"{_turn(column, index)} ({message['role']}) is empty: fill it, or leave the row out")
-    if not any(is_learned(message) for message in messages):
-        raise ValueError(f"column {column!r}: every answer has weight 0, so nothing is learned: leave the row out")
 
 
 def special_ids(tokenizer: Any) -> set[int]:
     """The tokenizer's special tokens, those among them that it has no role for, such as another model's end of turn."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
+
+
+def special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    """Finds what the tokenizer reads as a special token."""
+    names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
