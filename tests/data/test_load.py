@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import datasets.exceptions
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -92,6 +95,50 @@ def test_what_arrow_filled_into_a_parquet_file_is_left_out(tmp_path):
     calls = [{"arguments": {"city": "Bergen"}}], [{"arguments": {"a": 2}}]
     path = write(tmp_path / "rows.parquet", [{"calls": call} for call in calls])
     assert load_rows(str(path))["calls"] == list(calls)
+
+
+def test_numbers_of_parquet_columns_are_spelled_as_they_were(tmp_path):
+    """A 32-bit 0.1 is 0.10000000149011612 as a Python number, and Python spells a small decimal 1E-8."""
+    narrow, small = pa.array([0.1, 3.0], pa.float32()), pa.array([Decimal("0.00000001"), None], pa.decimal128(20, 8))
+    lists = pa.array([[0.1, 2.5], []], pa.list_(pa.float32()))
+    wide = pa.array([0.10000000149011612, 0.1])
+    table = pa.table({"narrow": narrow, "small": small, "lists": lists, "wide": wide})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    wanted = {"narrow": 0.1, "small": "0.00000001", "lists": [0.1, 2.5], "wide": 0.10000000149011612}
+    assert load_rows(str(tmp_path / "rows.parquet"))[0] == wanted
+
+
+def test_a_parquet_map_is_an_object(tmp_path):
+    column = pa.array([[("enable_thinking", False)], []], pa.map_(pa.string(), pa.bool_()))
+    pq.write_table(pa.table({"options": column}), tmp_path / "rows.parquet")
+    assert load_rows(str(tmp_path / "rows.parquet"))["options"] == [{"enable_thinking": False}, {}]
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["answer"] * 2), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match=r"rows\.parquet: there are two columns 'answer'"):
+        load_rows(str(tmp_path / "rows.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("more.jsonl.gz", "more.jsonl.gz can't be read"), ("more.jsonl", "more.jsonl is named after no split")],
+)
+def test_a_file_of_a_folder_that_would_be_left_out_is_refused(tmp_path, name, message):
+    write(tmp_path / "train.jsonl")
+    (tmp_path / "README.md").write_text("x")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert len(load_rows(str(tmp_path))) == 3
+    write(tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        load_rows(str(tmp_path))
+
+
+def test_files_named_after_no_split_are_the_training_set_beside_a_test_set(tmp_path):
+    write(tmp_path / "rows.jsonl", ROWS[:2])
+    write(tmp_path / "test.jsonl", ROWS[2:])
+    assert load_rows(str(tmp_path)).to_list() == ROWS[:2]
+    assert load_rows(str(tmp_path), split="test").to_list() == ROWS[2:]
 
 
 def test_a_parquet_column_of_bytes_is_text(tmp_path):

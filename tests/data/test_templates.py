@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from tiny_folder import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
@@ -66,6 +66,13 @@ def test_shapes_as_chat(shape):
         assert [message["content"] for message in converted["prompt"]] == prompt
         assert converted["prompt"][-1]["role"] == "user"
     assert set(converted) == {"prompt", "completion"}
+
+
+def test_a_32_bit_number_of_a_data_set_is_spelled_as_it_was():
+    features = Features({"question": Value("string"), "answer": Value("float32")})
+    rows = Dataset.from_list([{"question": "q", "answer": 0.1}], features=features)
+    (made,) = to_training_rows(rows, template="none", tokenizer=byte_tokenizer())
+    assert made["completion"] == "0.1"
 
 
 def test_prompt_and_completion_may_be_conversations_as_json():

@@ -7,11 +7,14 @@ texts are kept as JSON here, which Python's own module writes, and are decoded w
 """
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from datasets.features.features import register_feature
@@ -43,7 +46,9 @@ def _as_text(value: Any) -> str:
 
     Bytes that are not UTF-8 become halves of surrogate pairs, which are refused where the text is used.
     """
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)
 
 
 with warnings.catch_warnings():  # datasets calls this experimental
@@ -80,8 +85,23 @@ def is_exact(dataset: Dataset, column: str) -> bool:
     return isinstance(dataset.features[column], Exact)
 
 
+def untyped(value: Any, arrow_type: Any) -> Any:
+    """The value of a column with a type, as it was written: without what Arrow filled in, and 0.1 for a 32-bit 0.1."""
+    value = without_nulls(value)
+    return _as_short(value) if re.search(r"\bfloat\b", str(arrow_type)) else value
+
+
 def without_nulls(value: Any) -> Any:
     """The value without the keys, at any depth, whose value is None: what Arrow filled in."""
     if isinstance(value, Mapping):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _as_short(value: Any) -> Any:
+    """32-bit numbers, at any depth, as the doubles that are spelled like them."""
+    if isinstance(value, Mapping):
+        return {key: _as_short(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [*map(_as_short, value)]
+    return float(str(np.float32(value))) if isinstance(value, float) and np.float32(value) == value else value

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from lfu.data.columns import as_dataset, without_nulls
+from lfu.data.columns import as_dataset, untyped
 from lfu.data.exact_json import RepeatedKey, as_written, read_json, twice
 from lfu.support.errors import UserError, one_line, value_errors_are_the_users
 from lfu.support.files import not_utf8
@@ -18,6 +18,19 @@ from lfu.support.files import not_utf8
 BUILT_IN = "word_problems"
 BUILT_IN_ROWS = {"train": 400, "test": 100}
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_UNREAD = {
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".zst",
+    ".zip",
+    ".tar",
+    ".tsv",
+    ".ndjson",
+    ".arrow",
+    ".xlsx",
+}  # rows, which are not read
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "state.json")  # what `datasets` writes beside rows
 # How the splits are called in file names; the first name is the one the user gives.
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -88,7 +101,10 @@ def _close_files(path: Path) -> str:
 
 
 def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    named = sorted(file for file in folder.iterdir() if file.name not in _NO_ROWS)
+    files = [file for file in named if file.suffix.lower() in SUFFIXES]
+    if other := next((file for file in named if _UNREAD & {*file.suffixes}), None):
+        raise UserError(f"data {folder}: {other.name} can't be read: make it one of {', '.join(SUFFIXES)}, or move it")
     if not files:
         raise UserError(f"data {folder}: the folder holds no {', '.join(SUFFIXES)} file")
     split = next((name for name, names in SPLIT_NAMES.items() if split in names), split)
@@ -100,6 +116,11 @@ def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
     if not wanted:
         named = ", ".join(sorted(filter(None, by_split))) or "none"
         raise UserError(f"data {folder}: no file for split {split!r}; splits by file name: {named}")
+    if {"", "train"} <= {*by_split}:
+        raise UserError(
+            f"data {folder}: {by_split[''][0].name} is named after no split, and {by_split['train'][0].name} is the "
+            "training set: name it, or move it"
+        )
     return chain.from_iterable(map(_file_rows, wanted))
 
 
@@ -196,10 +217,16 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            # through a Dataset: the file may say that a column of texts is JSON
-            for row in Dataset(pyarrow.Table.from_batches([batch])):
-                yield {column: without_nulls(value) for column, value in row.items()}
+        file = pyarrow.parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        if repeated := twice(schema.names):
+            raise UserError(f"data {path}: there are two columns {repeated!r}: rename or remove one")
+        for batch in file.iter_batches():
+            table = pyarrow.Table.from_batches([batch])
+            # the file may say, in the words of `datasets`, that a column of texts is JSON
+            own = b"huggingface" in (schema.metadata or {})
+            for row in Dataset(table) if own else table.to_pylist(maps_as_pydicts="strict"):
+                yield {column: untyped(value, schema.field(column).type) for column, value in row.items()}
     except pyarrow.ArrowException as error:
         raise UserError(f"data {path}: not a readable parquet file ({one_line(error)})") from error
 
