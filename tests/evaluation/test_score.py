@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from questions import CHOICES, QUESTIONS, TEXTS
 from tiny import DEVICE, random_states, tiny_model
@@ -82,6 +83,24 @@ def test_multiple_choice_equals_one_by_one(model, tokenizer, batch_size):
         per_character = [value / len(choice) for value, choice in zip(naive, row["choices"])]
         assert got.correct[i] == (int(np.argmax(per_character)) == row["answer"])
     assert got.accuracy == sum(got.correct) / len(CHOICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("Lfm2Config", {"num_attention_heads": 4, "num_key_value_heads": 2, "full_attn_idxs": [1]}),
+        ("MambaConfig", {"state_size": 4}),
+    ],
+)
+def test_choices_of_a_model_with_more_than_keys_and_values_in_its_cache(name, config, tokenizer):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 340, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2} | config
+    hybrid = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes)).to(DEVICE)
+    got = multiple_choice(hybrid, tokenizer, CHOICES, batch_size=2)
+    for row, loglik in zip(CHOICES, got.loglik):
+        prompt = f"Question: {row['question']}\nAnswer:"
+        ids, start = [encode(tokenizer, f"{prompt} {c}") for c in row["choices"]], len(encode(tokenizer, prompt))
+        assert loglik == pytest.approx([-naive_nll(hybrid, each, start) for each in ids], **CLOSE)
 
 
 def test_tokens_that_merge_over_the_seam_are_scored_with_the_choice(llama, merging_tokenizer):

@@ -20,6 +20,7 @@ from lfu.evaluation.batching import Progress, batches, continuations, forward, n
 from lfu.evaluation.pieces import Asked, Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
 from lfu.support.annotations import Model, Tokenizer
 
+KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer"}  # layers of a cache
 SHORT = 64  # tokens of a question; of shorter ones more are read at a time
 Choices = tuple[list[int], list[list[int]]]  # tokens of the prompt that all choices share, and the rest of each choice
 
@@ -142,8 +143,9 @@ def multiple_choice(
     with batching.evaluating(model), torch.no_grad():
         for batch in batches([len(prompt) for prompt, _ in items], batch_size, SHORT * batch_size if cached else 0):
             some = [items[i] for i in batch]
-            found = _choice_batch(model, tokenizer, some) if cached else _whole_choices(model, tokenizer, some)
-            for index, values in zip(batch, found):
+            found = _choice_batch(model, tokenizer, some) if cached else None
+            cached = found is not None
+            for index, values in zip(batch, found or _whole_choices(model, tokenizer, some)):
                 loglik[index] = values
                 tick(progress)
     chosen = [likeliest(values, row["choices"]) for row, values in zip(rows, loglik)]
@@ -171,8 +173,11 @@ def _choice_ids(tokenizer: Tokenizer, row: Mapping[str, Any]) -> Choices:
     return prompt[:seam], [whole[seam:] for whole in wholes]
 
 
-def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) -> list[list[float]]:
-    """Log-likelihood (nats) of every choice of every item: prompts once, then the choices on the shared cache."""
+def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) -> list[list[float]] | None:
+    """Log-likelihood (nats) of every choice of every item: prompts once, then the choices on the shared cache.
+
+    None where a cache holds more than keys and values, as those of Mamba and linear attention do: it goes on once only.
+    """
     filler = batching.pad_id(tokenizer)
     ids, mask = batching.left_pad([prompt for prompt, _ in items], filler, model.device)
     out = forward(model, ids, mask, keep=1, use_cache=True)
@@ -182,8 +187,10 @@ def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) 
     longer = [(row, c) for row, (_, choices) in enumerate(items) for c, choice in enumerate(choices) if choice[1:]]
     if not longer:
         return values
+    cache = getattr(out, "past_key_values", None)
+    if not KEYS_AND_VALUES >= {type(layer).__name__ for layer in getattr(cache, "layers", [None])}:
+        return None
     owner = torch.tensor([row for row, _ in longer], device=ids.device)
-    cache = out.past_key_values
     cache.batch_select_indices(owner)
     tails = [items[row][1][c] for row, c in longer]
     fed = padded([tail[:-1] for tail in tails], filler, ids.device)  # what follows is never looked at
