@@ -188,7 +188,7 @@ def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) 
     if not longer:
         return values
     cache = getattr(out, "past_key_values", None)
-    if not KEYS_AND_VALUES >= {type(layer).__name__ for layer in getattr(cache, "layers", [None])}:
+    if not {type(layer).__name__ for layer in getattr(cache, "layers", [None])} <= KEYS_AND_VALUES:
         return None
     owner = torch.tensor([row for row, _ in longer], device=ids.device)
     cache.batch_select_indices(owner)
