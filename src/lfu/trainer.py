@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch import nn
 from transformers import AutoProcessor, TrainerCallback, set_seed
 from trl import SFTTrainer
@@ -22,7 +23,7 @@ from trl.trainer.utils import create_model_from_path
 
 from lfu.config import LfUConfig
 from lfu.data.learned import LearnsWhatRowsSay
-from lfu.methods import methods_of
+from lfu.methods import check_adapter, methods_of
 from lfu.methods.method import Method
 from lfu.methods.run import Batch, Micro, Preparation
 from lfu.methods.untouched import Untouched
@@ -98,6 +99,9 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         if isinstance(model, str):
             args.model_init_kwargs = {"use_safetensors": True} | dict(args.model_init_kwargs or {})
         given = inspect.signature(SFTTrainer.__init__).bind(self, model, args, *positional, **named)
+        start, adapter = given.arguments["model"], given.arguments.get("peft_config")
+        further = isinstance(start, PeftModel)
+        check_adapter(self.methods, start.active_peft_config if further else adapter, further=further)
         self._prepare(given.arguments)
         super().__init__(*given.args[1:], **given.kwargs)
         refuse_two_wrappers(self.model)

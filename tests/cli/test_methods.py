@@ -69,7 +69,9 @@ def train(model, method, *flags, output="out"):
 
 @pytest.mark.parametrize("theta", THETA)
 @pytest.mark.parametrize("method", REGISTRY)
-def test_every_method_trains_on_every_theta(here, model, capsys, method, theta):
+def test_every_method_trains_on_every_theta(here, model, capsys, monkeypatch, method, theta):
+    if (method, theta) in REFUSED:
+        monkeypatch.setattr("lfu.cli.train.load_start", lambda *given: pytest.fail("it is refused too late"))
     code = train(model, method, THETA[theta], NEEDS.get(method, ""))
     err = capsys.readouterr().err
     if word := REFUSED.get((method, theta)):

@@ -25,8 +25,8 @@ from lfu.data.show import shown
 from lfu.methods import methods_of
 from lfu.model.loading import is_adapter
 from lfu.step.record import BadBatch
-from lfu.study.train import load_start, make_trainer
-from lfu.support.errors import UserError, leading, one_line
+from lfu.study.train import check_methods, load_start, make_trainer
+from lfu.support.errors import UserError, leading, one_line, value_errors_are_the_users
 from lfu.support.files import remove_folder, restore
 from lfu.support.words import filled, tell
 from lfu.training import checkpoints
@@ -164,6 +164,8 @@ def _trainer(config: LfUConfig, model: ModelArguments, rows: Dataset, eval_rows:
     go_on = is_adapter(name)
     if go_on and not model.use_peft:
         raise UserError(f"model {name} is an adapter: merge it first (lfu export {name} OUT_DIR) to train all weights")
+    with value_errors_are_the_users():
+        check_methods(config, model)
     loaded = load_start(model, config)
     if go_on:
         _say(f"training the adapter {name} further: it keeps its lora_ settings")

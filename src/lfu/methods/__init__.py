@@ -4,7 +4,7 @@ To add one, write a file with a `Method` of your own; there is nothing else to e
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +14,9 @@ from lfu.methods.registry import REGISTRY, method_class, unknown_method
 from lfu.support.choices import one_of
 from lfu.support.errors import did_you_mean
 
-__all__ = ["REGISTRY", "method_class", "methods_of", "unknown_method", "why_not_together", "written_out"]
+__all__ = [
+    "REGISTRY", "check_adapter", "method_class", "methods_of", "unknown_method", "why_not_together", "written_out",
+]  # fmt: skip
 
 
 def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) -> list[Method]:
@@ -50,6 +52,15 @@ def methods_of(spec: str, method_args: str | Mapping[str, Any] | None = None) ->
             raise ValueError(f"method_args: {key!r} could be {' or '.join(f'{o}.{knob}' for o in fitting)}: say which")
         given[fitting[0]][knob] = checked_knob(fitting[0], known[fitting[0], knob], value)
     return sorted((cls(**given[name]) for name, cls in classes.items()), key=_order)
+
+
+def check_adapter(methods: Sequence[Method], config: Any, *, further: bool = False) -> None:
+    """Raises ValueError for a method that can't work with the PEFT `config`; see `Method.check_adapter`.
+
+    A method that decides how the adapter starts is asked alone: the others get another adapter from it.
+    """
+    for method in [method for method in methods if "adapter" in method.places] or methods:
+        method.check_adapter(config, further=further)
 
 
 def why_not_together(one: type[Method], two: type[Method]) -> str | None:

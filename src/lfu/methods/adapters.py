@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig
 
 from lfu.methods.method import Method
 from lfu.methods.run import Preparation
@@ -19,8 +19,8 @@ class AdapterMethod(Method):
     )  # fmt: skip
     decomposes = False  # the weights, which must not be quantised
 
-    def adapter(self, config: Any, run: Preparation) -> PeftConfig:
-        if isinstance(run.model, PeftModel):
+    def check_adapter(self, config: Any, *, further: bool = False) -> None:
+        if further:
             raise self._error("starts an adapter, and the model is an adapter already: merge it first (lfu export)")
         if config is None:
             raise self._error("starts an adapter: train one (--use_peft true, or peft_config=LoraConfig(...))")
@@ -29,6 +29,8 @@ class AdapterMethod(Method):
         for field in self.lacks:
             if value := getattr(config, field, None):
                 raise self._error(f"can't start an adapter with {field}={value!r}: drop it")
+
+    def adapter(self, config: Any, run: Preparation) -> PeftConfig:
         if self.decomposes and getattr(run.model, "quantization_method", None) is not None:
             raise self._error("decomposes the weights, and those of this model are quantised: load it without")
         return self.started(config, run)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from peft import PeftType
 
 from lfu.evaluation.batching import evaluating
 from lfu.methods.knobs import knob
@@ -10,7 +11,6 @@ from lfu.methods.l2sp import L2SP
 from lfu.methods.own_text import own_text
 from lfu.methods.run import Preparation, Trainer
 from lfu.methods.tokens import nll_of, read_last
-from lfu.methods.weights import lora_pairs
 from lfu.model.precision import wide
 
 
@@ -32,13 +32,16 @@ class EWC(L2SP):
     texts: int = knob(64, "how many texts the model writes for the Fisher information (ours)", low=1)
     tokens: int = knob(64, "length of the longest text, in tokens that the model chooses (ours)", low=2)
 
+    def check_adapter(self, config: Any, *, further: bool = False) -> None:
+        if config is not None and config.peft_type == PeftType.LORA:
+            raise ValueError("method 'ewc' weighs single weights: train all weights (--use_peft false), or use l2sp")
+
     def adapter(self, config: Any, run: Preparation) -> Any:
         self.said = own_text(run, self, top=1)
         return config
 
     def setup(self, trainer: Trainer) -> None:
-        if lora_pairs(trainer.anatomy):
-            raise ValueError("method 'ewc' weighs single weights: train all weights (--use_peft false), or use l2sp")
+        self.check_adapter(getattr(trainer.model, "active_peft_config", None))
         super().setup(trainer)
         self._fisher = self._information(trainer)
 

@@ -1,14 +1,15 @@
 """Intruder dimensions: after training, new large singular directions of the weights are made smaller. By PEFT."""
 
 import re
+from typing import Any
 
 import torch
-from peft import PeftModel, PeftType
+from peft import PeftType
 from peft.tuners.lora.layer import LoraLayer
 
 from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
-from lfu.methods.weights import factors_of, lora_pairs
+from lfu.methods.weights import factors_of, form_of, lora_pairs
 
 try:
     from peft.tuners.lora.intruders import reduce_intruder_dimension
@@ -42,17 +43,24 @@ class Intruders(Method):
     top_k: int = knob(10, "how many singular directions are looked at (PEFT: 10)", low=1)
     threshold: float = knob(0.5, "an intruder has a lower cosine to each old direction (PEFT: 0.5)", above=0, high=1)
 
-    def setup(self, trainer: Trainer) -> None:
+    def check_adapter(self, config: Any, *, further: bool = False) -> None:
         if reduce_intruder_dimension is None:
             raise ValueError("method 'intruders' needs PEFT 0.20 or newer: pip install --upgrade peft")
-        model, inner = trainer.model, trainer.anatomy.model
-        if not isinstance(model, PeftModel) or model.active_peft_config.peft_type != PeftType.LORA:
+        if config is None or config.peft_type != PeftType.LORA:
             raise ValueError("method 'intruders' mends LoRA adapters: train one (--use_peft true)")
+        self._refuse(form_of(config))
+
+    def _refuse(self, variant: str | None) -> None:
+        if variant is not None:
+            raise ValueError(f"method 'intruders' mends plain LoRA, not {variant}: train plain LoRA")
+
+    def setup(self, trainer: Trainer) -> None:
+        self.check_adapter(getattr(trainer.model, "active_peft_config", None))
+        inner = trainer.anatomy.model
         if getattr(inner, "quantization_method", None) is not None:
             raise ValueError("method 'intruders' decomposes weights, and these are quantised: load the model without")
         for pair in lora_pairs(trainer.anatomy):
-            if pair.variant is not None:
-                raise ValueError(f"method 'intruders' mends plain LoRA, not {pair.variant}: train plain LoRA")
+            self._refuse(pair.variant)
             if inner.get_submodule(pair.name).fan_in_fan_out:
                 raise ValueError(f"method 'intruders': PEFT can't mend {pair.name}, which holds its weight transposed")
 

@@ -85,6 +85,12 @@ class Method:
                 f"method {self.name!r} reads whole weights, and FSDP and DeepSpeed cut them up: use DDP or one GPU"
             )
 
+    def check_adapter(self, config: PeftConfig | None, *, further: bool = False) -> None:
+        """Before the model is loaded. Raises ValueError: the method cannot work with the adapter of this `config`.
+
+        None: all weights are trained. `further`: the adapter is that of the model, and trained further.
+        """
+
     def rows(self, rows: Dataset, run: Preparation) -> Dataset:
         """Before tokenising: the training rows, in one of TRL's shapes, to use in place of `rows`."""
         return rows

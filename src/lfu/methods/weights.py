@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftConfig, PeftType
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import nn
 
@@ -51,6 +52,13 @@ def lora_pairs(anatomy: Anatomy) -> list[Pair]:
             word = None if variant is None else re.sub("(Linear|Embedding)?Variant$", "", kind.__name__)
             pairs.append(Pair(name, factors[0], factors[1], layer.scaling[adapter], word))
     return pairs
+
+
+def form_of(config: PeftConfig | None) -> str | None:
+    """What a PEFT config stands for if it is neither plain LoRA nor no adapter, as `Pair.variant` calls it."""
+    if config is None or config.peft_type == PeftType.LORA:
+        return "Dora" if getattr(config, "use_dora", False) else None
+    return f"a {config.peft_type.value} adapter"
 
 
 def factors_of(layer: Any, adapter: str) -> tuple[torch.Tensor, ...]:

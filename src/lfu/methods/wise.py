@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from peft import PeftType
 
 from lfu.methods.knobs import refuse_idle
 from lfu.methods.method import Method, knob
 from lfu.methods.run import Trainer
-from lfu.methods.weights import Pair, lora_pairs, plain_theta, product_norm2
+from lfu.methods.weights import Pair, form_of, lora_pairs, plain_theta, product_norm2
 from lfu.model.precision import wide
 
 GRID = tuple(i / 10 for i in range(11))  # the paper's alphas
@@ -45,6 +44,9 @@ class WiSE(Method):
     def configure(self, args: Any) -> None:
         if self.alpha == "auto" and (args.bf16_full_eval or args.fp16_full_eval):
             raise ValueError(f"{self.name}.alpha=auto evaluates first, and bf16_full_eval cuts the weights: drop it")
+
+    def check_adapter(self, config: Any, *, further: bool = False) -> None:
+        _refuse_form(self.name, form_of(config))
 
     def setup(self, trainer: Trainer) -> None:
         rows = trainer.eval_dataset
@@ -144,18 +146,19 @@ def _eval_loss(trainer: Trainer, name: str) -> float:
     return float(output.metrics[f"{name}_loss"])
 
 
-def _refuse_start(method: str, pairs: list[Pair], model: Any) -> None:
-    """Raises ValueError for an adapter whose mixture with the start is no such adapter."""
-    config = getattr(model, "active_peft_config", None)
-    variant = next((pair.variant for pair in pairs if pair.variant), None)
-    if config is not None and config.peft_type != PeftType.LORA:
-        variant = f"a {config.peft_type.value} adapter"
+def _refuse_form(method: str, variant: str | None) -> None:
     if variant is not None:
         raise ValueError(
             f"method {method!r} interpolates weights, and with {variant} they are not linear in the adapter's "
             "parameters: use plain LoRA or train all weights"
         )
+
+
+def _refuse_start(method: str, pairs: list[Pair], model: Any) -> None:
+    """Raises ValueError for an adapter whose mixture with the start is no such adapter."""
+    _refuse_form(method, form_of(getattr(model, "active_peft_config", None)))
     for pair in pairs:
+        _refuse_form(method, pair.variant)
         A, B = pair.A.detach().cpu().double(), pair.B.detach().cpu().double()
         if product_norm2(B, A) > 1e-12 * A.square().sum() * B.square().sum():
             raise ValueError(

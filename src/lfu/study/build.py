@@ -22,6 +22,7 @@ from lfu.study.plan import Design
 from lfu.study.rows import Kept, Shape, Split, built_in, retention, split, trained_on, write_rows
 from lfu.study.settings import Setting, with_yardsticks, words_of
 from lfu.study.study import Parse, Study
+from lfu.study.train import check_methods
 from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.words import counted
 
@@ -172,7 +173,9 @@ def _check(study: Study) -> None:
             )
         for rate in design.rates_of(setting):
             run = design.first_run(setting, rate)
-            config = study.configs(run)[0]
+            config, model = study.configs(run)
+            with value_errors_are_the_users(run.label):
+                check_methods(config, model)
             if design.halving and config.get_warmup_steps(short := short_steps(run.steps, RUNGS[0])) >= short:
                 raise UserError(
                     f"{setting.label}: --halving trains for {counted(short, 'step')} of {run.steps} at first, all of "

@@ -11,13 +11,14 @@ from statistics import fmean, quantiles
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import get_peft_config, get_quantization_config
 
 from lfu import LfUTrainer
 from lfu.evaluation.record import machine
 from lfu.forgetting.callback import ForgettingCallback
+from lfu.methods import check_adapter, methods_of
 from lfu.model.loading import adapter_base, is_adapter, load_model, load_tokenizer
 from lfu.study.live import Board
 from lfu.support.files import new_folder, write_text
@@ -107,6 +108,14 @@ def make_trainer(
         tell=lambda line: None,  # whoever read the rows has said it
         **more,
     )  # fmt: skip
+
+
+def check_methods(config: Any, arguments: Any) -> None:
+    """Raises ValueError for a method that can't work with the adapter of the flags; no model is loaded."""
+    name = str(arguments.model_name_or_path)
+    further = is_adapter(name)
+    adapter = PeftConfig.from_pretrained(Path(name).expanduser()) if further else get_peft_config(arguments)
+    check_adapter(methods_of(config.method, config.method_args), adapter, further=further)
 
 
 def _forgetting(share: float, config: Any) -> list[ForgettingCallback]:
