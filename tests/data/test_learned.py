@@ -214,6 +214,15 @@ def test_a_text_is_ended_once():
     assert told == ["note: the tokenizer ends texts with <|im_end|>, as training does: it is put there once"] * 3
 
 
+@pytest.mark.parametrize("row", [{"text": "Herons."}, {"prompt": "Name: ", "completion": "Bo"}])
+def test_a_text_is_ended_once_in_a_script(tmp_path, folder, row):
+    tokenizer = base_tokenizer("with an end")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    args = LfUConfig(str(tmp_path), method="sft", report_to="none", use_cpu=True, bf16=False)
+    trainer = LfUTrainer(model, args, processing_class=tokenizer, train_dataset=Dataset.from_list([row]))
+    assert trainer.train_dataset[0]["input_ids"].count(tokenizer.eos_token_id) == 1
+
+
 def test_all_of_a_conversation_as_text_is_learned_where_that_is_asked_for():
     tokenizer = byte_tokenizer(chat=False)
     args = SFTConfig("out", report_to="none", bf16=False, use_cpu=True, completion_only_loss=False)
@@ -471,6 +480,15 @@ def test_an_answer_with_weight_0_is_not_learned(texts, data, template, shape):
     found = learned_of([row], template)[0]
     assert len(found) == len(wanted)
     assert all(answer in run for answer, run in zip(wanted, found))
+
+
+def test_an_answer_with_weight_0_leaves_other_rows_as_they_are():
+    """Qwen3's own template drops the reasoning of earlier turns, and the one that it is trained with does not."""
+    talk = [user("q"), assistant("<think>hm</think>a"), user("r"), assistant("b")]
+    skipped = {"messages": [user("q"), assistant("a", weight=0), user("r"), assistant("b")]}
+    alone, beside = learned_of([{"messages": talk}], "qwen3"), learned_of([{"messages": talk}, skipped], "qwen3")
+    assert [run.strip() for run in alone[0]] == [run.strip() for run in beside[0]]
+    assert "hm" in beside[0][0]
 
 
 @pytest.mark.parametrize("key", ["train", "training"])

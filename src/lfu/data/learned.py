@@ -101,22 +101,20 @@ class _Writing:
             )
         if _is_plain(rows[0]) and not tokenizer.eos_token:
             raise UserError("the tokenizer has no end-of-sequence token to end texts with: name one with --eos_token")
-        # a template's marks are round every answer
-        marked, template = _marked_template(tokenizer) if answers and not some else (False, None)
-        self.by_turns = answers and not marked
+        marked, template = _marked_template(tokenizer) if answers else (False, None)
+        self.by_turns = answers and (some or not marked)  # a template's marks are round every answer
         self.args = copy.copy(args)
         self.args.max_length, self.args.shuffle_dataset = None, False
         if "text" not in columns and args.dataset_text_field in columns:  # TRL 0.24 ends no text of another name
             self.rows, self.args.dataset_text_field = rows.rename_column(args.dataset_text_field, "text"), "text"
-        self.args.assistant_only_loss = marked
+        self.args.assistant_only_loss = marked and not some
         self.arguments_as_text = bool({"messages", "tools"} & {*columns}) and _wants_text(tokenizer, template)
         completion = "completion" in columns if args.completion_only_loss is None else args.completion_only_loss
         self.trainer: Any = SFTTrainer.__new__(SFTTrainer)  # no model is needed; this is all that is read of a trainer
         self.trainer._tokenizer, self.trainer._is_vlm = tokenizer, False
         self.trainer.chat_template, self.trainer.completion_only_loss = template, completion
-        _, behind = around(tokenizer)
         # tokens behind every plain text that repeat the end which TRL puts there
-        self.closing = behind if behind == [tokenizer.eos_token_id] and _is_plain(rows[0]) else []
+        self.closing = [tokenizer.eos_token_id] if _is_plain(rows[0]) and _ends_texts(tokenizer) else []
 
     def __iter__(self) -> Iterator[tuple[Row, list[int], list[int]]]:
         stream = IterableDataset(ExamplesIterable(self._rows, {}))
@@ -219,13 +217,19 @@ class _Writing:
             yield self._write(row, [*messages[:index], said("assistant", answer), *messages[index + 1 :]])
 
     def _write(self, row: Row, messages: list[Message], **more: Any) -> list[int]:
-        options = {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {}), **more}
+        more |= {"tools": row.get("tools"), "chat_template": self.trainer.chat_template}
+        options = (row.get("chat_template_kwargs") or {}) | more
         return self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
 
 
 def _is_plain(row: Row) -> bool:
     """Whether a row is of texts, and not a conversation."""
     return isinstance(next(iter(row.values())), str)
+
+
+def _ends_texts(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts the end-of-sequence token behind every text, as TRL does."""
+    return around(tokenizer)[1] == [tokenizer.eos_token_id]
 
 
 def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:
@@ -284,7 +288,9 @@ class LearnsWhatRowsSay(SFTTrainer):
             names = () if is_tokenised(dataset) else dataset.column_names
             if "messages" in names and args.assistant_only_loss is False and formatting_func is None:
                 self.tell(f"note: {rule(dataset[0], args)}")
-            if any(is_exact(dataset, column) for column in names):
+            twice = bool(names) and {*names} <= {"prompt", "completion", "text"} and formatting_func is None
+            twice = twice and _is_plain(dataset[0]) and _ends_texts(processing_class)
+            if twice or any(is_exact(dataset, column) for column in names):
                 dataset = tokenised(dataset, processing_class, args, self.tell)
             if args.max_length is not None:  # tokens first, to see what will be cut
                 uncut = copy.copy(args)
