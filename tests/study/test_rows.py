@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -15,7 +16,7 @@ from tiny_folder import AROUND, base_tokenizer, byte_tokenizer
 from trl import SFTConfig, SFTTrainer
 
 from lfu import LfUConfig
-from lfu.data.columns import as_dataset
+from lfu.data.columns import as_dataset, rows_of
 from lfu.data.learned import tokenised
 from lfu.data.load import load_rows
 from lfu.data.templates import to_training_rows
@@ -185,6 +186,16 @@ def test_rows_are_written_as_they_were_read(tmp_path):
     rows = [{"question": "é\u2028", "answer": "1.50", "junk": "\ud800"}, {"question": "q", "answer": 3.5, "junk": None}]
     write_rows(rows, tmp_path / "rows.jsonl")
     assert list(load_rows(str(tmp_path / "rows.jsonl"))) == rows
+
+
+def test_rows_of_a_typed_data_set_are_written_as_lfu_train_reads_them(tmp_path):
+    """Arrow fills the keys that an object lacks with null, and a 32-bit 0.1 is longer in Python."""
+    features = Features(
+        {"answer": Value("float32"), "tools": [{"a": Value("int64"), "b": Value("int64")}], "day": Value("date32")}
+    )
+    row = {"answer": 0.1, "tools": [{"a": 1}], "day": date(2026, 1, 2)}
+    write_rows(rows_of(Dataset.from_list([row], features=features)), tmp_path / "rows.jsonl")
+    assert list(load_rows(str(tmp_path / "rows.jsonl"))) == [row | {"day": "2026-01-02"}]
 
 
 def test_a_text_row_is_scored_with_its_end():

@@ -35,13 +35,13 @@ class Exact:
         return self.pa_type
 
     def encode_example(self, value: Any) -> str | None:
-        return None if value is None else json.dumps(value, default=_as_text)
+        return None if value is None else json.dumps(value, default=as_text)
 
     def decode_example(self, value: str | None, token_per_repo_id: Any = None) -> Any:
         return None if value is None else json.loads(value)
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value that JSON does not have, such as a date; bytes are UTF-8, as in parquet files that name no type of text.
 
     Bytes that are not UTF-8 become halves of surrogate pairs, which are refused where the text is used.
@@ -83,6 +83,12 @@ def _typed(values: list[Any]) -> tuple[Any, Any]:
 def is_exact(dataset: Dataset, column: str) -> bool:
     """Whether the column holds what its source held, and not what Arrow made of it."""
     return isinstance(dataset.features[column], Exact)
+
+
+def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
+    """The rows, with what was written in place of what Arrow made of it: see `untyped`."""
+    types = {field.name: field.type for field in dataset.features.arrow_schema if not is_exact(dataset, field.name)}
+    return [row | {name: untyped(row[name], kind) for name, kind in types.items()} for row in dataset]
 
 
 def untyped(value: Any, arrow_type: Any) -> Any:

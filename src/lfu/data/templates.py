@@ -62,14 +62,13 @@ def to_training_rows(
     Raises:
         UserError: if the columns are of no accepted shape, rows lack an answer, or the template can't be used.
     """
-    from lfu.data.columns import as_dataset, is_exact, untyped
+    from lfu.data.columns import as_dataset, rows_of
 
     has_chat = getattr(tokenizer, "chat_template", None) is not None
     chosen = chosen_template(template, has_chat)
     names = dataset.column_names
     _refuse_media(dataset)
-    types = {field.name: field.type for field in dataset.features.arrow_schema if not is_exact(dataset, field.name)}
-    rows = [row | {name: untyped(row[name], kind) for name, kind in types.items()} for row in dataset]
+    rows = rows_of(dataset)
     shape = shape_of(rows, names, text_field)
     if system is not None and shape.own:
         what = " and ".join(shape.columns)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
-from lfu.data.columns import as_dataset
+from lfu.data.columns import as_dataset, rows_of
 from lfu.data.learned import tokenised
 from lfu.data.lengths import about_cuts, about_lengths
 from lfu.data.load import BUILT_IN, load_rows
@@ -112,7 +112,7 @@ def _rows(options: Options, data: Any, text_field: str) -> Split:
 def _with_text(rows: Any, text_field: str) -> list[dict[str, Any]]:
     if text_field != "text" and shape_of([], rows.column_names, text_field).columns == (text_field,):
         rows = rows.select_columns([text_field]).rename_column(text_field, "text")
-    return list(rows)
+    return rows_of(rows)
 
 
 def _shaped(parts: Split, shape: Shape) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _kept(options: Options, parts: Split, shape: Shape) -> list[Kept]:
     for name, file in options.kept_files:
         rows = load_rows(file, split="test", limit=options.retention_limit)
         sets.append(retention(slug(name), rows, file, shape))
-        if seen := trained_on(list(rows), parts.train):
+        if seen := trained_on(rows_of(rows), parts.train):
             parts.said.append(f"{seen} of {len(rows)} items of {name}, to be kept, are training rows, word for word.")
     names = [each.name for each in sets]
     for each in sets:

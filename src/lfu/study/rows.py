@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfu.data.columns import as_text
 from lfu.data.duplicates import repeated, row_text
 from lfu.data.probes import general_knowledge, plain_text
 from lfu.data.shapes import SYSTEMS, shape_of
@@ -166,7 +167,7 @@ def trained_on(rows: Rows, train: Rows) -> int:
 
 def write_rows(rows: Rows, path: Path) -> None:
     """As JSON lines, for `lfu train --data`; half a surrogate pair, which UTF-8 can't hold, as its escape."""
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False, default=as_text) + "\n" for row in rows)
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
