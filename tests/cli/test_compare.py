@@ -134,6 +134,35 @@ def test_lists_add_up_and_take_the_place_of_a_presets(tmp_path):
         assert (given.methods, given.retention) == (methods, retention)
 
 
+@pytest.mark.parametrize(
+    ("flags", "steps", "rate"),
+    [
+        ("", 15, "0.0002"),
+        ("--use_peft false", 15, "0.0001"),
+        ("--careful false", 3, "0.0001"),
+        ("--num_train_epochs 2", 2, "0.0001"),
+        ("--num_train_epochs 2 --careful true", 2, "0.0002"),
+        ("--methods sft:max_steps=2", 3, "0.0001"),
+        ("--learning_rate 1e-3", 3, "0.001"),
+    ],
+)
+def test_few_rows_are_trained_on_as_long_as_lfu_train_would(here, model, capsys, monkeypatch, flags, steps, rate):
+    """Of 24 rows 8 are left for training, one update's worth. Explicit flags and settings stay as they are."""
+    monkeypatch.setattr(study, "_work", lambda *given: None)
+    monkeypatch.setattr(study, "_report", lambda made, *given: seen.append(made) or 0)
+    seen: list = []
+    write_questions(Path("rows.jsonl"), 24)
+    words = ["compare", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", "--methods", "sft"]
+    assert main([*words, "--measures", "none", *flags.split()]) == 0
+    (made,), err = seen, capsys.readouterr().err
+    run = made.design.first_run(made.design.settings[0], made.design.rates[0])
+    assert (run.steps, run.learning_rate) == (steps, rate)
+    chosen = [line for line in made.split.said if "chosen by the number of training rows" in line]
+    assert bool(chosen) == ("chosen for 8 rows (your own flags win; --careful false" in err)
+    assert bool(chosen) == (rate == "0.0002" or steps == 15)
+    assert not [word for word in made.command(run) if "careful" in word]
+
+
 def test_rows_of_ones_own_for_test_and_validation(here, model):
     write_questions(Path("more.jsonl"), 60)
     lines = Path("more.jsonl").read_text().splitlines(keepends=True)

@@ -1,9 +1,10 @@
 """What `lfu train` chooses where the user gives only a model and a file: what a careful person would.
 
-Everything chosen is a flag, and is named before training: the user changes one by giving it.
+Studies take length and learning rate from it. Everything chosen is a flag, and is named before training: the user
+changes one by giving it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from lfu.cli.arguments import DataArguments
 from lfu.support.words import counted
@@ -17,6 +18,7 @@ NEUTRAL = frozenset(
     | {f"forgetting{name}" for name in ("", "_budget", "_stop", "_keep_best", "_every", "_share", "_files")}
     | {"careful", "dry_run", "verbose", "show_rows", "disable_tqdm", "dataloader_pin_memory"}
 )
+LENGTH_OR_RATE = frozenset({"num_train_epochs", "max_steps", "learning_rate"})
 FEWEST = 20  # rows; with fewer, none is held out, as each is needed to learn from
 HELD_OUT, MOST_HELD_OUT = 0.1, 200  # a share of the rows, and the most of them
 BATCH, MICRO = 8, 4  # rows per update, and per forward pass
@@ -41,11 +43,7 @@ def choices(rows: int, given: Collection[str] = (), *, held_out: bool | None = N
 
     `held_out`: whether the user's own flags hold rows out; None if they don't say.
     """
-    flags = lengths(rows) | {"method": "sft"}
-    if rows <= FEW and "use_peft" not in given:
-        flags["learning_rate"] = RATE
-    if "max_steps" in given:
-        del flags["num_train_epochs"]
+    flags = {"method": "sft"}
     if "forgetting" not in given:
         flags["forgetting_budget"] = "0.02"
         flags |= {"forgetting_share": SHORT} if rows <= FEW else {}
@@ -55,6 +53,20 @@ def choices(rows: int, given: Collection[str] = (), *, held_out: bool | None = N
         flags |= dict.fromkeys(("eval_strategy", "save_strategy"), "epoch")
         flags |= {"save_total_limit": "1", "load_best_model_at_end": "true"}
         flags |= {"forgetting_keep_best": "true"} if "forgetting_budget" in flags else {}
+    return length_and_rate(rows, given) + _words(flags, given)
+
+
+def length_and_rate(rows: int, given: Collection[str] = ()) -> list[str]:
+    """How long to train on so many rows, and how fast: the part of `choices` that `lfu compare` takes."""
+    flags = lengths(rows)
+    if rows <= FEW and "use_peft" not in given:
+        flags["learning_rate"] = RATE
+    if "max_steps" in given:
+        del flags["num_train_epochs"]
+    return _words(flags, given)
+
+
+def _words(flags: Mapping[str, str], given: Collection[str]) -> list[str]:
     return [word for name, value in flags.items() if name not in given for word in (f"--{name}", value)]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lfu.cli import INTERRUPTED, output
-from lfu.cli.study_flags import flags_of, refuse_unused_knobs, with_presets
+from lfu.cli.study_flags import STRENGTHS, flags_of, refuse_unused_knobs, with_presets
 from lfu.study.options import HOW, MEASURED, ROWS, WHAT, Options
 from lfu.support.errors import UserError
 from lfu.support.extras import need
@@ -122,6 +122,7 @@ def _study(verb: str, command: Command, given: argparse.Namespace, words: list[s
     _, model, data = parse(words_of(flags))  # mistakes are told as lfu train tells them
     if not command.preset:  # a preset may have more: it is for other flags, too
         refuse_unused(model, data)
+    compared = command.settings(given.learning_rates)
     options = Options(
         folder=folder,
         flags=flags,
@@ -129,8 +130,9 @@ def _study(verb: str, command: Command, given: argparse.Namespace, words: list[s
         session=command.worker or secrets.token_hex(8),
         live=Board(),
         draw=one_curve,
+        choose=_choice(command, given, data, compared),
         **given_flags(Options, given),
-        **command.settings(given.learning_rates),
+        **compared,
     )
     refuse_unused_knobs(options)
     with output.no_empty_leftovers(folder):
@@ -140,8 +142,23 @@ def _study(verb: str, command: Command, given: argparse.Namespace, words: list[s
     return study
 
 
+def _choice(command: Command, given: argparse.Namespace, data: Any, compared: dict[str, Any]) -> Any:
+    """What chooses length and learning rate, unless a flag, a setting or a preset says one of them."""
+    from lfu.cli import careful
+
+    said = data.given | {name for setting in compared["settings"] for name, _ in setting.shared}
+    said |= {"learning_rate"} if given.learning_rates else set()
+    ours = not (said & careful.LENGTH_OR_RATE or set(command.preset) - {*STRENGTHS})
+    wanted = ours if data.careful is None else data.careful
+    return (lambda rows: careful.length_and_rate(rows, said)) if wanted else None
+
+
 def _announce(study: Study, options: Options) -> None:
     """What is about to be done."""
+    from lfu.cli import careful
+
+    if study.chosen:
+        study.say(careful.told(len(study.split.train), study.chosen).replace("\xa0", " "))
     for setting in study.design.settings:
         if setting not in options.settings:
             study.say(f"{setting.label} is added: it is what the others are measured against")

@@ -29,6 +29,7 @@ from lfu.support.words import counted
 # flags that every run is given by the study: its own files; learning rate and steps
 ROWS = {
     "data", "data_config", "data_split", "data_limit", "eval_data", "eval_split", "eval_limit", "dataset_text_field",
+    "careful",
 }  # fmt: skip
 OF_RUN = {"learning_rate", "max_steps"}
 Tell = Callable[[str], None]
@@ -54,6 +55,10 @@ def build(options: Options, parse: Parse) -> Study:
     _tell_of_tokens(shaped, tokenizer, config, model, odd.append)
     parts.said.extend(f"{line}." for line in dict.fromkeys(odd))
     flags = {name: words for name, words in options.flags.items() if name not in ROWS}
+    if chosen := options.choose(len(parts.train)) if options.choose else []:
+        flags |= {flag.removeprefix("--"): [flag, value] for flag, value in zip(chosen[::2], chosen[1::2])}
+        parts.said.append(f"These flags were chosen by the number of training rows: {' '.join(chosen)}.")
+        config, *_ = parse([*words_of(flags), "--data=-"])
     rates = options.learning_rates or [f"{config.learning_rate:g}"]
 
     @cache
@@ -67,7 +72,9 @@ def build(options: Options, parse: Parse) -> Study:
         cycle=lambda setting: _cycle(study.configs(design.first_run(setting, rates[0]))[0]),
     )  # fmt: skip
     own = {"flags": {name: words for name, words in flags.items() if name not in OF_RUN}}
-    study = Study(**vars(options) | own, design=design, parse=parse, split=parts, shaped=shaped, exam=exam)
+    study = Study(
+        **vars(options) | own, design=design, parse=parse, split=parts, shaped=shaped, exam=exam, chosen=chosen
+    )
     _check(study)
     for name in ("train", "validation", "test"):
         write_rows(getattr(parts, name), options.folder / "data" / f"{name}.jsonl")

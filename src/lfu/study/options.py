@@ -33,6 +33,7 @@ class Options:
     bisection: Bisection | None = None
     skip_larger: bool = False  # leave out settings with more rows than there are, if others have fewer
     session: str = field(default_factory=lambda: secrets.token_hex(8))  # of the processes of one command
+    choose: Callable[[int], list[str]] | None = None  # flags of `lfu train` for so many training rows
     draw: Draw | None = None  # makes the picture (PNG) of a training curve, of its title and entries
 
     seeds: list[int] = flag(

@@ -33,6 +33,7 @@ class Study(Options):
     split: Split  # the rows as read
     shaped: Mapping[str, Any]  # and in TRL's shapes
     exam: Exam  # what every model is measured on
+    chosen: list[str]  # what `choose` came to
     since: float = field(default_factory=time.time)  # when the session began; see `Place`
     environment: dict[str, Any] = field(default_factory=lambda: keys.here())  # see `follow`
     _configs: dict[Run, tuple[Any, Any]] = field(default_factory=dict)
