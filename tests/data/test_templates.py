@@ -42,6 +42,11 @@ CHAT = {
     "choices and text": ({"question": "Q?", "choices": ["x", "y"], "answer": "y"}, ["Q?\nA. x\nB. y"], "B. y"),
     "numbers and index": ({"question": "Q?", "choices": [1, 0], "answer": 1}, ["Q?\nA. 1\nB. 0"], "B. 0"),
     "choices as JSON": ({"question": "Q?", "choices": '["x", "y"]', "answer": "B"}, ["Q?\nA. x\nB. y"], "B. y"),
+    "choices with their labels": (
+        {"question": "Q?", "choices": [{"label": "1", "text": "x"}, {"label": "2", "text": "y"}], "answerKey": "1"},
+        None,
+        "A. x",
+    ),
     "choices as they are spelled": (
         {"question": "Q?", "choices": "[1.50, 2]", "answer": "A"},
         ["Q?\nA. 1.50\nB. 2"],
@@ -260,14 +265,15 @@ def test_what_trl_trains_on_is_the_answer_and_the_end_token(tmp_path, template):
     [
         [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "c?"}],
         ["a?", "b", "c?"],
+        [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}, {"from": "system", "value": "c"}],
     ],
 )
-def test_a_last_question_that_nobody_answers_is_left_out_and_told(turns):
+def test_what_follows_the_last_answer_is_left_out_and_told(turns):
     told: list[str] = []
     rows = Dataset.from_list([{"conversations": turns}, {"conversations": turns[:2]}])
     made = to_training_rows(rows, tokenizer=byte_tokenizer(), tell=told.append)
     assert [m["content"] for m in made[0]["messages"]] == ["a?", "b"]
-    assert told == ["note: 1 of 2 conversations end in a question without an answer: it is left out"]
+    assert told == ["note: 1 of 2 conversations don't end with an answer: what follows it is left out"]
 
 
 @pytest.mark.parametrize(

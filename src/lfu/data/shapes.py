@@ -133,8 +133,9 @@ def _read_choice(row: Row, answer_column: str) -> Row:
 def choice_of(row: Mapping[str, Any], answer: Any) -> tuple[list[str], int]:
     """The choices of a multiple-choice row, as texts, and the index of the right one.
 
-    `choices` are texts, or ARC's `{"text": [...], "label": [...]}`. The row's `answer` is one of the labels (some of
-    ARC's rows are labelled 1 to 4), an index from 0, a letter, or the text of a choice.
+    `choices` are texts, ARC's `{"text": [...], "label": [...]}`, or a list of `{"text": ..., "label": ...}`. The row's
+    `answer` is one of the labels (some of ARC's rows are labelled 1 to 4), an index from 0, a letter, or the text of a
+    choice.
 
     Raises ValueError: fewer than two choices, or more than there are letters; an answer that is none of them, or two.
     """
@@ -142,6 +143,8 @@ def choice_of(row: Mapping[str, Any], answer: Any) -> tuple[list[str], int]:
     choices: Any = parsed(row.get("choices"), where)
     if isinstance(choices, Mapping):
         choices, labels = choices.get("text"), [str(label) for label in choices.get("label") or []]
+    elif isinstance(choices, list) and all(isinstance(each, Mapping) and "label" in each for each in choices):
+        choices, labels = [each.get("text") for each in choices], [str(each["label"]) for each in choices]
     texts = [text_of(text, where) for text in choices] if isinstance(choices, list | tuple) else []
     if not 2 <= len(texts) <= len(string.ascii_uppercase) or not all(map(str.strip, texts)):
         raise ValueError(f"no list of at least two choices (at most 26), none of them blank, in {where}")
@@ -160,7 +163,7 @@ def choice_of(row: Mapping[str, Any], answer: Any) -> tuple[list[str], int]:
 
 
 def _read_conversation(row: Row) -> Row:
-    """Texts in turn or ShareGPT's turns; a last question without an answer teaches nothing, and is left out."""
+    """Texts in turn or ShareGPT's turns; what follows the last answer teaches nothing, and is left out."""
     messages = messages_of(parsed(row["conversations"], "column 'conversations'"), "conversations")
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
@@ -173,10 +176,9 @@ def _read_conversation(row: Row) -> Row:
     return {"messages": messages}
 
 
-def ends_in_a_question(row: Row) -> bool:
-    """Whether the last turn of `conversations` is a question, which nobody answers."""
-    turns = messages_of(parsed(row["conversations"], ""), "conversations")
-    return turns[-1]["role"] == "user"
+def ends_open(row: Row) -> bool:
+    """Whether the last turn of `conversations` is no answer, such as a question that nobody answers."""
+    return messages_of(parsed(row["conversations"], ""), "conversations")[-1]["role"] != "assistant"
 
 
 def _read_pair(row: Row) -> Row:

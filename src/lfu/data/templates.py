@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from lfu.data.shapes import INPUTS, SYSTEMS, Row, Shape, ends_in_a_question, shape_of
+from lfu.data.shapes import INPUTS, SYSTEMS, Row, Shape, ends_open, shape_of
 from lfu.data.turns import Blank, Message, is_learned, kwargs_of, said, special_pattern, text_of, tools_of
 from lfu.support.errors import UserError, one_line
 from lfu.support.words import counted
@@ -23,7 +23,18 @@ TEMPLATES = ("auto", "chat", "alpaca", "none")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]", "{}")
 # What changes a row's meaning, so that leaving it out is a warning and no note.
-_MEANT = {*SYSTEMS, *INPUTS, "instruction", "question", "tools", "history", "chat_template_kwargs"}
+_MEANT = {
+    *SYSTEMS,
+    *INPUTS,
+    "instruction",
+    "question",
+    "tools",
+    "history",
+    "chat_template_kwargs",
+    "functions",
+    "options",
+    "weight",
+}
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_WITH_INPUT = (
@@ -93,8 +104,8 @@ def to_training_rows(
 
 def _tell_how_taken(rows: list[Row], columns: tuple[str, ...], bare: bool, tell: Callable[[str], None]) -> None:
     """Notes on rows that are not taken as one may think; `bare`: texts, though there is a chat template."""
-    if "conversations" in columns and (open_ended := sum(ends_in_a_question(row) for row in rows)):
-        tell(f"note: {open_ended} of {len(rows)} conversations end in a question without an answer: it is left out")
+    if "conversations" in columns and (open_ended := sum(map(ends_open, rows))):
+        tell(f"note: {open_ended} of {len(rows)} conversations don't end with an answer: what follows it is left out")
     if bare and columns == ("prompt", "completion"):
         tell(
             "note: prompt and completion are texts: they are taken as they are, without the model's chat template. If "
