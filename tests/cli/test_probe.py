@@ -125,6 +125,16 @@ def test_identical_models_forget_nothing(here):
     assert results["perplexity"]["twin"]["log_ratio"] == {"value": 0, "low": 0, "high": 0, "level": 0.95}
 
 
+def test_models_in_different_types_are_told_of(here, capsys):
+    AutoModelForCausalLM.from_pretrained("base", dtype=torch.bfloat16).save_pretrained("half")
+    byte_tokenizer().save_pretrained("half")
+    for dtype, told in (("auto", 1), ("float32", 0)):
+        assert main(["probe", "forgetting", "half", "tuned", "--limit", "2", "--dtype", dtype]) == 0
+        assert (
+            capsys.readouterr().err.count("models were loaded base as bfloat16, tuned as float32: the rounding") == told
+        )
+
+
 def test_what_was_lost_and_gained_can_be_read(here):
     record = probe("forgetting", "base", "tuned", limit=60)
     counts = record["results"]["forgetting"]["tuned"]

@@ -139,9 +139,11 @@ def _measure(given: Evaluate, command: str) -> dict[str, Any]:
         for label, name in names.items():
             more: dict[str, Any] = {"settings": settings, "name": name, "use_cache": not given.no_cache, "watch": board}
             outcomes[label] = given.with_model(name, partial(score, label, plan=todo, **more))
+    described = {label: outcome.description for label, outcome in outcomes.items()}
+    models.tell_of_dtypes(described)
     return make_record(
         "evaluate",
-        models={label: outcome.description for label, outcome in outcomes.items()},
+        models=described,
         settings={
             "base": base or "none",
             "categories": f"{given.categories}: {categories.about}",

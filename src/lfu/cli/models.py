@@ -10,6 +10,7 @@ from lfu.data.templates import TEMPLATES
 from lfu.support.errors import UserError, value_errors_are_the_users
 from lfu.support.flags import flag, option, switch
 from lfu.support.quiet import quiet_libraries
+from lfu.support.words import tell
 
 T = TypeVar("T")
 
@@ -79,7 +80,15 @@ class Loading:
                 found[label] = work(label, model, tokenizer)
             described[label] = describe_model(name, model)
             del model  # before the next one is loaded
+        tell_of_dtypes(described)
         return described, found
+
+
+def tell_of_dtypes(described: Mapping[str, Mapping[str, Any]]) -> None:
+    """Warns where models were loaded in different types, as on a GPU each is as it was stored."""
+    if len({one["dtype"] for one in described.values()}) > 1:
+        types = ", ".join(f"{label} as {one['dtype']}" for label, one in described.items())
+        tell(f"lfu: warning: models were loaded {types}: the rounding is part of their difference; use --dtype float32")
 
 
 def base_and_tuned(values: Sequence[str], kind: str) -> dict[str, str]:
