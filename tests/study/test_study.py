@@ -367,17 +367,17 @@ def test_a_training_is_the_command_that_the_report_gives(study, monkeypatch, cap
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(here, model, capsys):
-    assert run(model, "--methods sft,osf,gem --use_peft false --measures gain") == 0
+    assert run(model, "--methods sft,osf:keep=99,gem --measures gain") == 0
     captured = capsys.readouterr()
-    assert "osf, seed 0, learning rate 0.01, 3 steps: failed in training" in captured.err
-    assert "1 of 4 runs failed (osf): see Runs." in captured.out
+    assert "osf keep=99, seed 0, learning rate 0.01, 3 steps: failed in training" in captured.err
+    assert "1 of 4 runs failed (osf keep=99): see Runs." in captured.out
     states = {run_["label"]: run_["state"] for run_ in results()["runs"]}
-    assert states == {"untouched": "finished", "sft": "finished", "osf": "failed", "gem": "finished"}
+    assert states == {"untouched": "finished", "sft": "finished", "osf keep=99": "failed", "gem": "finished"}
     report = Path("out/report.md").read_text()
-    assert "method 'osf' starts an adapter" in report
+    assert "osf.keep=99 leaves nothing to train" in report
     assert "Traceback" in next(Path("out/runs").glob("osf*/failed.json")).read_text()
     # started again, it is tried again, and nothing else
-    assert run(model, "--methods sft,osf,gem --use_peft false --measures gain") == 0
+    assert run(model, "--methods sft,osf:keep=99,gem --measures gain") == 0
     assert capsys.readouterr().err.count("failed in training") == 1
 
 
