@@ -134,9 +134,9 @@ class Measuring:
         before, readings = self.memory.before, self.memory.readings
         reading = Reading(step, epoch, answers, compare(before, answers, self.sets))
         for each in self.sets:
-            if (limit := self.budget.get(each.name)) is not None:
-                if not spent(before, answers, each) <= limit:  # NaN, as of a broken model, is over it, too
-                    reading.over.append(each.name)
+            limit = self.budget.get(each.name)
+            if limit is not None and not spent(before, answers, each) <= limit:  # NaN, as of a broken model, is over it
+                reading.over.append(each.name)
                 if beyond_noise(evidence(before, answers, each, limit), len(readings) + 1, len(self.budget)):
                     reading.shown.append(each.name)
         readings.append(reading)

@@ -47,10 +47,10 @@ def readings(points: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Every reading, one row each."""
     rows = [["step", "questions", "known", "lost", "gained", "net, %", "prose, nats", "KL, nats", "over budget"]]
     for point in points:
-        over = ", ".join(point["over"]) + f" ({'beyond' if point['shown'] else 'within'} the noise)"
+        over = [f"{name} ({'beyond' if name in point['shown'] else 'within'} the noise)" for name in point["over"]]
         rows.append([
             *(str(point[name]) for name in ("step", "items", "known", "lost", "gained")),
             number(-100 * point["net_lost"], "+.1f"), number(point["prose_rise"], "+.3f"),
-            number(point["kl"], ".4f") if "kl" in point else "", over if point["over"] else "",
+            number(point["kl"], ".4f") if "kl" in point else "", ", ".join(over),
         ])  # fmt: skip
     return rows
