@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from torch.overrides import TorchFunctionMode
 
 VOCAB = 61
 DEVICE = os.environ.get("LFU_TEST_DEVICE", "cpu")  # pytest --device sets it
@@ -71,20 +73,21 @@ def tiny_batch(seed: int = 0, rows: int = 3, length: int = 10) -> dict[str, torc
     return {"input_ids": ids.to(DEVICE), "attention_mask": mask.to(DEVICE), "labels": labels.to(DEVICE)}
 
 
-class Float64Throughout(TorchFunctionMode):
+@contextmanager
+def Float64Throughout() -> Iterator[None]:
     """Models compute norms, softmaxes and rotary tables in float32 whatever their dtype; within this, in float64.
 
-    Without it two orders of the same arithmetic differ by 1e-7 and the oracle could not be asked for 1e-10.
+    Without it two orders of the same arithmetic differ by 1e-7 and the oracle could not be asked for 1e-10. Patched are
+    the four functions by which models and TRL ask for float32: a mode that sees every function takes a third longer.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.Tensor.float:
-            return args[0].double()
-        if kwargs.get("dtype") is torch.float32:
-            kwargs["dtype"] = torch.float64
-        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-        return func(*args, **kwargs)
+    wide = lambda value: torch.float64 if value is torch.float32 else value
+    widened = lambda function: (
+        lambda *args, **named: function(*map(wide, args), **{name: wide(value) for name, value in named.items()})
+    )
+    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double), ExitStack() as stack:
+        for owner, name in ((torch.Tensor, "to"), (torch.nn.functional, "softmax"), (torch, "zeros")):
+            stack.enter_context(mock.patch.object(owner, name, widened(getattr(owner, name))))
+        yield
 
 
 def random_states() -> list[list[int]]:
