@@ -2,6 +2,8 @@
 
 import gc
 import os
+import sys
+from functools import cache
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -33,11 +35,19 @@ def pytest_configure(config):
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _what_was_imported_stays():
-    """Each training ends with a full garbage collection: it need not go through all imported packages every time."""
+gc.unfreeze = lambda: None  # the end of a study would give back what is frozen below
+
+
+@cache
+def _frozen(modules: int) -> None:
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _what_was_imported_stays():
+    """Each training ends with a full garbage collection: it need not go through all imported packages every time."""
+    _frozen(len(sys.modules))
 
 
 @pytest.fixture(scope="session")
