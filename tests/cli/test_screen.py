@@ -11,6 +11,7 @@ import pytest
 
 from lfu.cli import main
 from lfu.cli.screen import Screen, _kept
+from lfu.training.checkpoints import RUN_FILE
 
 FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no"]
 
@@ -92,7 +93,7 @@ def test_a_dry_run_describes_and_trains_nothing(here, model, capsys):
 
 
 def test_the_summary_is_of_all_steps_of_this_command_and_of_no_other(here, model, capsys):
-    """The last step is not logged; a run of LfU is gone on with plainly."""
+    """The last step is not logged; a checkpoint of LfU that doesn't say so, as TRL's own, is gone on with plainly."""
     rows = [{"question": f"{i}?", "answer": f"{i}."} for i in range(8)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     saving = "--save_strategy steps --save_steps 4 --logging_steps 3"
@@ -101,6 +102,7 @@ def test_the_summary_is_of_all_steps_of_this_command_and_of_no_other(here, model
     tokens = int(re.search(r"([\d,]+) per epoch", out)[1].replace(",", ""))  # 8 rows: 4 steps of 2
     assert f" {tokens:,} tokens, 4 steps" in out
     assert "consistency" in out
+    Path("out/checkpoint-4", RUN_FILE).unlink()
     assert train(model, saving, "--method sft --max_steps 8 --resume_from_checkpoint true") == 0
     out = capsys.readouterr().out
     assert f" {tokens:,} tokens, steps 5 to 8" in out
