@@ -195,6 +195,8 @@ BROKEN = {
     "twice.jsonl": ('{"a": 1}\n{"a": 1, "a": 2}\n', r"twice\.jsonl, line 2: an object has the key 'a' twice"),
     "inside.json": ('[{"a": {"b": 1, "b": 1}}]', r"inside\.json: an object has the key 'b' twice"),
     "twice.csv": ("a,b,a\n1,2,3\n", r"twice\.csv: the header names column 'a' twice"),
+    "unnamed.csv": ("a,b,\n1,2,\n1,2,3\n", r"unnamed\.csv, line 3: .*without a name"),
+    "both.csv": (",a,b,\n0,1,2,x\n", r"both\.csv, line 2: .*without a name"),
     "empty.jsonl": ("\n\n", "empty"),
     "empty.json": ("[]", "empty"),
     "empty.csv": ("a,b\n", "empty"),

@@ -206,7 +206,10 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
                         f"data {path}, line {reader.line_num}: the row does not have the header's {len(header)} "
                         "fields: put texts with commas or line breaks in double quotes"
                     )
-                row.pop("", None)  # the row numbers that pandas writes have no name
+                if row.pop("", "") and header.index("") + header.count("") > 1:  # pandas' row numbers come first
+                    raise UserError(
+                        f"data {path}, line {reader.line_num}: a column without a name holds text: name or remove it"
+                    )
                 yield row
         except csv.Error as error:
             raise UserError(f"data {path}, line {reader.line_num}: not valid CSV ({one_line(error)})") from error
