@@ -125,6 +125,40 @@ def test_a_row_is_scored_as_it_is_trained_on(row, chat, template, tmp_path):
         assert shared_start(encode(tokenizer, prompt), ids) == list(trained["completion_mask"]).index(1)
 
 
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n"
+OPENS = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+THINKS = {  # templates whose generation prompt opens a reasoning -> what stands in front of an answer without one
+    "none": ("{% for m in messages %}" + TURN + "{% endfor %}" + OPENS, "assistant\n", ""),
+    "empty": ("{% for m in messages %}" + TURN.replace("{{ m.content", "{% if m.role == 'assistant' %}<think></think>"
+              "{% endif %}{{ m.content") + "{% endfor %}" + OPENS, "assistant\n<think>", "</think>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", THINKS)
+@pytest.mark.parametrize("answer", ["Yes.", "<b>Yes.</b>"])
+def test_an_answer_without_reasoning_is_scored_as_the_template_writes_it(kind, answer, tmp_path):
+    """Though the generation prompt opens a reasoning; as in training, if that does not begin as the answer does."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template, end, head = THINKS[kind]
+    rows = to_training_rows(as_dataset([{"conversations": ["One?", "1", "Two?", answer]}]), tokenizer=tokenizer)
+    prompt, scored = pair_of(tokenizer, rows[0])
+    assert prompt.endswith(f"Two?<|im_end|>\n<|im_start|>{end}")
+    assert scored == f"{head}{answer}<|im_end|>\n"
+    (piece,) = answer_pieces(tokenizer, list(rows), render=pair_of)
+    if answer == "Yes.":
+        (trained,) = tokenised(rows, tokenizer, LfUConfig(str(tmp_path), use_cpu=True, assistant_only_loss=True))
+        assert piece.ids == trained["input_ids"]
+        assert piece.start == 1 + max(place for place, label in enumerate(trained["labels"]) if label == -100)
+
+
+def test_a_template_that_rewrites_what_was_said_is_refused():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ messages | length }}" + THINKS["none"][0]
+    rows = to_training_rows(as_dataset([{"conversations": ["One?", "1"]}]), tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="doesn't keep the prompt in front of the answer"):
+        pair_of(tokenizer, rows[0])
+
+
 TALKS: list[dict[str, Any]] = [
     {"question": "One?", "answer": " Yes.\n"},
     {"instruction": "Name it", "input": "the sea", "output": "Sea", "system": "Be short."},

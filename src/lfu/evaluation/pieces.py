@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from lfu.data.templates import TEMPLATES, alpaca_prompt
@@ -93,7 +94,7 @@ def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     return ids
 
 
-def shared_start(one: Sequence[int], two: Sequence[int]) -> int:
+def shared_start(one: Sequence[Any], two: Sequence[Any]) -> int:
     """Length of the common beginning; scoring starts there, as tokens may merge over the seam behind a prompt."""
     shorter = min(len(one), len(two))
     return next((place for place in range(shorter) if one[place] != two[place]), shorter)
@@ -124,12 +125,18 @@ def last_answer(
 ) -> tuple[str, str]:
     """(prompt, answer) of a conversation whose last turn is the answer; `options` are the chat template's.
 
+    Where the generation prompt opens a reasoning (`<think>`) that the template doesn't write for an answer without one,
+    the prompt ends before it, as it does in training.
+
     Raises ValueError: a template that doesn't keep the prompt in front of the answer; `hint` ends the message.
     """
-    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True, **options)
-    whole = tokenizer.apply_chat_template(turns, tokenize=False, **options)
+    written = partial(tokenizer.apply_chat_template, tokenize=False, **options)
+    prompt, whole = written(turns[:-1], add_generation_prompt=True), written(turns)
     if not whole.startswith(prompt):
-        raise ValueError(f"the chat template doesn't keep the prompt in front of the answer{hint}")
+        other = written([*turns[:-1], said("assistant", MARK)])  # an answer may begin as a reasoning does
+        prompt = prompt[: min(shared_start(prompt, one) for one in (whole, other))]
+        if not prompt.startswith(written(turns[:-1])):
+            raise ValueError(f"the chat template doesn't keep the prompt in front of the answer{hint}")
     return prompt, whole[len(prompt) :]
 
 
