@@ -115,12 +115,14 @@ class ForgettingCallback(TrainerCallback):
                     "with the same files and seed, or leave the callback out"
                 )
         first = measuring.begin(tokens_per_step(args, train_dataloader), state.global_step, state.max_steps)
-        self._keep(first, args, state, control)
+        if state.global_step == 0:
+            self._keep(first, args, state, control)
         cut = f" (of {measuring.longest} tokens, as the run is short)" if measuring.share.short else ""
         self.say(
             f"the untouched model knows {first['known']} of {first['items']} questions; prose "
             f"{first['prose_loss']:.3f} nats per token{cut}"
         )
+        self._measure(args, state, control, needed=True)  # nothing at step 0: only a resumed run is no longer untouched
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> Any:
         """Measures where the number of steps says so."""
