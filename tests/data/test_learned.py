@@ -439,6 +439,15 @@ def test_white_space_around_an_answer_is_kept_or_told():
     assert told == ["warning: the chat template takes the white space around answers off in 1 row (first: row 1)"]
 
 
+def test_white_space_that_a_decoder_drops_is_not_lost():
+    """SentencePiece's takes the first space off a text, and so off a part of one."""
+    tokenizer, told = base_tokenizer("Llama 2"), []
+    tokenizer.chat_template = TOKENIZERS["chatml"].chat_template
+    rows = to_training_rows(as_dataset([{"question": "q", "answer": " return"}]), tokenizer=tokenizer)
+    tokenised(rows, tokenizer, ARGS, told.append)
+    assert told == []
+
+
 def test_a_conversation_as_text_has_all_its_answers_learned():
     tokenizer = byte_tokenizer(chat=False)
     row = {"conversations": ["q", "a one", "r", "b two"], "system": "S"}
@@ -457,8 +466,15 @@ def test_the_check_reads_what_a_tokenizer_changes():
         [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()]
     )
     rows = to_training_rows(as_dataset([{"question": "Ä", "answer": "Über Alles"}]), tokenizer=tokenizer)
-    (one,) = tokenised(rows, tokenizer, ARGS)
+    told: list[str] = []
+    (one,) = tokenised(rows, tokenizer, ARGS, told.append)
     assert "uber alles" in tokenizer.decode(one["input_ids"])
+    tokenizer.chat_template = None
+    tokenised(to_training_rows(as_dataset([{"text": "Ä"}]), tokenizer=tokenizer), tokenizer, ARGS, told.append)
+    assert [line[:60] for line in told] == [
+        "warning: the chat template or the tokenizer changes letters ",
+        "warning: the tokenizer changes letters or white space of tex",
+    ]
 
 
 # -- answers that are not to be learned -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 from lfu.data.turns import Message, is_learned, special_ids, special_pattern
@@ -34,8 +35,8 @@ class Checking:
             self._check_text(row, ids, labels, number)
             return
         own, prompt = row["messages"] if "messages" in row else row["completion"], row.get("prompt") or []
-        runs = _runs(ids, labels)
-        learned, place = "\0".join(map(self._decode, runs)), 0  # a break where tokens between them are not learned
+        spans = _spans(labels)
+        learned, place = "\0".join(self._piece(ids, *span) for span in spans), 0  # a break between two spans
         for message in filter(is_learned, own):
             place = self._answer(message, learned, place, number)
         whole = self._decode(ids)
@@ -45,7 +46,7 @@ class Checking:
         odd |= set(self._beside(row, whole))
         roles = {message["role"] for message in row.get("completion") or []} - {"assistant"} if self.pairs else ()
         odd |= {f"warning: the completion also teaches what the {role} says" for role in roles}
-        if is_learned(own[-1]) and runs and not self.ends & {*runs[-1]}:
+        if is_learned(own[-1]) and spans and not self.ends & {*ids[slice(*spans[-1])]}:
             odd.add("warning: the chat template puts no special token behind an answer, so none is learned to stop at")
         for each in odd:
             self._count(each, number)
@@ -102,10 +103,13 @@ class Checking:
             if _plain(self._decode(ids[start : start + 8]))[:4] != _plain(row["completion"])[:4]:
                 odd = "a token goes over the border of prompt and answer (end prompts with a line break)"
                 self._count(f"warning: {odd}", number)
-        last = self._decode(ids[-8:-1])
-        if last != last.rstrip() and last.rstrip().endswith(self.tokenizer.eos_token):
-            end = f"{self.tokenizer.eos_token} and white space, and training puts {self.tokenizer.eos_token} behind it"
-            self._count(f"warning: the text ends with {end} again (take the white space off)", number)
+        last, eos, whole = self._decode(ids[-8:-1]), self.tokenizer.eos_token, self._decode(ids)
+        if last != last.rstrip() and last.rstrip().endswith(eos):
+            end = f"{eos} and white space, and training puts {eos} behind it again (take the white space off)"
+            self._count(f"warning: the text ends with {end}", number)
+        texts = [row["prompt"], row["completion"]] if "completion" in row else [next(iter(row.values()))]
+        if any(text.removesuffix(eos).strip() not in whole for text in texts):
+            self._count("warning: the tokenizer changes letters or white space of texts", number)
 
     def _count(self, what: str, number: int) -> None:
         rows, first = self.odd.get(what, (0, number))
@@ -117,6 +121,11 @@ class Checking:
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def _piece(self, ids: list[int], start: int, end: int) -> str:
+        """The text of some tokens; alone they may lose their first space."""
+        before = slice(max(0, start - 1), start)
+        return self._decode(ids[before.start : end]).removeprefix(self._decode(ids[before]))
 
     def _answer(self, message: Message, learned: str, place: int, number: int) -> int:
         """Where the answer ends in the learned text."""
@@ -168,15 +177,13 @@ class Checking:
         return _plain(text), _plain(back)
 
 
-def _runs(ids: list[int], labels: list[int]) -> list[list[int]]:
-    """The learned tokens, apart where tokens between them are not learned."""
-    runs: list[list[int]] = [[]]
-    for token, label in zip(ids, labels):
-        if label != IGNORED:
-            runs[-1].append(token)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
+def _spans(labels: list[int]) -> list[tuple[int, int]]:
+    """Where what is learned begins and ends."""
+    spans, place = [], 0
+    for learned, run in groupby(label != IGNORED for label in labels):
+        place, start = place + len(list(run)), place
+        spans += [(start, place)] * learned
+    return spans
 
 
 def after_thinking(content: str) -> str:
