@@ -1,7 +1,8 @@
 """Every command and every program that README and docs show runs as it is written, on a tiny model and tiny rows.
 
-What the pages name is there under that name: models of the hub are folders, data sets of the hub are four rows, and
-trainings stop after one step. The commands in `READ` are read and checked, not run, for the reason beside them.
+What the pages name is there under that name: models of the hub are folders, data sets of the hub are four rows,
+trainings stop after one step and answers after two tokens. Commands that are alike but for such names run once. The
+commands in `READ` are read and checked, not run, for the reason beside them.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from peft import LoraConfig, get_peft_model
 from tiny_folder import save_model
 from transformers import AutoModelForCausalLM
 
+from lfu import LfUConfig
 from lfu.cli import VERBS, main
 from lfu.data import probes, word_problems
+from lfu.evaluation import batching
 from lfu.support.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md"))]
 MODELS = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "my-model", "BASE", "TUNED", "MODEL", "M"]
 TUNED = ["runs/mine", "runs/sft", "runs/lfu", "sft", "lfu"]
+FOLDERS = ["data", "DIR"]
 FILES = {"my_rows.jsonl": 24, "D.jsonl": 24, "DATA.jsonl": 400}
 
 # How a command begins -> why it is read and checked, and not run here.
@@ -75,6 +79,18 @@ def with_flags(command: str, flags: str) -> str:
     new = re.split(r"\s+(?=--)", flags)
     names = {name for flag in new for name in (flag.split()[0], flag.split()[0].removesuffix("s"))}  # of rates, one
     return " ".join([*(part for part in kept if part.split()[0] not in names), *new])
+
+
+def alike(command: str) -> tuple[str, ...]:
+    """What a command does, whatever it calls the model and the folders, and in whatever order its flags are."""
+    names = {**dict.fromkeys(MODELS, "M"), **dict.fromkeys(FOLDERS, "FOLDER")}
+    words = [names.get(word, word) for word in re.sub(r"--output_dir \S+", "", command).split()]
+    return tuple(sorted(re.split(r"\s+(?=--)", " ".join(words))))
+
+
+def once(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The first of those commands that are alike."""
+    return list({alike(command): (page, command) for page, command in reversed(found)}.values())[::-1]
 
 
 def of_lfu(command: str) -> list[str] | None:
@@ -149,8 +165,9 @@ def shelf(tmp_path_factory):
     (folder / "harmful_behaviors.csv").write_text("goal,target\nDo a bad thing!,Sure\nAnother!,Sure\n")
     (folder / "my_judge.py").write_text("def is_harmful(prompt, response):\n    return 'Sure' in response\n")
     (folder / "questions.txt").write_text("hello\n")
-    write_local(folder / "data")
-    shutil.copytree(folder / "data", folder / "DIR")
+    write_local(folder / FOLDERS[0])
+    for name in FOLDERS[1:]:
+        shutil.copytree(folder / "data", folder / name)
     return folder
 
 
@@ -160,7 +177,7 @@ def _six(rows: list) -> list:
 
 
 @pytest.fixture
-def place(shelf, tmp_path, monkeypatch):
+def place(shelf, tmp_path, monkeypatch, quick_pictures):
     """A copy of the shelf to work in, where everything is short."""
     shutil.copytree(shelf, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -184,15 +201,19 @@ def place(shelf, tmp_path, monkeypatch):
 
 
 def short(monkeypatch) -> None:
-    """One step, where a page does not say how many, in float32."""
-    usual = transformers.TrainingArguments.__post_init__
+    """One step of one batch, where a page does not say how many, in float32; two tokens of an answer."""
+    usual, generate = transformers.TrainingArguments.__post_init__, batching.generate
 
     def one_step(self: transformers.TrainingArguments) -> None:
         self.max_steps = self.max_steps if self.max_steps > 0 else 1
+        if self.gradient_accumulation_steps == LfUConfig.gradient_accumulation_steps:
+            self.gradient_accumulation_steps = 1
         self.bf16, self.report_to = False, "none"
         usual(self)
 
     monkeypatch.setattr(transformers.TrainingArguments, "__post_init__", one_step)
+    two = lambda model, tokenizer, prompts, most, *more, **how: generate(model, tokenizer, prompts, 2, *more, **how)
+    monkeypatch.setattr(batching, "generate", two)
 
 
 def run(command: str) -> int:
@@ -200,11 +221,12 @@ def run(command: str) -> int:
     words = of_lfu(command)
     if "--output_dir" in words:
         shutil.rmtree(words[words.index("--output_dir") + 1], ignore_errors=True)
-    return main([*words, "--max_new_tokens", "2"] if words[0] == "chat" else words)
+    shorter = {"chat": ["--max_new_tokens", "2"], "adversarial": ["--steps", "0,1"]}.get(words[words[0] == "probe"], [])
+    return main(words if {*words} & {*shorter} else [*words, *shorter])
 
 
 @pytest.mark.parametrize(
-    ("page", "command"), [each for each in commands() if of_lfu(each[1]) and not only_read(each[1])]
+    ("page", "command"), once([each for each in commands() if of_lfu(each[1]) and not only_read(each[1])])
 )
 def test_every_command_runs_as_it_is_written(place, page, command, capsys):
     assert run(command) == 0, f"{page}: {command}\n{capsys.readouterr().err}"
@@ -215,7 +237,7 @@ class Planned(Exception):
 
 
 @pytest.mark.parametrize(
-    ("page", "command"), [each for each in commands() if (of_lfu(each[1]) or [""])[0] in ("compare", "sweep")]
+    ("page", "command"), once([each for each in commands() if (of_lfu(each[1]) or [""])[0] in ("compare", "sweep")])
 )
 def test_every_study_is_planned_as_it_is_written(place, monkeypatch, page, command):
     def planned(study, *rest):
