@@ -76,6 +76,9 @@ def test_what_is_logged(tmp_path):
         assert entry["lfu/consistency"] > 0
         assert entry["lfu/skipped"] == 0
         assert entry["loss"] == pytest.approx(entry["lfu/sft_loss"], rel=0.2)
+    plain = trainer(tmp_path / "plain", Trainer)
+    plain.train()
+    assert logged[0]["lfu/sft_loss"] == pytest.approx(plain.state.log_history[0]["loss"], rel=1e-5)
     assert t.last_record.form == "exact"
 
 

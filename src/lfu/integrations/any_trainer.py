@@ -78,7 +78,7 @@ class _TakesLfUSteps(CountsMicroBatches):
         items = self.items_of(len(answer_positions(inputs["labels"])), num_items_in_batch)
         record = step(inputs, num_items=items, index=self.next_micro_batch(), update=self.state.global_step)
         self.last_record = record
-        for name, value in record.figures().items():
+        for name, value in self.figures_of(record, items, step.processes.size).items():
             self._lfu_logs[f"lfu/{name}"].append(value)
         return self.share_of_loss(record, items, step.processes.size)
 

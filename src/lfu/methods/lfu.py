@@ -85,7 +85,8 @@ class LfU(Method):
             update=trainer.state.global_step,
         )
         trainer.last_record = record
-        for name, value in record.figures(trainer.args.log_layers).items():
+        found = trainer.figures_of(record, micro.items, step.processes.size, trainer.args.log_layers)
+        for name, value in found.items():
             trainer.log_metric(f"lfu/{name}", value)
         if trainer.args.advice and trainer.is_world_process_zero():
             self._advise(record, trainer.starts_update)

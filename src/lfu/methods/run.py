@@ -63,6 +63,7 @@ class Trainer(Protocol):
     def batch_of(self, rows: list[dict[str, Any]]) -> dict[str, Any]: ...  # collated, of tokenised rows
     def extra_loss(self, model: Any, batch: Any, num_items: Any) -> torch.Tensor: ...  # for a pass of the method's own
     def share_of_loss(self, record: Record, items: float, processes: int) -> torch.Tensor: ...  # what a step returns
+    def figures_of(self, record: Record, items: float, processes: int, layers: bool) -> dict[str, float]: ...  # to log
     def make_auxiliary(self) -> Auxiliary: ...  # what LfU's ascent moves
 
     def guarded(self, run: Callable[[], torch.Tensor], processes: OneProcess) -> torch.Tensor:

@@ -50,3 +50,11 @@ class CountsMicroBatches(Trainer):
     def share_of_loss(self, record: Any, items: float, processes: int) -> torch.Tensor:
         """What a training step returns for a `Record`, which is of all `processes`: its part of the update's loss."""
         return torch.tensor(record.loss * record.tokens / (items * processes), device=self.args.device)
+
+    def figures_of(self, record: Any, items: float, processes: int, layers: bool = False) -> dict[str, float]:
+        """The figures of such a `Record`; of an update's micro-batches `sft_loss` is on average that of all tokens."""
+        found: dict[str, float] = record.figures(layers)
+        if "sft_loss" in found:
+            share = record.tokens / (items * processes)
+            found["sft_loss"] *= share * self.current_gradient_accumulation_steps
+        return found
