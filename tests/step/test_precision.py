@@ -16,7 +16,7 @@ from lfu.model.rng import generators
 from lfu.step.step import sft_loss
 from lfu.undesirable import KINDS, auxiliary_of
 
-WIDE = dict(hidden_size=64, head_dim=16)
+WIDE = dict(num_hidden_layers=2, hidden_size=64, head_dim=16)
 
 
 def model_of(dtype: torch.dtype, theta: str = "full", numbers: torch.dtype = torch.bfloat16):

@@ -34,9 +34,9 @@ def test_direction_says_which_way_the_model_goes():
 def test_training_with_it_learns(kind):
     model = tiny_model("llama", theta="lora", dtype=torch.float32)
     step = LfUStep(model, auxiliary=kind, alpha=0.01)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
-    for _ in range(15):
+    for _ in range(6):
         losses.append(step(tiny_batch()).sft_loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -57,7 +57,8 @@ def _flops(run) -> int:
 @pytest.mark.parametrize("theta", ["full", "lora"])
 def test_costs_two_forwards_and_two_backwards(kind, theta):
     """FLOPs: SFT + the decoder's forward and backward + the low-rank products; no head in the second pass."""
-    model = tiny_model("llama", theta=theta, dtype=torch.float32, hidden_size=64, intermediate_size=96, head_dim=16)
+    shape = dict(num_hidden_layers=2, hidden_size=64, intermediate_size=96, head_dim=16)
+    model = tiny_model("llama", theta=theta, dtype=torch.float32, **shape)
     batch = tiny_batch(rows=2, length=48)
     sft = _flops(lambda: sft_loss(model, batch, 1.0).backward())
     decoder = _flops(

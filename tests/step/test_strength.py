@@ -16,25 +16,22 @@ from lfu.step.step import sft_loss
 from lfu.step.strength import PAPER, RESOLVED, Strength
 from lfu.undesirable import KINDS
 
-WIDE = dict(hidden_size=64, head_dim=16)
+WIDE = dict(num_hidden_layers=2, hidden_size=64, head_dim=16)
 STRONG = 1e3  # of lam: the consistency outweighs SFT
 MANY = [tiny_batch(seed) for seed in range(12)]
 
 
-def pair():
-    """The same numbers in float32, and in bfloat16 with a float32 adapter.
+def adapted(dtype=torch.bfloat16):
+    """The same numbers in either dtype, with a float32 adapter.
 
     Its embeddings are large beside what the blocks add, as in real models: an ascent of 0.1 moves hidden states by
     less than two epsilons of bfloat16.
     """
-    models = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = tiny_model("llama", theta="lora", dtype=torch.bfloat16, **WIDE).to(dtype)
-        for name, p in model.named_parameters():
-            size = 8 if "embed_tokens" in name else 0.5 if p.dim() > 1 else 1
-            p.data = (p.data.float() if p.requires_grad else p.data) * size
-        models.append(model)
-    return models
+    model = tiny_model("llama", theta="lora", dtype=torch.bfloat16, **WIDE).to(dtype)
+    for name, p in model.named_parameters():
+        size = 8 if "embed_tokens" in name else 0.5 if p.dim() > 1 else 1
+        p.data = (p.data.float() if p.requires_grad else p.data) * size
+    return model
 
 
 def autocast():
@@ -63,7 +60,7 @@ def test_where_the_dtype_resolves_it_alpha_is_the_papers(dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_it_grows_until_the_move_is_resolved_and_the_gradient_is_float32s(kind):
-    exact, narrow = pair()
+    exact, narrow = adapted(torch.float32), adapted()
     step = mixed_step(narrow, kind, lam=STRONG)
     records = [step(batch) for batch in MANY]
     assert records[0].alpha == PAPER
@@ -87,19 +84,17 @@ def test_in_bfloat16_it_grows_until_the_move_is_resolved_and_the_gradient_is_flo
 
 
 def test_lam_auto_holds_its_ratio_while_alpha_grows():
-    _, narrow = pair()
-    step = mixed_step(narrow, "steering", lam="auto", strength=0.5)
+    step = mixed_step(adapted(), "steering", lam="auto", strength=0.5)
     records = [step(batch) for batch in MANY]
     assert records[-1].alpha > PAPER
     assert median(record.gradient_ratio for record in records[3:]) == pytest.approx(0.5, rel=0.35)
 
 
 def test_a_resumed_step_goes_on_with_the_alpha_it_had():
-    _, narrow = pair()
-    step = mixed_step(narrow, "steering")
+    step = mixed_step(adapted(), "steering")
     for batch in MANY[:4]:
         step(batch)
-    again = mixed_step(pair()[1], "steering")
+    again = mixed_step(adapted(), "steering")
     again.load_state_dict({name: float(value) for name, value in step.state_dict().items()})
     assert again.alpha == step.alpha > PAPER
     assert again.lam == step.lam
@@ -115,11 +110,11 @@ def test_what_moves_nothing_teaches_nothing():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stale_direction_keeps_the_alpha_that_it_was_moved_by(kind):
     """The record names it, and lam goes with it: the strength is the same from the first micro-batch on."""
-    step = mixed_step(pair()[1], kind, lam=STRONG, stale=3)
+    step = mixed_step(adapted(), kind, lam=STRONG, stale=3)
     records = []
     for batch in MANY[:6]:
         records.append(step(batch))
-        again = mixed_step(pair()[1], kind, lam=STRONG, stale=3)
+        again = mixed_step(adapted(), kind, lam=STRONG, stale=3)
         again.load_state_dict(step.state_dict())
         step = again
     assert [record.form for record in records] == ["exact", "first-order", "first-order"] * 2
