@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from trl import SFTConfig
 
 from lfu.config import LfUConfig
+from lfu.data.learned import is_tokenised
 from lfu.evaluation.record import digest
 from lfu.methods.knobs import knobs_of
 from lfu.support.errors import one_line
@@ -65,7 +66,9 @@ def _fingerprint(rows: Any) -> str:
     """How many rows there are, and a hash of the tokens of some of them; the same in every process."""
     if not hasattr(rows, "__len__"):
         return "streamed"
-    some = [rows[i].get("input_ids") for i in range(0, len(rows), max(1, len(rows) // SAMPLE))]
+    if not is_tokenised(rows):  # images, which are read when they are needed
+        return f"{len(rows)}"
+    some = [rows[i]["input_ids"] for i in range(0, len(rows), max(1, len(rows) // SAMPLE))]
     return f"{len(rows)} (hash {digest(some)[:8]})"
 
 
