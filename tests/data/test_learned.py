@@ -274,6 +274,42 @@ def _call(name, arguments):
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+@pytest.mark.parametrize("template", ["qwen3", "chatml"])
+def test_a_script_may_give_tool_calls_in_a_typed_data_set(tmp_path, folder, template):
+    """Arrow gives all calls all arguments, null where a row has none; and a template that drops calls is refused."""
+    call = lambda **arguments: [user("q"), assistant("", tool_calls=[_call("f", arguments)])]
+    rows = Dataset.from_list([{"messages": call(a=1)}, {"messages": call(b=2)}])
+    args = LfUConfig(str(tmp_path), method="sft", report_to="none", use_cpu=True, bf16=False)
+    make = lambda: LfUTrainer(
+        AutoModelForCausalLM.from_pretrained(folder), args, processing_class=TOKENIZERS[template], train_dataset=rows
+    )
+    if template == "chatml":
+        with pytest.raises(UserError, match=r"data row 1: the chat template leaves out, .*the tool call"):
+            make()
+        return
+    texts = [TOKENIZERS[template].decode(row["input_ids"]) for row in make().train_dataset]
+    assert [json.loads(text.split("arguments")[1][3:].split("}")[0] + "}") for text in texts] == [{"a": 1}, {"b": 2}]
+
+
+def test_a_script_may_give_sharegpt(tmp_path, folder):
+    """TRL writes its speakers as they are, `human` and `gpt`, which no template knows."""
+    rows = Dataset.from_list([{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}])
+    args = LfUConfig(str(tmp_path), method="sft", report_to="none", use_cpu=True, bf16=False)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), byte_tokenizer()
+    (row,) = LfUTrainer(model, args, processing_class=tokenizer, train_dataset=rows).train_dataset
+    wanted = [*turns_of(["q", "a"], "role", "content", ("user", "assistant"))]
+    assert row["input_ids"] == row["labels"] == tokenizer.apply_chat_template(wanted)["input_ids"]
+
+
+def test_a_script_that_learns_every_turn_is_told_of_weights(tmp_path, folder):
+    rows = Dataset.from_list([{"messages": [user("q"), assistant("a", weight=0), user("r"), assistant("b", weight=1)]}])
+    args = LfUConfig(str(tmp_path), method="sft", report_to="none", use_cpu=True, bf16=False)
+    with pytest.raises(UserError, match=r"weight 0, .*drop one"):
+        LfUTrainer(
+            AutoModelForCausalLM.from_pretrained(folder), args, processing_class=byte_tokenizer(), train_dataset=rows
+        )
+
+
 # -- what a template leaves out ---------------------------------------------------------------------------------------
 
 

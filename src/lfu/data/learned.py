@@ -8,7 +8,7 @@ loss on every turn of a conversation, which is TRL's default.
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +21,8 @@ from lfu.data.checking import IGNORED, Checking
 from lfu.data.columns import is_exact
 from lfu.data.lengths import about_cuts
 from lfu.data.show import rule
-from lfu.data.templates import around
-from lfu.data.turns import MARK, Message, is_learned, said, special_ids
+from lfu.data.templates import around, to_training_rows
+from lfu.data.turns import MARK, NOT_LEARNED, Message, is_learned, said, special_ids
 from lfu.support.errors import UserError, one_line
 from lfu.support.versions import mend_trl
 
@@ -232,6 +232,18 @@ def _ends_texts(tokenizer: Any) -> bool:
     return around(tokenizer)[1] == [tokenizer.eos_token_id]
 
 
+def _says_more(dataset: Dataset, names: Sequence[str]) -> bool:
+    """Whether typed conversations say what TRL does not see: tools, whose absent keys Arrow fills in, weights, and who
+    speaks in ShareGPT's words."""
+    kinds = [
+        str(dataset.features[name]) for name in ("messages", "prompt", "completion", "conversations") if name in names
+    ]
+    if any(is_exact(dataset, name) for name in names) or not re.search("'(role|from)'", "".join(kinds)):
+        return False
+    more = re.compile(f"'({'|'.join(('from', 'tool_calls', 'function_call', *NOT_LEARNED))})'")
+    return "tools" in names or bool(more.search("".join(kinds)))
+
+
 def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:
     """Whether TRL can tell the answers by `{% generation %}` marks, and in which template (None: the tokenizer's)."""
     template, own = None, tokenizer.chat_template
@@ -286,6 +298,9 @@ class LearnsWhatRowsSay(SFTTrainer):
         prepare = super()._prepare_dataset
         if isinstance(dataset, Dataset):
             names = () if is_tokenised(dataset) else dataset.column_names
+            if formatting_func is None and _says_more(dataset, names):
+                dataset = to_training_rows(dataset, tokenizer=processing_class, tell=self.tell)
+                names = dataset.column_names
             if "messages" in names and args.assistant_only_loss is False and formatting_func is None:
                 self.tell(f"note: {rule(dataset[0], args)}")
             twice = bool(names) and {*names} <= {"prompt", "completion", "text"} and formatting_func is None
