@@ -233,7 +233,9 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
         if self.args.should_save:
             remove_unfinished(Path(self.args.output_dir))
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_checkpoint(self.args)
+            resume_from_checkpoint = newest_checkpoint(
+                self.args, lambda line: warnings.warn(line, LfUAdvice, stacklevel=4)
+            )
         try:
             output = super().train(resume_from_checkpoint, *positional, **named)
         except BaseException:

@@ -30,7 +30,7 @@ from lfu.support.errors import UserError, leading, one_line, value_errors_are_th
 from lfu.support.files import remove_folder, restore
 from lfu.support.words import filled, tell
 from lfu.training import checkpoints
-from lfu.training.resuming import run_of
+from lfu.training.resuming import newest_checkpoint, run_of
 
 MODEL_FILES = re.compile(r"(adapter_)?model.*\.(safetensors|bin)(\.index\.json)?|adapter_config\.json|config\.json")
 
@@ -114,7 +114,7 @@ def _check_output(config: LfUConfig, folder: Path, overwrite: bool) -> str | Non
     """The checkpoint to resume from, or None. Raises UserError if the output folder can't or should not be used."""
     output.check_writable(folder)
     restore(folder)  # a checkpoint that a killed run was replacing
-    checkpoint = _checkpoint(str(config.resume_from_checkpoint or ""), folder, bare=config.save_only_model)
+    checkpoint = _checkpoint(config)
     if checkpoint and overwrite:
         raise UserError("--resume_from_checkpoint continues a run, --overwrite_output_dir deletes it: give one of them")
     if checkpoint:
@@ -134,21 +134,12 @@ def _earlier_run(folder: Path) -> list[Path]:
     return sorted([*files, *checkpoints.checkpoints(folder)])
 
 
-def _checkpoint(wanted: str, folder: Path, *, bare: bool) -> str | None:
+def _checkpoint(config: LfUConfig) -> str | None:
+    wanted, bare = str(config.resume_from_checkpoint or ""), config.save_only_model
     if wanted.lower() in ("false", "no", "0", ""):
         return None
     if wanted.lower() in ("true", "yes", "1"):
-        passed: list[str] = []
-        found = checkpoints.newest(folder, say=passed.append, save_only_model=bare)
-        if found is None:
-            why = f": {'; '.join(passed)}" if passed else ""
-            raise UserError(
-                f"nothing to resume: {folder} holds no {'sound ' if passed else ''}checkpoint{why}: start without "
-                f"--resume_from_checkpoint{', with --overwrite_output_dir' if passed else ''}"
-            )
-        for line in passed:
-            _say(f"warning: {line}; going on from {found}")
-        return str(found)
+        return newest_checkpoint(config, lambda line: _say(f"warning: {line}"))
     path = Path(wanted)
     if not path.is_dir():
         raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no such folder)")

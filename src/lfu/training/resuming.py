@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -35,14 +35,18 @@ _MISFITS = (
 )  # fmt: skip
 
 
-def newest_checkpoint(args: Any) -> str:
-    """The newest checkpoint that is whole; others are warned of. Raises CheckpointError: there is none."""
+def newest_checkpoint(args: Any, say: Callable[[str], None]) -> str:
+    """The newest checkpoint that is whole; `say` is told of others. Raises CheckpointError: there is none."""
     passed: list[str] = []
     found = newest(Path(args.output_dir), say=passed.append, save_only_model=args.save_only_model)
-    for line in passed if found else ():
-        warnings.warn(line, LfUAdvice, stacklevel=3)
     if found is None:
-        raise CheckpointError("; ".join(passed) or f"nothing to resume: {args.output_dir} has no checkpoint")
+        sound, why = ("sound ", f": {'; '.join(passed)}") if passed else ("", "")
+        raise CheckpointError(
+            f"nothing to resume: {args.output_dir} holds no {sound}checkpoint{why}: start without "
+            f"--resume_from_checkpoint{', with --overwrite_output_dir' if passed else ''}"
+        )
+    for line in passed:
+        say(f"{line}; going on from {found}")
     return str(found)
 
 
