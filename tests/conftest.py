@@ -13,6 +13,7 @@ os.environ.pop("TQDM_DISABLE", None)  # some tests read the progress that is sho
 import pytest
 import torch
 from hypothesis import settings
+from pictures import one_pixel
 
 settings.register_profile("here", deadline=None)  # machines are shared: a slow example is no failure
 settings.load_profile("here")
@@ -58,11 +59,7 @@ def device(request) -> str:
 
 @pytest.fixture
 def quick_pictures(monkeypatch):
-    """Pictures are painted but not rendered, which takes 0.2 s each: every PNG is one pixel."""
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: Image.new("RGB", (1, 1)).save(file, "png"))
+    one_pixel(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)

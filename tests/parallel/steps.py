@@ -50,6 +50,10 @@ TROUBLES = ("no labels", "nan loss")
 TROUBLED = ("ddp full lora", "fsdp2 lora lora", "ddp full every", "fsdp2 lora every")
 
 
+def tiny(family: str = "llama", theta: str = "full") -> Any:
+    return tiny_model(family, theta=theta, num_hidden_layers=2)
+
+
 def wrapped(kind: str, model: Any) -> Any:
     """As accelerate wraps: the blocks, then what is left."""
     if kind == "ddp":
@@ -75,7 +79,7 @@ def update(
     wrapper, theta, options = CASES[case]
     family, options = options.get("family", "llama"), {k: v for k, v in options.items() if k != "family"}
     with Float64Throughout():
-        inner = model = tiny_model(family, theta=theta)
+        inner = model = tiny(family, theta)
         if rank is not None:
             model = wrapped(wrapper, model)
         step = LfUStep(model, **options)
@@ -100,7 +104,7 @@ def communication(wrapper: str) -> dict[str, int]:
     """How often theta's gradient is reduced in an update of two micro-batches, by SFT and by LfU."""
     counts = {}
     for method in ("sft", "lfu"):
-        model = wrapped(wrapper, tiny_model("llama"))
+        model = wrapped(wrapper, tiny())
         count = counts[method] = [0]
         with counted(model, count):
             step = LfUStep(model, lam=0.0 if method == "sft" else 5.0)
@@ -164,7 +168,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 def refusals() -> list[str]:
     """What LfUStep says to options that can't work on shards."""
-    model, told = wrapped("fsdp2", tiny_model("llama")), []
+    model, told = wrapped("fsdp2", tiny()), []
     for options in ({"auxiliary": "own"}, {"consistency": "logit_kl"}):
         try:
             LfUStep(model, **options)
@@ -177,7 +181,7 @@ def scopes(rank: int) -> dict[str, Any]:
     """Gradients and records of one micro-batch by the scope of the ascent."""
     found = {}
     for scope in ("global", "local"):
-        model = wrapped("ddp", tiny_model("llama"))
+        model = wrapped("ddp", tiny())
         record = LfUStep(model, ascent_scope=scope)(part(BATCHES[0], rank))
         found[scope] = gradients(model.module), asdict(record)
     return found
@@ -185,7 +189,7 @@ def scopes(rank: int) -> dict[str, Any]:
 
 def alike(wrapper: str | None) -> dict[str, Any]:
     """The record of the first micro-batch of all, of rows that are the same in each process."""
-    model = tiny_model("llama")
+    model = tiny()
     with Float64Throughout():
         return asdict(LfUStep(model if wrapper is None else wrapped(wrapper, model))(part(BATCHES[0], 0)))
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from accelerate import PartialState
 from forgetting.runs import few, trainer
-from test_callback_processes import read_what_one_reads, with_and_without
+from pictures import one_pixel
+from test_callback_processes import UPDATES, read_what_one_reads, with_and_without
 from trainers import launched
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from two import both
@@ -31,7 +32,7 @@ def measured(folder: Path, stage: int, name: str) -> dict[str, Any]:
         os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_CPU": "false"}
         PartialState(backend="gloo")
         return trainer(
-            name, folder / f"{stage} {name}", callbacks, per_device_train_batch_size=1, optim="sgd", max_steps=4,
+            name, folder / f"{stage} {name}", callbacks, per_device_train_batch_size=1, optim="sgd", **UPDATES,
             deepspeed=config(stage, False), accelerator_config={"use_configured_state": True},
         )  # fmt: skip
 
@@ -44,6 +45,7 @@ def measured(folder: Path, stage: int, name: str) -> dict[str, Any]:
 
 def everything(rank: int, folder: Path) -> list[dict[str, Any]]:
     few(setattr)
+    one_pixel(setattr)
     return [measured(folder, *case) for case in CASES]
 
 

@@ -47,13 +47,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ddp, dft+ema": ("ddp", "full", {"method": "dft+ema"}),
     "fsdp2, lfu, clipped": ("fsdp2", "full", {"max_grad_norm": CLIPPED}),
     "fsdp2, lfu, lora": ("fsdp2", "lora", {"layers": "early"}),
-    "fsdp2, lfu, blocks checkpointed": ("fsdp2, checkpointed", "full", {}),
+    "fsdp2, lfu, clipped, blocks checkpointed": ("fsdp2, checkpointed", "full", {"max_grad_norm": CLIPPED}),
     "fsdp2, steering, checkpointing": ("fsdp2", "full", {"auxiliary": "steering", "gradient_checkpointing": True}),
 }
 # (wrapper, theta) of the runs that save, are cut off and resumed
 CUT = [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "full")]
 # a base of 16 bits under a float32 adapter, which is how PEFT makes it
 BF16: tuple[str, str, dict[str, Any]] = ("fsdp2", "lora", {"dtype": torch.bfloat16})
+
+
+def tiny(dtype: torch.dtype = torch.float64) -> Any:
+    return tiny_model("llama", dtype=dtype, num_hidden_layers=2)
 
 
 def launched(wrapper: str | None) -> None:
@@ -82,7 +86,7 @@ def settings(folder: Path, processes: int, **options: Any) -> LfUConfig:
 def trainer(
     folder: Path, processes: int, theta: str = "full", dtype: torch.dtype = torch.float64, **options: Any
 ) -> LfUTrainer:
-    model = tiny_model("llama", dtype=dtype)  # first: once it knows of ZeRO-3, transformers draws weights otherwise
+    model = tiny(dtype)  # first: once it knows of ZeRO-3, transformers draws weights otherwise
     args = settings(folder, processes, **options)
     if "ACCELERATE_USE_FSDP" in os.environ and args.device:  # on a CPU accelerate shards only if it believes in a GPU
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
@@ -137,15 +141,14 @@ def train(
 
 
 def cut(folder: Path, wrapper: str, theta: str, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A run in one go; the same one stopped after its first update and resumed; its last checkpoint, loaded alone.
+    """A run that keeps a checkpoint of each update; one that goes on from its first; its last one, loaded alone.
 
-    Both last ones save a model: in `folder`/final and `folder`/loaded.
+    The first and the last save a model: in `folder`/final and `folder`/loaded.
     """
     kept = options | {"save_strategy": "steps", "save_steps": 1}
-    runs = {"whole": train(folder / "whole", wrapper, theta, options)}
-    train(folder, wrapper, theta, kept | {"max_steps": 1})
+    runs = {"whole": train(folder, wrapper, theta, kept, final=folder / "final")}
     resume = {"resume_from_checkpoint": str(folder / "checkpoint-1")}
-    runs["resumed"] = train(folder, wrapper, theta, kept, final=folder / "final", **resume)
+    runs["resumed"] = train(folder / "resumed", wrapper, theta, options, **resume)
     last = folder / "checkpoint-2"
     runs["loaded"] = train(folder, wrapper, theta, options, final=folder / "loaded", complete=last)
     return runs
@@ -166,14 +169,19 @@ def saved(folder: Path, theta: str) -> dict[str, torch.Tensor]:
     """The weights in a folder that `save_model` wrote, as one process loads them."""
     if theta == "full":
         return whole(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64))
-    base = tiny_model("llama", dtype=torch.float64)
-    return whole(PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False))
+    return whole(PeftModel.from_pretrained(tiny(), str(folder), autocast_adapter_dtype=False))
 
 
 def reference(case: str, folder: Path) -> dict[str, Any]:
     """The case in one process."""
     _, theta, options = CASES[case]
-    return train(folder / "one", None, theta, options)
+    name = f"{theta} {options}"
+    if name not in _references:
+        _references[name] = train(folder / "one", None, theta, options)
+    return _references[name]
+
+
+_references: dict[str, dict[str, Any]] = {}  # cases that differ in their wrapper alone have one
 
 
 def refusal(folder: Path, options: dict[str, Any]) -> str:
