@@ -24,6 +24,7 @@ from trl.trainer.utils import create_model_from_path
 from lfu.config import LfUConfig
 from lfu.data.learned import LearnsWhatRowsSay
 from lfu.methods import check_adapter, methods_of
+from lfu.methods.identity import identity
 from lfu.methods.method import Method
 from lfu.methods.run import Batch, Micro, Preparation
 from lfu.methods.untouched import Untouched
@@ -266,6 +267,10 @@ class LfUTrainer(LearnsWhatRowsSay, Resumes, CountsMicroBatches):
             yield
         finally:
             self._metrics, self._total_train_tokens = metrics, tokens
+
+    def identity(self) -> dict[str, Any]:
+        """The methods with their knobs, this package's settings, and the training rows, as checkpoints keep them."""
+        return identity(self.methods, self.args, self.train_dataset)
 
     def complete_card(self, card: Path, folder: Path) -> None:
         """What was gained and forgotten so far, and of which model, on the model card."""

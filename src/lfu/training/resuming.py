@@ -4,19 +4,13 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from trl import SFTConfig
 
-from lfu.config import LfUConfig
-from lfu.data.learned import is_tokenised
-from lfu.evaluation.record import digest
-from lfu.methods.knobs import knobs_of
 from lfu.support.errors import one_line
 from lfu.support.files import dump_json
 from lfu.training.advice import LfUAdvice
@@ -26,10 +20,6 @@ from lfu.training.saving import SavesWhole
 if TYPE_CHECKING:
     from lfu.methods.method import Method
 
-SAMPLE = 64  # training rows, spread over all of them, that tell one data set from another
-# Fields of this package's own that say which run it is; those of SFTConfig (learning rate, length) may change.
-OWN = {f.name for f in fields(LfUConfig)} - {f.name for f in fields(SFTConfig)}
-OWN -= {"method", "method_args", "preset", "advice", "log_layers"}
 _MISFITS = (
     AssertionError, RuntimeError, ValueError, KeyError, OSError, EOFError, UnpicklingError, SafetensorError
 )  # fmt: skip
@@ -52,7 +42,7 @@ def newest_checkpoint(args: Any, say: Callable[[str], None]) -> str:
 
 def run_of(checkpoint: Path | str, methods: "Sequence[Method]") -> dict[str, Any]:
     """What a checkpoint says about its run, if anything. Raises CheckpointError: that run has other `methods`."""
-    path, ours = Path(checkpoint) / RUN_FILE, _names(methods)
+    path, ours = Path(checkpoint) / RUN_FILE, "+".join(method.name for method in methods)
     said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if said and said["method"] != ours:
         raise CheckpointError(
@@ -60,20 +50,6 @@ def run_of(checkpoint: Path | str, methods: "Sequence[Method]") -> dict[str, Any
             "method, or start a new run that has the checkpoint as its model"
         )
     return said
-
-
-def _names(methods: "Sequence[Method]") -> str:
-    return "+".join(method.name for method in methods)
-
-
-def _fingerprint(rows: Any) -> str:
-    """How many rows there are, and a hash of the tokens of some of them; the same in every process."""
-    if not hasattr(rows, "__len__"):
-        return "streamed"
-    if not is_tokenised(rows):  # images, which are read when they are needed
-        return f"{len(rows)}"
-    some = [rows[i]["input_ids"] for i in range(0, len(rows), max(1, len(rows) // SAMPLE))]
-    return f"{len(rows)} (hash {digest(some)[:8]})"
 
 
 @contextmanager
@@ -97,25 +73,22 @@ class Resumes(SavesWhole):
 
     methods: "list[Method]"
 
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on from a checkpoint should have in common with it, JSON-ready; `method` is a part."""
+        raise NotImplementedError
+
     def save_beside(self, folder: Path) -> None:
         """The methods' state, and which run it is."""
         state = {f"{m.name}/{key}": value.contiguous() for m in self.methods for key, value in m.state_dict().items()}
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / RUN_FILE).write_text(dump_json(self._run()), encoding="utf-8")
+            (folder / RUN_FILE).write_text(dump_json(self.identity()), encoding="utf-8")
             if state:
                 save_file(state, folder / STATE_FILE)
 
-    def _run(self) -> dict[str, Any]:
-        """What a run that goes on from a checkpoint should have in common with it."""
-        knobs = {f"{m.name}.{f.name}": getattr(m, f.name) for m in self.methods for f in knobs_of(m)
-                 if not f.metadata["output"]}  # fmt: skip
-        own = {name: getattr(self.args, name) for name in sorted(OWN)}
-        return {"method": _names(self.methods)} | knobs | own | {"training rows": _fingerprint(self.train_dataset)}
-
     def _compare_runs(self, checkpoint: str) -> None:
         """Warns in the main process, in one line, of what is not as it was; other methods are refused in all."""
-        now = json.loads(dump_json(self._run()))
+        now = json.loads(dump_json(self.identity()))
         was = {name: value for name, value in run_of(checkpoint, self.methods).items() if value != now.get(name, value)}
         if was and self.args.should_save:
             spelled = lambda values: ", ".join(f"{name} {values[name]}" for name in was)
