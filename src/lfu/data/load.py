@@ -101,9 +101,9 @@ def _close_files(path: Path) -> str:
 
 
 def _folder_rows(folder: Path, split: str) -> Iterator[dict[str, Any]]:
-    named = sorted(file for file in folder.iterdir() if file.name not in _NO_ROWS)
-    files = [file for file in named if file.suffix.lower() in SUFFIXES]
-    if other := next((file for file in named if _UNREAD & {*file.suffixes}), None):
+    there = sorted(file for file in folder.iterdir() if file.name not in _NO_ROWS)
+    files = [file for file in there if file.suffix.lower() in SUFFIXES]
+    if other := next((file for file in there if _UNREAD & {*file.suffixes}), None):
         raise UserError(f"data {folder}: {other.name} can't be read: make it one of {', '.join(SUFFIXES)}, or move it")
     if not files:
         raise UserError(f"data {folder}: the folder holds no {', '.join(SUFFIXES)} file")

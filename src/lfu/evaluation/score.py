@@ -187,7 +187,7 @@ def _choice_batch(model: Model, tokenizer: Tokenizer, items: Sequence[Choices]) 
     longer = [(row, c) for row, (_, choices) in enumerate(items) for c, choice in enumerate(choices) if choice[1:]]
     if not longer:
         return values
-    cache = getattr(out, "past_key_values", None)
+    cache: Any = getattr(out, "past_key_values", None)
     if not {type(layer).__name__ for layer in getattr(cache, "layers", [None])} <= KEYS_AND_VALUES:
         return None
     owner = torch.tensor([row for row, _ in longer], device=ids.device)
