@@ -14,6 +14,7 @@ import transformers
 from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 from questions import CHOICES, QUESTIONS, TEXTS
 from tiny import DEVICE, random_states, tiny_model
+from tiny_folder import base_tokenizer
 
 from lfu.evaluation import score
 from lfu.evaluation.pieces import chat_pair
@@ -70,6 +71,17 @@ def test_perplexity_reads_long_texts_in_windows(llama, tokenizer):
         windows = [ids[i : i + 7] for i in range(0, len(ids), 7)]
         assert nll == pytest.approx(sum(naive_nll(llama, w, 1) for w in windows if len(w) > 1), **CLOSE)
         assert tokens == sum(len(w) - 1 for w in windows)
+
+
+@pytest.mark.parametrize("kind", ["Llama 3", "with an end"])
+def test_every_window_begins_with_what_the_tokenizer_puts_in_front(kind, llama):
+    """Gemma 3 without its first token is wrong by 2 nats per token."""
+    base = base_tokenizer(kind)
+    start, *ids = base(TEXTS[1], add_special_tokens=True)["input_ids"][: 1 + len(TEXTS[1])]
+    windows = [[start, *ids[i : i + 6]] for i in range(0, len(ids), 6)]
+    got = perplexity(llama, base, TEXTS[1:2], window=7)
+    assert got.tokens == [len(TEXTS[1])]
+    assert got.nll[0] == pytest.approx(sum(naive_nll(llama, window, 1) for window in windows), **CLOSE)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])

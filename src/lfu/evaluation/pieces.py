@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from lfu.data.templates import TEMPLATES, alpaca_prompt
+from lfu.data.templates import TEMPLATES, alpaca_prompt, around
 from lfu.data.turns import MARK, said, special_ids
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
@@ -37,7 +37,7 @@ class Piece:
 
 
 def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024, *, start: int = 2) -> list[Piece]:
-    """Plain texts as consecutive pieces of at most `window` tokens, each beginning anew: nothing is cut off.
+    """Plain texts as consecutive pieces of at most `window` tokens, each beginning as a text does: nothing is cut off.
 
     Args:
         start: the first token of each piece that counts. 1 for a likelihood: the first token follows nothing. 2 for
@@ -48,12 +48,13 @@ def text_pieces(tokenizer: Tokenizer, texts: Sequence[str], window: int = 1024, 
     """
     if not texts:
         raise ValueError("no texts to score")
-    pieces = []
+    pieces, (front, _) = [], around(tokenizer)
+    size = window - len(front)
     for item, text in enumerate(texts):
         ids = encode(tokenizer, text, special=True)
         if len(ids) <= start:
             raise ValueError(f"text {item + 1} has fewer than {('two', 'three')[start - 1]} tokens: {text!r}")
-        windows = [ids[begin : begin + window] for begin in range(0, len(ids), window)]
+        windows = [front + ids[begin : begin + size] for begin in range(len(front), len(ids), size)]
         pieces += [Piece(part, start, item) for part in windows if len(part) > start]
     return pieces
 

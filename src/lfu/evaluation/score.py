@@ -101,7 +101,7 @@ def perplexity(
     """NLL of plain texts; `math.exp(result.mean)` is their perplexity.
 
     The first token of a text follows nothing and isn't scored. A text longer than `window` tokens is read in
-    consecutive windows, each starting anew, so that nothing is cut off.
+    consecutive windows, each starting as a text does, so that nothing is cut off.
 
     Raises ValueError: no texts; a text with fewer than two tokens.
     """
