@@ -30,7 +30,7 @@ from lfu.support.errors import UserError
 from lfu.support.files import WRITING
 from lfu.training import checkpoints
 
-STEPS, EVERY = 12, 3
+STEPS, EVERY = 8, 2
 FAST = (
     f"--max_steps {STEPS} --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --report_to none "
     f"--disable_tqdm true --save_strategy steps --save_steps {EVERY} --logging_steps 1 --lam auto --lora_dropout 0.1 "
@@ -102,6 +102,16 @@ def finished(tmp_path_factory, model):
     return folder / "out"
 
 
+def begun(finished: Path, *steps: int) -> None:
+    """`out` as a run has left it that is so far: its beginning need not run again."""
+    for step in steps:
+        shutil.copytree(finished / f"checkpoint-{step}", Path("out") / f"checkpoint-{step}")
+
+
+def go_on(model: str, *flags: str) -> int:
+    return train(model, "--resume_from_checkpoint true", *flags)
+
+
 # -- kill -9 -----------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +168,7 @@ def kill_many(model: str, whole: dict[str, torch.Tensor], wanted: int, kills: in
 
 
 def test_killed_at_random_moments(here, finished, model):
-    found = kill_many(model, adapter(str(finished)), 1, 3, seed=3)
+    found = kill_many(model, adapter(str(finished)), 1, 2, seed=3)
     assert found["kills"] >= 1
     assert found["files"] > 10
 
@@ -180,35 +190,26 @@ class Killed(BaseException):
 @pytest.mark.parametrize("place", ["rename", "state", "weights", "rotation", "final"])
 def test_killed_while_it_saves(here, finished, model, monkeypatch, place):
     """The process ends (here: an exception that nobody catches) at the worst moments: the checkpoint before stays."""
+    begun(finished, *((4, 6) if place == "final" else (2, 4)))  # with the next one, the first of them is to go
 
     def killed(*args, **kwargs):
         raise Killed
-
-    calls = 0
-
-    def second(original):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            return killed() if calls == 2 else original(*args, **kwargs)
-
-        return call
 
     import lfu.training.saving
     from lfu import LfUTrainer
 
     with monkeypatch.context() as patch:
         if place == "rename":
-            patch.setattr(lfu.training.saving, "swap_in", second(lfu.training.saving.swap_in))
+            patch.setattr(lfu.training.saving, "swap_in", killed)
         elif place == "state":
             from transformers.trainer_callback import TrainerState
 
-            patch.setattr(TrainerState, "save_to_json", second(TrainerState.save_to_json))
+            patch.setattr(TrainerState, "save_to_json", killed)
         elif place == "weights":
-            patch.setattr(LfUTrainer, "_save_optimizer_and_scheduler", second(LfUTrainer._save_optimizer_and_scheduler))
+            patch.setattr(LfUTrainer, "_save_optimizer_and_scheduler", killed)
         elif place == "rotation":
             patch.setattr(
-                shutil, "rmtree", killed_in_the_middle(shutil.rmtree, re.compile(r".*(?<!writing-)checkpoint-3"))
+                shutil, "rmtree", killed_in_the_middle(shutil.rmtree, re.compile(r".*(?<!writing-)checkpoint-2"))
             )
         else:
             patch.setattr("lfu.cli.screen.summary", killed)
@@ -221,15 +222,15 @@ def test_killed_while_it_saves(here, finished, model, monkeypatch, place):
 
             patch.setattr(os, "replace", fail_on_the_config)
         with pytest.raises(Killed):
-            train(model, "--save_total_limit 2")
+            go_on(model, "--save_total_limit 2")
     look_at(Path("out"))
     assert not Path("out/adapter_config.json").exists(), "weights without it are no model"
-    assert last_saved(Path("out")) == {"final": STEPS, "rotation": 3 * EVERY}.get(place, EVERY)
+    assert last_saved(Path("out")) == {"final": 8, "rotation": 6}.get(place, 4)
     if place in ("state", "weights"):  # as for a rename that was not reached
         return
-    assert train(model, "--save_total_limit 2 --resume_from_checkpoint true") == 0
+    assert go_on(model, "--save_total_limit 2") == 0
     assert not list(Path("out").glob(f"{WRITING}*"))
-    assert [checkpoints.steps_of(path) for path in checkpoints.checkpoints(Path("out"))] == [STEPS - EVERY, STEPS]
+    assert [checkpoints.steps_of(path) for path in checkpoints.checkpoints(Path("out"))] == [6, 8]
     assert_same(adapter(), adapter(str(finished)))
 
 
@@ -253,7 +254,7 @@ def two_files(folder: Path, text: str) -> Path:
 
 
 def new_one(folder: Path) -> None:
-    with files.new_folder(folder / "checkpoint-9") as work:
+    with files.new_folder(folder / "checkpoint-6") as work:
         two_files(work, "new")
 
 
@@ -278,11 +279,11 @@ class Life:
 
 CHANGES = {
     "replaced": lambda folder: files.swap_in(
-        two_files(folder / f"{WRITING}checkpoint-9", "new"), folder / "checkpoint-9"
+        two_files(folder / f"{WRITING}checkpoint-6", "new"), folder / "checkpoint-6"
     ),
     "made anew": new_one,
-    "deleted": lambda folder: files.remove_folder(folder / "checkpoint-9"),
-    "a file": lambda folder: files.write_text(folder / "checkpoint-9" / "a", "old"),
+    "deleted": lambda folder: files.remove_folder(folder / "checkpoint-6"),
+    "a file": lambda folder: files.write_text(folder / "checkpoint-6" / "a", "old"),
 }
 
 
@@ -291,7 +292,7 @@ def test_a_folder_is_never_half_there_nor_lost(tmp_path, monkeypatch, change):
     """Killed before each renaming and in each deletion: from then on nothing is done, no clearing up either."""
     for moment in range(10):
         folder = tmp_path / str(moment)
-        two_files(folder / "checkpoint-9", "old")
+        two_files(folder / "checkpoint-6", "old")
         life = Life(moment)
         with monkeypatch.context() as patch:
             for module, name in ((os, "replace"), (shutil, "rmtree"), (Path, "unlink")):
@@ -299,11 +300,11 @@ def test_a_folder_is_never_half_there_nor_lost(tmp_path, monkeypatch, change):
             with suppress(Killed):
                 CHANGES[change](folder)
         assert checkpoints.newest(folder) is None  # these are no checkpoints, but what is hidden comes back
-        there = {path.name: path.read_text() for path in (folder / "checkpoint-9").glob("[ab]")}
+        there = {path.name: path.read_text() for path in (folder / "checkpoint-6").glob("[ab]")}
         whole = [{"a": text, "b": text} for text in ("old", "new")]
         assert there in whole or (change == "deleted" and not there), moment
         files.remove_unfinished(folder)
-        files.remove_unfinished(folder / "checkpoint-9")
+        files.remove_unfinished(folder / "checkpoint-6")
         assert not list(folder.rglob(f"{WRITING}*"))
         if life.calls <= moment:
             return
@@ -324,11 +325,12 @@ def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, finished, model,
             os.kill(os.getpid(), number)
         return original(self, *args, **kwargs)
 
+    begun(finished, 4)
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         patch.setattr(LfUTrainer, "training_step", signalled)
         patch.setattr("lfu.cli.stop.Stop._asked", _once(__import__("lfu.cli.stop", fromlist=["Stop"]).Stop._asked))
-        assert train(model) == 130
+        assert go_on(model) == 130
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     err = capsys.readouterr().err
     assert "stopping after this step" in err
@@ -337,7 +339,7 @@ def test_a_signal_saves_and_stops_and_the_end_is_the_same(here, finished, model,
     assert not Path("out/adapter_model.safetensors").exists()
     look_at(Path("out"))
     if number == signal.SIGINT:  # the other one took the same way
-        assert train(model, "--resume_from_checkpoint true") == 0
+        assert go_on(model) == 0
         assert_same(adapter(), adapter(str(finished)))
 
 
@@ -352,7 +354,8 @@ def test_ctrl_c_in_the_last_evaluation_does_not_lose_the_model(here, finished, m
 
     monkeypatch.setattr(LfUTrainer, "evaluate", signalled)
     flags = f"--save_strategy no --eval_data rows.jsonl --eval_strategy steps --eval_steps {STEPS}"
-    assert train(model, flags) == 0
+    begun(finished, 6)
+    assert go_on(model, flags) == 0
     assert "that was the last step: the run is complete" in capsys.readouterr().err
     assert_same(adapter(), adapter(str(finished)))
 
@@ -368,13 +371,13 @@ def test_a_second_ctrl_c_stops_at_once(here, model, monkeypatch, capsys):
     original = LfUTrainer.training_step
 
     def signalled(self, *args, **kwargs):
-        if self.state.global_step == 4:
+        if self.state.global_step == 3:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LfUTrainer, "training_step", signalled)  # once for each of the update's two micro-batches
     assert train(model) == 130
-    assert "Stopped after step 4; go on from out/checkpoint-3" in capsys.readouterr().err
+    assert "Stopped after step 3; go on from out/checkpoint-2" in capsys.readouterr().err
 
 
 # -- checkpoints that are broken ---------------------------------------------------------------------------------------
@@ -442,20 +445,20 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(tmp_path, finished, damage):
     harm, says = DAMAGE[damage]
-    for name in ("checkpoint-6", "checkpoint-9"):
+    for name in ("checkpoint-4", "checkpoint-6"):
         shutil.copytree(finished / name, tmp_path / name)
-    assert checkpoints.fault(tmp_path / "checkpoint-9") is None
-    harm(tmp_path / "checkpoint-9")
+    assert checkpoints.fault(tmp_path / "checkpoint-6") is None
+    harm(tmp_path / "checkpoint-6")
     said: list[str] = []
-    assert checkpoints.newest(tmp_path, say=said.append) == tmp_path / "checkpoint-6"
+    assert checkpoints.newest(tmp_path, say=said.append) == tmp_path / "checkpoint-4"
     assert len(said) == 1
     assert says in said[0]
-    assert "checkpoint-9 is passed over" in said[0]
+    assert "checkpoint-6 is passed over" in said[0]
 
 
 def test_sound_checkpoints_of_several_processes(tmp_path, finished):
     for name in ("fsdp", "deepspeed"):
-        shutil.copytree(finished / "checkpoint-9", tmp_path / name)
+        shutil.copytree(finished / "checkpoint-6", tmp_path / name)
     fsdp(tmp_path / "fsdp")
     (tmp_path / "deepspeed" / "global_step9").mkdir()
     (tmp_path / "deepspeed" / "latest").write_text("global_step9\n")
@@ -478,7 +481,7 @@ def test_what_is_found_out_while_loading_is_an_error_of_the_checkpoint(tmp_path,
 
 
 def test_no_permission_is_told(tmp_path, finished, monkeypatch):
-    shutil.copytree(finished / "checkpoint-9", tmp_path / "checkpoint-9")
+    shutil.copytree(finished / "checkpoint-6", tmp_path / "checkpoint-6")
     read = Path.read_text
 
     def denied(self, *args, **kwargs):
@@ -487,7 +490,7 @@ def test_no_permission_is_told(tmp_path, finished, monkeypatch):
         return read(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", denied)
-    assert "Permission denied" in (checkpoints.fault(tmp_path / "checkpoint-9") or "")
+    assert "Permission denied" in (checkpoints.fault(tmp_path / "checkpoint-6") or "")
 
 
 def test_names_that_only_look_like_checkpoints(tmp_path):
@@ -503,14 +506,14 @@ def test_names_that_only_look_like_checkpoints(tmp_path):
 def test_training_goes_on_from_the_last_sound_checkpoint_and_ends_the_same(here, finished, model, capsys):
     shutil.copytree(finished, "out")
     Path("out/adapter_model.safetensors").unlink()
-    half(Path("out/checkpoint-12/adapter_model.safetensors"))
-    Path("out/checkpoint-9/optimizer.pt").unlink()
-    assert train(model, "--resume_from_checkpoint true") == 0
+    half(Path("out/checkpoint-8/adapter_model.safetensors"))
+    Path("out/checkpoint-6/optimizer.pt").unlink()
+    assert go_on(model) == 0
     told = capsys.readouterr()
-    assert "checkpoint-12 is passed over: adapter_model.safetensors is damaged" in told.err
-    assert "checkpoint-9 is passed over: it has no optimizer.pt" in told.err
-    assert "going on from out/checkpoint-6" in told.err
-    assert "steps 7 to 12" in told.out
+    assert "checkpoint-8 is passed over: adapter_model.safetensors is damaged" in told.err
+    assert "checkpoint-6 is passed over: it has no optimizer.pt" in told.err
+    assert "going on from out/checkpoint-4" in told.err
+    assert "steps 5 to 8" in told.out
     assert_same(adapter(), adapter(str(finished)))
     look_at(Path("out"))
 
@@ -519,7 +522,7 @@ def test_training_goes_on_from_the_last_sound_checkpoint_and_ends_the_same(here,
     ("flags", "says"),
     [
         (
-            "--resume_from_checkpoint out/checkpoint-9",
+            "--resume_from_checkpoint out/checkpoint-6",
             "no optimizer.pt, without which training would not go on",
         ),
         ("--resume_from_checkpoint true --lora_r 4", "does not fit this model and these settings"),
@@ -529,8 +532,8 @@ def test_training_goes_on_from_the_last_sound_checkpoint_and_ends_the_same(here,
 )
 def test_what_can_not_be_resumed_is_one_line(here, finished, model, capsys, flags, says):
     shutil.copytree(finished, "out")
-    Path("out/checkpoint-9/optimizer.pt").unlink()
-    assert train(model, "--max_steps 15", flags) == 2
+    Path("out/checkpoint-6/optimizer.pt").unlink()
+    assert train(model, "--max_steps 9", flags) == 2
     err = capsys.readouterr().err
     assert len([line for line in err.splitlines() if line.startswith("lfu train: error: ")]) == 1
     assert says in err
@@ -542,7 +545,7 @@ def test_no_checkpoint_is_sound(here, finished, model, capsys):
     shutil.copytree(finished, "out")
     for path in checkpoints.checkpoints(Path("out")):
         half(path / "adapter_model.safetensors")
-    assert train(model, "--resume_from_checkpoint true") == 2
+    assert go_on(model) == 2
     assert "holds no sound checkpoint" in capsys.readouterr().err
 
 
@@ -566,25 +569,22 @@ class room:
 @pytest.mark.parametrize("size", [100, 3000, 20_000, 40_000])
 def test_no_room_for_a_checkpoint(here, finished, model, capsys, size):
     """The weights, the optimizer, the state: each is the first that does not fit for one of the sizes."""
-    shutil.copytree(finished, "out")
-    shutil.rmtree("out/checkpoint-12")
-    Path("out/adapter_model.safetensors").unlink()
-    Path("out/adapter_config.json").unlink()
+    begun(finished, 4, 6)
     biggest = max(path.stat().st_size for path in Path("out").rglob("*") if path.is_file())
     assert size < biggest
     with room(size):
-        assert train(model, "--resume_from_checkpoint true") == 2
+        assert go_on(model) == 2
     err = capsys.readouterr().err
     told = [line for line in err.splitlines() if line.startswith("lfu train: error: ")]
     assert len(told) == 1
     assert "can't be written" in told[0]
-    assert "go on from out/checkpoint-9" in told[0]
+    assert "go on from out/checkpoint-6" in told[0]
     assert "Traceback" not in err
     look_at(Path("out"))
     assert not list(Path("out").rglob(f"{WRITING}*"))
-    assert last_saved(Path("out")) == 9
+    assert last_saved(Path("out")) == 6
     if size == 3000:  # what is on disk is the same for all of them
-        assert train(model, "--resume_from_checkpoint true") == 0
+        assert go_on(model) == 0
         assert_same(adapter(), adapter(str(finished)))
 
 
