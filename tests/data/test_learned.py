@@ -375,6 +375,14 @@ def test_a_call_of_a_function_that_takes_nothing(none):
     assert '{"name": "now", "arguments": {}}' in run
 
 
+def test_an_argument_that_ends_with_a_line_break_and_a_call_without_a_name():
+    row = {"messages": [user("q"), assistant("", tool_calls=[_call("write", {"text": "é\n"})])]}
+    assert r'"text": "é\n"' in learned_of([row], "qwen3")[0][0]
+    row = {"messages": [user("q"), assistant("", tool_calls=[_call(None, {"text": "a"})])]}
+    with pytest.raises(UserError, match=r"data row 1: .*turn 2: a tool call has no name"):
+        learned_of([row], "qwen3")
+
+
 CALLED = {"role": "assistant", "tool_calls": [{"name": "find_it", "arguments": {"city": "Bergen"}}]}
 TOOL = {"role": "tool", "content": "rain in Bergen"}
 LOSES = "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{}<|im_end|>\n{{% endfor %}}"
@@ -455,6 +463,19 @@ def test_a_template_without_an_end_is_told():
 def test_special_tokens_in_texts_are_told(row, line):
     tokenizer, told = byte_tokenizer(chat=False), list[str]()
     tokenised(to_training_rows(as_dataset([row]), tokenizer=tokenizer, tell=told.append), tokenizer, ARGS, told.append)
+    assert len(told) == bool(line), told
+    assert line in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "line"),
+    [("q ", "a", "note: a token goes"), ("q", "a", "warning: a token goes"), ("q\n", "a", ""), ("q", " a", "")],
+)
+def test_a_token_over_the_border_of_prompt_and_answer_is_told(prompt, answer, line):
+    tokenizer, told = byte_tokenizer(chat=False), []
+    tokenizer.add_tokens(["qa", " a"])
+    rows = to_training_rows(as_dataset([{"prompt": prompt, "completion": answer}]), tokenizer=tokenizer)
+    tokenised(rows, tokenizer, ARGS, told.append)
     assert len(told) == bool(line), told
     assert line in "".join(told)
 

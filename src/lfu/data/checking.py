@@ -100,9 +100,11 @@ class Checking:
     def _check_text(self, row: Row, ids: list[int], labels: list[int], number: int) -> None:
         if self.pairs and "completion" in row and not row.get("answers"):
             start = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
-            if _plain(self._decode(ids[start : start + 8]))[:4] != _plain(row["completion"])[:4]:
+            begins, wanted = self._piece(ids, start, len(ids)), row["completion"]
+            other = _plain(begins[:40])[:4] != _plain(wanted)[:4]
+            if other or _indent(begins) != _indent(wanted):
                 odd = "a token goes over the border of prompt and answer (end prompts with a line break)"
-                self._count(f"warning: {odd}", number)
+                self._count(f"{'warning' if other else 'note'}: {odd}", number)
         last, eos, whole = self._decode(ids[-8:-1]), self.tokenizer.eos_token, self._decode(ids)
         if last != last.rstrip() and last.rstrip().endswith(eos):
             end = f"{eos} and white space, and training puts {eos} behind it again (take the white space off)"
@@ -201,9 +203,13 @@ def _leaves(value: Any) -> Iterator[str]:
         for inner in value:
             yield from _leaves(inner)
     elif isinstance(value, str):
-        yield value
+        yield value.strip()  # JSON writes a line break at its end as two letters
     elif value is not None and not isinstance(value, bool):
         yield json.dumps(value)
+
+
+def _indent(text: str) -> str:
+    return text[: len(text) - len(text.lstrip())]
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # what programs read, not people
-_DATA = ("tools", "tool_calls", "function_call", "chat_template_kwargs", "weight")
+_DATA = ("tools", "tool_calls", "function_call", "chat_template_kwargs", "weight", "train", "training")
 
 
 class RepeatedKey(ValueError):

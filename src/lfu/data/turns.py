@@ -150,6 +150,8 @@ def _calls(calls: Any, where: str) -> list[Any]:
 def _function(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(call, Mapping):
         raise ValueError(f"{where}: a tool call's function is {a(call)}, and must be an object")
+    if not call.get("name"):
+        raise ValueError(f"{where}: a tool call has no name: give it one, or leave the row out")
     arguments = call.get("arguments")
     if "arguments" in call and arguments in (None, ""):  # of a function that takes none
         return dict(call) | {"arguments": {}}
