@@ -99,7 +99,8 @@ def made_results(
 def made_view(results: Mapping[str, Any], *, verb: str = "compare") -> View:
     """The report on such results, without its pictures' bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lfu.report.compare_figures.draw", lambda *_, **__: b"")
+        for name in ("draw", "panels"):
+            patch.setattr(f"lfu.report.compare_figures.{name}", lambda *_, **__: b"")
         return view({"results": results, "settings": {"model": "some/model", "verb": verb}})
 
 

@@ -179,40 +179,32 @@ def test_the_built_in_set_has_test_rows_of_its_own(here, model):
     assert (same["training rows"], same["validation rows"], same["test rows"]) == (16, 8, 5)
 
 
-def test_models_can_be_kept(here, model):
+def test_models_can_be_kept_and_trained_further(here, model):
     from lfu.model.loading import load_model
 
-    assert run(model, f"--methods sft --keep_models {QUICK}") == 0
-    (folder,) = Path("out").glob("runs/sft*/model")
-    assert load_model(str(folder))
-
-
-def test_an_adapter_is_trained_further(here, model, tmp_path):
     assert run(model, f"--methods sft --keep_models {QUICK}", out="first") == 0
-    (adapter,) = (tmp_path / "first").glob("runs/sft*/model")
-    assert run(str(adapter), "--methods sft,lfu --measures gain,distance --match_rows 0") == 0
+    (adapter,) = (here / "first").glob("runs/sft*/model")
+    assert load_model(str(adapter))
+    assert run(str(adapter), "--methods sft,lfu --measures distance") == 0
     cost = results()["modes"]["steps"]["cost"]
     assert 0 < cost["sft"]["distance"] < 1
 
 
-OF_THE_PAPER = ("demo", "first3", "table1", "table3", "table5", "table6")
+OF_THE_PAPER = ("first3", "table1", "table3", "table5", "table6")
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_presets(here, model, name, monkeypatch, tmp_path):
-    monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
+def test_presets(shelf, model, name):
     measures = "" if name == "table3" else "--measures gain"
-    more = {"table1": "--method_args sdft.max_new_tokens=2", "demo": "--test_rows 8"}.get(name, "")
+    more = "--method_args sdft.max_new_tokens=2" if name == "table1" else ""
     assert run(model, f"--preset {name} --match_rows 0 --max_steps 1 {measures} {more}") == 0
     found = results()
     assert found["whole"]
     failed = {r["label"]: r["error"] for r in found["runs"] if r["state"] == "failed"}
     assert set(failed) == ({"lfu layers=late"} if name == "table5" else set())  # two layers have no late third
-    wanted = {"table1": 7, "table3": 3, "table5": 11, "table6": 6, "first3": 5, "demo": 2}[name]
+    wanted = {"table1": 7, "table3": 3, "table5": 11, "table6": 6, "first3": 5}[name]
     assert len(found["settings"]) == wanted
     assert bool(found["metrics"]) == (name != "table3")
-    if name == "demo":
-        return
     lams = {label: one["differs"].get("lam") for label, one in found["settings"].items()}
     assert lams["lfu"] == ("5.0" if name == "table5" else "auto")  # table5 is the paper's
     assert lams.get("logit_kl", lams["lfu"]) == lams["lfu"]
@@ -222,10 +214,14 @@ def test_the_demo_shows_forgetting_as_it_happens_and_what_to_do_next(here, model
     assert run(model, "--preset demo --max_steps 6 --test_rows 8 --retention_limit 9") == 0
     printed = capsys.readouterr().out
     assert "Results, one seed" in printed
-    (folder,) = Path("out/runs").glob(f"{results()['recommended']['label'].split()[0]}*/model")
+    found = results()
+    assert found["whole"]
+    assert set(found["settings"]) == {"sft", "l2sp share=0.22"}
+    assert {r["state"] for r in found["runs"]} == {"finished"}
+    (folder,) = Path("out/runs").glob(f"{found['recommended']['label'].split()[0]}*/model")
     assert f"talk     lfu chat {folder} --beside {model}" in printed
     assert "next     lfu compare --model smollm2 --data YOUR_ROWS.jsonl" in printed
-    curves = results()["modes"]["steps"]["forgetting"]
+    curves = found["modes"]["steps"]["forgetting"]
     assert all(readings[-1]["step"] == 6 for seeds in curves.values() for readings in seeds.values())
     assert "](forgetting.png)" in Path("out/report.md").read_text()
 
@@ -233,8 +229,11 @@ def test_the_demo_shows_forgetting_as_it_happens_and_what_to_do_next(here, model
 def test_the_frontier_thins_its_candidates_out(here, model, monkeypatch, tmp_path):
     """The shipped preset, with methods of two rates to be quick: 8 candidates, then 3, then in full."""
     monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
-    less = "--methods sft,l2sp,l2sp:share=0.2,anchor:texts=2:tokens=2 --learning_rates 1e-2,3e-2 --seeds 1"
-    assert run(model, f"--preset frontier {less} --measures gain,forgetting --retention_limit 9 --max_steps 9") == 0
+    less = (
+        "--methods sft,l2sp,l2sp:share=0.2,anchor:texts=2:tokens=2 --learning_rates 1e-2,3e-2 --seeds 1 --max_steps 9"
+    )
+    less += " --measures gain,forgetting --match_rows 0 --retention_limit 6"
+    assert run(model, f"--preset frontier {less}") == 0
     found = results()
     assert found["whole"]
     runs = [r for r in found["runs"] if r["label"] != "untouched"]
@@ -245,7 +244,7 @@ def test_the_frontier_thins_its_candidates_out(here, model, monkeypatch, tmp_pat
     assert full == set(found["settings"]) < {"sft", "l2sp", "l2sp share=0.2", "anchor texts=2 tokens=2"}
     assert any("8 trained for 11% of the steps, 3 trained for 33%" in line for line in found["same"]["rows"])
     assert not list(Path("out/runs").glob("*/model"))
-    assert run(model, f"--preset frontier {less} --measures gain,forgetting --retention_limit 9 --max_steps 9") == 0
+    assert run(model, f"--preset frontier {less}") == 0
     assert results()["runs"] == found["runs"]
 
 

@@ -25,6 +25,13 @@ def view_of(monkeypatch):
     return use
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_that_was_read_before():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(template, "templates", template.templates.__wrapped__)
+        yield
+
+
 def test_a_template_is_a_title_a_verdict_and_blocks(view_of):
     text = (
         "# A {{ 'title' }}\n\nOne,\ntwo.\n\n## Part\n\nWords.\n\n{{ table(rows, 'Above') }}\n{{ items('Read', read) }}"

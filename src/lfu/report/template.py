@@ -7,6 +7,7 @@ leave no trace where there is nothing to show. A value that is filled in stays p
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Place(str):
     """Where a block goes: the only value that is filled in as it is."""
 
 
+@cache
 def templates(**options: Any) -> jinja2.Environment:
     """The templates of this folder; a name that a template misspells is an error."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
