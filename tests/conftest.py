@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("TQDM_DISABLE", None)  # some tests read the progress that is shown
 
 import pytest
+import quicker
 import torch
 from hypothesis import settings
 from pictures import one_pixel
@@ -40,7 +41,8 @@ gc.unfreeze = lambda: None  # the end of a study would give back what is frozen 
 
 
 @cache
-def _frozen(modules: int) -> None:
+def _settled(modules: int) -> None:
+    quicker.libraries()
     gc.collect()
     gc.freeze()
 
@@ -48,7 +50,7 @@ def _frozen(modules: int) -> None:
 @pytest.fixture(autouse=True)
 def _what_was_imported_stays():
     """Each training ends with a full garbage collection: it need not go through all imported packages every time."""
-    _frozen(len(sys.modules))
+    _settled(len(sys.modules))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import quicker
+
 IMPORTED = [
     "torch.distributed.tensor", "trl", "peft", "datasets", "matplotlib.pyplot", "lfu.trainer", "lfu.cli.train",
     "lfu.cli.compare", "lfu.forgetting", "tiny",
@@ -27,6 +29,7 @@ def process(function: Callable[..., Any], *args: Any) -> Any:
 
 def _started(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     gc.freeze()
+    quicker.libraries()
     function(*args)
 
 

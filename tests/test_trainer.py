@@ -68,10 +68,16 @@ def settings(folder, kind=LfUConfig, **options):
         output_dir=str(folder), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2,
         learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, logging_steps=1, save_strategy="no",
         report_to="none", use_cpu=DEVICE == "cpu", bf16=False, disable_tqdm=True, max_length=32, seed=7,
+        gradient_checkpointing=False,
     )  # fmt: skip
     if kind is LfUConfig:
         base["advice"] = False
     return kind(**{**base, **options})
+
+
+def tiny(**config):
+    """Two layers: the equations are tried on four, in tests/step."""
+    return tiny_model("llama", dtype=torch.float32, **{"num_hidden_layers": 2, **config})
 
 
 def trainer(
@@ -80,7 +86,7 @@ def trainer(
 ):  # fmt: skip
     config = settings(folder, SFTConfig if kind is SFTTrainer else LfUConfig, **options)
     return kind(
-        model=tiny_model("llama", dtype=torch.float32) if model is None else model,
+        model=tiny() if model is None else model,
         args=config,
         train_dataset=Dataset.from_list(DATA[data]) if isinstance(data, str) else data,
         eval_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
@@ -138,8 +144,8 @@ def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             caught.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
-    t = trainer(tmp_path, max_steps=1, callbacks=[Catch()], max_grad_norm=0.0, gradient_checkpointing=False, lam=5.0)
-    twin = tiny_model("llama", dtype=torch.float32)
+    t = trainer(tmp_path, max_steps=1, callbacks=[Catch()], max_grad_norm=0.0, lam=5.0)
+    twin = tiny()
     twin.load_state_dict(weights(t))
     batches = list(t.get_train_dataloader())[:2]
     t.train()
@@ -167,7 +173,7 @@ def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
         ("prompt_completion", {"padding_free": True, "max_length": None}),
         ("prompt_completion", {"loss_type": "dft"}),
         ("prompt_completion", {"neftune_noise_alpha": 5.0}),
-        ("prompt_completion", {"gradient_checkpointing": False}),
+        ("prompt_completion", {"gradient_checkpointing": True}),
         ("prompt_completion", {"bf16": True}),
         ("prompt_completion", {"label_smoothing_factor": 0.1, "loss_type": "nll"}),
         ("prompt_completion", {"ascent_batch": "independent"}),
@@ -176,9 +182,9 @@ def test_the_trainer_and_the_plain_step_leave_the_same_gradients(tmp_path):
         ("prompt_completion", {"auxiliary": "own", "consistency": "logit_kl"}),
         ("prompt_completion", {"direction": "clean", "consistency": "contrastive", "layers": "early"}),
         ("prompt_completion", {"method": "lfu_reps", "lam": "auto"}),
-        ("prompt_completion", {"every": 2, "random_layers": 2, "lam": "auto", **PART}),
+        ("prompt_completion", {"every": 2, "random_layers": 1, "lam": "auto", **PART}),
         ("text", {"packing": True, "max_length": 24, "stale": 2}),
-        ("prompt_completion", {"budget": 1.3, "gradient_checkpointing": False}),
+        ("prompt_completion", {"budget": 1.3}),
     ],
     ids=str,
 )
@@ -215,7 +221,7 @@ def test_the_perturbed_pass_runs_in_the_models_precision(tmp_path, mixed, consis
     assert t.last_record.consistency == 0
 
 
-@pytest.mark.parametrize("options", [{"stale": 2}, {"every": 2}, PART, {"random_layers": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"stale": 2}, {"every": 2}, PART, {"random_layers": 1}], ids=str)
 def test_an_approximate_run_says_so(tmp_path, options):
     t = trainer(tmp_path, peft=LORA, lam=5.0, **options)
     t.train()
@@ -228,7 +234,7 @@ def test_an_approximate_run_says_so(tmp_path, options):
 
 
 def test_layers_are_logged_on_request(tmp_path):
-    t = trainer(tmp_path, max_steps=1, log_layers=True, layers="2-3")
+    t = trainer(tmp_path, model=tiny(num_hidden_layers=4), max_steps=1, log_layers=True, layers="2-3")
     t.train()
     logged = {k for k in t.state.log_history[0] if k.startswith("lfu/") and k[-1].isdigit()}
     assert logged == {f"lfu/{name}/{layer}" for name in ("consistency", "displacement") for layer in ("02", "03")}
@@ -237,12 +243,12 @@ def test_layers_are_logged_on_request(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
+        {"gradient_checkpointing": True},
         {},
-        {"gradient_checkpointing": False},
-        {"auxiliary": "steering", "steering_norm": True, "gradient_checkpointing": False},
-        {"auxiliary": "own", "consistency": "logit_kl", "ascent_steps": 2},
-        {"direction": "clean", "consistency": "contrastive"},
-        {"stale": 2, "gradient_checkpointing": False},
+        {"auxiliary": "steering", "steering_norm": True},
+        {"auxiliary": "own", "consistency": "logit_kl", "ascent_steps": 2, "gradient_checkpointing": True},
+        {"direction": "clean", "consistency": "contrastive", "gradient_checkpointing": True},
+        {"stale": 2},
     ],
     ids=str,
 )
@@ -285,7 +291,7 @@ def test_dropout_masks_are_shared_unless_asked_otherwise(tmp_path):
     moved = {}
     for shared in (True, False):
         heavy = LoraConfig(r=2, lora_alpha=64, target_modules="all-linear", lora_dropout=0.5)
-        model = tiny_model("llama", dtype=torch.float32)
+        model = tiny()
         t = trainer(tmp_path / str(shared), model=model, peft=heavy, alpha=1e-30, same_dropout=shared, max_steps=3)
         t.train()
         moved[shared] = max(t.last_record.displacement.values())
@@ -330,7 +336,7 @@ def test_an_independent_ascent_batch_meets_the_collator_as_training_does(tmp_pat
     seen = []
     t = trainer(tmp_path, ascent_batch="independent")
     t = LfUTrainer(
-        tiny_model("llama", dtype=torch.float32), t.args, train_dataset=Dataset.from_list(rows),
+        tiny(), t.args, train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(), data_collator=Collator(pad_token_id=0),
     )  # fmt: skip
     t.train()
@@ -390,7 +396,7 @@ def test_a_loss_that_is_a_mean_over_the_micro_batch(tmp_path):
             caught.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
 
     t.add_callback(Catch())
-    twin = tiny_model("llama", dtype=torch.float32)
+    twin = tiny()
     twin.load_state_dict(weights(t))
     batches = list(t.get_train_dataloader())[:2]
     t.args.max_grad_norm = 0.0
@@ -487,25 +493,24 @@ def test_rows_that_are_cut_are_the_rows_that_trl_cuts(tmp_path):
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("peft", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize(
-    "options",
+    ("peft", "options"),
     [
-        {},
-        {"lam": 5.0},
-        {"ascent_batch": "independent"},
-        {"auxiliary": "own"},
-        {"stale": 3, "auxiliary": "own"},
-        {"every": 2, "random_layers": 2, **PART},
+        (None, {}),
+        (None, {"lam": 5.0}),
+        (None, {"stale": 3, "auxiliary": "own"}),
+        (LORA, {"gradient_checkpointing": True}),
+        (LORA, {"ascent_batch": "independent"}),
+        (LORA, {"auxiliary": "own"}),
+        (LORA, {"every": 2, "random_layers": 1, **PART}),
     ],
-    ids=str,
+    ids=lambda given: "lora" if given is LORA else str(given or "full"),
 )
 def test_resume_is_bit_exact(tmp_path, peft, options):
     """From the checkpoint after 2 of 4 updates, against uninterrupted; with dropout in the adapter. No warning."""
-    kept = dict(peft=peft, save_strategy="steps", save_steps=2, **options)
-    whole = trainer(tmp_path / "whole", **kept)
+    whole = trainer(tmp_path / "whole", peft=peft, save_strategy="steps", save_steps=2, **options)
     whole.train()
-    rest = trainer(tmp_path / "rest", **kept)
+    rest = trainer(tmp_path / "rest", peft=peft, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error", LfUAdvice)
         rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
@@ -515,20 +520,20 @@ def test_resume_is_bit_exact(tmp_path, peft, options):
 
 def test_checkpoints_hold_no_auxiliary(tmp_path):
     for name, peft in (("full", None), ("lora", LORA)):
-        t = trainer(tmp_path / name, peft=peft, save_strategy="steps", save_steps=4, lam=5.0)
+        t = trainer(tmp_path / name, peft=peft, save_strategy="steps", max_steps=1, lam=5.0)
         t.train()
-        plain = trainer(tmp_path / f"{name}-sft", kind=SFTTrainer, peft=peft, save_strategy="steps", save_steps=4)
+        plain = trainer(tmp_path / f"{name}-sft", kind=SFTTrainer, peft=peft, save_strategy="steps", max_steps=1)
         plain.train()
-        ours = {p.name for p in (tmp_path / name / "checkpoint-4").iterdir()}
-        theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-4").iterdir()}
+        ours = {p.name for p in (tmp_path / name / "checkpoint-1").iterdir()}
+        theirs = {p.name for p in (tmp_path / f"{name}-sft" / "checkpoint-1").iterdir()}
         assert ours - theirs == {STATE_FILE, RUN_FILE}
         own = {"calls", "random", "auxiliary/groups", "alpha/mean_log", "alpha/weight", "alpha/wanted"}
-        assert set(load_file(tmp_path / name / "checkpoint-4" / STATE_FILE)) == {f"lfu/{part}" for part in own}
-        base = tiny_model("llama", dtype=torch.float32)
+        assert set(load_file(tmp_path / name / "checkpoint-1" / STATE_FILE)) == {f"lfu/{part}" for part in own}
+        base = tiny()
         loaded = (
-            AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint-4")
+            AutoModelForCausalLM.from_pretrained(tmp_path / name / "checkpoint-1")
             if peft is None
-            else PeftModel.from_pretrained(base, tmp_path / name / "checkpoint-4")
+            else PeftModel.from_pretrained(base, tmp_path / name / "checkpoint-1")
         )
         assert_equal(weights(t), {name: value.cpu() for name, value in loaded.state_dict().items()})
 
@@ -570,7 +575,7 @@ def test_the_default_settles_within_the_first_tenth_of_thirty_updates(tmp_path, 
 def test_advice_is_given_once_with_numbers(tmp_path, options, kind):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(tmp_path, max_steps=20, advice=True, **options).train()
+        trainer(tmp_path, max_steps=18, gradient_accumulation_steps=1, advice=True, **options).train()
     messages = [str(w.message) for w in caught if issubclass(w.category, LfUAdvice)]
     matching = [m for m in messages if kind in m]
     assert len(matching) == 1
@@ -581,7 +586,11 @@ def test_advice_is_given_once_with_numbers(tmp_path, options, kind):
 def test_a_healthy_run_gets_no_advice(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(tmp_path, max_steps=20, advice=True, lam="auto", alpha=0.01, learning_rate=1e-4).train()
+        t = trainer(
+            tmp_path, max_steps=20, gradient_accumulation_steps=1, advice=True, lam="auto", alpha=0.01,
+            learning_rate=1e-4,
+        )  # fmt: skip
+        t.train()
     assert [str(w.message) for w in caught if issubclass(w.category, LfUAdvice)] == []
 
 
@@ -633,7 +642,7 @@ def test_rows_without_a_labelled_token_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": "3-9"}, "layers 1-4"),
+        ({"layers": "2-9"}, "layers 1-2"),
         ({"layers": "first"}, "use all, early"),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "use_reentrant"),
         ({"torch_compile": True}, "torch_compile"),

@@ -39,7 +39,10 @@ CONFIGS["mixtral"] = lambda **kw: transformers.MixtralConfig(  # for the few tes
 
 
 def tiny_model(family: str = "llama", *, theta: str = "full", dtype=torch.float64, seed: int = 0, **config: Any) -> Any:
-    """A random model of 4 layers, d = 16. `theta`: full, lora, dora, or subset (the attention of the upper half)."""
+    """A random model, d = 16, 4 layers unless `config` says otherwise.
+
+    `theta`: full, lora, dora, or subset (the attention of the upper half).
+    """
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**config)).to(dtype)
     for p in model.parameters():  # the default initialisation is so small that all layers look alike
@@ -56,8 +59,9 @@ def tiny_model(family: str = "llama", *, theta: str = "full", dtype=torch.float6
                 torch.nn.init.normal_(p, std=0.1)  # as after some training: theta is not at its own zero
         model = model.to(dtype)
     elif theta == "subset":
+        layers = model.config.num_hidden_layers
         for name, p in model.named_parameters():
-            p.requires_grad_(any(f".{i}." in name for i in (2, 3)) and "attn" in name)
+            p.requires_grad_(any(f".{i}." in name for i in range(layers // 2, layers)) and "attn" in name)
     return model.to(DEVICE).train()
 
 
