@@ -68,6 +68,7 @@ def test_an_adapter_brings_its_base_along(here, capsys):
     assert (found["kind"], found["seed"]) == ("evaluate", 1234)
     assert found["command"] == f"lfu evaluate one --data_dir data --tasks {TWO} --batch_size 2"
     assert found["versions"]["lm_eval"]
+    assert "peft=one,tokenizer=one," in found["settings"]["same with the harness alone"]
     # progress line by line, and at the end tables and files
     assert "[1/4] base: mathqa: 2 items" in err
     assert "[4/4] one: arc_easy: 4 items" in err

@@ -171,6 +171,7 @@ def _by_hand(given: Evaluate, todo: Any, model: str) -> str:
     arguments = {
         "pretrained": embedded_folder(whole) if whole in EMBEDDED else whole,
         "peft": model if is_adapter(model) else None,
+        "tokenizer": model if is_adapter(model) and (Path(model) / "tokenizer_config.json").is_file() else None,
         "dtype": given.torch_dtype,
         "max_length": given.max_length,
         "trust_remote_code": given.trust_remote_code or None,

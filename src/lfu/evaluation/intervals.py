@@ -125,7 +125,8 @@ def _checked(values: Sequence[float], weights: Sequence[float] | None) -> tuple[
     if w.shape != v.shape:
         raise ValueError(f"got {len(v)} values but {len(w)} weights")
     if not np.isfinite(v).all():
-        raise ValueError(f"value {int(np.flatnonzero(~np.isfinite(v))[0])} is not a finite number")
+        first = int(np.flatnonzero(~np.isfinite(v))[0])
+        raise ValueError(f"value {first} is not a finite number, as from a model whose weights are broken")
     if not (np.isfinite(w).all() and (w > 0).all()):
         raise ValueError("weights must be finite and above zero")
     return v, w
