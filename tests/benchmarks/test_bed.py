@@ -299,8 +299,27 @@ def test_the_gradient_is_lfusteps(auxiliary, layers):
 # -- what only the bed has ---------------------------------------------------------------------------------------------
 
 
-def small_bed(tmp_path, draws: int = 2) -> Bed:
-    return Bed(bases(tmp_path, 2, 4, SMALL, "cpu"), draws)
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    """Where the base models of all these beds are kept."""
+    return tmp_path_factory.mktemp("shelf")
+
+
+def small_bed(shelf, draws: int = 2) -> Bed:
+    return Bed(bases(shelf, 2, 4, SMALL, "cpu"), draws)
+
+
+def wide_bed(shelf) -> Bed:
+    """In float64."""
+    bed_ = small_bed(shelf)
+    bed_.base = {name: w.double() for name, w in bed_.base.items()}
+    return bed_
+
+
+@pytest.fixture(scope="module")
+def plainly_tuned(shelf):
+    plain = Setting(8, 4, 1e-3, batch=4)
+    return Run(plain, wide_bed(shelf).material(plain)).train()
 
 
 def test_bases_are_kept_rounded_and_learn(tmp_path):
@@ -329,13 +348,11 @@ def test_bases_are_kept_rounded_and_learn(tmp_path):
     ],
     ids=lambda o: "-".join(f"{k}={v}" for k, v in o.items()) or "sft",
 )  # fmt: skip
-def test_a_run_does_not_depend_on_those_beside_it(options, tmp_path):
+def test_a_run_does_not_depend_on_those_beside_it(options, shelf, plainly_tuned):
     """The same base and draw alone and among others, float64; and its term acts."""
     setting = Setting(8, 4, 1e-3, batch=4, **options)
-    both = small_bed(tmp_path)
-    both.base = {name: w.double() for name, w in both.base.items()}
     torch.manual_seed(0)
-    together = both.material(setting)
+    together = wide_bed(shelf).material(setting)
     alone = Material(**{
         name: (
             {n: w[1:2] for n, w in value.items()} if isinstance(value, dict)
@@ -346,20 +363,20 @@ def test_a_run_does_not_depend_on_those_beside_it(options, tmp_path):
         )
         for name, value in vars(together).items()
     })  # fmt: skip
-    many, one, plain = Run(setting, together), Run(setting, alone), Run(Setting(8, 4, 1e-3, batch=4), together)
+    many, one = Run(setting, together), Run(setting, alone)
     if setting.lora:
         for mine, theirs in zip(one.theta.tensors, many.theta.tensors):
             mine.copy_(theirs[1:2])
-    tuned, single, without = many.train(), one.train(), plain.train()
+    tuned, single = many.train(), one.train()
     for name in tuned:
         torch.testing.assert_close(tuned[name][1], single[name][0], rtol=1e-9, atol=1e-12)
-    acts = any(not torch.allclose(tuned[name], without[name], rtol=0, atol=1e-7) for name in tuned)
+    acts = any(not torch.allclose(tuned[name], plainly_tuned[name], rtol=0, atol=1e-7) for name in tuned)
     assert acts == bool(options)
 
 
-def test_pulls_are_what_they_say(tmp_path):
+def test_pulls_are_what_they_say(shelf):
     """Beside Adam as decay: exactly. At a share of the gradient: the two norms. Stronger is nearer."""
-    bed_ = small_bed(tmp_path, draws=1)
+    bed_ = small_bed(shelf, draws=1)
     start = bed_.material(Setting(8, 1, 1e-3)).start
     far = lambda **options: change(start, bed_.run(Setting(8, 12, 1e-2, **options)), is_linear)["moved"]
     plain = far()
@@ -387,8 +404,8 @@ def test_the_effective_rank_of_a_change():
     torch.testing.assert_close(found["moved"], torch.tensor([84.0, 4.0]).sqrt())
 
 
-def test_anchor_text_of_its_own_ends_and_differs_between_bases(tmp_path):
-    bed_ = small_bed(tmp_path, draws=1)
+def test_anchor_text_of_its_own_ends_and_differs_between_bases(shelf):
+    bed_ = small_bed(shelf, draws=1)
     texts = bed_._texts("own")
     assert texts.shape[0] == 2
     assert not torch.equal(texts[0], texts[1])
@@ -398,10 +415,10 @@ def test_anchor_text_of_its_own_ends_and_differs_between_bases(tmp_path):
         assert row[0] > 1
 
 
-def test_directions_of_g(tmp_path, monkeypatch):
+def test_directions_of_g(shelf, monkeypatch):
     """G = J^T J is symmetric; no direction stretches more than its leading eigenvector; LfU's term is G g."""
     monkeypatch.setattr("testbed.directions.STEP", 1e-4)
-    bed_ = small_bed(tmp_path, draws=1)
+    bed_ = small_bed(shelf, draws=1)
     bed_.base = {name: w.double() for name, w in bed_.base.items()}
     material = bed_.material(Setting(8, 1, 1e-3))
     theta, batch = AllWeights(material.start), Batch(material.ids, material.answer)
@@ -476,9 +493,9 @@ def test_a_report_of_nothing_is_one_line(tmp_path, capsys):
     assert "first `python benchmarks/bed.py run`" in capsys.readouterr().err
 
 
-def test_graphs_that_give_something_else_are_left_alone(tmp_path, monkeypatch):
+def test_graphs_that_give_something_else_are_left_alone(shelf, monkeypatch):
     """What a CUDA graph gives is held to plain updates before the study begins."""
-    bed_ = small_bed(tmp_path, draws=1)
+    bed_ = small_bed(shelf, draws=1)
     monkeypatch.setattr(bed.graphs, "use_graphs", True)
     assert bed.graphs_agree(bed_)
     plain = Bed.run
