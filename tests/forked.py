@@ -8,8 +8,11 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import quicker
@@ -66,6 +69,30 @@ class Popen:
 
     def kill(self) -> None:
         self.process.kill()
+
+
+@contextmanager
+def python(folder: Path) -> Iterator[Path]:
+    """An executable that stands for Python's within the block: what others start by it is a `Popen` of this process."""
+    address, path = str(folder / "socket"), folder / "python"
+    path.write_text(
+        f"#!{sys.executable} -IS\nimport os, sys\nfrom multiprocessing.connection import Client\n"
+        f"server = Client({address!r})\nserver.send((sys.argv, dict(os.environ)))\nsys.exit(server.recv())\n"
+    )
+    path.chmod(0o755)
+
+    def answer(client: Connection) -> None:
+        command, environment = client.recv()
+        client.send(Popen(command, env=environment).wait())
+
+    def listen(listener: Listener) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                Thread(target=answer, args=(listener.accept(),), daemon=True).start()
+
+    with Listener(address) as listener:
+        Thread(target=listen, args=(listener,), daemon=True).start()
+        yield path
 
 
 def run(command: list[str], folder: Path, given: str = "") -> subprocess.CompletedProcess[str]:

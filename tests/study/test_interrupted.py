@@ -49,7 +49,7 @@ def everything(out: Path) -> dict:
     return {
         "record": timeless(record | {"results": {**record["results"], "modes": record["results"]["modes"]}}),
         "report": markdown(view(record)),
-        "pictures": {f.name: f.png for f in view(record).blocks if hasattr(f, "png")},
+        "pictures": {f.name: (f.alt, f.caption) for f in view(record).blocks if hasattr(f, "png")},
         "runs": timeless(records(out)),
         "logs": logs,
     }
@@ -67,7 +67,7 @@ def kill_in_training(out: Path, killed: list[Path]) -> None:
     killed.append(folder)
 
 
-def test_a_process_killed_in_the_middle_of_a_training(model, tmp_path, monkeypatch, capsys):
+def test_a_process_killed_in_the_middle_of_a_training(model, tmp_path, monkeypatch, capsys, quick_pictures):
     """Of two processes one dies: its run is called failed, the other goes on. Started again, the end is the same as
     that of one process that was left alone."""
     for name in ("killed", "alone"):
@@ -113,9 +113,9 @@ def stopped_after_five_steps(model: str, flags: str, monkeypatch) -> int:
 
 
 def test_a_search_and_equal_time_that_are_stopped_and_go_on(here, model, monkeypatch, quick_pictures):
-    """The same learning rates and weights as without a stop; and what was decided by the clock stays: no folder is
-    left of a run with other steps."""
-    flags = "--methods sft,lfu --measures none --max_steps 7 --learning_rates 1e-2,3e-2 --equal both"
+    """From their start, without checkpoints: the same rates, weights and curves as without a stop. And what was decided
+    by the clock stays: no folder is left of a run with other steps."""
+    flags = "--methods sft,lfu:lam=auto --measures none --max_steps 7 --learning_rates 1e-2,3e-2 --equal both"
     assert stopped_after_five_steps(model, flags, monkeypatch) >= 4
     assert run(model, flags, out="alone") == 0
     by_steps = []
@@ -125,21 +125,18 @@ def test_a_search_and_equal_time_that_are_stopped_and_go_on(here, model, monkeyp
             Path(r["folder"]).name for r in found["runs"]
         }
         assert {r["state"] for r in found["runs"]} == {"finished"}
-        by_steps.append([(r["label"], r["learning_rate"], r["weights"]) for r in found["runs"] if r["steps"] == 7])
+        curves = {name: record.get("curve") for name, record in records(out).items()}
+        by_steps.append([
+            (r["label"], r["learning_rate"], r["weights"], curves.get(Path(r["folder"]).name))
+            for r in found["runs"] if r["steps"] == 7
+        ])  # fmt: skip
     assert by_steps[0] == by_steps[1]
 
 
-@pytest.mark.usefixtures("quick_pictures")
-@pytest.mark.parametrize(
-    ("methods", "save_steps"),
-    [("sft,lfu:lam=auto", None), ("sft,lfu:lam=auto,ema", 3)],
-    ids=["from the start", "from a checkpoint"],
-)
-def test_every_training_stopped_after_five_of_seven_steps(here, model, methods, save_steps, monkeypatch, capsys):
+def test_trainings_that_are_stopped_go_on_from_their_checkpoints(here, model, monkeypatch, quick_pictures):
     """Every kind of method that carries something along."""
-    flags = f"--methods {methods} --measures none --max_steps 7"
-    flags += f" --save_steps {save_steps}" if save_steps else ""
-    assert stopped_after_five_steps(model, flags, monkeypatch) == len(methods.split(","))
+    flags = "--methods sft,lfu:lam=auto,ema --measures none --max_steps 7 --save_steps 3"
+    assert stopped_after_five_steps(model, flags, monkeypatch) == 3
     assert run(model, flags, out="alone") == 0
     assert [r["weights"] for r in results("stopped")["runs"]] == [r["weights"] for r in results("alone")["runs"]]
     curves = [[r["curve"] for r in records(out).values() if "curve" in r] for out in ("stopped", "alone")]
@@ -189,7 +186,9 @@ def test_peak_memory_is_that_of_the_run():
 
 
 @pytest.mark.timeout(600)
-def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(here, model, monkeypatch):
+def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(
+    here, model, monkeypatch, tmp_path_factory
+):
     """In one process of their own: submitit's import sets up logging anew and closes handlers, pytest's too."""
     command = ["compare", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", *FAST.split()]
     wrong = [
@@ -198,8 +197,13 @@ def test_jobs_of_a_cluster_share_the_study_and_a_wrong_word_for_it_is_one_line(h
     flags = "--methods sft,gem --measures none --max_steps 1 --jobs 2 --submitit cluster=local,timeout_min=5"
     every = [*wrong, [*command, *flags.split()]]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    Path("program.py").write_text(f"from lfu.cli import main; print([main(words) for words in {every!r}])")
-    done = forked.run(["python", "program.py"], here)
+    with forked.python(tmp_path_factory.mktemp("python")) as python:
+        Path("program.py").write_text(
+            "from lfu.cli import main; from lfu.study import cluster; usual = cluster.worker\n"
+            f"cluster.worker = lambda *of: [{str(python)!r}, *usual(*of)[1:]]\n"
+            f"print([main(words) for words in {every!r}])"
+        )
+        done = forked.run(["python", "program.py"], here)
     assert done.stdout.splitlines()[-1] == "[2, 2, 0]", done.stderr
     errors = [line for line in done.stderr.splitlines() if "error: --submitit" in line]
     assert "moon" in errors[0]
