@@ -261,6 +261,8 @@ def test_it_says_how_much_text_there_was_and_how_little_that_is(tmp_path, texts)
     t = trainer(tmp_path, texts, more=",corda.samples=3")
     assert t.notes[0] == f"corda: 48 tokens of {texts} say what to keep"
     assert "2,048 tokens or more" in t.notes[1]  # 128 * 16
+    built_in = trainer(tmp_path / "built-in", "plain_text", more=",corda.samples=3")
+    assert built_in.notes[1].endswith("half of the built-in prose: what is measured on it is not held out")
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ class CorDA(AdapterMethod):
         wanted = TOKENS_PER_DIMENSION * anatomy.model.config.get_text_config().hidden_size
         tokens = sum(map(len, windows))
         trainer.say(f"corda: {tokens:,} tokens of {self.data} say what to keep")
+        if self.data == BUILT_IN:
+            trainer.say("corda: they are half of the built-in prose: what is measured on it is not held out")
         if tokens < wanted:
             trainer.say(f"corda: PEFT advises {wanted:,} tokens or more for this model: give more in corda.data")
         self._fixed: list[tuple[torch.Tensor, tuple[slice, ...]]] = []
@@ -122,7 +124,7 @@ class CorDA(AdapterMethod):
         from lfu.data.probes import plain_text
         from lfu.data.templates import to_training_rows
 
-        if self.data == BUILT_IN:  # half of them: the demo measures forgetting on the other half
+        if self.data == BUILT_IN:  # half of them
             return [row["text"] for row in plain_text()[::2]]
         return (whole_text(row, tokenizer) for row in to_training_rows(load_rows(self.data), tokenizer=tokenizer))
 
