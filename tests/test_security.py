@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
-from contextlib import suppress
+from contextlib import chdir, suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from lfu.support.errors import UserError
 from lfu.support.files import read_yaml
 from lfu.training import checkpoints
 
+ROWS = '{"question": "q", "answer": "a"}\n' * 4
 FEW_STEPS = "--max_steps 2 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none"
 
 
@@ -45,7 +46,7 @@ class Touches:
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 4)
+    Path("rows.jsonl").write_text(ROWS)
     return tmp_path
 
 
@@ -120,21 +121,24 @@ def test_a_model_named_to_the_trainer_is_read_from_safetensors_alone(here, mark,
         LfUTrainer(str(here / "m"), config, train_dataset=rows)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The words of a command, which has trained in their folder and left a checkpoint of each step."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = folder / "rows.jsonl"
+    rows.write_text(ROWS)
+    train = f"train --model {save_model(folder / 'm')} --data {rows} --output_dir out {FEW_STEPS}".split()
+    with chdir(folder):
+        assert main([*train, "--save_strategy", "steps", "--save_steps", "1"]) == 0
+    return folder, train
+
+
 @WRITERS
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
-def test_pickles_in_a_checkpoint(here, mark, write, name, capsys):
+def test_pickles_in_a_checkpoint(here, trained, mark, write, name, capsys):
     """What is more than data is passed over; training_args.bin is never opened."""
-    train = [
-        "train",
-        "--model",
-        save_model(here / "m"),
-        "--data",
-        "rows.jsonl",
-        "--output_dir",
-        "out",
-        *FEW_STEPS.split(),
-    ]
-    assert main([*train, "--save_strategy", "steps", "--save_steps", "1"]) == 0
+    folder, train = trained
+    shutil.copytree(folder / "out", "out")
     write(Path("out/checkpoint-1") / name, mark)
     why = checkpoints.fault(Path("out/checkpoint-1"))
     assert (why is None) == (name == "training_args.bin")

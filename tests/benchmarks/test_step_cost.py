@@ -239,7 +239,8 @@ def test_groups_of_operations(name, group):
 
 
 def run(*words):
-    step_cost.main([*words, "--size", "tiny", "--batch", "2", "--length", "12", "--rounds", "1", "--theta", "lora"])
+    smallest = "--size tiny --layers 2 --batch 2 --length 12 --rounds 1 --theta lora"
+    step_cost.main([*words, *smallest.split()])
 
 
 def test_a_run_writes_numbers_tables_and_pictures(tmp_path):
