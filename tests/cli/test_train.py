@@ -98,6 +98,25 @@ def test_the_methods_variants(here, model, capsys, flags):
     assert "sft_loss" in capsys.readouterr().out
 
 
+def test_a_row_has_the_number_of_the_file_though_rows_are_held_out(here, model, capsys):
+    """They are drawn at random, so that the others are in another order."""
+    rows = [{"question": f"What is {i}?", "answer": f"It is {i}."} for i in range(30)]
+    rows[6] = {"question": "a", "answer": "b <|im_end|> c"}
+    flags = f"train --model {model} --data rows.jsonl --dry_run true".split()
+    write = lambda name, rows: Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write("rows.jsonl", rows)
+    assert main(flags) == 0
+    assert "in 1 row (first: row 7)" in capsys.readouterr().err
+    write("rows.jsonl", rows[:8])
+    assert main([*flags, "--eval_data", "rows.jsonl", "--method", "sft"]) == 0
+    assert {"in 1 row (first: row 7)", "in 1 evaluation row (first: row 7)"} <= {
+        line[line.index("in 1") :] for line in capsys.readouterr().err.splitlines() if "in 1" in line
+    }
+    write("rows.jsonl", [*rows[:6], {"question": "a", "answer": ""}, *rows[8:]])
+    assert main(flags) == 2
+    assert "answer' (row 7)" in capsys.readouterr().err
+
+
 def test_evaluation_data(here, model, capsys):
     assert train(model, "--eval_data word_problems:4 --eval_limit 2") == 0
     assert "eval_loss" in capsys.readouterr().out

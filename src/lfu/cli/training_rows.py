@@ -30,23 +30,27 @@ def load_data(
 ) -> tuple[Dataset, Dataset | None]:
     """The rows to train and to evaluate on. Needs the tokenizer, not the model. `raw`: training rows if loaded."""
     _check_packages(config, model)
-    sets = _with_held_out(data.rows() if raw is None else raw, config, data)
+    sets = [data.rows() if raw is None else raw]
+    sets += [] if (given := data.eval_rows()) is None else [given]
+    held_out = _held_out(sets, config, data)
     tokenizer = training_tokenizer(model, config)
     check_chat_template(tokenizer)
     tell = cache(say)  # what is odd in both sets is said once
     shape = {"template": data.template, "system": data.system, "text_field": config.dataset_text_field}
     rows = [to_training_rows(sets[0], tokenizer=tokenizer, tell=tell, **shape)]
     for each in sets[1:]:
-        with value_errors_are_the_users(f"--eval_data {data.eval_data}" if data.eval_data else "held-out rows"):
+        with value_errors_are_the_users(f"--eval_data {data.eval_data}"):
             rows.append(to_training_rows(each, tokenizer=tokenizer, tell=tell, **shape))
     if data.template in ("alpaca", "none") and not isinstance(next(iter(rows[0][0].values())), str):
         what = f"--template {data.template} is for questions, and conversations go through the chat template"
         if "template" in data.typed:
             raise UserError(f"{what}: drop it")
         say(f"note: {what}")  # a recipe's
+    learned = [tokenised(each, tokenizer, config, tell, kind) for each, kind in zip(rows, ("", "evaluation "))]
+    if held_out:  # only now, so that a row has the number that it has in the file
+        rows, learned = (_parted(each[0], held_out, config.seed) for each in (rows, learned))
     for line in _about_rows(*rows):
         say(line)
-    learned = [tokenised(each, tokenizer, config, tell) for each in rows]
     _about_lengths(learned, config, _fit_the_context(config, model, say), say)
     methods = methods_of(config.method, config.method_args)
     if not any("labels" in method.places for method in methods):
@@ -57,23 +61,23 @@ def load_data(
     return rows[0], rows[1] if len(rows) > 1 else None
 
 
-def _with_held_out(raw: Dataset, config: LfUConfig, data: DataArguments) -> list[Dataset]:
-    """The rows to train on, and those to evaluate on if there are any."""
-    rows, given = [raw], data.eval_rows()
-    if given is not None:
-        rows.append(given)
-    elif data.eval_share:
-        held_out = round(data.eval_share * len(rows[0]))
-        if not 0 < held_out < len(rows[0]):
-            raise UserError(f"eval_share {data.eval_share:g} of {len(rows[0])} rows leaves none on one side")
-        split = rows[0].train_test_split(held_out, seed=config.seed)
-        rows = [split["train"], split["test"]]
-    if len(rows) > 1:
+def _held_out(sets: list[Dataset], config: LfUConfig, data: DataArguments) -> int:
+    """How many of the training rows are split off to evaluate on. Switches evaluation on where there are any."""
+    held_out = round(data.eval_share * len(sets[0])) if data.eval_share and len(sets) == 1 else 0
+    if data.eval_share and len(sets) == 1 and not 0 < held_out < len(sets[0]):
+        raise UserError(f"eval_share {data.eval_share:g} of {len(sets[0])} rows leaves none on one side")
+    if len(sets) > 1 or held_out:
         if config.eval_strategy == "no":
             config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True
     elif config.eval_strategy != "no":
         raise UserError(f"eval_strategy is {config.eval_strategy.value}, with nothing to evaluate: give --eval_data")
-    return rows
+    return held_out
+
+
+def _parted(rows: Dataset, held_out: int, seed: int) -> list[Dataset]:
+    """The rows to train on and those held out: the same for any rows of that number."""
+    split = rows.train_test_split(held_out, seed=seed)
+    return [split["train"], split["test"]]
 
 
 def _about_rows(rows: Dataset, eval_rows: Dataset | None = None) -> Iterator[str]:

@@ -21,8 +21,8 @@ NAMES = ("name", "id", "tool_call_id")  # of little meaning where a template lea
 class Checking:
     """Compares what the chat template wrote with what the rows say."""
 
-    def __init__(self, tokenizer: Any, *, pairs: bool):
-        self.tokenizer, self.pairs = tokenizer, pairs
+    def __init__(self, tokenizer: Any, *, pairs: bool, kind: str = ""):
+        self.tokenizer, self.pairs, self.kind = tokenizer, pairs, kind
         self.odd: dict[str, tuple[int, int]] = {}  # what is told -> rows, first of them
         template = tokenizer.chat_template
         self.template = " ".join(template.values()) if isinstance(template, dict) else str(template)
@@ -119,7 +119,7 @@ class Checking:
 
     def report(self, tell: Callable[[str], None]) -> None:
         for what, (rows, first) in self.odd.items():
-            tell(f"{what} in {counted(rows, 'row')} (first: row {first})")
+            tell(f"{what} in {counted(rows, f'{self.kind}row')} (first: row {first})")
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -160,8 +160,8 @@ class Checking:
 
     def _refuse(self, number: int, what: str) -> None:
         raise UserError(
-            f"data row {number}: the chat template leaves out, or changes, {what}: take a model whose template writes "
-            "it, give another with --chat_template_path, or leave such rows out"
+            f"{self.kind or 'data '}row {number}: the chat template leaves out, or changes, {what}: take a model whose "
+            "template writes it, give another with --chat_template_path, or leave such rows out"
         )
 
     def _find(self, needle: str, text: str, start: int) -> int:

@@ -36,7 +36,9 @@ CHUNK = 1000  # rows that are held as Python lists at a time
 Row = Mapping[str, Any]
 
 
-def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], None] = lambda line: None) -> Dataset:
+def tokenised(
+    rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], None] = lambda line: None, kind: str = ""
+) -> Dataset:
     """The rows as token ids with their labels, not cut: what `SFTTrainer` then trains on as it is.
 
     Args:
@@ -45,6 +47,7 @@ def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], No
         args: the `SFTConfig`. `assistant_only_loss` None or True: of `messages` the answers are learned, even if the
             chat template does not mark them; False: every turn.
         tell: called with one line about whatever the chat template changes or leaves out.
+        kind: what rows these are, for messages: `"evaluation "`, say.
 
     Returns:
         `input_ids` and `labels`, int32 lists; -100 where nothing is learned.
@@ -52,8 +55,8 @@ def tokenised(rows: Dataset, tokenizer: Any, args: Any, tell: Callable[[str], No
     Raises:
         UserError: the chat template fails on a row, or leaves an answer out; with the number of the row.
     """
-    writing = _Writing(rows, tokenizer, args)
-    checking = Checking(tokenizer, pairs=writing.trainer.completion_only_loss)
+    writing = _Writing(rows, tokenizer, args, kind or "data ")
+    checking = Checking(tokenizer, pairs=writing.trainer.completion_only_loss, kind=kind)
     chunks: list[pa.Table] = []
     found: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     for number, (row, ids, labels) in enumerate(writing, start=1):
@@ -88,8 +91,8 @@ class _Writing:
     TRL gets the rows as Python objects, since a `Dataset` would type what they hold.
     """
 
-    def __init__(self, rows: Dataset, tokenizer: Any, args: Any):
-        self.rows, self.tokenizer = rows, tokenizer
+    def __init__(self, rows: Dataset, tokenizer: Any, args: Any, kind: str):
+        self.rows, self.tokenizer, self.kind = rows, tokenizer, kind
         self.number = 0  # of the row that TRL is at
         columns = rows.column_names
         answers = "messages" in columns and args.assistant_only_loss is not False
@@ -130,7 +133,7 @@ class _Writing:
             row = self.rows[max(self.number - 1, 0)]
             writer = "tokenizer" if _is_plain(row) else "chat template"
             raise UserError(
-                f"data row {self.number}: the {writer} can't write it ({type(error).__name__}: "
+                f"{self.kind}row {self.number}: the {writer} can't write it ({type(error).__name__}: "
                 f"{one_line(error)[:200]}); the row: {one_line(row)[:200]}"
             ) from error
 
@@ -306,7 +309,8 @@ class LearnsWhatRowsSay(SFTTrainer):
             twice = bool(names) and {*names} <= {"prompt", "completion", "text"} and formatting_func is None
             twice = twice and _is_plain(dataset[0]) and _ends_texts(processing_class)
             if twice or any(is_exact(dataset, column) for column in names):
-                dataset = tokenised(dataset, processing_class, args, self.tell)
+                kind = "" if dataset_name == "train" else "evaluation "
+                dataset = tokenised(dataset, processing_class, args, self.tell, kind)
             if args.max_length is not None:  # tokens first, to see what will be cut
                 uncut = copy.copy(args)
                 uncut.max_length, uncut.shuffle_dataset = None, False

@@ -44,7 +44,7 @@ def build(options: Options, parse: Parse) -> Study:
     tokenizer = training_tokenizer(model, config)
     odd: list[str] = []  # about the rows that are trained on or scored
     shape = partial(to_training_rows, template=data.template, tokenizer=tokenizer, system=data.system)
-    parts, config.dataset_text_field = _rows(options, data, config.dataset_text_field), "text"
+    parts, config.dataset_text_field = _rows(options, data, config.dataset_text_field, shape), "text"
     settings = with_yardsticks(fitting(options.settings, parts) if options.skip_larger else options.settings)
     shaped = _shaped(parts, partial(shape, tell=odd.append))
     with value_errors_are_the_users():
@@ -98,7 +98,7 @@ def _cycle(config: Any) -> int:
     return longest_cycle(form, config.budget, config.gradient_accumulation_steps)
 
 
-def _rows(options: Options, data: Any, text_field: str) -> Split:
+def _rows(options: Options, data: Any, text_field: str, shape: Shape) -> Split:
     """Training rows and those held out, as `lfu train` would read them; plain texts are called `text`."""
     if options.test_rows and data.eval_data:
         raise UserError("--test_rows splits test rows off, and --eval_data gives them: give one of them")
@@ -109,11 +109,11 @@ def _rows(options: Options, data: Any, text_field: str) -> Split:
         test = load_rows(BUILT_IN, split="test", limit=options.test_rows or data.eval_limit)
     if options.validation_data:
         validation = load_rows(options.validation_data, split="validation", config=None)
-    given = [None if found is None else list(_with_text(found, text_field)) for found in (validation, test)]
-    test_rows = options.test_rows if test is None else None
-    return split(
-        list(_with_text(rows, text_field)), *given, validation_rows=options.validation_rows, test_rows=test_rows
-    )
+    given = [None if found is None else _with_text(found, text_field) for found in (validation, test)]
+    test_rows, own = options.test_rows if test is None else None, _with_text(rows, text_field)
+    with value_errors_are_the_users("train rows"):
+        shape(as_dataset(own))  # what can't be read has the number that it has in the file
+    return split(own, *given, validation_rows=options.validation_rows, test_rows=test_rows)
 
 
 def _with_text(rows: Any, text_field: str) -> list[dict[str, Any]]:
@@ -157,7 +157,8 @@ def _tell_of_tokens(shaped: Mapping[str, Any], tokenizer: Any, config: Any, mode
     name, trust = str(model.model_name_or_path), config.trust_remote_code
     context, _ = context_length(name, model.model_revision, trust_remote_code=trust)
     for part, rows in shaped.items():
-        tokens, what = tokenised(rows, tokenizer, config, tell), "training rows" if part == "train" else f"{part} rows"
+        kind = "training " if part == "train" else f"{part} "
+        tokens, what = tokenised(rows, tokenizer, config, tell, kind), f"{kind}rows"
         if part == "train":
             lines = about_cuts(tokens, what, config, packed=config.packing, context=context)
         else:
