@@ -70,7 +70,7 @@ def settings(kind: type, folder: Path, **options: Any) -> Any:
     base = dict(
         output_dir=str(folder), max_steps=6, per_device_train_batch_size=2, learning_rate=0.01, logging_steps=1,
         eval_strategy="steps", eval_steps=2, save_strategy="no", report_to="none", use_cpu=DEVICE == "cpu", bf16=False,
-        disable_tqdm=True, seed=3, lr_scheduler_type="constant",
+        disable_tqdm=True, seed=3, lr_scheduler_type="constant", gradient_checkpointing=False,
     )  # fmt: skip
     made = kind(**base | options)
     if "ACCELERATE_USE_FSDP" in os.environ and made.device:  # on a CPU accelerate shards only if it believes in a GPU

@@ -19,6 +19,11 @@ from torch.utils.checkpoint import checkpoint
 from lfu import LfUConfig, LfUTrainer
 
 
+def small_model(family: str = "llama", **options: Any) -> Any:
+    """`tiny_model` of two layers: what a method does to one layer after the other shows on two."""
+    return tiny_model(family, **({} if family == "gpt2" else {"num_hidden_layers": 2}) | options)
+
+
 def config(folder: Path | str, method: str = "sft", **options: Any) -> LfUConfig:
     """Quick settings; `options` win."""
     base = dict(
@@ -42,13 +47,13 @@ def tiny_trainer(
     peft_config: LoraConfig | None = None,
     **options: Any,
 ) -> LfUTrainer:
-    """An LfUTrainer with `method` on a tiny Llama whose theta is full, lora, dora or subset (see `tiny_model`).
+    """An LfUTrainer with `method` on a tiny Llama of two layers, theta full, lora, dora or subset (see `tiny_model`).
 
     `lora` here is an adapter with a non-zero B, as after some training; give `peft_config` for a fresh one.
     """
     data = Dataset.from_list(rows or token_rows())
     return LfUTrainer(
-        model=tiny_model(theta=theta, dtype=dtype) if model is None else model,
+        model=small_model(theta=theta, dtype=dtype) if model is None else model,
         args=config(folder, method, **options),
         train_dataset=data,
         eval_dataset=None if eval_rows is None else Dataset.from_list(eval_rows),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench import float64, step_of, tiny_trainer, written_out
+from bench import float64, small_model, step_of, tiny_trainer, written_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from test_losses import nudge
-from tiny import DEVICE, Float64Throughout, random_states, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, Float64Throughout, random_states, relative_difference, tiny_batch
 from tiny_folder import byte_tokenizer
 
 from lfu.methods.own_text import openings
@@ -22,7 +22,7 @@ QUICK = {"texts": 5, "tokens": 6, "batch": 3, "top": VOCAB}
 
 
 def trainer(folder, method="anchor", theta="full", dtype=torch.float64, knobs=QUICK, **options):
-    model = tiny_model(theta=theta, dtype=dtype, vocab_size=VOCAB)
+    model = small_model(theta=theta, dtype=dtype, vocab_size=VOCAB)
     args = {f"anchor.{name}": value for name, value in {**knobs, "cache": str(folder / "texts")}.items()}
     return tiny_trainer(method, folder, model=model, method_args=args, **options)
 

@@ -7,12 +7,12 @@ import json
 import peft
 import pytest
 import torch
-from bench import logits, step_of, tiny_trainer
+from bench import logits, small_model, step_of, tiny_trainer
 from packaging.version import Version
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
-from tiny import DEVICE, tiny_batch, tiny_model
+from tiny import DEVICE, tiny_batch
 from tiny_folder import byte_tokenizer
 from torch.nn.functional import cross_entropy
 
@@ -25,7 +25,7 @@ TEXTS = ["the quick brown fox", "jumps over", "a lazy dog, and then some more of
 
 
 def model(family="llama", **options):
-    return tiny_model(family, **{"dtype": torch.float32, "vocab_size": 300, **options})
+    return small_model(family, **{"dtype": torch.float32, "vocab_size": 300, **options})
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def equation(base, name, r):
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_start_is_the_equations(tmp_path, texts, rslora):
     t = trainer(tmp_path, texts, lora=LORA | dict(use_rslora=rslora))
-    for name in ("model.layers.0.self_attn.k_proj", "model.layers.3.mlp.up_proj", "model.layers.1.mlp.down_proj"):
+    for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"):
         layer = t.anatomy.model.get_submodule(name)
         A, B = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
         assert layer.scaling["default"] == pytest.approx(6 / 2**0.5 if rslora else 3)
@@ -142,7 +142,7 @@ def test_it_trains_as_pefts_form_does(tmp_path, texts):
 
 def test_the_fixed_halves_stay(tmp_path, texts):
     t = trainer(tmp_path, texts, weight_decay=0.5, max_steps=4)
-    layer = t.anatomy.model.get_submodule("model.layers.2.mlp.gate_proj")
+    layer = t.anatomy.model.get_submodule("model.layers.1.mlp.gate_proj")
     A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     before = A.detach().clone(), B.detach().clone()
     t.train()
@@ -195,7 +195,7 @@ def test_with_wise_the_weights_lie_between(tmp_path, texts):
             full, part = (m.anatomy.model.get_submodule(name).get_delta_weight("default") for m in (tuned, t))
             torch.testing.assert_close(part, 0.25 * full, rtol=1e-4, atol=1e-5)
             assert full.abs().max() > 1e-2 * module.weight.abs().max()
-    B = t.anatomy.model.get_submodule("model.layers.2.mlp.gate_proj").lora_B["default"].weight
+    B = t.anatomy.model.get_submodule("model.layers.1.mlp.gate_proj").lora_B["default"].weight
     scaled = B.detach()[:, 2:].clone()
     t.methods.pop()  # trained further, without WiSE-FT, it goes on from there
     t.train()

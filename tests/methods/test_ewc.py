@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from bench import float64, step_of, tiny_trainer, written_out
+from bench import float64, small_model, step_of, tiny_trainer, written_out
 from test_losses import nudge
-from tiny import DEVICE, Float64Throughout, relative_difference, tiny_model
+from tiny import DEVICE, Float64Throughout, relative_difference
 from tiny_folder import byte_tokenizer
 
 from lfu.support.errors import UserError
@@ -21,7 +21,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
 
     def make(theta="full", **knobs):
-        model = tiny_model(theta=theta, vocab_size=VOCAB)
+        model = small_model(theta=theta, vocab_size=VOCAB)
         with float64():
             return tiny_trainer("ewc", tmp_path, model=model, method_args={"texts": 4, "tokens": 6, **knobs})
 

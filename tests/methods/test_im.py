@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench import Float64Throughout, config, step_of, tiny_trainer, written_out
+from bench import Float64Throughout, config, small_model, step_of, tiny_trainer, written_out
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import DEVICE, relative_difference, tiny_model
+from tiny import DEVICE, relative_difference
 from tiny_folder import CHAT_TEMPLATE, byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
@@ -296,7 +296,7 @@ def labels_of(row, completion_only=True):
 
 
 def small():
-    return tiny_model(vocab_size=300, max_position_embeddings=512)
+    return small_model(vocab_size=300, max_position_embeddings=512)
 
 
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)

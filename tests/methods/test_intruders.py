@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench import logits, tiny_trainer
+from bench import logits, small_model, tiny_trainer
 from peft import LoraConfig, PeftModel
-from tiny import tiny_model
 
 from lfu.methods import methods_of
 from lfu.methods.intruders import reduce_intruder_dimension
@@ -17,7 +16,7 @@ LORA = dict(r=2, lora_alpha=4, target_modules="all-linear")
 
 
 def model(dtype=torch.float64):
-    return tiny_model(dtype=dtype, tie_word_embeddings=False)
+    return small_model(dtype=dtype, tie_word_embeddings=False)
 
 
 def trainer(folder, dtype=torch.float64, lora=LORA, **options):
@@ -116,7 +115,7 @@ def test_other_thetas_are_refused(tmp_path, options, message):
 
 @NEW
 def test_transposed_and_quantised_weights_are_refused(tmp_path):
-    base = tiny_model("gpt2", dtype=torch.float32)
+    base = small_model("gpt2", dtype=torch.float32)
     config = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     with pytest.raises(ValueError, match="holds its weight transposed"):
         tiny_trainer("intruders", tmp_path, model=base, peft_config=config)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench import float64, step_of, tiny_trainer, written_out
+from bench import float64, small_model, step_of, tiny_trainer, written_out
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
-from tiny import DEVICE, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, relative_difference, tiny_batch
 
 from lfu.methods.l2sp import lora_squared_distance
 from lfu.methods.weights import lora_pairs
@@ -29,7 +29,7 @@ def trainer(folder, theta, method="l2sp", **options):
     options = {**THETA[theta], **options}
     if "peft_config" in options:
         options["peft_config"] = LoraConfig(**options["peft_config"])
-    model = tiny_model(theta=options.pop("theta", "full"), tie_word_embeddings="embedding" not in theta)
+    model = small_model(theta=options.pop("theta", "full"), tie_word_embeddings="embedding" not in theta)
     return tiny_trainer(method, folder, model=model, **options)
 
 
@@ -171,7 +171,7 @@ def test_a_lora_on_a_bare_parameter_is_refused(tmp_path):
 
 
 def test_another_variant_of_lora_is_refused(tmp_path, monkeypatch):
-    model = tiny_model(theta="dora")
+    model = small_model(theta="dora")
     for pair in lora_pairs(tiny_trainer("sft", tmp_path, model=model).anatomy):
         assert pair.variant == "Dora"
     layer = next(module for module in model.modules() if "default" in getattr(module, "lora_variant", {}))
@@ -196,12 +196,15 @@ def norm(gradients):
     return float(torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients.values()])))
 
 
-@pytest.mark.parametrize("theta", THETA)
 @pytest.mark.parametrize(
-    ("args", "steps", "share"),
-    [("share=0.4", 60, 0.4), ("share=0.4", 240, 0.2), ("share=0.4,schedule=decay", 60, 0.4 * 0.25)],
+    ("args", "steps", "share", "theta"),
+    [
+        *[("share=0.4", 60, 0.4, theta) for theta in THETA],
+        *[("share=0.4", 240, 0.2, theta) for theta in ("full", "fresh rslora")],
+        *[("share=0.4,schedule=decay", 60, 0.4 * 0.25, theta) for theta in ("dora", "lora on the embedding")],
+    ],
 )
-def test_auto_adds_a_pull_with_a_share_of_the_gradient(tmp_path, theta, args, steps, share):
+def test_auto_adds_a_pull_with_a_share_of_the_gradient(tmp_path, args, steps, share, theta):
     """After three quarters of the run; four times the updates, half the share."""
     t = trainer(tmp_path, theta, method_args=args)
     start = {name: value.detach().clone() for name, value in changes(t.model).items()}
@@ -234,13 +237,21 @@ def test_auto_leaves_the_loss_alone_and_a_broken_gradient_out(tmp_path):
     assert torch.equal(auto.methods[0].state_dict()["gradients"], state)
 
 
-@pytest.mark.parametrize("args", ["", "decoupled=true", "decoupled=true,weight=2", "schedule=decay"])
-@pytest.mark.parametrize("theta", ["full", "fresh lora"])
+@pytest.mark.parametrize(
+    ("args", "theta"),
+    [
+        ("", "full"),
+        ("", "fresh lora"),
+        ("decoupled=true", "fresh lora"),
+        ("decoupled=true,weight=2", "full"),
+        ("schedule=decay", "full"),
+    ],
+)
 def test_a_resumed_run_goes_on_as_it_was(tmp_path, args, theta):
-    options = dict(dtype=torch.float32, max_steps=4, save_strategy="steps", save_steps=2, method_args=args or None)
+    options = dict(dtype=torch.float32, max_steps=4, method_args=args or None)
     if theta != "full":
         options["peft_config"] = LoraConfig(**LORA)
-    whole = tiny_trainer("l2sp", tmp_path / "whole", **options)
+    whole = tiny_trainer("l2sp", tmp_path / "whole", save_strategy="steps", save_steps=2, **options)
     whole.train()
     resumed = tiny_trainer("l2sp", tmp_path / "resumed", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))

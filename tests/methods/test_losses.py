@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from bench import float64, forward, step_of, tiny_trainer, written_out
+from bench import float64, forward, small_model, step_of, tiny_trainer, written_out
 from peft import LoraConfig
-from tiny import DEVICE, gradients, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, gradients, relative_difference, tiny_batch
 
 THETA = ["full", "lora", "dora", "subset"]
 TOLERANCE = 1e-9
@@ -32,8 +32,13 @@ def test_sft(tmp_path, theta):
     agree(t, loss, written_out(t.model, loss))
 
 
-@pytest.mark.parametrize("theta", THETA)
-@pytest.mark.parametrize(("beta", "h"), [(0.7, "linear"), (1.0, "linear"), (0.5, "logsigmoid")])
+@pytest.mark.parametrize(
+    ("theta", "beta", "h"),
+    [
+        ("full", 0.7, "linear"), ("full", 1.0, "linear"), ("full", 0.5, "logsigmoid"),
+        ("lora", 0.7, "linear"), ("dora", 0.5, "logsigmoid"), ("subset", 1.0, "linear"),
+    ],
+)  # fmt: skip
 def test_gem(tmp_path, theta, beta, h):
     t = tiny_trainer("gem", tmp_path, theta=theta, method_args={"beta": beta, "h": h})
     logits, labels, _ = forward(t.model)
@@ -65,21 +70,31 @@ def test_dft(tmp_path, theta):
     agree(t, loss, written_out(t.model, loss))
 
 
-@pytest.mark.parametrize("theta", THETA)
-@pytest.mark.parametrize(("name", "power"), [("l1", 1), ("l2", 2)])
-@pytest.mark.parametrize("anchor", ["zero", "start"])
-def test_feature_penalties(tmp_path, theta, name, power, anchor):
+@pytest.mark.parametrize(
+    ("theta", "name", "anchor"),  # every pair of two values
+    [
+        (theta, name, ("zero", "start")[(i + j) % 2])
+        for i, theta in enumerate(THETA)
+        for j, name in enumerate(("l1", "l2"))
+    ],
+)
+def test_feature_penalties(tmp_path, theta, name, anchor):
     t = tiny_trainer(name, tmp_path, theta=theta, method_args={"weight": 0.3, "anchor": anchor})
     anchors = [h.detach() for h in forward(t.model)[2]]
     nudge(t.model)
     logits, labels, hidden = forward(t.model)
     moved = [h - a if anchor == "start" else h for h, a in zip(hidden, anchors)]
-    loss = nll(logits, labels) + 0.3 * sum((h.abs() ** power).mean() for h in moved) / len(moved)
+    loss = nll(logits, labels) + 0.3 * sum((h.abs() ** int(name[1])).mean() for h in moved) / len(moved)
     agree(t, loss, written_out(t.model, loss))
 
 
-@pytest.mark.parametrize("theta", [*THETA, "fresh lora", "fresh dora"])
-@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("theta", "direction"),
+    [
+        ("full", "forward"), ("full", "reverse"), ("fresh lora", "forward"), ("fresh lora", "reverse"),
+        ("lora", "forward"), ("dora", "reverse"), ("subset", "forward"), ("fresh dora", "reverse"),
+    ],
+)  # fmt: skip
 def test_kl(tmp_path, theta, direction):
     fresh = theta.startswith("fresh")
     lora = LoraConfig(r=2, target_modules="all-linear", use_dora="dora" in theta) if fresh else None
@@ -164,7 +179,7 @@ def test_sam_adds_to_the_gradients_of_earlier_micro_batches(tmp_path):
 
 
 def test_sam_shares_dropout_masks_and_counts_the_tokens_once(tmp_path):
-    model = tiny_model(dtype=torch.float64, attention_dropout=0.5)
+    model = small_model(dtype=torch.float64, attention_dropout=0.5)
     found = []
     for rho in (1e-9, None):  # with a tiny step SAM's second pass is the first, masks and all
         t = tiny_trainer("sft" if rho is None else "sam", tmp_path, model=copy.deepcopy(model),
@@ -175,8 +190,10 @@ def test_sam_shares_dropout_masks_and_counts_the_tokens_once(tmp_path):
     assert found[0][1] == found[1][1]
 
 
-@pytest.mark.parametrize("theta", THETA)
-@pytest.mark.parametrize("spec", ["lfu+kl", "lfu+gem", "sam+kl", "lfu_reps+l2"])
+@pytest.mark.parametrize(
+    ("theta", "spec"),
+    [*[(theta, "lfu+kl") for theta in THETA], ("lora", "lfu+gem"), ("subset", "sam+kl"), ("full", "lfu_reps+l2")],
+)
 def test_terms_of_the_loss_join_a_step_of_two_passes(tmp_path, theta, spec):
     """lfu+kl: the gradient is LfU's with the KL's added to the loss it ascends on and descends from."""
     t = tiny_trainer(spec, tmp_path, theta=theta)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench import logits, tiny_trainer
+from bench import logits, small_model, tiny_trainer
 from peft import LoraConfig, OFTConfig
-from tiny import tiny_model
 
 LORA = LoraConfig(r=2, target_modules="all-linear")
 
 
 @pytest.mark.parametrize("method", ["oft", "oft+kl", "lfu+oft", "oft+l2sp"])
 def test_it_starts_as_the_untouched_model_and_keeps_the_weights_lengths(tmp_path, method):
-    untouched = tiny_model(dtype=torch.float32)
+    untouched = small_model(dtype=torch.float32)
     lengths = {n: p.detach().norm() for n, p in untouched.named_parameters() if "proj" in n}
     before = logits(untouched)
     knobs = {"oft.block": 8, **({"l2sp.weight": 0.1} if "l2sp" in method else {})}

@@ -7,10 +7,9 @@ import copy
 import peft
 import pytest
 import torch
-from bench import logits, tiny_trainer
+from bench import logits, small_model, tiny_trainer
 from packaging.version import Version
 from peft import IA3Config, LoraConfig, PeftModel
-from tiny import tiny_model
 
 from lfu.methods import methods_of
 from lfu.methods.osf import _start
@@ -19,7 +18,7 @@ LORA = dict(r=2, target_modules="all-linear")
 
 
 def model(dtype=torch.float32, **options):
-    return tiny_model(dtype=dtype, tie_word_embeddings=False, **options)
+    return small_model(dtype=dtype, tie_word_embeddings=False, **options)
 
 
 def trainer(folder, base=None, lora=LORA, **options):
@@ -156,7 +155,7 @@ def test_other_thetas_are_refused(tmp_path):
     with pytest.raises(ValueError, match="got IA3Config"):
         tiny_trainer("osf", tmp_path, peft_config=IA3Config(target_modules=["k_proj"], feedforward_modules=[]))
     with pytest.raises(ValueError, match=r"adapts nn.Linear layers"):
-        trainer(tmp_path, tiny_model("gpt2", dtype=torch.float32), LORA | dict(target_modules=["c_attn"]))
+        trainer(tmp_path, small_model("gpt2", dtype=torch.float32), LORA | dict(target_modules=["c_attn"]))
     quantised = model()
     quantised.quantization_method = "bitsandbytes"
     with pytest.raises(ValueError, match="quantised"):

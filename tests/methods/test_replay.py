@@ -7,11 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from bench import config, tiny_trainer
+from bench import config, small_model, tiny_trainer
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_model
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
@@ -226,7 +225,7 @@ def test_shares_out_of_range(share):
 def test_a_run(tmp_path):
     rows = [chat(i) for i in range(6)]
     args = {"data": pool(tmp_path, general(9)), "share": 0.25}
-    model = tiny_model(vocab_size=300, max_position_embeddings=256, dtype=torch.float32)
+    model = small_model(vocab_size=300, max_position_embeddings=256, dtype=torch.float32)
     trainer = tiny_trainer(
         "replay", tmp_path, model=model, rows=rows, eval_rows=rows, method_args=args, max_length=256, max_steps=1
     )

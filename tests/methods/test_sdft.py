@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bench import config, tiny_trainer
+from bench import config, small_model, tiny_trainer
 from datasets import Dataset
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import DEVICE, random_states, tiny_model
+from tiny import DEVICE, random_states
 from tiny_folder import byte_tokenizer
 
 from lfu.data.templates import alpaca_prompt
@@ -198,7 +198,7 @@ def test_rows_that_are_left_alone(turns, reason):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_generation_is_greedy_whatever_the_batch(family):
     """Against the most likely next token, one prompt and one token at a time, without a cache."""
-    model = tiny_model(family, dtype=torch.float32).eval()
+    model = small_model(family, dtype=torch.float32).eval()
     model.generation_config.update(do_sample=True, temperature=2.0, repetition_penalty=3.0)
     tokenizer, prompts, written = byte_tokenizer(), [[3, 4, 5, 6, 7, 8], [9], [10, 11, 12]], []
     for prompt in prompts:
@@ -343,7 +343,7 @@ def test_prompts_that_the_model_can_not_hold(tmp_path):
 
 @pytest.mark.parametrize("theta", ["full", "lora"])
 def test_a_real_model_is_left_as_it_was(tmp_path, theta):
-    model = tiny_model("gpt2", theta=theta, dtype=torch.float32, vocab_size=300, n_positions=1024, attn_pdrop=0.5)
+    model = small_model("gpt2", theta=theta, dtype=torch.float32, vocab_size=300, n_positions=1024, attn_pdrop=0.5)
     model.train()
     next(model.children()).eval()  # a mixture of flags
     flags = [module.training for module in model.modules()]
@@ -517,7 +517,7 @@ def test_rows_that_can_not_be_rewritten(tmp_path, row, words):
 
 def test_a_model_that_is_not_all_there(tmp_path):
     with pytest.raises(ValueError, match="in one process"):
-        rewritten(ROWS, tmp_path, tiny_model().to("meta"))
+        rewritten(ROWS, tmp_path, small_model().to("meta"))
 
 
 def test_a_template_that_comes_too_late(tmp_path):
@@ -533,7 +533,7 @@ def test_knobs_out_of_range(tmp_path, knob):
 
 @pytest.mark.parametrize("theta", ["full", "lora"])
 def test_a_run(tmp_path, theta):
-    model = tiny_model(theta=theta, vocab_size=300, max_position_embeddings=1024, dtype=torch.float32)
+    model = small_model(theta=theta, vocab_size=300, max_position_embeddings=1024, dtype=torch.float32)
     knobs = {"cache": str(tmp_path / "cache"), "max_new_tokens": 3}
     options = dict(method_args=knobs, rows=ROWS, eval_rows=ROWS, max_length=256, max_steps=1)
     trainer = tiny_trainer("sdft", tmp_path, model=model, **options)

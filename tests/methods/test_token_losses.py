@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from bench import float64, forward, step_of, tiny_trainer, token_rows, written_out
+from bench import float64, forward, small_model, step_of, tiny_trainer, token_rows, written_out
 from datasets import Dataset
 from test_losses import nll, nudge
-from tiny import DEVICE, relative_difference, tiny_batch, tiny_model
+from tiny import DEVICE, relative_difference, tiny_batch
 
 from lfu.methods.examples import example_of, examples_of, key_of, losses_before_training
 from lfu.methods.talr import TALR
@@ -31,8 +31,9 @@ def agree(trainer, value, batch=None):
     assert relative_difference(found, written_out(trainer.model, value)) < TOLERANCE
 
 
-@pytest.mark.parametrize("theta", ["full", "lora"])
-@pytest.mark.parametrize(("top", "alpha"), [(20, 1.0), (5, 0.5), (61, 2.0), (500, 1.0)])
+@pytest.mark.parametrize(
+    ("theta", "top", "alpha"), [("full", 20, 1.0), ("lora", 5, 0.5), ("full", 61, 2.0), ("lora", 500, 1.0)]
+)
 def test_eaft(tmp_path, theta, top, alpha):
     t = tiny_trainer("eaft", tmp_path, theta=theta, method_args={"top": top, "alpha": alpha})
     logits, labels, _ = forward(t.model)
@@ -82,7 +83,7 @@ def test_flow(tmp_path, temperature):
 
 
 def test_stm_masks_what_the_untouched_model_finds_surprising(tmp_path):
-    model = tiny_model(dtype=torch.float64)
+    model = small_model(dtype=torch.float64)
     before = [token_losses(model, {k: v[i : i + 1] for k, v in tiny_batch(rows=6).items()})[0] for i in range(6)]
     perplexities = torch.cat(before).detach().exp()
     threshold = float(perplexities.sort().values[len(perplexities) // 2]) * 1.001
@@ -110,12 +111,12 @@ def test_a_stream_of_rows_is_refused(tmp_path, method):
 
     rows = Dataset.from_list(token_rows()).to_iterable_dataset()
     with pytest.raises(ValueError, match=rf"method '{method}' reads all training rows first: .*not a stream"):
-        LfUTrainer(tiny_model(), config(tmp_path, method), train_dataset=rows, processing_class=byte_tokenizer())
+        LfUTrainer(small_model(), config(tmp_path, method), train_dataset=rows, processing_class=byte_tokenizer())
 
 
 @pytest.mark.parametrize("options", [{}, {"padding_free": True, "max_length": None}, {"packing": True}])
 def test_losses_before_training_are_each_rows_own(tmp_path, options):
-    model = tiny_model(attn_implementation="eager")
+    model = small_model(attn_implementation="eager")
     rows = token_rows(5)
     expected = []
     for row in rows:
