@@ -15,4 +15,4 @@ def few_items(monkeypatch, request, quick_pictures):
         return
     from runs import few
 
-    few(monkeypatch.setattr)
+    few(monkeypatch.setattr, **getattr(request.module, "FEW", {}))

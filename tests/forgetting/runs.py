@@ -28,10 +28,10 @@ tokenizer = lru_cache(byte_tokenizer)
 TEXTS = [f"{i:03}+1={i + 1:03};{i + 1:03}+1={i + 2:03}" for i in range(24)]  # whoever learns them unlearns prose
 
 
-def few(patch: Any) -> None:
-    """24 questions, 20 short passages, 4 written texts of 8 tokens."""
-    patch(items, "general_knowledge", lambda: probes.general_knowledge()[:24])
-    patch(items, "plain_text", lambda: probes.plain_text()[:20])
+def few(patch: Any, questions: int = 24, passages: int = 20) -> None:
+    """So many questions and short passages, and 4 written texts of 8 tokens."""
+    patch(items, "general_knowledge", lambda: probes.general_knowledge()[:questions])
+    patch(items, "plain_text", lambda: probes.plain_text()[:passages])
     patch(measuring, "LONGEST", 32)
     patch(measuring, "TEXTS", 4)
     patch(written, "NEW", 8)
