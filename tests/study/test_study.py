@@ -500,6 +500,17 @@ def test_all_weights_and_a_base_model_without_chat_template(here, tmp_path_facto
     assert 0 < found["modes"]["steps"]["cost"]["sft"]["distance"] < 1
 
 
+def test_a_row_that_is_longer_than_the_model_reads_is_left_out_of_the_noise_alone(here, tmp_path_factory):
+    from tiny_folder import save_model
+
+    base = save_model(tmp_path_factory.mktemp("short"), max_position_embeddings=128)
+    write_questions(Path("test.jsonl"), 6)
+    long = {"question": "What is 1 + 1, please? " * 5, "answer": "1 + 1 = 2\n#### 2"}
+    Path("test.jsonl").write_text(f"{json.dumps(long)}\n{Path('test.jsonl').read_text()}")
+    assert run(base, "--methods sft --measures gain,noise --eval_data test.jsonl --robust_rows 6 --match_rows 0") == 0
+    assert {key: metric["items"] for key, metric in results()["metrics"].items()} == {"loss": 7, "noise": 5}
+
+
 @pytest.mark.parametrize("shape", ["messages", "text", "body", "choices"])
 def test_rows_of_other_shapes(here, model, shape):
     named = ["--dataset_text_field body"] if shape == "body" else []

@@ -13,7 +13,7 @@ from lfu.data.duplicates import row_text
 from lfu.data.templates import to_training_rows
 from lfu.evaluation import prompts
 from lfu.evaluation.noise import noise_similarity
-from lfu.evaluation.pieces import Asked, Render
+from lfu.evaluation.pieces import Asked, Render, answer_pieces, longest_input
 from lfu.evaluation.score import answer_nll, exact_match, final_number, multiple_choice, perplexity
 from lfu.study.options import Options
 from lfu.study.rows import BESIDE, Kept, Split, pair_of, questions
@@ -92,7 +92,7 @@ def parts_of(exam: Exam) -> dict[str, Part]:
         templates = prompts.shipped_templates(prompts.task_of(asked))
         parts["prompts"] = Part(robust * len(templates), partial(_prompts, exam, asked, templates))
     if "noise" in exam.measures and robust:
-        parts["noise"] = Part(robust, partial(noise_similarity, rows=exam.test[:robust], **how))
+        parts["noise"] = Part(robust, partial(_noise, exam.test[:robust], how))
     return parts
 
 
@@ -115,6 +115,13 @@ def _kept(exam: Exam, model: Any, tokenizer: Any, progress: Progress) -> dict[st
         else:
             found[each.name] = {"kind": each.kind, **_loss(exam, each.rows, model, tokenizer, progress)}
     return found
+
+
+def _noise(rows: Sequence[Any], how: Mapping[str, Any], model: Any, tokenizer: Any, progress: Progress) -> Any:
+    """Of the rows that the model can read, and not only begin."""
+    longest, pieces = longest_input(model, most=2**20), answer_pieces(tokenizer, rows, render=pair_of)
+    fit = [row for row, piece in zip(rows, pieces) if len(piece.ids) <= longest]
+    return noise_similarity(model, tokenizer, fit or rows, progress=progress, **how)
 
 
 def _prompts(
