@@ -470,7 +470,8 @@ def test_a_script_hears_what_is_cut_left_out_or_learned_otherwise(tmp_path, caps
     shaped = to_training_rows(as_dataset(odd), tokenizer=tokenizer())
     trainer(tmp_path, data=shaped, rows=shaped, assistant_only_loss=None)
     assert heard() == [
-        "lfu: warning: the chat template does not use the key 'mood' of messages in 1 row (first: row 1)"
+        f"lfu: warning: the chat template does not use the key 'mood' of messages in 1 {kind}row (first: row 1)"
+        for kind in ("", "evaluation ")
     ]
     told = []
     trainer(tmp_path, data="prompt_completion", tell=told.append)
