@@ -1,6 +1,7 @@
 """What a run will need, guessed before its first step: tokens, memory, time."""
 
 import time
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,7 +54,9 @@ def expected(trainer: Any, tokens: int) -> tuple[float, float]:
     passes = 4 + 2 * trained / max(total, 1) + (2 if args.gradient_checkpointing else 0)  # FLOPs per token and weight
     epochs = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps / rows
     epochs = epochs if args.max_steps > 0 else args.num_train_epochs
-    return memory, tokens * epochs * passes * total * cost(trainer) / (EFFICIENCY * _speed(model))
+    weight = next(model.parameters())
+    speed = EFFICIENCY * _speed(weight.device, weight.dtype)
+    return memory, tokens * epochs * passes * total * cost(trainer) / speed
 
 
 def cost(trainer: Any) -> float:
@@ -63,16 +66,16 @@ def cost(trainer: Any) -> float:
     return max([1.0, *(ratios.get(m.name, {}).get(theta) or 1.0 for m in trainer.methods)])
 
 
-def _speed(model: nn.Module) -> float:
-    """Floating-point operations per second of a matrix product in the model's dtype, timed for a moment."""
-    weight = next(model.parameters())
-    size = 512 if weight.device.type == "cpu" else 4096
-    own = torch.Generator(weight.device).manual_seed(0)  # the run's random numbers are not touched
-    a = torch.randn(size, size, device=weight.device, generator=own).to(weight.dtype)
+@cache
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a matrix product, timed for a moment."""
+    size = 512 if device.type == "cpu" else 4096
+    own = torch.Generator(device).manual_seed(0)  # the run's random numbers are not touched
+    a = torch.randn(size, size, device=device, generator=own).to(dtype)
     start, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < 0.03 or done < 3:
         a @ a
         done += 1
-        if weight.device.type != "cpu":
-            torch.get_device_module(weight.device).synchronize()
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
     return done * 2 * size**3 / spent
