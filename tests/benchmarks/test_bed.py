@@ -156,7 +156,7 @@ def test_scores_are_those_of_greedy_decoding():
 
 # -- a run is LfUTrainer's ---------------------------------------------------------------------------------------------
 
-ROWS, BATCH, EPOCHS = 8, 4, 3
+ROWS, BATCH, EPOCHS = 8, 4, 2
 SHARE = 0.8 * (ROWS // BATCH * EPOCHS / 60) ** 0.5  # the package's, which is said for 60 updates
 
 

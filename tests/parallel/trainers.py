@@ -23,7 +23,7 @@ from lfu.training.checkpoints import CheckpointError
 
 # of lengths that differ, so that processes have different numbers of answer tokens
 DATA = [{"prompt": p, "completion": f" {c}{' e f' * (i % 3)}"} for i, (p, c) in enumerate(ROWS)]
-LORA = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", init_lora_weights="gaussian")
+LORA = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights="gaussian")
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
