@@ -33,8 +33,8 @@ CONSISTENCIES = ["mse", "cosine", "contrastive", "logit_kl"]
 LAYERS = ["all", "early", "middle", "late", "2-3"]
 
 
-def pair(model, auxiliary="lora", *, consistency="mse", layers="all", alpha=0.1, lam=5.0, **options):
-    """The step and the oracle with the same settings."""
+def pair(model, auxiliary="lora", oracle=None, *, consistency="mse", layers="all", alpha=0.1, lam=5.0, **options):
+    """The step and the oracle with the same settings; `oracle`: one of this model and auxiliary, which gets them."""
     step = LfUStep(
         model,
         auxiliary=AUXILIARIES[auxiliary](),
@@ -45,6 +45,9 @@ def pair(model, auxiliary="lora", *, consistency="mse", layers="all", alpha=0.1,
         **options,
     )
     options.pop("ascent_batch", None)
+    if oracle:
+        oracle.consistency, oracle.layers = consistency, layer_range(layers, 4)
+        return step, oracle
     oracle = Oracle(
         model,
         auxiliary=auxiliary.removesuffix("_norm"),
@@ -104,11 +107,12 @@ def settings_of(family, theta):
 
 def assert_steps_are_the_oracles(family, theta, chosen):
     """One model, and for each auxiliary one naive ascent: the ascent knows no consistency and no layers."""
-    model, ascended = tiny_model(family, theta=theta), {}
+    model, naive = tiny_model(family, theta=theta), {}
     for auxiliary, consistency, layers in chosen:
         model.zero_grad()
-        step, oracle = pair(model, auxiliary, consistency=consistency, layers=layers)
-        ascended[auxiliary] = assert_agree(model, step, oracle, ascended=ascended.get(auxiliary))
+        oracle, ascended = naive.get(auxiliary, (None, None))
+        step, oracle = pair(model, auxiliary, oracle, consistency=consistency, layers=layers)
+        naive[auxiliary] = oracle, assert_agree(model, step, oracle, ascended=ascended)
 
 
 @pytest.mark.parametrize("theta", ["full", "lora"])
