@@ -469,7 +469,7 @@ def test_special_tokens_in_texts_are_told(row, line):
 
 @pytest.mark.parametrize(
     ("prompt", "answer", "line"),
-    [("q ", "a", "note: a token goes"), ("q", "a", "warning: a token goes"), ("q\n", "a", ""), ("q", " a", "")],
+    [("q ", "a", "a token goes over"), ("q", "a", "warning: a token goes over"), ("q\n", "a", ""), ("q", " a", "")],
 )
 def test_a_token_over_the_border_of_prompt_and_answer_is_told(prompt, answer, line):
     tokenizer, told = byte_tokenizer(chat=False), []
@@ -561,7 +561,7 @@ def test_an_answer_with_weight_0_leaves_other_rows_as_they_are():
     skipped = {"messages": [user("q"), assistant("a", weight=0), user("r"), assistant("b")]}
     alone, beside = learned_of([{"messages": talk}], "qwen3"), learned_of([{"messages": talk}, skipped], "qwen3")
     assert [run.strip() for run in alone[0]] == [run.strip() for run in beside[0]]
-    assert "hm" in beside[0][0]
+    assert ("hm" in beside[0][0]) == (chat_template_utils is not None)  # TRL 0.24 trains with Qwen3's own
 
 
 @pytest.mark.parametrize("key", ["train", "training"])
