@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from lfu.cli import main
+from lfu.study import statistics
 
 FAST = (
     "--max_steps 3 --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --gradient_checkpointing false "
@@ -27,7 +30,9 @@ def run(model: str, *flags: str, verb: str = "compare", out: str = "out") -> int
     """`lfu compare` or `lfu sweep`; a flag given twice takes its last value."""
     words = [word for flag in flags for word in flag.split()]
     fast = FAST.replace(" --learning_rate 1e-2", "") if "--learning_rates" in words else FAST
-    return main([verb, "--model", model, "--data", "rows.jsonl", "--output_dir", out, *fast.split(), *words])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 400)
+        return main([verb, "--model", model, "--data", "rows.jsonl", "--output_dir", out, *fast.split(), *words])
 
 
 def results(out: str | Path = "out"):
