@@ -205,9 +205,9 @@ def test_with_wise_the_weights_lie_between(tmp_path, texts):
 # -- the texts ---------------------------------------------------------------------------------------------------------
 
 
-def cut(knobs, tokenizer=None):
+def cut(knobs, tokenizer=None, say=print):
     (method,) = methods_of("corda", knobs)
-    return list(method._windows(tokenizer or byte_tokenizer(), method.max_length))
+    return list(method._windows(tokenizer or byte_tokenizer(), method.max_length, say))
 
 
 def test_windows_hold_all_texts_in_turn(texts):
@@ -255,6 +255,9 @@ def test_texts_in_every_shape(tmp_path, row):
     text = byte_tokenizer().decode([i for window in cut({"data": str(path)}) for i in window])
     assert "why?" in text
     assert "because" in text
+    path.write_text(json.dumps(row | {"junk": 1}) + "\n")
+    cut({"data": str(path)}, say=(said := []).append)
+    assert f"corda: {path}: note: column 'junk' of the data is left out" in said
 
 
 def test_it_says_how_much_text_there_was_and_how_little_that_is(tmp_path, texts):

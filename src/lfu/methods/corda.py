@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -66,7 +66,7 @@ class CorDA(AdapterMethod):
         anatomy, tokenizer = trainer.anatomy, trainer.processing_class
         layers = {name: layer for name, layer in anatomy.model.named_modules() if isinstance(layer, LoraLayer)}
         ranks = {name: self._rank(anatomy, name, layer) for name, layer in layers.items()}
-        windows = self._windows(tokenizer, longest_input(anatomy.model, self.max_length))
+        windows = self._windows(tokenizer, longest_input(anatomy.model, self.max_length), trainer.say)
         wanted = TOKENS_PER_DIMENSION * anatomy.model.config.get_text_config().hidden_size
         tokens = sum(map(len, windows))
         trainer.say(f"corda: {tokens:,} tokens of {self.data} say what to keep")
@@ -109,16 +109,16 @@ class CorDA(AdapterMethod):
             raise self._error(f"takes r components of a weight, and {name} has no {rank}: lower the rank")
         return rank
 
-    def _windows(self, tokenizer: Any, size: int) -> list[list[int]]:
+    def _windows(self, tokenizer: Any, size: int, say: Callable[[str], None]) -> list[list[int]]:
         """The texts, a blank line between them, cut into windows; each begins as the tokenizer begins a text."""
         first = tokenizer("")["input_ids"][:1]
         begin = first if first == [tokenizer.bos_token_id] else []
         size -= len(begin)
         plain = lambda text: tokenizer(f"{text}\n\n", add_special_tokens=False, verbose=False)["input_ids"]
-        ids = list(islice(chain.from_iterable(map(plain, self._texts(tokenizer))), self.samples * size))
+        ids = list(islice(chain.from_iterable(map(plain, self._texts(tokenizer, say))), self.samples * size))
         return [begin + ids[start : start + size] for start in range(0, len(ids), size)]
 
-    def _texts(self, tokenizer: Any) -> Iterable[str]:
+    def _texts(self, tokenizer: Any, say: Callable[[str], None]) -> Iterable[str]:
         from lfu.data.learned import whole_text
         from lfu.data.load import load_rows
         from lfu.data.probes import plain_text
@@ -126,7 +126,9 @@ class CorDA(AdapterMethod):
 
         if self.data == BUILT_IN:  # half of them
             return [row["text"] for row in plain_text()[::2]]
-        return (whole_text(row, tokenizer) for row in to_training_rows(load_rows(self.data), tokenizer=tokenizer))
+        tell = lambda line: say(f"corda: {self.data}: {line}")
+        rows = to_training_rows(load_rows(self.data), tokenizer=tokenizer, tell=tell)
+        return (whole_text(row, tokenizer) for row in rows)
 
 
 @torch.no_grad()
