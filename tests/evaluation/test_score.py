@@ -297,6 +297,12 @@ def test_mistakes_are_named(llama, tokenizer, merging_tokenizer):
         perplexity(llama, tokenizer, TEXTS, batch_size=0)
 
 
+def test_a_row_that_is_longer_than_the_table_of_positions_is_told(tokenizer):
+    short = tiny_model("gpt2", dtype=torch.float32, vocab_size=340, n_positions=32)
+    with pytest.raises(ValueError, match="longer than the model's table of positions"):
+        answer_nll(short, tokenizer, QUESTIONS)
+
+
 def test_a_broken_model_takes_no_choice(llama, tokenizer):
     with torch.no_grad():
         llama.model.norm.weight.fill_(torch.nan)

@@ -137,7 +137,13 @@ def forward(model: Model, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) 
     if "logits_to_keep" in accepted:
         more["logits_to_keep"] = keep
     more.setdefault("use_cache", False)
-    out = with_logits(model, input_ids=ids, attention_mask=mask, **more)
+    try:
+        out = with_logits(model, input_ids=ids, attention_mask=mask, **more)
+    except IndexError as error:  # of a table in the model; a GPU tells it in its own way
+        raise ValueError(
+            f"a row of {mask.shape[1]} tokens is longer than the model's table of positions, or has a token that the "
+            "model doesn't know"
+        ) from error
     if keep:
         out.logits = out.logits[:, -keep:]
     return out
