@@ -69,7 +69,7 @@ def test_weights_that_are_not_those_that_were_measured_are_measured_anew(here, m
         ("--forgetting_keep_best true --forgetting_budget 0.1", "set --load_best_model_at_end true"),
         ("--forgetting_share 3", "--forgetting_share must be above 0 and at most 1, got 3.0"),
         ("--forgetting_every 0", "--forgetting_every must be a whole number from 1, got 0"),
-        ("--forgetting_files nowhere.jsonl", "nowhere.jsonl can't be read"),
+        ("--forgetting_files nowhere.jsonl", "nowhere.jsonl: can't be read"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(here, model, capsys, flags, told):

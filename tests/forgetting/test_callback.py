@@ -208,7 +208,7 @@ def test_keep_best_says_which_arguments_are_missing(tmp_path):
         ({"every": 0}, "every must be a whole number from 1"),
         ({"batch_size": 1.5}, "batch_size must be a whole number from 1"),
         ({"budget": {"law": 0.1}}, "'law' is not measured"),
-        ({"files": "nowhere.jsonl"}, "nowhere.jsonl can't be read"),
+        ({"files": "nowhere.jsonl"}, "nowhere.jsonl: can't be read"),
     ],
 )
 def test_bad_arguments_are_refused(options, told):

@@ -168,8 +168,8 @@ def test_tokens_of_a_step_come_from_the_first_rows():
     ("name", "text", "told"),
     [
         ("a.jsonl", '{"text": "fine"}\n{"text": ""}\n', "row 2"),
-        ("a.jsonl", '{"text": "fine"}\n{"question": 1\n', "line 2 is not valid JSON"),
-        ("a.json", "[1, 2", "is not valid JSON"),
+        ("a.jsonl", '{"text": "fine"}\n{"question": 1\n', "line 2: not valid JSON"),
+        ("a.json", "[1, 2", "not valid JSON"),
         ("a.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": 7}\n', "row 1: answer 7"),
         ("a.txt", " \n\n ", "is empty"),
         ("prose.txt", "words", "rename the file"),
@@ -185,9 +185,11 @@ def test_a_bad_file_is_one_line_with_its_row(tmp_path, name, text, told):
 
 def test_files_become_sets_and_the_order_is_the_seeds(tmp_path):
     (tmp_path / "law.json").write_text(json.dumps([{"question": "q", "choices": ["a", "b"], "answer": "B"}]))
+    (tmp_path / "marks.csv").write_text("text\nGood.\n")
     (tmp_path / "letters.txt").write_text("Dear Sir,\n\nI remain.\n")
     first = item_sets([tmp_path / "law.json", tmp_path / "letters.txt"], 0)
     assert [(each.name, each.choice) for each in first[2:]] == [("law", True), ("letters", False)]
+    assert item_sets([tmp_path / "marks.csv"], 0)[2].items == ["Good."]
     assert first[2].items[0]["answer"] == 1
     assert sorted(first[3].items) == ["Dear Sir,", "I remain."]
     assert item_sets((), 0) == first[:2]

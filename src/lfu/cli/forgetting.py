@@ -36,7 +36,8 @@ class ForgettingArguments:
     forgetting_every: int | None = option(None, "Measure every N steps. Default: at each evaluation, or ten times.")
     forgetting_share: float = option(0.05, "Largest share of the time for measuring; fewer items are asked to keep it.")
     forgetting_files: list[str] | None = option(
-        None, "Also measure these files: jsonl or json rows with question, choices, answer, or with text; or txt."
+        None,
+        "Also measure these files: rows with question, choices, answer, or with text; or txt.",
     )
 
     def callback(self, say: Callable[[str], None], args: Any, given: Collection[str]) -> ForgettingCallback | None:

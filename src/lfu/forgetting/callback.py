@@ -44,7 +44,8 @@ class ForgettingCallback(TrainerCallback):
         every: measure every so many steps, instead of at evaluations (with `keep_best`: at both).
         share_of_time: the most of the run's time that measuring may take. It is kept by asking fewer items, and in
             short runs by fewer readings. None: no limit.
-        files: `.jsonl`, `.json` or `.txt` files. Rows have `question`, `choices` and `answer`, or a `text`.
+        files: `.jsonl`, `.json`, `.csv`, `.parquet` or `.txt` files. Rows have `question`, `choices` and `answer`,
+            or a `text`.
         tokenizer: default: the trainer's.
         batch_size: items per forward pass.
         seed: of the order of the items and of the text that is written.

@@ -1,14 +1,15 @@
 """What is asked again and again: built-in questions and prose, and files of the user's own."""
 
-import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lfu.data.files import file_rows
 from lfu.data.probes import general_knowledge, plain_text
 from lfu.evaluation.forgetting import choice_rows
+from lfu.support.errors import UserError
 
 QUESTIONS, PROSE, WRITTEN = "questions", "prose", "written"
 RESERVED = (QUESTIONS, PROSE, WRITTEN)
@@ -43,41 +44,29 @@ def item_sets(files: Iterable[str | Path], seed: int) -> list[ItemSet]:
 
 
 def _of_file(path: Path) -> ItemSet:
-    """`.jsonl` or `.json` rows with `question`, `choices` and `answer`, or with `text`; `.txt`: paragraphs."""
+    """Rows with `question`, `choices` and `answer`, or with `text`; of a `.txt` file the paragraphs."""
     if path.stem in RESERVED:
         raise ValueError(f"{path}: the name {path.stem!r} is taken by a built-in measure: rename the file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".txt":
+            parts = path.read_text(encoding="utf-8-sig").split("\n\n")
+            rows = [{"text": part.strip()} for part in parts if part.strip()]
+        else:
+            rows = list(file_rows(path))
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ValueError(f"{path} can't be read: {why}") from error
-    if path.suffix == ".txt":
-        rows: list[Any] = [{"text": part.strip()} for part in text.split("\n\n") if part.strip()]
-    else:
-        rows = _json_rows(path, text)
+        raise ValueError(f"{path}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
+    except UserError as error:
+        raise ValueError(str(error)) from error
     if not rows:
         raise ValueError(f"{path} is empty: give rows with a text, or with question, choices and answer")
-    if all(isinstance(row, Mapping) and "choices" in row for row in rows):
+    if all("choices" in row for row in rows):
         try:
             return ItemSet(path.stem, True, choice_rows(rows))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     for number, row in enumerate(rows, start=1):
-        if not (isinstance(row, Mapping) and isinstance(row.get("text"), str) and row["text"].strip()):
+        if not (isinstance(row.get("text"), str) and row["text"].strip()):
             raise ValueError(
                 f"{path}, row {number}: give all rows a 'text', or all rows 'question', 'choices' and 'answer'"
             )
     return ItemSet(path.stem, False, [row["text"] for row in rows])
-
-
-def _json_rows(path: Path, text: str) -> list[Any]:
-    whole = path.suffix == ".json"
-    lines = [(f", line {number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows: list[Any] = []
-    for where, part in [("", text)] if whole else lines:
-        try:
-            found = json.loads(part)
-        except ValueError as error:
-            raise ValueError(f"{path}{where} is not valid JSON: {error}") from error
-        rows += found if whole and isinstance(found, list) else [found]
-    return rows
