@@ -265,9 +265,11 @@ class Life:
         self.length, self.calls = length, 0
 
     def ends(self, original):
+        deletes = original is shutil.rmtree  # now, before it is patched
+
         def call(path, *rest, **named):
             self.calls += 1
-            if self.calls == self.length + 1 and original is shutil.rmtree and Path(path).is_dir():
+            if self.calls == self.length + 1 and deletes and Path(path).is_dir():
                 for file in [file for file in Path(path).rglob("*") if file.is_file()][:1]:
                     os.remove(file)
             if self.calls > self.length:
