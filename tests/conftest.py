@@ -14,7 +14,7 @@ import pytest
 import quicker
 import torch
 from hypothesis import settings
-from pictures import one_pixel
+from pictures import one_of_each_kind, one_pixel
 
 settings.register_profile("here", deadline=None)  # machines are shared: a slow example is no failure
 settings.load_profile("here")
@@ -62,6 +62,11 @@ def device(request) -> str:
 @pytest.fixture
 def quick_pictures(monkeypatch):
     one_pixel(monkeypatch.setattr)
+
+
+@pytest.fixture
+def few_pictures(monkeypatch):
+    one_of_each_kind(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)

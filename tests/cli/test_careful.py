@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from forgetting.runs import few
 
 from lfu.cli import main
 from lfu.cli.arguments import parse
@@ -119,8 +120,9 @@ def test_lengths_are_within_their_limits(rows):
     assert EPOCHS[0] <= epochs <= EPOCHS[1]
 
 
-def test_a_run_from_model_and_file_alone(here, model, capsys):
+def test_a_run_from_model_and_file_alone(here, model, capsys, monkeypatch):
     """It says what it chose, holds rows out, shows what is forgotten, and leaves the best checkpoint's weights."""
+    few(monkeypatch.setattr)
     write(24)
     assert main(["train", "--model", model, "--data", "rows.jsonl", "--output_dir", "out", "--report_to", "none"]) == 0
     out, err = capsys.readouterr()

@@ -15,6 +15,7 @@ from lfu.cli import main
 from lfu.model.loading import load_model
 
 pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.usefixtures("few_pictures")
 
 TWO = "arc_easy,mathqa"
 

@@ -26,6 +26,7 @@ from lfu.report.blocks import Figure, Items, Table, View
 from lfu.report.page import view_of
 from lfu.support.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 KINDS = ["forgetting", "drift", "prompts", "noise"]
 FILES = {
     "forgetting": ["forgetting.png"],

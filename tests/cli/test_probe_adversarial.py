@@ -18,6 +18,7 @@ from lfu.report.adversarial_view import view
 from lfu.report.blocks import Items, Table
 from lfu.report.page import html, report_md
 
+pytestmark = pytest.mark.usefixtures("few_pictures")
 ATTACK = (
     "--break house_rule,limit=6 --limit 2 --max_new_tokens 6 "
     "--attack '--learning_rate 0.05 --gradient_accumulation_steps 1 --per_device_train_batch_size 2'"

@@ -11,6 +11,7 @@ import pytest
 from forgetting.runs import few
 
 from lfu.cli import main
+from lfu.data import probes
 
 SHORT = (
     "--output_dir out --max_steps 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none "
@@ -19,7 +20,7 @@ SHORT = (
 
 
 @pytest.fixture(autouse=True)
-def few_items(monkeypatch, quick_pictures):
+def few_items(monkeypatch, few_pictures):
     few(monkeypatch.setattr)
 
 
@@ -50,7 +51,10 @@ def test_a_run_that_breaks_ends_with_its_curve(here, model, capsys):
     assert re.search(r"nan .* over$", out, re.MULTILINE)
 
 
-def test_weights_that_are_not_those_that_were_measured_are_measured_anew(here, model, capsys):
+def test_weights_that_are_not_those_that_were_measured_are_measured_anew(here, model, capsys, monkeypatch):
+    for name in ("general_knowledge", "plain_text"):
+        usual = getattr(probes, name)
+        monkeypatch.setattr(probes, name, lambda usual=usual: usual()[:24])
     assert train(model, "--method sft --forgetting true --learning_rate 0.01") == 0
     assert main(shlex.split(f"train --model {model} --data rows.jsonl {SHORT.split('--forgetting')[0]} --method sft "
                             "--overwrite_output_dir true --learning_rate 0.02")) == 0  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from pictures import one_of_each_kind
 from tiny_study import records, results, run, state, write_questions
 
 from lfu import LfUConfig
@@ -25,7 +26,6 @@ from lfu.cli.arguments import ModelArguments, parse
 from lfu.cli.study_flags import flags_of
 from lfu.evaluation.record import machine, weights_hash
 from lfu.model.loading import load_model
-from lfu.report import compare_figures
 from lfu.report.compare_view import view
 from lfu.study import keys, processes
 from lfu.study import run as study_run
@@ -37,7 +37,7 @@ from lfu.study.processes import work_in_processes
 from lfu.study.study import Study
 from lfu.support.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_pictures")  # those of the whole study, below, are rendered
+pytestmark = pytest.mark.usefixtures("quick_pictures")  # of each kind one of the whole study, below, is rendered
 KEPT_FILES = {"config.json", "record.json", "log.jsonl", "curve.png", "run.lock"}
 
 
@@ -53,12 +53,6 @@ def test_the_untouched_model_is_asked_as_the_tuned_ones(model, tmp_path):
     assert tokenizer.eos_token == "<|pad|>"
 
 
-def once(draw):
-    """The same picture every time."""
-    drawn = []
-    return lambda *given: drawn[0] if drawn else drawn.append(draw(*given)) or drawn[0]
-
-
 @pytest.fixture(scope="module")
 def study(model, tmp_path_factory) -> SimpleNamespace:
     """Three settings, two of them one algorithm; two seeds, two learning rates, equal steps and equal time."""
@@ -66,7 +60,7 @@ def study(model, tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_questions(Path("rows.jsonl"))
-        patch.setattr(compare_figures, "one_curve", once(compare_figures.one_curve))
+        one_of_each_kind(patch.setattr)
         code = run(model, "--methods sft,lfu:lam=0,lfu --seeds 2 --learning_rates 1e-2,3e-2 --equal both")
     out = folder / "out"
     return SimpleNamespace(
