@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
@@ -43,6 +45,15 @@ def tiny_model(family: str = "llama", *, theta: str = "full", dtype=torch.float6
 
     `theta`: full, lora, dora, or subset (the attention of the upper half).
     """
+    model, state = _made(family, theta, dtype, seed, **config)
+    torch.manual_seed(seed)
+    torch.set_rng_state(state)  # as if it had been made now
+    return copy.deepcopy(model).to(DEVICE).train()
+
+
+@lru_cache(maxsize=8)  # an adapter takes ten times as long to put in as a model with one to copy
+def _made(family: str, theta: str, dtype: torch.dtype, seed: int, **config: Any) -> tuple[Any, torch.Tensor]:
+    """The model on the CPU, and the random state afterwards."""
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS[family](**config)).to(dtype)
     for p in model.parameters():  # the default initialisation is so small that all layers look alike
@@ -62,7 +73,7 @@ def tiny_model(family: str = "llama", *, theta: str = "full", dtype=torch.float6
         layers = model.config.num_hidden_layers
         for name, p in model.named_parameters():
             p.requires_grad_(any(f".{i}." in name for i in range(layers // 2, layers)) and "attn" in name)
-    return model.to(DEVICE).train()
+    return model, torch.get_rng_state()
 
 
 def tiny_batch(seed: int = 0, rows: int = 3, length: int = 10) -> dict[str, torch.Tensor]:

@@ -34,7 +34,7 @@ class Seen(TrainerCallback):
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_run_with_it_is_bit_for_bit_the_run_without(name, tmp_path):
-    options = {"gradient_checkpointing": name == "sft"}  # TRL's default
+    options = {"max_steps": 4, "gradient_checkpointing": name == "sft"}  # TRL's default
     without = trainer(name, tmp_path / "without", **options)
     without.train()
     run = trainer(name, tmp_path / "with", [ForgettingCallback(budget=10.0, every=2, **ALL)], **options)
@@ -45,7 +45,7 @@ def test_a_run_with_it_is_bit_for_bit_the_run_without(name, tmp_path):
     for one, other in zip(wanted.pop("optimizer"), found["optimizer"], strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert wanted == {key: found[key] for key in wanted}
-    assert [entry["step"] for entry in curve(run)] == [0, 2, 4, 6]
+    assert [entry["step"] for entry in curve(run)] == [0, 2, 4]
     assert curve(run)[-1]["forgetting/kl"] > 0
 
 
