@@ -13,7 +13,8 @@ from lfu.cli import main
 from lfu.cli.screen import Screen, _kept
 from lfu.training.checkpoints import RUN_FILE
 
-FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no"]
+FAST = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=1", "--report_to=none", "--save_strategy=no",
+        "--gradient_checkpointing=false"]  # fmt: skip
 
 
 def train(model, *flags):

@@ -18,7 +18,8 @@ from lfu.cli import main
 from lfu.model.loading import load_model
 
 FAST = (
-    "--max_steps 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none --disable_tqdm true"
+    "--max_steps 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --gradient_checkpointing false "
+    "--report_to none --disable_tqdm true"
 )
 
 

@@ -15,7 +15,7 @@ from lfu.data import probes
 
 SHORT = (
     "--output_dir out --max_steps 4 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --report_to none "
-    "--forgetting_share 1 --forgetting_every 2"
+    "--gradient_checkpointing false --forgetting_share 1 --forgetting_every 2"
 )
 
 
