@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import shutil
 
 import bed
 import numpy as np
@@ -453,37 +454,54 @@ def test_plans_name_each_setting_once_and_survive_json():
         assert all(s.method and s.place for s in made)
 
 
-def test_a_killed_study_goes_on(tmp_path, monkeypatch, capsys):
-    few = [Setting(4, 2, 1e-3), Setting(4, 2, 1e-3, wise=0.5), Setting(4, 2, 1e-3, pull=0.1)]
-    monkeypatch.setitem(PLANS, "small", lambda: few)
-    arguments = ["run", "--bases", "2", "--draws", "1", "--base_steps", "2", "--width", "32", "--out", str(tmp_path)]
-    assert bed.main(arguments) == 0
-    whole = (tmp_path / bed.RUNS).read_text().splitlines()
-    assert [Setting.from_json(json.loads(line)["setting"]) for line in whole[1:]] == few
-    (tmp_path / bed.RUNS).write_text("\n".join([*whole[:3], whole[3][:40]]) + "\n")  # killed while it wrote
-    assert bed.main(arguments) == 0
-    found = bed.entries(tmp_path / bed.RUNS)
+FEW = [Setting(4, 2, 1e-3), Setting(4, 2, 1e-3, wise=0.5), Setting(4, 2, 1e-3, pull=0.1)]
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory):
+    """The folder of a study of few settings."""
+    folder = tmp_path_factory.mktemp("studied")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PLANS, "small", lambda: FEW)
+        assert bed.main(words_for(folder)) == 0
+    return folder
+
+
+def words_for(folder) -> list[str]:
+    return ["run", "--bases", "2", "--draws", "1", "--base_steps", "2", "--width", "32", "--out", str(folder)]
+
+
+@pytest.fixture
+def study(studied, tmp_path, monkeypatch):
+    monkeypatch.setitem(PLANS, "small", lambda: FEW)
+    return shutil.copytree(studied, tmp_path / "study")
+
+
+def test_a_killed_study_goes_on(study):
+    path = study / bed.RUNS
+    whole = path.read_text().splitlines()
+    assert [Setting.from_json(json.loads(line)["setting"]) for line in whole[1:]] == FEW
+    path.write_text("\n".join([*whole[:3], whole[3][:40]]) + "\n")  # killed while it wrote
+    assert bed.main(words_for(study)) == 0
+    found = bed.entries(path)
     assert [json.dumps(entry) for entry in found] == whole[1:]
     tuned, half = (entry["runs"]["moved"] for entry in found[:2])
     assert half == pytest.approx([x / 2 for x in tuned], rel=1e-3)
-    before = (tmp_path / bed.RUNS).read_text()
-    assert bed.main([*arguments, "--minutes", "0"]) == 0
-    assert (tmp_path / bed.RUNS).read_text() == before
+    before = path.read_text()
+    assert bed.main([*words_for(study), "--minutes", "0"]) == 0
+    assert path.read_text() == before
 
 
-def test_runs_of_other_base_models_are_not_mixed(tmp_path, monkeypatch, capsys):
+def test_runs_of_other_base_models_are_not_mixed(study, capsys):
     """As when a file of runs goes on where its base models have to be trained anew, and come out otherwise."""
-    monkeypatch.setitem(PLANS, "small", lambda: [Setting(4, 2, 1e-3)])
-    arguments = ["run", "--bases", "2", "--draws", "1", "--base_steps", "2", "--width", "32", "--out", str(tmp_path)]
-    assert bed.main(arguments) == 0
-    path = tmp_path / bed.RUNS
+    path = study / bed.RUNS
     head, *runs = path.read_text().splitlines()
     bases = json.loads(head)
     for copied, code in ((2.0, 0), (20.0, 2)):
         bases["bases"]["copy"][1] = copied  # these two have learned nothing
         path.write_text("\n".join([json.dumps(bases), *runs]) + "\n")
         before = path.read_text()
-        assert bed.main(arguments) == code
+        assert bed.main(words_for(study)) == code
         assert path.read_text() == before
     assert f"error: {path} holds runs of other base models" in capsys.readouterr().err
 
