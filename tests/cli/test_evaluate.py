@@ -46,6 +46,13 @@ def here(tmp_path, folders, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def scored(here, folders, monkeypatch):
+    """The same, with what other tests of this file have scored."""
+    monkeypatch.setenv("LFU_CACHE", str(folders.with_name("scored")))
+    return here
+
+
 def run(*words, tasks=TWO):
     return main(["evaluate", *words, "--data_dir", "data", "--tasks", tasks, "--batch_size", "2"])
 
@@ -97,7 +104,7 @@ def test_the_whole_paper_with_what_is_missing(here, capsys):
     assert results["tasks"]["gsm8k"]["fewshot"] == 5
 
 
-def test_several_adapters_share_a_base_and_are_ranked(here):
+def test_several_adapters_share_a_base_and_are_ranked(scored):
     assert run("one", "other=two") == 0
     results = record()["results"]
     assert list(results["forgetting"]) == ["one", "other"]
@@ -116,7 +123,7 @@ def test_several_adapters_share_a_base_and_are_ranked(here):
         (["plain", "base", "--base", "base"], ["base", "plain"], "base"),
     ],
 )
-def test_bases(here, words, labels, base):
+def test_bases(scored, words, labels, base):
     assert run(*words, tasks="arc_easy") == 0
     found = record()
     assert list(found["models"]) == labels
@@ -228,7 +235,7 @@ def shown(found):
     return view(found)
 
 
-def test_the_report(here):
+def test_the_report(scored):
     assert run("one", "two", tasks=f"{TWO},truthfulqa_mc2") == 0
     text, page = Path("runs/evaluate/report.md").read_text(), Path("runs/evaluate/index.html").read_text()
     for words in ("Math, partial", "not asked for: gsm8k, asdiv", "Average rank over Math (mathqa alone)", "McNemar"):
@@ -271,7 +278,7 @@ def test_a_verdict_says_no_more_than_the_intervals():
     ]
 
 
-def test_few_items_are_called_few(here, capsys):
+def test_few_items_are_called_few(scored, capsys):
     assert run("base", tasks="arc_easy") == 0
     assert "With 4 items the interval of a score reaches 50 points" in " ".join(capsys.readouterr().out.split())
 
