@@ -227,22 +227,20 @@ def test_the_demo_shows_forgetting_as_it_happens_and_what_to_do_next(here, model
 
 
 def test_the_frontier_thins_its_candidates_out(here, model, monkeypatch, tmp_path):
-    """The shipped preset, with methods of two rates to be quick: 8 candidates, then 3, then in full."""
+    """The shipped preset, with methods of two rates to be quick: 6 candidates, then 2, then in full."""
     monkeypatch.setenv("LFU_CACHE", str(tmp_path / "cache"))
-    less = (
-        "--methods sft,l2sp,l2sp:share=0.2,anchor:texts=2:tokens=2 --learning_rates 1e-2,3e-2 --seeds 1 --max_steps 9"
-    )
+    less = "--methods sft,l2sp,anchor:texts=2:tokens=2 --learning_rates 1e-2,3e-2 --seeds 1 --max_steps 9"
     less += " --measures gain,forgetting --match_rows 0 --retention_limit 6"
     assert run(model, f"--preset frontier {less}") == 0
     found = results()
     assert found["whole"]
     runs = [r for r in found["runs"] if r["label"] != "untouched"]
     assert {r["state"] for r in runs} == {"finished"}
-    assert [sum(r["steps"] == steps for r in runs if r["level"] == "rung") for steps in (1, 3)] == [8, 3]
+    assert [sum(r["steps"] == steps for r in runs if r["level"] == "rung") for steps in (1, 3)] == [6, 2]
     full = {r["label"] for r in runs if r["level"] == "full"}
     assert "sft" in full
-    assert full == set(found["settings"]) < {"sft", "l2sp", "l2sp share=0.2", "anchor texts=2 tokens=2"}
-    assert any("8 trained for 11% of the steps, 3 trained for 33%" in line for line in found["same"]["rows"])
+    assert full == set(found["settings"]) < {"sft", "l2sp", "anchor texts=2 tokens=2"}
+    assert any("6 trained for 11% of the steps, 2 trained for 33%" in line for line in found["same"]["rows"])
     assert not list(Path("out/runs").glob("*/model"))
     assert run(model, f"--preset frontier {less}") == 0
     assert results()["runs"] == found["runs"]
