@@ -150,7 +150,7 @@ def everything(rank: int, folder: Path) -> dict[str, Any]:
         found |= {
             f"{stage}, {where} bad": poisoned(rank, folder / "two", stage, bad) for where, bad in POISONED.items()
         }
-        found[f"{stage}, bf16"] = train(folder / "two", stage, "lora", {"bf16": True})
+        found[f"{stage}, bf16"] = train(folder / "two", stage, "lora", {"bf16": True, "learning_rate": 0.5})
     found["refused"] = {name: refusal(folder / "two", stage, options) for name, (stage, options, _) in REFUSED.items()}
     found["misfit"] = misfit(folder / "two", folder / "one process" / "checkpoint-1")
     return found
