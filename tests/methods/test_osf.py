@@ -60,11 +60,14 @@ def test_it_starts_as_the_untouched_model_and_learns(tmp_path, dtype):
     t = half(tmp_path, dtype)
     if t is None:
         return
-    torch.testing.assert_close(logits(t.model), logits(model(dtype)), rtol=1e-5, atol=1e-5)
+    untouched = logits(model(dtype))
+    # PEFT before 0.21 multiplies with the decomposition: float32 rounds it against the largest logit
+    atol = 100 * torch.finfo(torch.float32).eps * untouched.abs().max().item()
+    torch.testing.assert_close(logits(t.model), untouched, rtol=0, atol=atol)
     t.train()
     losses = [entry["loss"] for entry in t.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0]
-    assert not torch.allclose(logits(t.model), logits(model(dtype)), atol=1e-2)
+    assert not torch.allclose(logits(t.model), untouched, atol=1e-2)
     assert "takes the place of the LoRA adapter" in t.notes[0]
 
 
