@@ -199,6 +199,12 @@ def test_keep_best_says_which_arguments_are_missing(tmp_path):
         run.train()
 
 
+def test_a_file_in_another_encoding_is_told_with_its_place(tmp_path):
+    (tmp_path / "law.txt").write_bytes(b"one\n\ncaf\xe9 two")
+    with pytest.raises(ValueError, match=r"law\.txt: not UTF-8 text \(line 3, byte 4"):
+        ForgettingCallback(files=tmp_path / "law.txt")
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

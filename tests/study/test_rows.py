@@ -20,7 +20,8 @@ from lfu.data.columns import as_dataset, rows_of
 from lfu.data.learned import tokenised
 from lfu.data.load import load_rows
 from lfu.data.templates import to_training_rows
-from lfu.evaluation.pieces import answer_pieces, encode, shared_start
+from lfu.data.turns import shared_start
+from lfu.evaluation.pieces import answer_pieces, encode
 from lfu.study.measure import _loss, _wrap
 from lfu.study.rows import chooses, pair_of, questions, retention, split, write_rows
 from lfu.support.errors import UserError

@@ -36,8 +36,7 @@ class ForgettingArguments:
     forgetting_every: int | None = option(None, "Measure every N steps. Default: at each evaluation, or ten times.")
     forgetting_share: float = option(0.05, "Largest share of the time for measuring; fewer items are asked to keep it.")
     forgetting_files: list[str] | None = option(
-        None,
-        "Also measure these files: rows with question, choices, answer, or with text; or txt.",
+        None, "Also measure your files: rows with question, choices and answer, or with text; or paragraphs in a .txt."
     )
 
     def callback(self, say: Callable[[str], None], args: Any, given: Collection[str]) -> ForgettingCallback | None:

@@ -63,9 +63,11 @@ def load_data(
 
 def _held_out(sets: list[Dataset], config: LfUConfig, data: DataArguments) -> int:
     """How many of the training rows are split off to evaluate on. Switches evaluation on where there are any."""
-    held_out = round(data.eval_share * len(sets[0])) if data.eval_share and len(sets) == 1 else 0
-    if data.eval_share and len(sets) == 1 and not 0 < held_out < len(sets[0]):
-        raise UserError(f"eval_share {data.eval_share:g} of {len(sets[0])} rows leaves none on one side")
+    held_out, share = 0, data.eval_share
+    if share and len(sets) == 1:
+        held_out = round(share * len(sets[0]))
+        if not 0 < held_out < len(sets[0]):
+            raise UserError(f"eval_share {share:g} of {len(sets[0])} rows leaves none on one side")
     if len(sets) > 1 or held_out:
         if config.eval_strategy == "no":
             config.eval_strategy, config.do_eval = type(config.eval_strategy)("epoch"), True

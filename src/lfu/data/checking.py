@@ -47,7 +47,7 @@ class Checking:
         roles = {message["role"] for message in row.get("completion") or []} - {"assistant"} if self.pairs else ()
         odd |= {f"warning: the completion also teaches what the {role} says" for role in roles}
         if is_learned(own[-1]) and spans and not self.ends & {*ids[slice(*spans[-1])]}:
-            odd.add("warning: the chat template puts no special token behind an answer, so none is learned to stop at")
+            odd.add("warning: the chat template puts no special token behind an answer (one teaches when to stop)")
         for each in odd:
             self._count(each, number)
 

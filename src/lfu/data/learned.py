@@ -22,7 +22,7 @@ from lfu.data.columns import is_exact
 from lfu.data.lengths import about_cuts
 from lfu.data.show import rule
 from lfu.data.templates import around, to_training_rows
-from lfu.data.turns import MARK, NOT_LEARNED, Message, is_learned, said, special_ids
+from lfu.data.turns import MARK, NOT_LEARNED, Message, is_learned, said, shared_start, special_ids
 from lfu.support.errors import UserError, one_line
 from lfu.support.versions import mend_trl
 
@@ -171,7 +171,7 @@ class _Writing:
     def _answers_of_text(self, row: Row, ids: list[int]) -> list[int]:
         """Labels of a conversation that is written as a text: of its completion, and of the answers in its prompt."""
         labels, prompt = [IGNORED] * len(ids), row["prompt"]
-        upto = lambda place: _common(self.tokenizer(prompt[:place])["input_ids"], ids)
+        upto = lambda place: shared_start(self.tokenizer(prompt[:place])["input_ids"], ids)
         spans = [(upto(start), upto(end)) for start, end in row.get("answers") or ()]
         for start, end in [*spans, (upto(len(prompt)), len(ids))]:
             labels[start:end] = ids[start:end]
@@ -192,7 +192,7 @@ class _Writing:
             start, end = self._start_of(row, messages, index, ids), len(ids)
             if index + 1 < len(messages):
                 upto = self._write(row, messages[: index + 1])
-                end = _common(upto, ids)
+                end = shared_start(upto, ids)
                 if end < len(upto):
                     end = max(end, self._end_of(row, messages, index, ids))
             labels[start:end] = ids[start:end]
@@ -202,13 +202,13 @@ class _Writing:
         before, start = messages[:index], 0
         if before:
             asked = self._write(row, before, add_generation_prompt=True)
-            start = _common(asked, ids)
+            start = shared_start(asked, ids)
             if start == len(asked) or start >= len(self._write(row, before)):  # else it writes otherwise what is before
                 return start
-        return max(start, min(_common(other, ids) for other in self._with_others(row, messages, index)))
+        return max(start, min(shared_start(other, ids) for other in self._with_others(row, messages, index)))
 
     def _end_of(self, row: Row, messages: list[Message], index: int, ids: list[int]) -> int:
-        end = len(ids) - min(_common(other[::-1], ids[::-1]) for other in self._with_others(row, messages, index))
+        end = len(ids) - min(shared_start(other[::-1], ids[::-1]) for other in self._with_others(row, messages, index))
         ending = special_ids(self.tokenizer) - {self.tokenizer.bos_token_id}
         while end < len(ids) and ids[end] in ending:
             end += 1
@@ -259,11 +259,6 @@ def _marked_template(tokenizer: Any) -> tuple[bool, str | None]:
         except Exception:
             return False, None
     return (True, template) if trained(tokenizer, chat_template=template) else (False, None)
-
-
-def _common(ids: list[int], others: list[int]) -> int:
-    """How many tokens two lists begin with alike."""
-    return next((i for i, (one, other) in enumerate(zip(ids, others)) if one != other), min(len(ids), len(others)))
 
 
 def _wants_text(tokenizer: Any, template: str | None) -> bool:

@@ -8,7 +8,7 @@ where; the caller knows the row.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lfu.data.exact_json import RepeatedKey, as_written, read_json
@@ -246,3 +246,8 @@ def special_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Finds what the tokenizer reads as a special token."""
     names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
     return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def shared_start(one: Sequence[Any], two: Sequence[Any]) -> int:
+    """Length of the common beginning; an answer starts there, as tokens may merge over the seam behind a prompt."""
+    return next((place for place, (x, y) in enumerate(zip(one, two)) if x != y), min(len(one), len(two)))

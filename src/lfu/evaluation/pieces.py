@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from lfu.data.templates import TEMPLATES, alpaca_prompt, around
-from lfu.data.turns import MARK, said, special_ids
+from lfu.data.turns import MARK, said, shared_start, special_ids
 from lfu.support.annotations import Model, Tokenizer
 from lfu.support.choices import one_of
 
@@ -93,12 +93,6 @@ def encode(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     while special and ids and added[len(ids) - 1]:
         ids.pop()
     return ids
-
-
-def shared_start(one: Sequence[Any], two: Sequence[Any]) -> int:
-    """Length of the common beginning; scoring starts there, as tokens may merge over the seam behind a prompt."""
-    shorter = min(len(one), len(two))
-    return next((place for place in range(shorter) if one[place] != two[place]), shorter)
 
 
 def longest_input(model: Model, most: int = 1024) -> int:

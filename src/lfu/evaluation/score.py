@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from lfu.data.turns import shared_start
 from lfu.evaluation import batching
 from lfu.evaluation.batching import Progress, batches, continuations, forward, nll_of, padded, tick, token_nll
-from lfu.evaluation.pieces import Asked, Piece, Render, answer_pieces, chat_pair, encode, shared_start, text_pieces
+from lfu.evaluation.pieces import Asked, Piece, Render, answer_pieces, chat_pair, encode, text_pieces
 from lfu.support.annotations import Model, Tokenizer
 
 KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer"}  # layers of a cache

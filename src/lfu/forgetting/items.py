@@ -10,6 +10,7 @@ from lfu.data.files import file_rows
 from lfu.data.probes import general_knowledge, plain_text
 from lfu.evaluation.forgetting import choice_rows
 from lfu.support.errors import UserError
+from lfu.support.files import not_utf8
 
 QUESTIONS, PROSE, WRITTEN = "questions", "prose", "written"
 RESERVED = (QUESTIONS, PROSE, WRITTEN)
@@ -53,8 +54,10 @@ def _of_file(path: Path) -> ItemSet:
             rows = [{"text": part.strip()} for part in parts if part.strip()]
         else:
             rows = list(file_rows(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: can't be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {not_utf8(path)}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror})") from error
     except UserError as error:
         raise ValueError(str(error)) from error
     if not rows:
